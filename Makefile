@@ -1,0 +1,67 @@
+# Everything a fresh clone needs: python3 >= 3.11 with venv and pip, and make.
+#
+#   make check   format, lint, types, import rules, and every test that needs no node environment
+#   make test    all of that, plus the tests against real vLLM and Ray; everything but the GPU tier
+#   make demo    a local cluster of two vLLM instances, shown at work
+#   make locks   refresh the hashed locks of the node environment
+#   make clean   remove both environments and the caches
+#
+# .venv is the operator's and developer's environment, .node the one vLLM and Ray run in (made by
+# llx's own installer). Progress goes to stderr: stdout belongs to pytest and to the demo.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := check
+.SUFFIXES:
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+# cpu or cuda; what this machine has when empty.
+NODE_PLATFORM ?=
+# A folder of wheels, for a machine without internet.
+NODE_WHEELHOUSE ?=
+
+VENV := $(CURDIR)/.venv
+NODE := $(CURDIR)/.node
+BIN := $(VENV)/bin
+
+export LLX_NODE_PREFIX := $(NODE)
+
+.PHONY: check test lint node demo locks clean
+
+check: lint
+	@env -u LLX_NODE_PREFIX $(BIN)/pytest -q -m 'not node and not gpu' $(PYTEST_ARGS)
+
+# One pytest run, last: its summary is the last thing printed.
+test: lint node
+	@$(BIN)/pytest -q -m 'not gpu' $(PYTEST_ARGS)
+
+lint: $(VENV)/.stamp
+	@$(BIN)/ruff format --quiet --check --diff . >&2 || { echo 'remedy: .venv/bin/ruff format .' >&2; exit 1; }
+	@$(BIN)/ruff check --quiet . >&2
+	@$(BIN)/mypy --no-error-summary >&2
+	@$(BIN)/lint-imports --cache-dir .import_linter_cache > $(VENV)/lint-imports.log 2>&1 || { cat $(VENV)/lint-imports.log >&2; exit 1; }
+
+node: $(VENV)/.stamp
+	@$(BIN)/python -m llx.bootstrap.node_env install --prefix $(NODE) \
+	  $(if $(NODE_PLATFORM),--platform $(NODE_PLATFORM)) \
+	  $(if $(NODE_WHEELHOUSE),--wheelhouse $(NODE_WHEELHOUSE)) >&2
+
+demo: node
+	@$(BIN)/llx demo
+
+locks: $(VENV)/.stamp
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[locks]' >&2
+	@$(BIN)/python -m llx.bootstrap.locks.refresh >&2
+
+clean:
+	@rm -rf $(VENV) $(NODE) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find llx tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.stamp: pyproject.toml llx/__init__.py
+	@echo 'making .venv' >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"llx needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}: make PYTHON=/path/to/python3")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) >&2
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]' >&2
+	@touch $@
