@@ -1,0 +1,65 @@
+"""The nouns every room shares: ids, units and the load of an instance.
+
+Ids and units are types, so that a wrong unit or sign is a type error, not a bug report.
+"""
+
+from dataclasses import dataclass, field
+from typing import NewType
+
+RequestId = NewType("RequestId", str)
+InstanceId = NewType("InstanceId", str)
+"""An instance's name, unique in its cluster: ``<pool>-<index>``."""
+PoolName = NewType("PoolName", str)
+HostName = NewType("HostName", str)
+ClassName = NewType("ClassName", str)
+
+Blocks = NewType("Blocks", int)
+"""A count of KV blocks."""
+Tokens = NewType("Tokens", int)
+"""A count of tokens."""
+Nanos = NewType("Nanos", int)
+"""Nanoseconds; a point on, or a distance along, one process's monotonic clock."""
+
+Epoch = NewType("Epoch", int)
+"""Generation of a request's ownership: raised at every change of owner, fences the older owner."""
+Term = NewType("Term", int)
+"""Generation of the scheduler: raised at every start of it, fences the older scheduler."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassLoad:
+    """What one priority class has on an instance."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    waiting_demand: Blocks = Blocks(0)
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceLoad:
+    """An instance's load at one moment, as its llumlet reports it.
+
+    Invariant: ``0 <= free <= total``. ``waiting_demand`` counts the blocks that the prompts of all
+    waiting requests will need; ``waiting_tokens`` the prefill tokens they still have to compute.
+    """
+
+    total: Blocks
+    free: Blocks
+    block_size: Tokens
+    num_running: int = 0
+    num_waiting: int = 0
+    waiting_demand: Blocks = Blocks(0)
+    waiting_tokens: Tokens = Tokens(0)
+    num_preempted: int = 0
+    classes: dict[int, ClassLoad] = field(default_factory=dict)
+    """By the priority integer that vLLM sees (lower = more urgent)."""
+
+    @property
+    def used(self) -> Blocks:
+        """Blocks held by running requests."""
+        return Blocks(self.total - self.free)
+
+
+def blocks_for(num_tokens: int, block_size: int) -> Blocks:
+    """Blocks that `num_tokens` tokens occupy: the ceiling of their quotient."""
+    return Blocks(-(-num_tokens // block_size))

@@ -1,0 +1,159 @@
+"""Files that one llx process hands to another on the same host: what to run, and how it fares.
+
+A *spec* is written by the parent before it starts a child, 0600 (it names key files, never holds
+a secret itself). A *status* is written by the child, atomically, each time its phase changes.
+"""
+
+import os
+import tempfile
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from llx.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class EngineKind(StrEnum):
+    """What runs the model."""
+
+    VLLM = "vllm"
+    SIM = "sim"
+
+
+class SimSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The simulated engine's step-time model and size.
+
+    A step takes ``step_base_ms + step_ms_per_prefill_token * p + step_ms_per_decode * d +
+    step_ms_per_context_ktoken * c`` milliseconds for p prefill tokens, d decoding requests and
+    c thousand tokens of context in the batch.
+    """
+
+    step_base_ms: float = 8.0
+    step_ms_per_prefill_token: float = 0.02
+    step_ms_per_decode: float = 0.05
+    step_ms_per_context_ktoken: float = 0.01
+    num_blocks: int = 2048
+    block_size: int = 16
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    kv_bytes_per_token: int = 256
+
+
+class InstanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One instance, for ``python -m llx.agent.instance SPEC``."""
+
+    name: str
+    pool: str
+    engine: EngineKind
+    model: str
+    engine_args: dict[str, Any]
+    tensor_parallel: int
+    bind_host: str
+    keys_path: str
+    status_path: str
+    sim: SimSpec | None = None
+
+
+class PriorityClassSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A priority class: its name and the integer that vLLM sees (lower = more urgent)."""
+
+    name: str
+    priority: int
+    is_default: bool = False
+
+
+class ApiKeySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An API key by its SHA-256 (hex); the key itself is nowhere stored."""
+
+    tenant: str
+    sha256: str
+    priority_class: str | None = None
+
+
+class PoolSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model pool, as a gateway needs it."""
+
+    name: str
+    model: str
+    engine: EngineKind
+    engine_args: dict[str, Any]
+    serve_args: dict[str, Any]
+    tensor_parallel: int
+    max_instances: int
+
+
+class GatewaySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One gateway, for ``python -m llx.gateway.main SPEC``."""
+
+    name: str
+    host: str
+    port: int
+    pools: list[PoolSpec]
+    classes: list[PriorityClassSpec]
+    api_keys: list[ApiKeySpec]
+    max_requests: int
+    scheduler_address: str
+    keys_path: str
+    status_path: str
+
+
+class Phase(StrEnum):
+    """How far a child process is."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+class ProcessStatus(msgspec.Struct, frozen=True):
+    """What a child says of itself. `addresses`: what it listens on, once ready."""
+
+    phase: Phase
+    detail: str = ""
+    addresses: list[str] = []
+    pid: int = 0
+    at: float = 0.0
+
+
+def save_spec(path: Path, spec: msgspec.Struct) -> None:
+    """Write a spec or status atomically, readable by the owner alone."""
+    data = msgspec.json.format(msgspec.json.encode(spec), indent=2)
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load_spec(path: Path, kind: type[T]) -> T:
+    """Read a spec or status.
+
+    Raises:
+        ConfigError: The file cannot be read as `kind`.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{path}: not a usable {kind.__name__}: {error}") from None
+
+
+class StatusFile:
+    """A child's own status, rewritten at each change of phase."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, phase: Phase, detail: str = "", addresses: list[str] | None = None) -> None:
+        """Replace the status."""
+        status = ProcessStatus(phase, detail, addresses or [], os.getpid(), time.time())
+        save_spec(self._path, status)

@@ -1,0 +1,318 @@
+"""Messages between processes: msgspec structs, versioned, size-limited. Nothing is unpickled.
+
+A message is one *header* frame, at times followed by *payload* frames that belong to the engine
+(vLLM's own msgpack of a request or of outputs), which this module carries and never opens:
+
+    frame 0   1 byte wire version · msgpack of a tagged struct below
+    frame 1…  payload (Add, Outputs, Call, Reply only)
+
+Every message that changes or reports who owns a request carries the request's *epoch*; outputs
+carry the *offset* of their first token as well; messages of the scheduler carry its *term*. A
+receiver drops what is older than what it knows. See ARCHITECTURE.md, "Who owns a request".
+"""
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import msgspec
+
+from llx.core.model import (
+    Blocks,
+    ClassLoad,
+    Epoch,
+    InstanceId,
+    InstanceLoad,
+    Nanos,
+    PoolName,
+    RequestId,
+    Term,
+    Tokens,
+)
+from llx.errors import WireError
+
+T = TypeVar("T")
+
+WIRE_VERSION = 1
+MAX_HEADER_BYTES = 4 << 20
+MAX_FRAMES = 256
+MAX_MESSAGE_BYTES = 256 << 20
+"""Upper bound of one frame; a ZMQ socket drops the connection of a peer that exceeds it."""
+MAX_ID_BYTES = 512
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Base of all messages: encoded as an array headed by the class name."""
+
+
+# ---------------------------------------------------------------- gateway, scheduler → instance
+
+
+class Hello(_Message, frozen=True, tag="hello"):
+    """Opens a session; repeated until `Ready` or `Refused` arrives.
+
+    `session` is new for each connection attempt of a peer. An instance that sees a new session of
+    a peer it knows drops what the older session left behind before it answers.
+    """
+
+    peer: str
+    session: int
+    role: str
+    llx_version: str
+    vllm_version: str
+    term: Term = Term(0)
+
+
+class Ping(_Message, frozen=True, tag="ping"):
+    """Renews the peer's lease. Requests of a peer whose lease ends are aborted."""
+
+    session: int
+
+
+class Bye(_Message, frozen=True, tag="bye"):
+    """The peer leaves in good order; its requests are aborted at once."""
+
+    session: int
+
+
+class Add(_Message, frozen=True, tag="add"):
+    """A new request. Payload: the engine's own encoding of it.
+
+    `seq` numbers the ADDs of one session from 1; load reports quote the last one that the engine's
+    scheduler has taken in (`Load.seen`).
+    """
+
+    request: RequestId
+    epoch: Epoch
+    seq: int
+
+
+class Abort(_Message, frozen=True, tag="abort"):
+    """End these requests, each only if the instance holds it at that epoch or an earlier one."""
+
+    requests: list[tuple[RequestId, Epoch]]
+
+
+class Call(_Message, frozen=True, tag="call"):
+    """A utility call; only names on the instance's list are admitted. Payload: its arguments."""
+
+    call: int
+    method: str
+
+
+# ---------------------------------------------------------------- instance → gateway, scheduler
+
+
+class InstanceInfo(msgspec.Struct, frozen=True):
+    """What an instance is, fixed for its life."""
+
+    instance: InstanceId
+    pool: PoolName
+    engine: str
+    llx_version: str
+    vllm_version: str
+    model: str
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    tensor_parallel: int
+    pid: int
+
+
+class Ready(_Message, frozen=True, tag="ready"):
+    """Answers `Hello`: the session stands. `engine_ready` is the engine's own ready message."""
+
+    session: int
+    info: InstanceInfo
+    engine_ready: bytes
+
+
+class Refused(_Message, frozen=True, tag="refused"):
+    """Answers `Hello`: this peer may not join, and why."""
+
+    session: int
+    reason: str
+
+
+class Outputs(_Message, frozen=True, tag="outputs"):
+    """One step's outputs. Payload: the engine's encoding, its outputs in the order of `owners`.
+
+    `owners[k]` = (epoch, offset): the ownership epoch under which output k was made and the number
+    of tokens of that request emitted before it.
+    """
+
+    session: int
+    owners: list[tuple[Epoch, int]]
+
+
+class Load(_Message, frozen=True, tag="load"):
+    """A load report, sent on change. `seen`: see `Add.seq`; it is the receiving peer's own."""
+
+    session: int
+    seen: int
+    at: Nanos
+    total: int
+    free: int
+    block_size: int
+    num_running: int
+    num_waiting: int
+    waiting_demand: int
+    waiting_tokens: int
+    num_preempted: int
+    classes: dict[int, tuple[int, int, int]]
+    """Priority integer → running, waiting, blocks demanded by the waiting."""
+
+    def instance_load(self) -> InstanceLoad:
+        """The report as the core's value.
+
+        Raises:
+            WireError: The numbers contradict each other.
+        """
+        if not 0 <= self.free <= self.total or self.block_size < 1:
+            raise WireError(f"load report with {self.free} of {self.total} blocks free")
+        return InstanceLoad(
+            total=Blocks(self.total),
+            free=Blocks(self.free),
+            block_size=Tokens(self.block_size),
+            num_running=self.num_running,
+            num_waiting=self.num_waiting,
+            waiting_demand=Blocks(self.waiting_demand),
+            waiting_tokens=Tokens(self.waiting_tokens),
+            num_preempted=self.num_preempted,
+            classes={
+                priority: ClassLoad(running, waiting, Blocks(demand))
+                for priority, (running, waiting, demand) in self.classes.items()
+            },
+        )
+
+
+class Reply(_Message, frozen=True, tag="reply"):
+    """Answers `Call`. Payload: the engine's encoding of the result, unless `error` says why not."""
+
+    call: int
+    error: str = ""
+
+
+class Dead(_Message, frozen=True, tag="dead"):
+    """The engine is gone; nothing more will come of this instance."""
+
+    reason: str
+
+
+# ---------------------------------------------------------------- scheduler ↔ gateway
+
+
+class Member(msgspec.Struct, frozen=True):
+    """An instance that gateways may use."""
+
+    instance: InstanceId
+    pool: PoolName
+    address_in: str
+    address_out: str
+    is_cordoned: bool = False
+
+
+class GatewayHello(_Message, frozen=True, tag="gateway-hello"):
+    """A gateway presents itself to the scheduler; repeated as its heartbeat."""
+
+    gateway: str
+    url: str
+    pid: int
+    term: Term
+    version: int
+
+
+class Members(_Message, frozen=True, tag="members"):
+    """The full list of instances; replaces any of a lower (term, version)."""
+
+    term: Term
+    version: int
+    members: list[Member]
+
+
+class GatewayReport(_Message, frozen=True, tag="gateway-report"):
+    """What a gateway has in hand, for `llx status`. Counters run since its start."""
+
+    gateway: str
+    in_flight: int
+    num_requests: int
+    num_finished: int
+    num_failed: int
+    num_refused: int
+    output_tokens: int
+    connected: list[InstanceId]
+
+
+ToInstance = Hello | Ping | Bye | Add | Abort | Call
+FromInstance = Ready | Refused | Outputs | Load | Reply | Dead
+ToScheduler = GatewayHello | GatewayReport
+FromScheduler = Members
+
+_encoder = msgspec.msgpack.Encoder()
+_version_byte = bytes([WIRE_VERSION])
+
+
+def encode(message: _Message) -> bytes:
+    """The header frame of `message`."""
+    return _version_byte + _encoder.encode(message)
+
+
+class Decoder(Generic[T]):
+    """Decodes header frames of one union of messages, for example ``Decoder(ToInstance)``.
+
+    Ids longer than `MAX_ID_BYTES` and frames longer than `MAX_HEADER_BYTES` are refused.
+    """
+
+    def __init__(self, union: type[T] | object) -> None:
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(union)
+
+    def decode(self, frame: bytes | memoryview) -> T:
+        """The message in `frame`.
+
+        Raises:
+            WireError: The frame is empty, too long, of another wire version, or not a message of
+                this union.
+        """
+        size = len(frame)
+        if not 1 <= size <= MAX_HEADER_BYTES:
+            raise WireError(f"header frame of {size} bytes (1 to {MAX_HEADER_BYTES} allowed)")
+        if frame[0] != WIRE_VERSION:
+            raise WireError(
+                f"wire version {frame[0]} (this side speaks {WIRE_VERSION})",
+                remedy="run the same llx version on every host",
+            )
+        try:
+            message = self._decoder.decode(memoryview(frame)[1:])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise WireError(f"not a message: {error}") from None
+        _check_ids(message)
+        return message
+
+
+def check_frames(frames: Sequence[bytes | memoryview]) -> None:
+    """Refuse a multipart message of an absurd shape.
+
+    Raises:
+        WireError: No frame, too many frames, or too many bytes in all.
+    """
+    if not 1 <= len(frames) <= MAX_FRAMES:
+        raise WireError(f"message of {len(frames)} frames (1 to {MAX_FRAMES} allowed)")
+    total = sum(len(frame) for frame in frames)
+    if total > MAX_MESSAGE_BYTES:
+        raise WireError(f"message of {total} bytes ({MAX_MESSAGE_BYTES} allowed)")
+
+
+def _check_ids(message: object) -> None:
+    match message:
+        case Add(request=request):
+            ids = [request]
+        case Abort(requests=requests):
+            ids = [request for request, _ in requests]
+        case Hello(peer=peer):
+            ids = [RequestId(peer)]
+        case _:
+            return
+    for each in ids:
+        if not 0 < len(each) <= MAX_ID_BYTES:
+            raise WireError(f"id of {len(each)} characters (1 to {MAX_ID_BYTES} allowed)")
