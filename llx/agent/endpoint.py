@@ -1,0 +1,325 @@
+"""An instance's two sockets: sessions, leases, the allow-list, outputs and load reports.
+
+    gateway ──DEALER──► ROUTER (in)   Hello, Ping, Bye, Add, Abort, Call     input thread
+    gateway ◄─DEALER─── ROUTER (out)  Ready, Refused, Outputs, Load, Reply   sender thread
+
+Any number of peers come and go. The engine sees a *peer index* per session and never a socket.
+What is decided about an engine lives behind `EngineSink`, not here.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import zmq
+
+from llx import __version__
+from llx.core.model import Term
+from llx.curve import Authenticator, ClusterKeys, make_listener
+from llx.errors import WireError
+from llx.ports import EngineSink, Frame
+from llx.wire import (
+    Abort,
+    Add,
+    Bye,
+    Call,
+    Dead,
+    Decoder,
+    FromInstance,
+    Hello,
+    InstanceInfo,
+    Load,
+    Outputs,
+    Ping,
+    Ready,
+    Refused,
+    Reply,
+    ToInstance,
+    check_frames,
+    encode,
+)
+
+log = logging.getLogger(__name__)
+
+Payload = Callable[[], Sequence[Frame]]
+_POLL_MS = 200
+_FLUSH_MS = 2000
+
+
+@dataclass(slots=True)
+class _Peer:
+    """One session of one peer. Written on the input thread; the sender only reads."""
+
+    index: int
+    identity: bytes
+    session: int
+    expires_at: float
+    is_gone: bool = False
+    reported: tuple[Load, int] | None = None
+    """Sender thread only: the load and `seen` last sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Send:
+    peer: int
+    message: FromInstance
+    payload: Payload | None
+
+
+class InstanceEndpoint:
+    """Serves one engine to its peers.
+
+    Args:
+        keys: The cluster's keys; every socket is CURVE and admits their dialer alone.
+        bind_host: Address to listen on; ports are chosen by the system.
+        info: What this instance is.
+        engine_ready: The engine's own ready message, passed on in `Ready`.
+        sink: The engine.
+        allowed_calls: Utility names that peers may call; all others are refused unread.
+        lease_s: A peer silent for longer loses its requests.
+        report_interval_s: Least time between two load reports to a peer.
+    """
+
+    def __init__(
+        self,
+        keys: ClusterKeys,
+        bind_host: str,
+        *,
+        info: InstanceInfo,
+        engine_ready: bytes,
+        sink: EngineSink,
+        allowed_calls: frozenset[str],
+        lease_s: float = 10.0,
+        report_interval_s: float = 0.02,
+    ) -> None:
+        self._keys = keys
+        self._bind_host = bind_host
+        self._info = info
+        self._engine_ready = engine_ready
+        self._sink = sink
+        self._allowed_calls = allowed_calls
+        self._lease_s = lease_s
+        self._interval_s = report_interval_s
+        self._peers: dict[bytes, _Peer] = {}
+        self._by_index: dict[int, _Peer] = {}
+        self._next_index = 0
+        self._term = Term(0)
+        self._outbox: queue.SimpleQueue[_Send | None] = queue.SimpleQueue()
+        self._latest: tuple[Load, dict[int, int]] | None = None
+        self._is_report_due = False
+        self._closing = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._decoder: Decoder[ToInstance] = Decoder(ToInstance)
+
+    # ------------------------------------------------------------------ any thread
+
+    def start(self) -> tuple[str, str]:
+        """Bind and serve. Returns (address_in, address_out)."""
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._authenticator = Authenticator(self._context, self._keys)
+        self._in, address_in = self._bind()
+        self._out, address_out = self._bind()
+        for name, target in (("input", self._receive_loop), ("output", self._send_loop)):
+            thread = threading.Thread(target=target, name=f"endpoint-{name}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        return address_in, address_out
+
+    def emit(self, peer: int, message: FromInstance, payload: Payload | None = None) -> None:
+        """Queue a message to a peer; dropped if its session is over.
+
+        `payload` is called on the sender thread, so that encoding overlaps with the next step.
+        A `session` field is filled in by the endpoint.
+        """
+        self._outbox.put(_Send(peer, message, payload))
+
+    def report(self, load: Load, seen: dict[int, int]) -> None:
+        """Replace the latest load report; `seen` by peer index. Cheap: one assignment."""
+        self._latest = (load, seen)
+        if not self._is_report_due:
+            self._is_report_due = True
+            self._outbox.put(None)
+
+    def close(self, reason: str) -> None:
+        """Send what is queued, then `Dead`, then stop. Safe to call twice."""
+        if self._closing.is_set():
+            return
+        for index in list(self._by_index):
+            self.emit(index, Dead(reason))
+        self._closing.set()
+        self._outbox.put(None)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(timeout=_FLUSH_MS / 1000 + 1)
+        self._authenticator.stop()
+        self._context.destroy(linger=0)
+
+    def wait_closed(self, timeout_s: float | None = None) -> bool:
+        """Wait until `close` has begun."""
+        return self._closing.wait(timeout_s)
+
+    def _bind(self) -> "tuple[zmq.Socket[Any], str]":
+        socket: zmq.Socket[Any] = self._context.socket(zmq.ROUTER)
+        make_listener(socket, self._keys)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        socket.bind(f"tcp://{self._bind_host}:*")
+        return socket, str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+
+    # ------------------------------------------------------------------ input thread
+
+    def _receive_loop(self) -> None:
+        next_sweep = 0.0
+        while not self._closing.is_set():
+            has_message = self._in.poll(_POLL_MS)
+            now = time.monotonic()
+            if now >= next_sweep:
+                next_sweep = now + _POLL_MS / 1000
+                self._end_leases(now)
+            if not has_message:
+                continue
+            frames = self._in.recv_multipart(copy=False)
+            identity, *rest = [frame.buffer for frame in frames]
+            try:
+                check_frames(rest)
+                self._receive(bytes(identity), self._decoder.decode(rest[0]), rest[1:], now)
+            except WireError as error:
+                log.warning("endpoint.bad_message peer=%r error=%s", bytes(identity)[:64], error)
+            except Exception:
+                log.exception("endpoint.sink_failed peer=%r", bytes(identity)[:64])
+        self._in.close(linger=0)
+
+    def _receive(
+        self, identity: bytes, message: ToInstance, payload: list[memoryview], now: float
+    ) -> None:
+        if isinstance(message, Hello):
+            self._hello(identity, message, now)
+            return
+        peer = self._peers.get(identity)
+        if peer is None:
+            return  # no session: it ended, or this instance restarted; the peer's Hello comes next
+        match message:
+            case Ping(session=session):
+                if session == peer.session:
+                    peer.expires_at = now + self._lease_s
+            case Bye(session=session):
+                if session == peer.session:
+                    self._end(peer, "bye")
+            case Add():
+                self._sink.add(peer.index, message, payload)
+            case Abort(requests=requests):
+                self._sink.abort(peer.index, requests)
+            case Call(call=call, method=method):
+                if method in self._allowed_calls:
+                    self._sink.call(peer.index, message, payload)
+                else:
+                    log.warning("endpoint.call_refused peer=%s method=%.64r", identity, method)
+                    self.emit(peer.index, Reply(call, f"{method!r} is not an admitted utility"))
+
+    def _hello(self, identity: bytes, hello: Hello, now: float) -> None:
+        peer = self._peers.get(identity)
+        if peer is not None and peer.session == hello.session:
+            peer.expires_at = now + self._lease_s
+        else:
+            if peer is not None:
+                self._end(peer, "superseded")
+            peer = _Peer(self._next_index, identity, hello.session, now + self._lease_s)
+            self._next_index += 1
+            self._by_index[peer.index] = peer
+            if reason := self._refusal(identity, hello):
+                self.emit(peer.index, Refused(hello.session, reason))
+                return
+            self._peers[identity] = peer
+            log.info("endpoint.joined peer=%s role=%s", hello.peer, hello.role)
+        self.emit(peer.index, Ready(hello.session, self._info, self._engine_ready))
+        self._is_report_due = True
+        self._outbox.put(None)
+
+    def _refusal(self, identity: bytes, hello: Hello) -> str:
+        if identity != hello.peer.encode():
+            return "peer name and socket identity differ"
+        if hello.llx_version != __version__:
+            return f"llx {hello.llx_version} may not join an instance of llx {__version__}"
+        if hello.vllm_version != self._info.vllm_version:
+            return (
+                f"vLLM {hello.vllm_version} may not join an instance of"
+                f" vLLM {self._info.vllm_version}"
+            )
+        if hello.role == "scheduler":
+            if hello.term < self._term:
+                return f"term {hello.term} is over: term {self._term} has begun"
+            self._term = hello.term
+        return ""
+
+    def _end_leases(self, now: float) -> None:
+        for peer in [p for p in self._peers.values() if p.expires_at < now]:
+            self._end(peer, "lease over")
+
+    def _end(self, peer: _Peer, why: str) -> None:
+        log.info("endpoint.left peer=%s why=%s", peer.identity.decode(errors="replace"), why)
+        peer.is_gone = True
+        del self._peers[peer.identity]
+        self._by_index.pop(peer.index, None)
+        self._sink.drop_peer(peer.index)
+
+    # ------------------------------------------------------------------ sender thread
+
+    def _send_loop(self) -> None:
+        report_at = 0.0
+        while True:
+            item = self._next_item(report_at)
+            if item is not None:
+                self._send(item)
+            now = time.monotonic()
+            if self._is_report_due and now >= report_at:
+                self._is_report_due = False
+                self._send_reports()
+                report_at = now + self._interval_s
+            if self._closing.is_set() and self._outbox.empty():
+                break
+        self._out.close(linger=_FLUSH_MS)
+
+    def _next_item(self, report_at: float) -> _Send | None:
+        """The next message; None when woken for a report, or when one has come due."""
+        if not self._is_report_due:
+            return self._outbox.get()
+        try:
+            return self._outbox.get(timeout=max(0.0, report_at - time.monotonic()))
+        except queue.Empty:
+            return None
+
+    def _send(self, item: _Send) -> None:
+        peer = self._by_index.get(item.peer)
+        if peer is None or peer.is_gone:
+            return
+        message = item.message
+        if isinstance(message, Outputs):
+            message = msgspec.structs.replace(message, session=peer.session)
+        elif isinstance(message, Refused):
+            self._by_index.pop(peer.index, None)
+        frames: list[Frame] = [peer.identity, encode(message)]
+        if item.payload is not None:
+            frames.extend(item.payload())
+        self._out.send_multipart(frames, copy=False)
+
+    def _send_reports(self) -> None:
+        if self._latest is None:
+            return
+        load, seen = self._latest
+        for peer in list(self._peers.values()):
+            mark = seen.get(peer.index, 0)
+            if peer.reported is not None and _same(peer.reported, load, mark):
+                continue
+            peer.reported = (load, mark)
+            message = msgspec.structs.replace(load, session=peer.session, seen=mark)
+            self._out.send_multipart([peer.identity, encode(message)], copy=False)
+
+
+def _same(reported: tuple[Load, int], load: Load, mark: int) -> bool:
+    """Whether nothing but the time has changed."""
+    before, before_mark = reported
+    return before_mark == mark and msgspec.structs.replace(before, at=load.at) == load

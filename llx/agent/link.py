@@ -1,0 +1,313 @@
+"""A peer's side of an instance's sockets: dial, say hello, renew the lease, notice death, redial.
+
+Used by gateways (which send requests) and by the scheduler (which only listens to load reports).
+One asyncio task per link owns its sockets; each attempt is a new *session*, so nothing of an older
+one can be mistaken for the present.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import secrets
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
+
+from llx import __version__
+from llx.core.ledger import InFlightLedger
+from llx.core.model import Blocks, Epoch, InstanceLoad, RequestId, Term
+from llx.curve import ClusterKeys, make_dialer
+from llx.errors import EngineError, RemoteError, UnreachableError, WireError
+from llx.pins import VLLM_VERSION
+from llx.ports import Frame
+from llx.wire import (
+    Abort,
+    Add,
+    Bye,
+    Call,
+    Dead,
+    Decoder,
+    FromInstance,
+    Hello,
+    InstanceInfo,
+    Load,
+    Member,
+    Outputs,
+    Ping,
+    Ready,
+    Refused,
+    Reply,
+    ToInstance,
+    check_frames,
+    encode,
+)
+
+log = logging.getLogger(__name__)
+
+_HELLO_EVERY_S = 0.05
+_PING_EVERY_S = 1.0
+_REDIAL_AFTER_S = 0.2
+_REFUSED_RETRY_S = 5.0
+_EVENTS = (
+    zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)
+
+
+class LinkEvents(Protocol):
+    """What a link tells its owner; called on the event loop, must not block."""
+
+    def on_ready(self, link: "InstanceLink") -> None:
+        """A session stands; `link.info` is known."""
+
+    def on_down(self, link: "InstanceLink", reason: str) -> None:
+        """The session is over. The link redials by itself."""
+
+    def on_outputs(self, link: "InstanceLink", header: Outputs, payload: list[memoryview]) -> None:
+        """A step's outputs."""
+
+    def on_load(self, link: "InstanceLink", load: InstanceLoad) -> None:
+        """A load report."""
+
+
+class _SessionOver(Exception):
+    def __init__(self, reason: str, retry_after_s: float = _REDIAL_AFTER_S) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class InstanceLink:
+    """A connection to one instance that re-establishes itself until closed."""
+
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        keys: ClusterKeys,
+        member: Member,
+        *,
+        peer: str,
+        role: str,
+        events: LinkEvents,
+        term: Term | None = None,
+    ) -> None:
+        self.member = member
+        self.info: InstanceInfo | None = None
+        self.engine_ready = b""
+        self.is_ready = False
+        self.refusal = ""
+        self.load: InstanceLoad | None = None
+        self.ledger = InFlightLedger()
+        self._context = context
+        self._keys = keys
+        self._peer = peer
+        self._role = role
+        self._events = events
+        self._term = term if term is not None else Term(0)
+        self._session = 0
+        self._calls: dict[int, asyncio.Future[list[memoryview]]] = {}
+        self._call_ids = itertools.count(1)
+        self._task: asyncio.Task[None] | None = None
+        self._decoder: Decoder[FromInstance] = Decoder(FromInstance)
+        self._in: zmq.asyncio.Socket
+        self._out: zmq.asyncio.Socket
+
+    # ------------------------------------------------------------------ owner's side
+
+    def start(self) -> None:
+        """Begin dialling; needs a running event loop."""
+        assert self._task is None, "a link is started once"
+        self._task = asyncio.create_task(self._run(), name=f"link-{self.member.instance}")
+
+    async def close(self) -> None:
+        """Say goodbye (requests left there are aborted) and stop."""
+        if self.is_ready:
+            self._send(Bye(self._session))
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def add(
+        self, request: RequestId, epoch: Epoch, demand: Blocks, payload: Sequence[Frame]
+    ) -> None:
+        """Send a request and charge the ledger.
+
+        Raises:
+            UnreachableError: The session is down.
+        """
+        self._require_ready()
+        seq = self.ledger.charge(demand)
+        self._send(Add(request, epoch, seq), payload)
+
+    def abort(self, requests: list[tuple[RequestId, Epoch]]) -> None:
+        """End requests; nothing to do if the session is down (its end aborts them)."""
+        if self.is_ready and requests:
+            self._send(Abort(requests))
+
+    async def call(
+        self, method: str, payload: Sequence[Frame], timeout_s: float
+    ) -> list[memoryview]:
+        """Call a utility; returns the result's frames.
+
+        Raises:
+            UnreachableError: The session is down or goes down meanwhile.
+            RemoteError: The instance refused or failed the call.
+            TimeoutError: No answer in time.
+        """
+        self._require_ready()
+        call = next(self._call_ids)
+        future: asyncio.Future[list[memoryview]] = asyncio.get_running_loop().create_future()
+        self._calls[call] = future
+        try:
+            self._send(Call(call, method), payload)
+            return await asyncio.wait_for(future, timeout_s)
+        finally:
+            self._calls.pop(call, None)
+
+    def _require_ready(self) -> None:
+        if not self.is_ready:
+            raise UnreachableError(f"instance {self.member.instance} is not connected")
+
+    def _send(self, message: ToInstance, payload: Sequence[Frame] = ()) -> None:
+        # A DEALER's send only waits at its high-water mark; the future is done at once otherwise.
+        self._in.send_multipart([encode(message), *payload], copy=False)
+
+    # ------------------------------------------------------------------ the task
+
+    async def _run(self) -> None:
+        while True:
+            reason, retry_after_s = "", _REDIAL_AFTER_S
+            try:
+                await self._serve_session()
+            except _SessionOver as over:
+                reason, retry_after_s = str(over), over.retry_after_s
+            except (zmq.ZMQError, OSError, WireError) as error:
+                reason = f"{type(error).__name__}: {error}"
+            except asyncio.CancelledError:
+                self._end_session("closed")
+                raise
+            self._end_session(reason)
+            await asyncio.sleep(retry_after_s)
+
+    async def _serve_session(self) -> None:
+        self._session = secrets.randbits(62)
+        self.ledger = InFlightLedger()
+        self.load = None
+        self._in, self._out = self._dial(), self._dial()
+        monitor: zmq.asyncio.Socket = self._out.get_monitor_socket(_EVENTS)
+        self._out.connect(self.member.address_out)
+        self._in.connect(self.member.address_in)
+        tasks = [
+            asyncio.create_task(coroutine)
+            for coroutine in (self._receive(), self._watch(monitor), self._keep_lease())
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._out.disable_monitor()
+            monitor.close(0)
+            self._in.close(1000)
+            self._out.close(0)
+
+    def _dial(self) -> zmq.asyncio.Socket:
+        socket = self._context.socket(zmq.DEALER)
+        make_dialer(socket, self._keys)
+        socket.setsockopt(zmq.IDENTITY, self._peer.encode())
+        return socket
+
+    async def _keep_lease(self) -> None:
+        hello = Hello(self._peer, self._session, self._role, __version__, VLLM_VERSION, self._term)
+        while not self.is_ready:
+            self._send(hello)
+            await asyncio.sleep(_HELLO_EVERY_S)
+        while True:
+            self._send(Ping(self._session))
+            await asyncio.sleep(_PING_EVERY_S)
+
+    async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
+        while True:
+            event = parse_monitor_message(await monitor.recv_multipart())["event"]
+            if event == zmq.EVENT_DISCONNECTED:
+                if self.is_ready:
+                    raise _SessionOver("disconnected")
+            else:
+                raise _SessionOver("the instance does not accept this cluster's key")
+
+    async def _receive(self) -> None:
+        while True:
+            frames = [frame.buffer for frame in await self._out.recv_multipart(copy=False)]
+            check_frames(frames)
+            self._handle(self._decoder.decode(frames[0]), frames[1:])
+
+    def _handle(self, message: FromInstance, payload: list[memoryview]) -> None:
+        match message:
+            case Outputs(session=session):
+                if session == self._session:
+                    self._events.on_outputs(self, message, payload)
+            case Load(session=session, seen=seen):
+                if session == self._session:
+                    self.ledger.settle(seen)
+                    self.load = message.instance_load()
+                    self._events.on_load(self, self.load)
+            case Ready(session=session, info=info, engine_ready=engine_ready):
+                if session == self._session and not self.is_ready:
+                    self._check_identity(info)
+                    self.info, self.engine_ready = info, bytes(engine_ready)
+                    self.is_ready, self.refusal = True, ""
+                    log.info("link.ready instance=%s", self.member.instance)
+                    self._events.on_ready(self)
+            case Refused(session=session, reason=reason):
+                if session == self._session:
+                    self.refusal = reason
+                    raise _SessionOver(f"refused: {reason}", _REFUSED_RETRY_S)
+            case Reply(call=call, error=error):
+                self._resolve(call, error, payload)
+            case Dead(reason=reason):
+                raise _SessionOver(f"engine dead: {reason}")
+
+    def _check_identity(self, info: InstanceInfo) -> None:
+        if info.instance != self.member.instance or info.pool != self.member.pool:
+            raise _SessionOver(
+                f"{self.member.address_in} is {info.instance}, not {self.member.instance}",
+                _REFUSED_RETRY_S,
+            )
+
+    def _resolve(self, call: int, error: str, payload: list[memoryview]) -> None:
+        future = self._calls.pop(call, None)
+        if future is None or future.done():
+            return
+        if error:
+            future.set_exception(RemoteError(f"{self.member.instance}: {error}"))
+        else:
+            future.set_result(payload)
+
+    def _end_session(self, reason: str) -> None:
+        was_ready, self.is_ready = self.is_ready, False
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(UnreachableError(f"{self.member.instance}: {reason}"))
+        self._calls.clear()
+        if was_ready:
+            log.info("link.down instance=%s reason=%s", self.member.instance, reason)
+            self._events.on_down(self, reason)
+
+
+def encode_arguments(*arguments: object) -> list[Frame]:
+    """The payload of a `Call` with plain arguments.
+
+    Raises:
+        EngineError: An argument cannot be sent.
+    """
+    try:
+        return [msgspec.msgpack.encode(list(arguments))]
+    except (TypeError, msgspec.EncodeError) as error:
+        raise EngineError(f"a utility's arguments cannot be sent: {error}") from None

@@ -1,0 +1,83 @@
+"""Who owns each request of an instance: peer, epoch, and how many tokens have left.
+
+Used on the engine's core thread alone, so that a stamp can never be read between an abort and a
+re-add of the same id:
+
+    core thread   add(r, e1) … step → stamp (e1, 0..2) … abort(r, e1) … add(r, e2) → stamp (e2, 0..)
+    late output of the first life: not stamped e2, because it was stamped when it was made.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llx.core.model import Epoch, RequestId
+from llx.wire import Add
+
+
+@dataclass(slots=True)
+class _Entry:
+    peer: int
+    epoch: Epoch
+    num_tokens: int = 0
+
+
+class Ownership:
+    """The table of requests held, by id."""
+
+    def __init__(self) -> None:
+        self._held: dict[RequestId, _Entry] = {}
+        self.seen: dict[int, int] = {}
+        """Peer → sequence number of the last ADD taken in (`Add.seq`)."""
+
+    def add(self, peer: int, header: Add) -> bool:
+        """Take in an ADD. False if the id is already held, whatever its epoch: abort it first."""
+        self.seen[peer] = header.seq
+        if header.request in self._held:
+            return False
+        self._held[header.request] = _Entry(peer, header.epoch)
+        return True
+
+    def held(self, requests: Iterable[tuple[RequestId, Epoch]]) -> list[RequestId]:
+        """Those of an Abort's requests that it may end: held at that epoch or an earlier one."""
+        return [
+            request
+            for request, epoch in requests
+            if (entry := self._held.get(request)) is not None and entry.epoch <= epoch
+        ]
+
+    def drop(self, request: RequestId) -> None:
+        """Forget a request; its late outputs will find no owner."""
+        self._held.pop(request, None)
+
+    def of_peer(self, peer: int) -> list[RequestId]:
+        """Requests that the peer owns; its sequence number is forgotten."""
+        self.seen.pop(peer, None)
+        return [request for request, entry in self._held.items() if entry.peer == peer]
+
+    def peer_of(self, request: RequestId) -> int | None:
+        """The peer that owns `request`, if it is held."""
+        entry = self._held.get(request)
+        return entry.peer if entry is not None else None
+
+    def stamp(
+        self, outputs: Iterable[tuple[RequestId, int, bool]]
+    ) -> list[tuple[Epoch, int] | None]:
+        """The (epoch, offset) of each output; None where nobody owns it any more.
+
+        Args:
+            outputs: Request, number of new tokens, whether this is its last output.
+        """
+        stamps: list[tuple[Epoch, int] | None] = []
+        for request, num_new, is_finished in outputs:
+            entry = self._held.get(request)
+            if entry is None:
+                stamps.append(None)
+                continue
+            stamps.append((entry.epoch, entry.num_tokens))
+            entry.num_tokens += num_new
+            if is_finished:
+                del self._held[request]
+        return stamps
+
+    def __len__(self) -> int:
+        return len(self._held)

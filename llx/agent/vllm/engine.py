@@ -1,0 +1,370 @@
+"""An instance of vLLM: its engine core in this process, behind llx's endpoint.
+
+`LlxEngineCore` is vLLM's `EngineCoreProc` with its sockets replaced and nothing else changed:
+
+    input thread    endpoint → add / abort / call ─► input_queue ─┐
+    core thread     ownership, scheduler.step, load report  ◄─────┘   (vLLM's busy loop)
+    sender thread   encode ─► endpoint ◄─ output_queue (stamped with epoch and offset)
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine import (
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    EngineCoreRequestType,
+    FinishReason,
+    UtilityOutput,
+)
+from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
+from vllm.v1.engine.utils import EngineZmqAddresses, SignalCallback
+from vllm.v1.executor import Executor
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+from vllm.version import __version__ as vllm_version
+
+from llx import __version__
+from llx.agent.endpoint import InstanceEndpoint
+from llx.agent.ownership import Ownership
+from llx.agent.vllm.arguments import instance_argv
+from llx.core.model import Epoch, InstanceId, PoolName, RequestId, blocks_for
+from llx.curve import ClusterKeys
+from llx.errors import EngineError
+from llx.pins import VLLM_VERSION
+from llx.ports import Frame
+from llx.specs import InstanceSpec, Phase, StatusFile
+from llx.wire import Add, Call, InstanceInfo, Load, Outputs, Reply
+
+log = logging.getLogger(__name__)
+
+ALLOWED_CALLS = frozenset(
+    {
+        "get_supported_tasks",
+        "reset_mm_cache",
+        "reset_prefix_cache",
+        "reset_encoder_cache",
+        "is_sleeping",
+        "is_scheduler_paused",
+        "get_weight_version",
+        "add_lora",
+        "remove_lora",
+        "list_loras",
+        "pin_lora",
+    }
+)
+"""Utilities that a peer may call. None of them runs code of the caller's choosing."""
+
+_REPORT_EVERY_S = 0.005
+_ADD, _ABORT, _UTILITY, _WAKEUP = (
+    EngineCoreRequestType.ADD,
+    EngineCoreRequestType.ABORT,
+    EngineCoreRequestType.UTILITY,
+    EngineCoreRequestType.WAKEUP,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rejected:
+    """An ADD that could not be prepared; answered on the core thread, where ownership lives."""
+
+    peer: int
+    header: Add
+
+
+@dataclass(frozen=True, slots=True)
+class _PeerGone:
+    peer: int
+
+
+class LlxEngineCore(EngineCoreProc):
+    """vLLM's engine core, served by an `InstanceEndpoint`."""
+
+    def __init__(self, vllm_config: Any, spec: InstanceSpec) -> None:
+        self.llx_spec = spec
+        self.llx_keys = ClusterKeys.load(Path(spec.keys_path))
+        self.llx_ownership = Ownership()
+        self.llx_endpoint: InstanceEndpoint | None = None
+        self.llx_addresses: tuple[str, str] = ("", "")
+        self._llx_bound = threading.Event()
+        self._llx_encoder = MsgpackEncoder()
+        self._llx_reported_at = 0.0
+        self._llx_num_preempted = 0
+        executor_class = Executor.get_class(vllm_config)
+        super().__init__(vllm_config, True, "", executor_class, log_stats=True)
+
+    # ------------------------------------------------------------------ vLLM's sockets, replaced
+
+    @contextmanager
+    def _perform_handshakes(self, *_: Any, **__: Any) -> Generator[EngineZmqAddresses, None, None]:
+        self.output_queue = _StampingQueue(self)
+        yield EngineZmqAddresses(inputs=[], outputs=[])
+
+    def process_input_sockets(
+        self, _inputs: Any, _coordinator: Any, _identity: Any, ready_event: threading.Event
+    ) -> None:
+        """Bind the endpoint; its own threads do the rest."""
+        endpoint = InstanceEndpoint(
+            self.llx_keys,
+            self.llx_spec.bind_host,
+            info=self._llx_info(),
+            engine_ready=msgspec.msgpack.encode(self._make_ready_response()),
+            sink=_Sink(self),
+            allowed_calls=ALLOWED_CALLS,
+        )
+        self.llx_endpoint = endpoint
+        self.llx_report(is_forced=True)
+        self.llx_addresses = endpoint.start()
+        self._llx_bound.set()
+        ready_event.set()
+
+    def process_output_sockets(self, *_: Any) -> None:
+        """Wait for the end: outputs leave through the endpoint."""
+        self._llx_bound.wait()
+        assert self.llx_endpoint is not None
+        self.llx_endpoint.wait_closed()
+
+    def _llx_info(self) -> InstanceInfo:
+        config = self.vllm_config
+        return InstanceInfo(
+            instance=InstanceId(self.llx_spec.name),
+            pool=PoolName(self.llx_spec.pool),
+            engine=self.llx_spec.engine,
+            llx_version=__version__,
+            vllm_version=vllm_version,
+            model=self.llx_spec.model,
+            num_blocks=self.scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,
+            block_size=config.cache_config.block_size,
+            max_model_len=config.model_config.max_model_len,
+            max_num_seqs=config.scheduler_config.max_num_seqs,
+            max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
+            tensor_parallel=config.parallel_config.tensor_parallel_size,
+            pid=os.getpid(),
+        )
+
+    # ------------------------------------------------------------------ core thread
+
+    def _handle_client_request(self, request_type: EngineCoreRequestType, request: Any) -> None:
+        match request:
+            case _Rejected(peer=peer, header=header):
+                if self.llx_ownership.add(peer, header):
+                    self._llx_finish(peer, [header.request], FinishReason.ERROR)
+            case _PeerGone(peer=peer):
+                self.abort_requests(list(self.llx_ownership.of_peer(peer)))
+            case _:
+                super()._handle_client_request(request_type, request)
+
+    def _reject_add_in_shutdown(self, request: Request) -> bool:
+        if self.is_running():
+            return False
+        self.llx_ownership.add(request.client_index, request.llx_header)
+        return bool(super()._reject_add_in_shutdown(request))
+
+    def add_request(self, request: Request, request_wave: int = 0) -> None:
+        """Take in a request, unless its id is held already."""
+        header: Add = request.llx_header
+        if not self.llx_ownership.add(request.client_index, header):
+            log.warning("engine.duplicate_add request=%s epoch=%s", header.request, header.epoch)
+            return
+        try:
+            super().add_request(request, request_wave)
+        except (TypeError, ValueError):
+            log.exception("engine.add_refused request=%s", header.request)
+            self._llx_finish(request.client_index, [header.request], FinishReason.ERROR)
+
+    def abort_requests(self, request_ids: Sequence[str | tuple[RequestId, Epoch]]) -> None:
+        """Abort by id, or by (id, epoch) where the epoch is not older than ours."""
+        claims = [each for each in request_ids if not isinstance(each, str)]
+        ids = [each for each in request_ids if isinstance(each, str)]
+        ids.extend(self.llx_ownership.held(claims))
+        for request in ids:
+            self.llx_ownership.drop(RequestId(request))
+        super().abort_requests(ids)
+
+    def _process_engine_step(self) -> bool:
+        model_executed: bool = super()._process_engine_step()
+        self.llx_report(is_forced=not self.scheduler.has_requests())
+        return model_executed
+
+    def llx_report(self, *, is_forced: bool) -> None:
+        """Hand the endpoint a fresh load report, at most one per 5 ms unless forced."""
+        now = time.monotonic()
+        if self.llx_endpoint is None or (
+            not is_forced and now - self._llx_reported_at < _REPORT_EVERY_S
+        ):
+            return
+        self._llx_reported_at = now
+        self.llx_endpoint.report(self._llx_load(), dict(self.llx_ownership.seen))
+
+    def _llx_load(self) -> Load:
+        block_size = self.vllm_config.cache_config.block_size
+        pool = self.scheduler.kv_cache_manager.block_pool
+        classes: dict[int, list[int]] = {}
+        waiting_tokens = preempted = 0
+        for request in self.scheduler.requests.values():
+            if RequestStatus.is_finished(request.status):
+                continue
+            entry = classes.setdefault(request.priority, [0, 0, 0])
+            if request.status == RequestStatus.RUNNING:
+                entry[0] += 1
+                continue
+            entry[1] += 1
+            entry[2] += blocks_for(request.num_tokens, block_size)
+            waiting_tokens += max(0, request.num_tokens - request.num_computed_tokens)
+            preempted += request.status == RequestStatus.PREEMPTED
+        return Load(
+            session=0,
+            seen=0,
+            at=time.monotonic_ns(),  # type: ignore[arg-type]
+            total=pool.num_gpu_blocks - 1,
+            free=pool.get_num_free_blocks(),
+            block_size=block_size,
+            num_running=sum(entry[0] for entry in classes.values()),
+            num_waiting=sum(entry[1] for entry in classes.values()),
+            waiting_demand=sum(entry[2] for entry in classes.values()),
+            waiting_tokens=waiting_tokens,
+            num_preempted=preempted,
+            classes={key: (run, wait, need) for key, (run, wait, need) in classes.items()},
+        )
+
+    def _llx_finish(self, peer: int, requests: list[RequestId], reason: FinishReason) -> None:
+        self._send_finish_outputs_to_client(requests, peer, reason)
+
+
+class _StampingQueue:
+    """Stands where vLLM's output queue was: stamps ownership and hands over to the endpoint."""
+
+    def __init__(self, core: LlxEngineCore) -> None:
+        self._core = core
+
+    def put_nowait(self, item: tuple[int, EngineCoreOutputs] | bytes) -> None:
+        """Take one step's outputs for one peer, a utility's reply, or vLLM's last word."""
+        endpoint = self._core.llx_endpoint
+        assert endpoint is not None, "no output before the endpoint is bound"
+        if isinstance(item, bytes):
+            endpoint.close("the engine failed; its log has the traceback")
+            return
+        peer, outputs = item
+        if outputs.utility_output is not None:
+            self._reply(endpoint, peer, outputs.utility_output)
+            return
+        stamps = self._core.llx_ownership.stamp(_marks(outputs.outputs))
+        kept = [
+            (output, stamp)
+            for output, stamp in zip(outputs.outputs, stamps, strict=True)
+            if stamp is not None
+        ]
+        if not kept and outputs.scheduler_stats is None:
+            return
+        outputs.outputs = [output for output, _ in kept]
+        encode = self._core._llx_encoder.encode
+        endpoint.emit(peer, Outputs(0, [stamp for _, stamp in kept]), lambda: encode(outputs))
+
+    def _reply(self, endpoint: InstanceEndpoint, peer: int, output: UtilityOutput) -> None:
+        error = output.failure_message or ""
+        result = output.result.result if output.result is not None else None
+        encode = self._core._llx_encoder.encode
+        endpoint.emit(peer, Reply(output.call_id, error), None if error else lambda: encode(result))
+
+
+def _marks(outputs: Iterable[EngineCoreOutput]) -> Iterable[tuple[RequestId, int, bool]]:
+    for output in outputs:
+        yield output.request_id, len(output.new_token_ids), output.finish_reason is not None
+
+
+class _Sink:
+    """The engine's side of the endpoint; every method runs on the endpoint's input thread."""
+
+    def __init__(self, core: LlxEngineCore) -> None:
+        self._core = core
+        self._requests = MsgpackDecoder(EngineCoreRequest)
+        self._arguments = MsgpackDecoder()
+
+    def add(self, peer: int, header: Add, payload: Sequence[Frame]) -> None:
+        """Decode and prepare a request (hashes, grammar) off the core thread."""
+        core = self._core
+        try:
+            message = self._requests.decode(payload)
+            if message.request_id != header.request:
+                raise EngineError(f"header {header.request!r}, payload {message.request_id!r}")
+            message.client_index = peer
+            request, wave = core.preprocess_add_request(message)
+        except Exception:  # whatever vLLM makes of a request must not end the instance
+            log.exception("engine.bad_request request=%s", header.request)
+            core.input_queue.put_nowait((_UTILITY, _Rejected(peer, header)))
+            return
+        request.llx_header = header
+        core.input_queue.put_nowait((_ADD, (request, wave)))
+
+    def abort(self, peer: int, requests: list[tuple[RequestId, Epoch]]) -> None:
+        """Into both queues, as vLLM does: at once, and in order behind any ADD still queued."""
+        self._core.aborts_queue.put_nowait(requests)
+        self._core.input_queue.put_nowait((_ABORT, requests))
+
+    def call(self, peer: int, header: Call, payload: Sequence[Frame]) -> None:
+        """A utility from the allow-list."""
+        arguments = self._arguments.decode(payload) if payload else []
+        request = (peer, header.call, header.method, arguments)
+        self._core.input_queue.put_nowait((_UTILITY, request))
+
+    def drop_peer(self, peer: int) -> None:
+        """Abort what the session left behind."""
+        self._core.input_queue.put_nowait((_UTILITY, _PeerGone(peer)))
+
+
+def run_vllm(spec: InstanceSpec, status: StatusFile) -> int:
+    """Run an instance until SIGTERM; returns its exit code.
+
+    Raises:
+        EngineError: This vLLM is not the pinned one.
+    """
+    if vllm_version != VLLM_VERSION:
+        raise EngineError(
+            f"vLLM {vllm_version} is installed; llx {__version__} works with {VLLM_VERSION}",
+            remedy="run `llx node install`",
+        )
+    os.environ.pop("VLLM_ALLOW_INSECURE_SERIALIZATION", None)
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    engine_args = AsyncEngineArgs.from_cli_args(parser.parse_args(instance_argv(spec)))
+    status.write(Phase.LOADING, "loading the model")
+    core = LlxEngineCore(engine_args.create_engine_config(), spec)
+
+    def wake() -> None:
+        core.input_queue.put_nowait((_WAKEUP, None))
+
+    stop = SignalCallback(wake)
+
+    def on_signal(_number: int, _frame: object) -> None:
+        core.shutdown_state = EngineShutdownState.REQUESTED
+        stop.trigger()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    status.write(Phase.READY, addresses=list(core.llx_addresses))
+    assert core.llx_endpoint is not None
+    try:
+        core.run_busy_loop()
+    except SystemExit:
+        status.write(Phase.STOPPING)
+        core.llx_endpoint.close("stopped")
+        return 0
+    except Exception:
+        log.exception("engine.failed instance=%s", spec.name)
+        core._send_engine_dead()
+        return 1
+    finally:
+        stop.stop()
+        core.shutdown()
+    return 0

@@ -1,0 +1,324 @@
+"""The gateway's outer application: ids, keys, classes, limits, and the choice of the pool.
+
+An ASGI application around vLLM's own, one of which exists per pool:
+
+    client ─► GatewayApp ── key? class? room? pool? ──► vLLM's app ──► PoolClient ──► instances
+                   ◄── ids and instance added to the headers ◄──
+
+It answers only what must be answered before a pool is known; everything else is vLLM's to say.
+"""
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from llx.errors import ExitCode, LlxError
+from llx.gateway import context
+from llx.gateway.auth import ApiKeys, PriorityClasses, Tenant
+from llx.pins import VLLM_VERSION
+from llx.specs import GatewaySpec
+
+if TYPE_CHECKING:
+    from llx.gateway.front_end import FrontEnd
+    from llx.gateway.metrics import GatewayMetrics
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+MAX_BODY_BYTES = 64 << 20
+RETRY_AFTER_S = 1
+FORWARDED = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/tokenize",
+        "/detokenize",
+    }
+)
+
+
+class _Probe(msgspec.Struct):
+    """The two fields of a request body that concern the gateway."""
+
+    model: str | None = None
+    priority: int | None = None
+
+
+class _Refusal(LlxError):
+    """An answer that ends the request here, in OpenAI's error shape."""
+
+    exit_code = ExitCode.FAILURE
+
+    def __init__(self, status: int, kind: str, message: str, *, retry_after_s: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> bytes:
+        error = {"message": self.message, "type": self.kind, "param": None, "code": self.status}
+        return msgspec.json.encode({"error": error})
+
+
+class GatewayApp:
+    """The ASGI application that clients talk to."""
+
+    def __init__(
+        self, spec: GatewaySpec, pools: "dict[str, FrontEnd]", metrics: "GatewayMetrics"
+    ) -> None:
+        self._pools = pools
+        self._metrics = metrics
+        self._keys = ApiKeys(spec.api_keys)
+        self._classes = PriorityClasses(spec.classes)
+        self._max_requests = spec.max_requests
+        self._probe = msgspec.json.Decoder(_Probe)
+        self.num_open = 0
+        self.num_refused = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection event."""
+        if scope["type"] != "http":
+            assert scope["type"] == "lifespan", f"{scope['type']} is not served"
+            return
+        headers = dict(scope["headers"])
+        http = context.RequestContext(
+            request_id=f"llx-{secrets.token_hex(8)}", client_id="", tenant="", class_name="",
+            priority=0,
+        )  # fmt: skip
+        http.client_id = _client_id(headers) or http.request_id
+        try:
+            await self._route(scope, receive, send, headers, http)
+        except _Refusal as refusal:
+            self.num_refused += 1
+            await _answer(send, http, refusal.status, refusal.body(), refusal.retry_after_s)
+
+    async def _route(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: dict[bytes, bytes],
+        http: context.RequestContext,
+    ) -> None:
+        path = scope["path"]
+        match scope["method"], path:
+            case "GET", "/health" | "/ping":
+                self._require_instances(self._pools.values())
+                await _answer(send, http, 200, b"")
+                return
+            case "GET", "/metrics":
+                page = self._metrics.page()
+                await _answer(send, http, 200, page, kind=b"text/plain; version=0.0.4")
+                return
+            case "GET", "/version":
+                await _answer(send, http, 200, msgspec.json.encode({"version": VLLM_VERSION}))
+                return
+            case _:
+                pass
+        tenant = self._authenticate(headers)
+        if scope["method"] == "GET" and (path == "/v1/models" or path.startswith("/v1/models/")):
+            body = await self._models(path.removeprefix("/v1/models").strip("/"))
+            await _answer(send, http, 200, body)
+            return
+        if path not in FORWARDED:
+            raise _Refusal(404, "NotFoundError", f"no route {path}")
+        if scope["method"] != "POST":
+            raise _Refusal(405, "MethodNotAllowed", f"{path} takes POST")
+        await self._forward(scope, receive, send, headers, http, tenant)
+
+    async def _forward(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: dict[bytes, bytes],
+        http: context.RequestContext,
+        tenant: Tenant,
+    ) -> None:
+        if self.num_open >= self._max_requests:
+            raise _Refusal(
+                429,
+                "TooManyRequests",
+                f"{self._max_requests} requests are in flight already",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self.num_open += 1
+        try:
+            body = await _read_body(receive)
+            probe = self._look(body)
+            self._classify(headers, probe, tenant, http)
+            pool = self._pool(probe.model)
+            self._require_instances([pool])
+            inner = _with_request_id(scope, http)
+            token = context.current.set(http)
+            try:
+                await pool.app(inner, _replay(body, receive), _decorate(send, http))
+            finally:
+                context.current.reset(token)
+        finally:
+            self.num_open -= 1
+
+    # ------------------------------------------------------------------ decisions
+
+    def _authenticate(self, headers: dict[bytes, bytes]) -> Tenant:
+        authorization = headers.get(b"authorization")
+        tenant = self._keys.authenticate(authorization.decode("latin-1") if authorization else None)
+        if tenant is None:
+            raise _Refusal(401, "Unauthorized", "missing or unknown API key")
+        return tenant
+
+    def _look(self, body: bytes) -> _Probe:
+        try:
+            return self._probe.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return _Probe()  # vLLM answers what is wrong with it
+
+    def _classify(
+        self,
+        headers: dict[bytes, bytes],
+        probe: _Probe,
+        tenant: Tenant,
+        http: context.RequestContext,
+    ) -> None:
+        raw = headers.get(b"x-llx-priority")
+        name = raw.decode("latin-1") if raw is not None else None
+        chosen = self._classes.resolve(name, probe.priority, tenant)
+        if chosen is None:
+            known = ", ".join(self._classes.names())
+            raise _Refusal(
+                400, "BadRequestError", f"no priority class {name!r}; there are: {known}"
+            )
+        http.tenant, http.class_name, http.priority = tenant.name, chosen.name, chosen.priority
+
+    def _pool(self, model: str | None) -> "FrontEnd":
+        """The pool named, or any if it is named wrongly: vLLM's own 404 is the answer then."""
+        named = self._pools.get(model) if model is not None else None
+        return named or next(iter(self._pools.values()))
+
+    def _require_instances(self, pools: "Iterable[FrontEnd]") -> None:
+        for pool in pools:
+            if not pool.is_open or not pool.roster.ready_event.is_set():
+                raise _Refusal(
+                    503,
+                    "ServiceUnavailable",
+                    f"no instance of {pool.spec.name} is ready",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+
+    async def _models(self, name: str) -> bytes:
+        cards: list[Any] = []
+        for pool in self._pools.values():
+            if pool.is_open:
+                models = await pool.app.state.openai_serving_models.show_available_models()
+                cards.extend(models.model_dump(mode="json")["data"])
+        if not name:
+            return msgspec.json.encode({"object": "list", "data": cards})
+        for card in cards:
+            if card["id"] == name:
+                return msgspec.json.encode(card)
+        raise _Refusal(404, "NotFoundError", f"The model `{name}` does not exist.")
+
+
+# ---------------------------------------------------------------------- ASGI plumbing
+
+
+def _client_id(headers: dict[bytes, bytes]) -> str:
+    """The client's own request id, if it is one that can be echoed and logged as it is."""
+    text = headers.get(b"x-request-id", b"").decode("latin-1")
+    is_plain = 0 < len(text) <= 128 and text.isascii() and text.isprintable()
+    return text if is_plain else ""
+
+
+def _with_request_id(scope: Scope, http: context.RequestContext) -> Scope:
+    kept = [(key, value) for key, value in scope["headers"] if key != b"x-request-id"]
+    return {**scope, "headers": [*kept, (b"x-request-id", http.client_id.encode())]}
+
+
+async def _read_body(receive: Receive) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Refusal(400, "BadRequestError", "the client left before its request was whole")
+        part = message.get("body", b"")
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise _Refusal(413, "RequestTooLarge", f"a body has at most {MAX_BODY_BYTES} bytes")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once, then whatever the server has (the disconnect)."""
+    is_given = False
+
+    async def replay() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _decorate(send: Send, http: context.RequestContext) -> Send:
+    """Hold the response's head back until its first body bytes: only then is the instance known."""
+    head: Message | None = None
+
+    async def decorated(message: Message) -> None:
+        nonlocal head
+        if message["type"] == "http.response.start":
+            head = message
+            return
+        if head is not None:
+            extra = _id_headers(http)
+            if head["status"] == 503:
+                extra.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+            head["headers"] = [*head.get("headers", []), *extra]
+            await send(head)
+            head = None
+        await send(message)
+
+    return decorated
+
+
+def _id_headers(http: context.RequestContext) -> list[tuple[bytes, bytes]]:
+    headers = [
+        (b"x-request-id", http.client_id.encode()),
+        (b"x-llx-request-id", http.request_id.encode()),
+    ]
+    if http.instances:
+        headers.append((b"x-llx-instance", ",".join(dict.fromkeys(http.instances)).encode()))
+    return headers
+
+
+async def _answer(
+    send: Send,
+    http: context.RequestContext,
+    status: int,
+    body: bytes,
+    retry_after_s: int = 0,
+    kind: bytes = b"application/json",
+) -> None:
+    headers = [
+        (b"content-type", kind),
+        (b"content-length", str(len(body)).encode()),
+        *_id_headers(http),
+    ]
+    if retry_after_s:
+        headers.append((b"retry-after", str(retry_after_s).encode()))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,26 @@
+"""What the gateway knows of one HTTP request while vLLM's front end works on it.
+
+The outer application sets `current`; the engine-core client, called deep inside vLLM in the same
+context, reads it. Nothing else in between needs to know.
+"""
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """One HTTP request: who sent it, its ids and class, and where its generations went."""
+
+    request_id: str
+    """`x-llx-request-id`: unique in the cluster."""
+    client_id: str
+    """`x-request-id`: the client's own id, or the same as `request_id`."""
+    tenant: str
+    class_name: str
+    priority: int
+    instances: list[str] = field(default_factory=list)
+    """Instance of each generation (one per choice), in order of dispatch."""
+
+
+current: ContextVar[RequestContext | None] = ContextVar("llx_request", default=None)

@@ -1,0 +1,133 @@
+"""The process of one gateway: ``python -m llx.gateway.main SPEC``."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llx.core.model import Term
+from llx.curve import ClusterKeys
+from llx.errors import ConflictError, LlxError
+from llx.log import configure_logging
+from llx.specs import GatewaySpec, Phase, StatusFile, load_spec
+from llx.wire import GatewayHello
+
+if TYPE_CHECKING:  # imported late, in the functions that need them: they take seconds
+    import uvicorn
+
+    from llx.gateway.engine_client import Counters
+    from llx.gateway.front_end import FrontEnd
+
+log = logging.getLogger("llx.gateway.main")
+
+
+def main(argv: list[str]) -> int:
+    """Run the gateway that the spec file describes; returns the exit code."""
+    configure_logging()
+    spec = load_spec(Path(argv[0]), GatewaySpec)
+    status = StatusFile(Path(spec.status_path))
+    status.write(Phase.STARTING, "importing vllm")
+    try:
+        return _run(spec, status)
+    except LlxError as error:
+        log.error("gateway.failed error=%s", error)
+        status.write(Phase.FAILED, error.message)
+        return int(error.exit_code)
+    except (Exception, SystemExit) as error:
+        log.exception("gateway.failed")
+        status.write(Phase.FAILED, f"{type(error).__name__}: {error}"[:2000])
+        return 1
+
+
+def _run(spec: GatewaySpec, status: StatusFile) -> int:
+    listener = _bind(spec.host, spec.port)  # before the slow imports: a taken port is told at once
+    import uvloop
+
+    from llx.gateway.front_end import FrontEnd
+
+    pools = {pool.name: FrontEnd(pool) for pool in spec.pools}
+    for front_end in pools.values():
+        status.write(Phase.LOADING, f"preparing {front_end.spec.name}")
+        front_end.prepare()
+    uvloop.run(_serve(spec, status, listener, pools))
+    return 0
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise ConflictError(
+            f"{host}:{port}: {error.strerror}", remedy="choose another gateway.port"
+        ) from None
+    return listener
+
+
+async def _serve(
+    spec: GatewaySpec, status: StatusFile, listener: socket.socket, pools: "dict[str, FrontEnd]"
+) -> None:
+    import uvicorn
+
+    from llx.gateway.app import GatewayApp
+    from llx.gateway.members import Membership, ReportSource
+    from llx.gateway.metrics import GatewayMetrics
+
+    class Server(uvicorn.Server):
+        """uvicorn without signal handlers of its own."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    def counters() -> "Iterator[tuple[str, int, Counters]]":
+        for name, pool in pools.items():
+            if pool.client is not None:
+                yield name, pool.client.num_in_flight, pool.client.counters
+
+    metrics = GatewayMetrics(counters)
+    for pool in pools.values():
+        metrics.add_pool(pool.metrics)
+    app = GatewayApp(spec, pools, metrics)
+    config = uvicorn.Config(
+        app, lifespan="off", log_config=None, access_log=False, timeout_keep_alive=30
+    )
+    server = Server(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, server, status)
+    keys = ClusterKeys.load(Path(spec.keys_path))
+    membership = Membership(spec.name, keys, pools)
+    port = listener.getsockname()[1]
+    url = f"http://{spec.host}:{port}"
+    hello = GatewayHello(spec.name, url, os.getpid(), Term(0), 0)
+    report = ReportSource(spec.name, pools, lambda: app.num_refused)
+    line = asyncio.create_task(membership.run(spec.scheduler_address, hello, report))
+    status.write(Phase.READY, addresses=[url])
+    log.info("gateway.ready url=%s", url)
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        line.cancel()
+        await membership.close()
+        for pool in pools.values():
+            await pool.close()
+
+
+def _stop(server: "uvicorn.Server", status: StatusFile) -> None:
+    """Accept nothing new; streams in flight go on until they end or the process is killed."""
+    log.info("gateway.draining")
+    status.write(Phase.STOPPING, "letting streams finish")
+    server.should_exit = True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,195 @@
+"""The gateway's line to the scheduler: it learns the members and says what it has in hand.
+
+Level-triggered: the scheduler sends the whole list, the gateway makes its links match. While the
+scheduler is away nothing changes; when it is back (with a higher term) the heartbeat below, which
+carries the (term, version) the gateway knows, makes it send the list again.
+"""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import zmq
+import zmq.asyncio
+
+from llx.agent.link import InstanceLink
+from llx.core.model import InstanceId, InstanceLoad, Term
+from llx.curve import ClusterKeys, make_dialer
+from llx.errors import WireError
+from llx.wire import (
+    Decoder,
+    FromScheduler,
+    GatewayHello,
+    GatewayReport,
+    Member,
+    Members,
+    Outputs,
+    check_frames,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from llx.gateway.front_end import FrontEnd
+
+log = logging.getLogger(__name__)
+
+_HEARTBEAT_S = 0.5
+
+
+class Membership:
+    """Makes the rosters of all pools match the scheduler's list.
+
+    It is also the owner of the links: what they report is passed on to the pool they belong to.
+    """
+
+    def __init__(self, name: str, keys: ClusterKeys, pools: "dict[str, FrontEnd]") -> None:
+        self._name = name
+        self._keys = keys
+        self._pools = pools
+        self._context = zmq.asyncio.Context(io_threads=2)
+        self._known = (Term(0), 0)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._opening: set[str] = set()
+
+    # ------------------------------------------------------------------ the scheduler's line
+
+    async def run(self, address: str, hello: GatewayHello, report: "ReportSource") -> None:
+        """Keep the line until cancelled. `hello` gives name, url and pid."""
+        socket = self._context.socket(zmq.DEALER)
+        make_dialer(socket, self._keys)
+        socket.setsockopt(zmq.IDENTITY, self._name.encode())
+        socket.connect(address)
+        receiver = asyncio.create_task(self._receive(socket))
+        try:
+            while True:
+                term, version = self._known
+                socket.send(
+                    encode(GatewayHello(hello.gateway, hello.url, hello.pid, term, version))
+                )
+                socket.send(encode(report()))
+                await asyncio.sleep(_HEARTBEAT_S)
+        finally:
+            receiver.cancel()
+            socket.close(0)
+
+    async def close(self) -> None:
+        """Close every link."""
+        links = [link for pool in self._pools.values() for link in pool.roster.links()]
+        await asyncio.gather(*(link.close() for link in links))
+        self._context.destroy(linger=0)
+
+    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+        decoder: Decoder[FromScheduler] = Decoder(FromScheduler)
+        while True:
+            frames = await socket.recv_multipart()
+            try:
+                check_frames(frames)
+                self.apply(decoder.decode(frames[0]))
+            except WireError as error:
+                log.warning("members.bad_message error=%s", error)
+
+    # ------------------------------------------------------------------ applying the list
+
+    def apply(self, members: Members) -> None:
+        """Make the links match the list; one of an older (term, version) changes nothing."""
+        if (members.term, members.version) <= self._known:
+            return
+        self._known = (members.term, members.version)
+        for name, pool in self._pools.items():
+            wanted = {each.instance: each for each in members.members if each.pool == name}
+            self._converge(pool, wanted)
+
+    def _converge(self, pool: "FrontEnd", wanted: dict[InstanceId, Member]) -> None:
+        for link in pool.roster.links():
+            instance = link.member.instance
+            new = wanted.get(instance)
+            if new is None or _addresses(new) != _addresses(link.member):
+                pool.roster.leave(instance)
+                self._spawn(link.close())
+                log.info("members.left instance=%s", instance)
+        for instance, member in wanted.items():
+            known = pool.roster.get(instance)
+            if known is not None:
+                known.member = member
+                continue
+            link = InstanceLink(
+                self._context, self._keys, member, peer=self._name, role="gateway", events=self
+            )
+            pool.roster.join(link)
+            link.start()
+            log.info("members.joined instance=%s", instance)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ------------------------------------------------------------------ what links report
+
+    def on_ready(self, link: InstanceLink) -> None:
+        """The first instance of a pool opens its front end."""
+        pool = self._pool(link)
+        if not pool.is_open and pool.spec.name not in self._opening:
+            self._opening.add(pool.spec.name)
+            self._spawn(self._open(pool, link.engine_ready))
+
+    def on_down(self, link: InstanceLink, reason: str) -> None:
+        """Tell the pool, which saves what can be saved."""
+        pool = self._pool(link)
+        pool.roster.update()
+        if pool.client is not None:
+            pool.client.on_down(link, reason)
+
+    def on_outputs(self, link: InstanceLink, header: Outputs, payload: list[memoryview]) -> None:
+        """Pass on to the pool's client."""
+        client = self._pool(link).client
+        if client is not None:
+            client.on_outputs(link, header, payload)
+
+    def on_load(self, link: InstanceLink, load: InstanceLoad) -> None:
+        """The first report makes the instance eligible."""
+        self._pool(link).roster.update()
+
+    async def _open(self, pool: "FrontEnd", engine_ready: bytes) -> None:
+        try:
+            await pool.open(engine_ready)
+        except Exception:
+            # The pool stays closed and answers 503; another instance's session tries again.
+            log.exception("front_end.failed model=%s", pool.spec.name)
+        finally:
+            self._opening.discard(pool.spec.name)
+
+    def _pool(self, link: InstanceLink) -> "FrontEnd":
+        return self._pools[link.member.pool]
+
+
+class ReportSource:
+    """What goes into a `GatewayReport`."""
+
+    def __init__(self, name: str, pools: "dict[str, FrontEnd]", num_refused: Any) -> None:
+        self._name = name
+        self._pools = pools
+        self._num_refused = num_refused
+
+    def __call__(self) -> GatewayReport:
+        """A report of this moment, over all pools."""
+        clients = [pool.client for pool in self._pools.values() if pool.client is not None]
+        return GatewayReport(
+            gateway=self._name,
+            in_flight=sum(client.num_in_flight for client in clients),
+            num_requests=sum(client.counters.num_requests for client in clients),
+            num_finished=sum(client.counters.num_finished for client in clients),
+            num_failed=sum(client.counters.num_failed for client in clients),
+            num_refused=self._num_refused(),
+            output_tokens=sum(client.counters.output_tokens for client in clients),
+            connected=[
+                link.member.instance
+                for pool in self._pools.values()
+                for link in pool.roster.links()
+                if link.is_ready
+            ],
+        )
+
+
+def _addresses(member: Member) -> tuple[str, str]:
+    return member.address_in, member.address_out

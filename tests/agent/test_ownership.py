@@ -1,0 +1,67 @@
+"""Stamps: every token once, in order, under the epoch it was made in."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llx.agent.ownership import Ownership
+from llx.core.model import Epoch, RequestId
+from llx.wire import Add
+
+R = RequestId("r")
+
+
+def add(epoch=1, seq=1, request=R):
+    return Add(request, Epoch(epoch), seq)
+
+
+def test_offsets_count_the_tokens_before():
+    table = Ownership()
+    assert table.add(0, add())
+    stamps = [table.stamp([(R, n, False)])[0] for n in (1, 3, 2)]
+    assert stamps == [(1, 0), (1, 1), (1, 4)]
+
+
+def test_a_finished_request_is_forgotten_and_may_come_again():
+    table = Ownership()
+    table.add(0, add())
+    assert table.stamp([(R, 1, True), (R, 1, False)]) == [(1, 0), None]
+    assert len(table) == 0
+    assert table.add(0, add(epoch=2, seq=2))
+
+
+def test_a_second_add_of_a_held_id_is_refused_and_disturbs_nothing():
+    table = Ownership()
+    table.add(0, add())
+    table.stamp([(R, 5, False)])
+    assert not table.add(1, add(epoch=9))
+    assert table.peer_of(R) == 0
+    assert table.stamp([(R, 1, False)]) == [(1, 5)]
+
+
+def test_an_abort_of_an_older_epoch_is_ignored():
+    table = Ownership()
+    table.add(0, add(epoch=3))
+    assert table.held([(R, Epoch(2))]) == []
+    assert table.held([(R, Epoch(3))]) == [R]
+    assert table.held([(RequestId("other"), Epoch(9))]) == []
+
+
+def test_a_peer_that_goes_takes_its_requests_and_its_mark():
+    table = Ownership()
+    table.add(0, add(request=RequestId("a"), seq=1))
+    table.add(1, add(request=RequestId("b"), seq=1))
+    table.add(0, add(request=RequestId("c"), seq=2))
+    assert table.seen == {0: 2, 1: 1}
+    assert sorted(table.of_peer(0)) == ["a", "c"]
+    assert table.seen == {1: 1}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 4)), max_size=60))
+def test_offsets_of_each_request_are_contiguous(steps):
+    table = Ownership()
+    for seq, name in enumerate("abc"):
+        table.add(0, add(request=RequestId(name), seq=seq + 1))
+    next_offset = dict.fromkeys("abc", 0)
+    for name, count in steps:
+        assert table.stamp([(RequestId(name), count, False)]) == [(1, next_offset[name])]
+        next_offset[name] += count
