@@ -8,8 +8,8 @@ charged here at once, and struck off when a report says that the instance's sche
     instance              └─► seen=7     │  report(seen=7) ─► settle(7) ─► charged: {8}
                                          └─► seen=8 …
 
-Sequence numbers run per gateway and instance, from 1, in sending order; ADDs are delivered in order,
-so one number settles all before it. A new session with an instance starts a new ledger.
+Sequence numbers run per gateway and instance, from 1, in sending order; ADDs are delivered in that
+order, so one number settles all before it. A new session with an instance starts a new ledger.
 """
 
 from collections import deque

@@ -22,7 +22,8 @@ from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from llx.agent.link import InstanceLink, encode_arguments
-from llx.core.model import Epoch, RequestId
+from llx.core.model import Epoch, InstanceId, RequestId
+from llx.core.streams import Stream, Streams, Verdict
 from llx.errors import UnreachableError
 from llx.gateway import context
 from llx.gateway.roster import Roster
@@ -34,16 +35,13 @@ log = logging.getLogger(__name__)
 _CALL_TIMEOUT_S = 60.0
 
 
-@dataclass(slots=True)
-class _Owned:
-    """A request in flight and who owns it."""
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What it takes to send a request again."""
 
     request: RequestId
     payload: Sequence[Frame]
     prompt_tokens: int
-    link: InstanceLink
-    epoch: Epoch
-    num_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -85,14 +83,15 @@ class PoolClient(AsyncMPClient):
         self._roster = roster
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
-        self._owned: dict[str, _Owned] = {}
+        self._streams = Streams()
+        self._sent: dict[RequestId, _Sent] = {}
         if renderer is not None:
             renderer.start_mm_warmup_in_background()
 
     @property
     def num_in_flight(self) -> int:
         """Requests sent and not finished."""
-        return len(self._owned)
+        return len(self._streams)
 
     # ------------------------------------------------------------------ called by vLLM
 
@@ -113,25 +112,23 @@ class PoolClient(AsyncMPClient):
         if http is not None:
             request.priority = http.priority
         request.client_index = 0
-        owned = _Owned(
+        sent = _Sent(
             RequestId(request.request_id),
             self._encoder.encode(request),
             len(request.prompt_token_ids or ()),
-            link=None,  # type: ignore[arg-type]  # set by _place, the next line
-            epoch=Epoch(0),
         )
-        if not self._place(owned):
+        instance = self._place(sent)
+        if instance is None:
             raise QueueOverflowError
+        self._sent[sent.request] = sent
         self.counters.num_requests += 1
         if http is not None:
-            http.instances.append(owned.link.member.instance)
+            http.instances.append(instance)
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         """End requests wherever they are by now."""
         for request_id in request_ids:
-            owned = self._owned.pop(request_id, None)
-            if owned is not None:
-                owned.link.abort([(owned.request, owned.epoch)])
+            self._end(RequestId(request_id))
 
     async def call_utility_async(self, method: str, *args: Any) -> Any:
         """Call a utility on every instance; the first one's answer stands for all."""
@@ -164,83 +161,93 @@ class PoolClient(AsyncMPClient):
         if len(outputs.outputs) != len(header.owners):
             log.error("pool.malformed_outputs instance=%s", link.member.instance)
             return
+        instance = link.member.instance
         outputs.outputs = [
             output
             for output, (epoch, offset) in zip(outputs.outputs, header.owners, strict=True)
-            if self._accept(link, output, epoch, offset)
+            if self._accept(instance, output, epoch, offset)
         ]
         if outputs.outputs or outputs.scheduler_stats is not None:
-            outputs.engine_index = self._roster.slot(link.member.instance)
+            outputs.engine_index = self._roster.slot(instance)
             self.outputs_queue.put_nowait(outputs)
 
     def on_down(self, link: InstanceLink, reason: str) -> None:
         """An instance is lost: what has not answered yet goes elsewhere, the rest ends in error."""
-        for owned in [each for each in self._owned.values() if each.link is link]:
-            self._recover(owned, f"instance {link.member.instance} was lost ({reason})")
+        instance = link.member.instance
+        for request in self._streams.owned_by(instance):
+            self._recover(request, f"instance {instance} was lost ({reason})")
 
     # ------------------------------------------------------------------ ownership
 
-    def _place(self, owned: _Owned) -> bool:
-        while (choice := self._roster.choose(owned.prompt_tokens)) is not None:
+    def _place(self, sent: _Sent) -> InstanceId | None:
+        """Send a request where dispatch says; None if no instance can take it."""
+        while (choice := self._roster.choose(sent.prompt_tokens)) is not None:
             link, demand, decision = choice
-            owned.link, owned.epoch = link, Epoch(owned.epoch + 1)
+            instance = link.member.instance
+            epoch = self._streams.own(sent.request, instance)
             try:
-                link.add(owned.request, owned.epoch, demand, owned.payload)
+                link.add(sent.request, epoch, demand, sent.payload)
             except UnreachableError:
                 continue  # it went down since it was listed; the roster no longer lists it
-            self._owned[owned.request] = owned
             log.debug(
                 "pool.dispatched request=%s instance=%s epoch=%s freeness=%.2f",
-                owned.request,
-                link.member.instance,
-                owned.epoch,
+                sent.request,
+                instance,
+                epoch,
                 decision.scores[0][1],
             )
-            return True
-        return False
+            return instance
+        self._streams.end(sent.request)
+        return None
 
     def _accept(
-        self, link: InstanceLink, output: EngineCoreOutput, epoch: Epoch, offset: int
+        self, instance: InstanceId, output: EngineCoreOutput, epoch: Epoch, offset: int
     ) -> bool:
-        owned = self._owned.get(output.request_id)
-        if owned is None or owned.link is not link or owned.epoch != epoch:
+        """Whether vLLM's front end gets to see an output."""
+        request, num_new = RequestId(output.request_id), len(output.new_token_ids)
+        verdict = self._streams.judge(request, instance, epoch, offset, num_new)
+        if verdict is not Verdict.COUNTS:
             self.counters.num_dropped_outputs += 1
-            return False
-        if offset != owned.num_tokens:
-            self.counters.num_dropped_outputs += 1
-            if offset > owned.num_tokens:
-                self._fail(owned, f"tokens {owned.num_tokens}..{offset - 1} were lost on the way")
+            if verdict is Verdict.GAP:
+                self._fail(request, f"tokens before {offset} were lost on the way")
             return False
         if output.finish_reason == FinishReason.ABORT:
-            self._recover(owned, f"instance {link.member.instance} is stopping")
+            self._recover(request, f"instance {instance} is stopping")
             return False
-        owned.num_tokens += len(output.new_token_ids)
-        self.counters.output_tokens += len(output.new_token_ids)
+        self.counters.output_tokens += num_new
         if output.finish_reason is not None:
-            del self._owned[output.request_id]
+            self._forget(request)
             if output.finish_reason == FinishReason.ERROR:
                 self.counters.num_failed += 1
             else:
                 self.counters.num_finished += 1
         return True
 
-    def _recover(self, owned: _Owned, reason: str) -> None:
+    def _recover(self, request: RequestId, reason: str) -> None:
         """Send a request that has produced nothing yet to another instance; end any other."""
-        if owned.num_tokens == 0 and self._place(owned):
+        stream = self._streams.get(request)
+        assert stream is not None, f"{request} has no stream to recover"
+        if stream.num_tokens == 0 and (instance := self._place(self._sent[request])) is not None:
             self.counters.num_redispatched += 1
             log.warning(
-                "pool.redispatched request=%s instance=%s reason=%s",
-                owned.request,
-                owned.link.member.instance,
-                reason,
+                "pool.redispatched request=%s instance=%s reason=%s", request, instance, reason
             )
             return
-        self._fail(owned, reason)
+        self._fail(request, reason)
 
-    def _fail(self, owned: _Owned, reason: str) -> None:
-        log.error("pool.failed request=%s reason=%s", owned.request, reason)
+    def _fail(self, request: RequestId, reason: str) -> None:
+        log.error("pool.failed request=%s reason=%s", request, reason)
         self.counters.num_failed += 1
-        del self._owned[owned.request]
-        owned.link.abort([(owned.request, owned.epoch)])
-        error = EngineCoreOutput(owned.request, [], finish_reason=FinishReason.ERROR)
+        self._end(request)
+        error = EngineCoreOutput(request, [], finish_reason=FinishReason.ERROR)
         self.outputs_queue.put_nowait(EngineCoreOutputs(outputs=[error]))
+
+    def _end(self, request: RequestId) -> None:
+        """Forget a request and have its owner forget it too."""
+        stream = self._forget(request)
+        if stream is not None and (link := self._roster.get(stream.owner)) is not None:
+            link.abort([(request, stream.epoch)])
+
+    def _forget(self, request: RequestId) -> Stream | None:
+        self._sent.pop(request, None)
+        return self._streams.end(request)

@@ -1,0 +1,187 @@
+"""One cluster for the whole tier: the oracle model on two vLLM instances, and a simulated pool.
+
+Everything is done the way a user does it: `llx up FILE`, the OpenAI endpoint, `llx down`.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENGINE_ARGS = {
+    "max_model_len": 2048,
+    "block_size": 32,
+    "max_num_seqs": 32,
+    "enforce_eager": True,
+    "dtype": "float32",
+    "enable_prefix_caching": False,
+}
+
+
+@pytest.fixture(scope="session")
+def node_python() -> str:
+    """The node environment's interpreter; `make test` makes it before pytest runs."""
+    prefix = os.environ.get("LLX_NODE_PREFIX")
+    assert prefix, "tests of the node tier need LLX_NODE_PREFIX: run them with `make test`"
+    return f"{prefix}/bin/python"
+
+
+@pytest.fixture(scope="session")
+def node_environment() -> dict[str, str]:
+    """The environment llx gives its own CPU processes."""
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "VLLM_TARGET_DEVICE": "cpu",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_CI_ENV": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+@pytest.fixture(scope="session")
+def oracle(tmp_path_factory, node_python, node_environment) -> Path:
+    """The oracle model's directory."""
+    folder = tmp_path_factory.mktemp("oracle") / "model"
+    script = str(ROOT / "tests/e2e/oracle_model.py")
+    subprocess.run(
+        [node_python, script, "make", str(folder)],
+        env=node_environment, check=True, capture_output=True,
+    )  # fmt: skip
+    return folder
+
+
+@dataclass
+class Llx:
+    """The `llx` command in directories of its own."""
+
+    home: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {
+            "XDG_STATE_HOME": str(self.home / "state"),
+            "XDG_DATA_HOME": str(self.home / "data"),
+            "XDG_CONFIG_HOME": str(self.home / "config"),
+            "HF_HUB_OFFLINE": "1",
+        }
+
+    def __call__(self, *words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "llx", *words],
+            env=self.environment, capture_output=True, text=True, timeout=timeout_s,
+            cwd=self.home, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def json(self, *words: str) -> dict:
+        done = self(*words, "-o", "json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "llx", *words],
+            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=self.home, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
+
+def processes_of(folder: Path) -> dict[int, str]:
+    """Live processes whose command line names something below `folder`."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if str(folder) in line and int(entry.name) != os.getpid():
+                found[int(entry.name)] = line
+    return found
+
+
+def sweep(folder: Path) -> None:
+    """The last resort of a failed test: end what is left, by the directory in its command line."""
+    for pid in processes_of(folder):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+@pytest.fixture
+def llx(tmp_path) -> Llx:
+    """`llx` in directories of one test's own; nothing may be left running."""
+    yield Llx(tmp_path)
+    sweep(tmp_path)
+
+
+@dataclass
+class Cluster:
+    llx: Llx
+    url: str
+    config: Path
+
+    @property
+    def directory(self) -> Path:
+        return self.llx.home / "state/llx/clusters/e2e"
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory, oracle) -> Cluster:
+    """The shared cluster, up for the session and taken down by `llx down`."""
+    home = tmp_path_factory.mktemp("cluster")
+    llx = Llx(home)
+    config = home / "cluster.yaml"
+    port = random.randrange(21000, 29000)
+    config.write_text(
+        json.dumps(
+            {
+                "cluster": "e2e",
+                "models": [
+                    {
+                        "name": "oracle",
+                        "model": str(oracle),
+                        "instances": {"min": 2, "max": 2},
+                        "engine_args": ENGINE_ARGS,
+                        "serve_args": {
+                            "enable_auto_tool_choice": True,
+                            "tool_call_parser": "hermes",
+                        },
+                    },
+                    {
+                        "name": "simulated",
+                        "model": str(oracle),
+                        "engine": "sim",
+                        "instances": {"min": 1, "max": 1},
+                        "engine_args": {"max_model_len": 2048},
+                        "sim": {"step_base_ms": 2.0},
+                    },
+                ],
+                "gateway": {"port": port},
+                "control": {"port": 0},
+                "runtime": {"platform": "cpu", "cpu_threads": 1},
+            }
+        )
+    )
+    done = llx("up", "-y", str(config), timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    try:
+        yield Cluster(llx, f"http://127.0.0.1:{port}", config)
+    finally:
+        done = llx("down", "--deadline", "5s")
+        left = processes_of(home)
+        sweep(home)
+    assert done.returncode == 0, done.stderr
+    assert left == {}, "`llx down` left processes behind"

@@ -1,0 +1,230 @@
+"""The outer application over stand-ins for vLLM's: what it refuses, adds and passes through."""
+
+import asyncio
+import hashlib
+import json
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from llx.gateway import context
+from llx.gateway.app import MAX_BODY_BYTES, GatewayApp
+from llx.specs import ApiKeySpec, GatewaySpec, PriorityClassSpec
+
+
+class Inner:
+    """Stands in for vLLM's application: records what it gets and answers as told."""
+
+    def __init__(self, name):
+        self.name = name
+        self.calls = []
+        self.hold = None
+        self.state = SimpleNamespace(openai_serving_models=self)
+
+    async def show_available_models(self):
+        card = {"id": self.name, "object": "model"}
+        return SimpleNamespace(model_dump=lambda mode: {"object": "list", "data": [card]})
+
+    async def __call__(self, scope, receive, send):
+        message = await receive()
+        http = context.current.get()
+        self.calls.append((dict(scope["headers"]), message["body"], http))
+        http.instances.append(f"{self.name}-0")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if self.hold is not None:
+            await self.hold.wait()
+        await send({"type": "http.response.body", "body": b"ok", "more_body": False})
+
+
+class Pool:
+    def __init__(self, name):
+        self.spec = SimpleNamespace(name=name)
+        self.app = Inner(name)
+        self.is_open = True
+        self.roster = SimpleNamespace(ready_event=asyncio.Event())
+        self.roster.ready_event.set()
+
+
+class Page:
+    def page(self):
+        return b"a_metric 1\n"
+
+
+def make(*names, keys=(), max_requests=100):
+    spec = GatewaySpec(
+        name="gateway-0",
+        host="127.0.0.1",
+        port=0,
+        pools=[],
+        classes=[PriorityClassSpec("normal", 10, is_default=True), PriorityClassSpec("urgent", 0)],
+        api_keys=[
+            ApiKeySpec(tenant, hashlib.sha256(key.encode()).hexdigest()) for tenant, key in keys
+        ],
+        max_requests=max_requests,
+        scheduler_address="",
+        keys_path="",
+        status_path="",
+    )
+    pools = {name: Pool(name) for name in names or ("tiny",)}
+    app = GatewayApp(spec, pools, Page())
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
+    return client, pools, app
+
+
+def body_of(model="tiny", **more):
+    return {"model": model, "prompt": "x", **more}
+
+
+async def test_a_request_reaches_its_pool_whole_and_comes_back_with_its_ids():
+    client, pools, _ = make()
+    answer = await client.post("/v1/completions", json=body_of(), headers={"x-request-id": "mine"})
+    headers, body, http = pools["tiny"].app.calls[0]
+    assert json.loads(body) == body_of()
+    assert headers[b"x-request-id"] == b"mine"
+    assert (http.tenant, http.class_name, http.priority) == ("anonymous", "normal", 10)
+    assert answer.text == "ok"
+    assert answer.headers["x-request-id"] == "mine"
+    assert answer.headers["x-llx-request-id"].startswith("llx-")
+    assert answer.headers["x-llx-instance"] == "tiny-0"
+
+
+@pytest.mark.parametrize("bad", ["", "x" * 129, "new\x7fline"])
+async def test_an_id_that_cannot_be_echoed_is_replaced(bad):
+    client, pools, _ = make()
+    answer = await client.post("/v1/completions", json=body_of(), headers={"x-request-id": bad})
+    assert answer.headers["x-request-id"] == answer.headers["x-llx-request-id"]
+    assert pools["tiny"].app.calls[0][0][b"x-request-id"].startswith(b"llx-")
+
+
+async def test_the_model_picks_the_pool_and_an_unknown_one_is_vllms_to_refuse():
+    client, pools, _ = make("small", "large")
+    for model in ("large", "small", "nope", None):
+        await client.post("/v1/chat/completions", json=body_of(model))
+    seen = {
+        name: [json.loads(c[1])["model"] for c in pool.app.calls] for name, pool in pools.items()
+    }
+    assert seen == {"small": ["small", "nope", None], "large": ["large"]}
+
+
+async def test_a_broken_body_is_vllms_to_refuse():
+    client, pools, _ = make()
+    await client.post("/v1/completions", content=b"{bad")
+    assert pools["tiny"].app.calls[0][1] == b"{bad"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "expected"),
+    [({"x-llx-priority": "urgent"}, {}, 0), ({}, {"priority": 0}, 0), ({}, {"priority": 7}, 10)],
+)
+async def test_the_class_fixes_the_priority(headers, body, expected):
+    client, pools, _ = make()
+    await client.post("/v1/completions", json=body_of(**body), headers=headers)
+    assert pools["tiny"].app.calls[0][2].priority == expected
+
+
+async def test_the_models_of_all_pools_are_listed():
+    client, _, _ = make("small", "large")
+    answer = await client.get("/v1/models")
+    assert [card["id"] for card in answer.json()["data"]] == ["small", "large"]
+    assert (await client.get("/v1/models/large")).json()["id"] == "large"
+    assert (await client.get("/v1/models/none")).status_code == 404
+
+
+async def test_keys_are_asked_for_when_configured():
+    client, pools, _ = make(keys=[("alice", "sk-a")])
+    refused = await client.post("/v1/completions", json=body_of())
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+    assert (await client.get("/v1/models")).status_code == 401
+    wrong = await client.post(
+        "/v1/completions", json=body_of(), headers={"authorization": "Bearer sk-b"}
+    )
+    assert wrong.status_code == 401
+    assert pools["tiny"].app.calls == []
+    right = {"authorization": "Bearer sk-a"}
+    assert (await client.post("/v1/completions", json=body_of(), headers=right)).status_code == 200
+    assert pools["tiny"].app.calls[0][2].tenant == "alice"
+    assert (await client.get("/health")).status_code == 200
+
+
+async def test_errors_have_the_standard_shape():
+    client, _, app = make()
+    cases = [
+        await client.post("/v1/completions", json=body_of(), headers={"x-llx-priority": "x"}),
+        await client.get("/v1/completions"),
+        await client.post("/v1/nothing", json={}),
+        await client.post("/collective_rpc", json={}),
+    ]
+    assert [answer.status_code for answer in cases] == [400, 405, 404, 404]
+    for answer in cases:
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["code"] == answer.status_code
+    assert "urgent, normal" in cases[0].json()["error"]["message"]
+    assert app.num_refused == 4
+
+
+async def test_a_full_gateway_says_when_to_come_back():
+    client, pools, app = make(max_requests=2)
+    pools["tiny"].app.hold = asyncio.Event()
+    held = [asyncio.create_task(client.post("/v1/completions", json=body_of())) for _ in range(2)]
+    while app.num_open < 2:
+        await asyncio.sleep(0)
+    refused = await client.post("/v1/completions", json=body_of())
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    pools["tiny"].app.hold.set()
+    assert [answer.status_code for answer in await asyncio.gather(*held)] == [200, 200]
+    assert app.num_open == 0
+    assert (await client.post("/v1/completions", json=body_of())).status_code == 200
+
+
+async def test_a_pool_without_instances_is_unavailable_others_are_not():
+    client, pools, _ = make("small", "large")
+    pools["large"].roster.ready_event.clear()
+    refused = await client.post("/v1/completions", json=body_of("large"))
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert "no instance of large" in refused.json()["error"]["message"]
+    assert (await client.post("/v1/completions", json=body_of("small"))).status_code == 200
+    assert (await client.get("/health")).status_code == 503
+
+
+async def test_an_oversized_body_is_refused():
+    client, pools, _ = make()
+    answer = await client.post("/v1/completions", content=b" " * (MAX_BODY_BYTES + 1))
+    assert answer.status_code == 413
+    assert pools["tiny"].app.calls == []
+
+
+async def test_the_disconnect_reaches_vllm():
+    """vLLM aborts a request when `receive` says the client has gone."""
+    _, pools, app = make()
+    heard = []
+
+    async def inner(scope, receive, send):
+        heard.append((await receive())["type"])
+        heard.append((await receive())["type"])
+
+    pools["tiny"].app = inner
+    messages = iter(
+        [
+            {"type": "http.request", "body": b'{"model": ', "more_body": True},
+            {"type": "http.request", "body": b'"tiny"}', "more_body": False},
+            {"type": "http.disconnect"},
+        ]
+    )
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        raise AssertionError(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    await app(scope, receive, send)
+    assert heard == ["http.request", "http.disconnect"]
+
+
+async def test_metrics_and_version_need_no_key():
+    client, _, _ = make(keys=[("alice", "sk-a")])
+    assert (await client.get("/metrics")).text == "a_metric 1\n"
+    assert (await client.get("/version")).json() == {"version": "0.32.0"}
