@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 import torch
-from llx.agent.vllm import tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from llx.agent.vllm import tiny_model
 
 LAYERS, HIDDEN, HEADS, MLP = 6, 384, 6, 768
 HEAD_SCALE = 12.0

@@ -8,7 +8,8 @@ import sys
 import httpx
 import openai
 import pytest
-from conftest import ROOT
+
+from tests.e2e.rig import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.node]
 
@@ -89,7 +90,13 @@ async def test_a_burst_spreads_over_both_instances(http):
 
 
 async def test_a_client_that_leaves_ends_its_request_on_the_engine(http, cluster):
-    body = {"model": "oracle", "prompt": "x", "max_tokens": 1900, "ignore_eos": True, "stream": True}
+    body = {
+        "model": "oracle",
+        "prompt": "x",
+        "max_tokens": 1900,
+        "ignore_eos": True,
+        "stream": True,
+    }
     async with http.stream("POST", "/v1/completions", json=body) as answer:
         instance = answer.headers["x-llx-instance"]
         async for line in answer.aiter_lines():

@@ -7,7 +7,8 @@ import subprocess
 
 import openai
 import pytest
-from conftest import ROOT
+
+from tests.e2e.rig import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.node]
 
@@ -41,7 +42,11 @@ CASES = {
         "prompt": prompt(40),
         "params": {**GREEDY, "presence_penalty": 0.8, "frequency_penalty": 0.5, "min_tokens": 10},
     },
-    "json schema": {"prompt": prompt(15), "params": {**GREEDY, "ignore_eos": False}, "schema": SCHEMA},
+    "json schema": {
+        "prompt": prompt(15),
+        "params": {**GREEDY, "ignore_eos": False},
+        "schema": SCHEMA,
+    },
 }
 
 
@@ -96,7 +101,10 @@ async def test_the_gateway_says_what_vllm_says(name, cluster, reference):
         got = choices_of(each.parse())
         for mine, theirs in zip(got, expected, strict=True):
             assert mine["token_ids"] == theirs["token_ids"]
-            assert (mine["text"], mine["finish_reason"]) == (theirs["text"], theirs["finish_reason"])
+            assert (mine["text"], mine["finish_reason"]) == (
+                theirs["text"],
+                theirs["finish_reason"],
+            )
             if theirs["logprobs"]:
                 assert mine["logprobs"] == pytest.approx(theirs["logprobs"], abs=1e-3)
     if "schema" in case and expected[0]["finish_reason"] == "stop":

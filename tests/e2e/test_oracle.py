@@ -4,7 +4,8 @@ import json
 import subprocess
 
 import pytest
-from conftest import ROOT
+
+from tests.e2e.rig import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.node]
 

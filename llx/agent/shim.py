@@ -1,0 +1,443 @@
+"""The shim: a tiny process that keeps one child, and outlives whoever started it.
+
+    python -I -S shim.py DIR -- COMMAND...        (the child's environment is the shim's own)
+
+Standard library only; run as a file, so that it imports nothing of llx. It detaches (two forks, own
+session), holds a lock on DIR/shim.lock for its life, starts COMMAND in a session of its own and
+keeps in DIR:
+
+    shim.json   who runs, since when, how it ended; replaced atomically
+    shim.sock   one JSON object per line: {"op": "status"}, {"op": "signal", "signal": N},
+                {"op": "stop", "grace_s": S} (TERM to the child's group, KILL after S; answered
+                when all of it is gone)
+    log         the child's stdout and stderr, written by the child itself; log.1: the run before
+
+No way of dying leaves anything behind: the kernel kills the child with the shim
+(PR_SET_PDEATHSIG); a child that ends takes its group along, and whatever left the group is found by
+the mark in its environment. A pid is acted on only while it cannot have been reused: an unreaped
+child's, or one held by a pidfd. When DIR itself is deleted nobody can reach the shim any more, and
+it ends its child.
+
+The first line on the shim's stdout tells the spawner how the start went; nobody need read it.
+"""
+
+# pathlib would cost every shim a megabyte.
+# ruff: noqa: PTH105, PTH108, PTH109, PTH110, PTH123, PTH208
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+MARK = "LLX_SHIM"
+"""Environment variable whose value is this run's mark; every descendant carries it."""
+TAIL_BYTES = 4096
+MAX_GRACE_S = 86400.0
+
+_MAX_LINE = 4096
+_MAX_CLIENTS = 64
+_LOOK_EVERY_S = 5.0
+_KILL_AGAIN_S = 1.0
+_SWEEP_S = 5.0
+_OWN_STOP_GRACE_S = 10.0
+_PR_SET_PDEATHSIG = 1
+
+
+class StartError(Exception):
+    """The child cannot be started; `kind` is ``conflict`` or ``start``."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def start_time(pid: int) -> int | None:
+    """When process `pid` started, in ticks since boot; None if there is none (or only a zombie)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in {b"Z", b"X"} else int(fields[19])
+
+
+def kill_marked(mark: str, deadline_s: float = _SWEEP_S) -> list[int]:
+    """KILL every process of this user whose environment carries `mark`; returns who is left."""
+    needle = f"{MARK}={mark}".encode()
+    end = time.monotonic() + deadline_s
+    while True:
+        left = [pid for pid in _pids() if _kill_if_marked(pid, needle)]
+        if not left or time.monotonic() >= end:
+            return left
+        time.sleep(0.005)
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _kill_if_marked(pid: int, needle: bytes) -> bool:
+    if pid == os.getpid() or not _is_marked(pid, needle):
+        return False
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        # Looked at again: the pidfd may be of a process that took the number in between.
+        if not _is_marked(pid, needle):
+            return False
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _is_marked(pid: int, needle: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return needle in file.read().split(b"\0")
+    except OSError:
+        return False
+
+
+class _Client:
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.buffer = b""
+        self.awaits_end = False
+
+
+class Shim:
+    """One child and those who ask about it. Single-threaded; the current directory is DIR."""
+
+    def __init__(self, command: list[str], umask: int) -> None:
+        self._command = command
+        self._umask = umask
+        self._clients: dict[int, _Client] = {}
+        self._poll = select.poll()
+        self._kill_at: float | None = None
+        self._child = 0
+        self._mark = os.urandom(16).hex()
+        self._record: dict[str, object] = {}
+
+    def start(self) -> None:
+        """Take the lock, listen, start the child, write the first record.
+
+        Raises:
+            StartError: Another shim holds the directory, or the command cannot be run.
+        """
+        self._lock = os.open("shim.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartError("conflict", "a process is already running there") from None
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink("shim.json")
+        self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: self._stop(_OWN_STOP_GRACE_S))
+        for ignored in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(ignored, signal.SIG_IGN)
+        self._poll.register(self._wake, select.POLLIN)
+        self._listen()
+        log = self._open_log()
+        try:
+            self._child = self._start_child(log)
+        except BaseException:
+            os.unlink("shim.sock")
+            raise
+        os.dup2(log, 2)
+        os.close(log)
+        self._write_record(state="running")
+
+    def run(self) -> None:
+        """Serve until the child has ended, then clear up, record it and answer who waits."""
+        while not self._has_child_ended():
+            for fd, _ in self._poll.poll(self._timeout_ms()):
+                self._serve(fd)
+            self._escalate()
+            self._look_around()
+        self._finish()
+
+    # ------------------------------------------------------------------ start
+
+    def _listen(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink("shim.sock")
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.setblocking(False)
+        self._listener.bind("shim.sock")  # relative: a long DIR does not matter
+        self._listener.listen(_MAX_CLIENTS)
+        self._poll.register(self._listener, select.POLLIN)
+
+    def _open_log(self) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace("log", "log.1")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+        return os.open("log", flags, 0o600)
+
+    def _start_child(self, log: int) -> int:
+        problem_read, problem_write = os.pipe()  # closed by a successful exec
+        me = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.close(problem_read)
+                self._exec(me, log)
+            except BaseException as error:  # noqa: BLE001 - the forked child must not return
+                os.write(problem_write, f"{self._command[0]}: {error}"[:2000].encode())
+            finally:
+                os._exit(127)
+        os.close(problem_write)
+        problem = b""
+        while chunk := os.read(problem_read, 4096):
+            problem += chunk
+        os.close(problem_read)
+        if problem:
+            os.waitpid(pid, 0)
+            raise StartError("start", problem.decode(errors="replace"))
+        return pid
+
+    def _exec(self, shim: int, log: int) -> None:
+        import ctypes  # here: only the forked child pays for it
+
+        os.setsid()
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl")
+        if os.getppid() != shim:  # it died before the line above took effect
+            os._exit(127)
+        for number in range(1, signal.NSIG):
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.umask(self._umask)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.execvpe(self._command[0], self._command, {**os.environ, MARK: self._mark})  # noqa: S606
+
+    # ------------------------------------------------------------------ life
+
+    def _timeout_ms(self) -> int:
+        if self._kill_at is None:
+            return int(_LOOK_EVERY_S * 1000)
+        return max(0, math.ceil((self._kill_at - time.monotonic()) * 1000))
+
+    def _has_child_ended(self) -> bool:
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._child, flags) is not None
+
+    def _signal_group(self, number: int) -> None:
+        # The child is not reaped yet, so its number still names its group and nothing else.
+        if self._child:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._child, number)
+
+    def _stop(self, grace_s: float) -> None:
+        kill_at = time.monotonic() + grace_s
+        self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
+        self._signal_group(signal.SIGTERM)
+        self._signal_group(signal.SIGCONT)
+
+    def _escalate(self) -> None:
+        now = time.monotonic()
+        if self._kill_at is not None and now >= self._kill_at:
+            self._signal_group(signal.SIGKILL)
+            self._kill_at = now + _KILL_AGAIN_S
+
+    def _look_around(self) -> None:
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            if self._kill_at is None:
+                self._stop(_OWN_STOP_GRACE_S)
+            return
+        if not os.path.exists("shim.sock"):  # a cleaner took it
+            self._poll.unregister(self._listener)
+            self._listener.close()
+            self._listen()
+
+    # ------------------------------------------------------------------ clients
+
+    def _serve(self, fd: int) -> None:
+        if fd == self._wake:
+            with contextlib.suppress(BlockingIOError):
+                os.read(fd, 4096)
+        elif fd == self._listener.fileno():
+            self._accept()
+        elif fd in self._clients:
+            self._receive(self._clients[fd])
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        if len(self._clients) >= _MAX_CLIENTS:
+            self._drop(next(iter(self._clients.values())))
+        connection.setblocking(False)
+        self._clients[connection.fileno()] = _Client(connection)
+        self._poll.register(connection, select.POLLIN)
+
+    def _receive(self, client: _Client) -> None:
+        try:
+            data = client.connection.recv(_MAX_LINE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        client.buffer += data
+        if not data or len(client.buffer) > _MAX_LINE:
+            self._drop(client)
+            return
+        while b"\n" in client.buffer:
+            line, _, client.buffer = client.buffer.partition(b"\n")
+            self._answer(client, line)
+
+    def _answer(self, client: _Client, line: bytes) -> None:
+        try:
+            request = json.loads(line)
+            op = request["op"]
+            if op == "status":
+                pass
+            elif op == "signal":
+                self._signal_group(int(_number(request["signal"], 1, signal.NSIG - 1)))
+            elif op == "stop":
+                self._stop(_number(request["grace_s"], 0, MAX_GRACE_S))
+                client.awaits_end = True
+                return
+            else:
+                raise ValueError(f"no such op: {op!r}")
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            self._send(client, {"error": f"bad request: {error!r}"[:200]})
+            return
+        self._send(client, self._record)
+
+    def _send(self, client: _Client, message: dict[str, object]) -> None:
+        try:
+            client.connection.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            self._drop(client)
+
+    def _drop(self, client: _Client) -> None:
+        if self._clients.pop(client.connection.fileno(), None) is not None:
+            self._poll.unregister(client.connection)
+            client.connection.close()
+
+    # ------------------------------------------------------------------ end
+
+    def _finish(self) -> None:
+        self._signal_group(signal.SIGKILL)  # while the zombie still holds the group's number
+        child, self._child = self._child, 0
+        info = os.waitid(os.P_PID, child, os.WEXITED)
+        assert info is not None, "a blocking waitid returns"
+        has_exited = info.si_code == os.CLD_EXITED
+        kill_marked(self._mark)
+        self._write_record(
+            state="exited",
+            exit_code=info.si_status if has_exited else None,
+            signal=None if has_exited else info.si_status,
+            stderr_tail=_tail("log"),
+            exited_at=time.time(),
+        )
+        with contextlib.suppress(OSError):
+            os.unlink("shim.sock")
+        os.close(self._lock)  # before the answers: who hears of the end may start anew at once
+        for client in list(self._clients.values()):
+            if client.awaits_end:
+                self._send(client, self._record)
+
+    def _write_record(self, **changes: object) -> None:
+        if not self._record:
+            self._record = {
+                "shim_pid": os.getpid(),
+                "shim_start": start_time(os.getpid()),
+                "child_pid": self._child,
+                "child_start": start_time(self._child) or 0,
+                "mark": self._mark,
+                "exit_code": None,
+                "signal": None,
+                "stderr_tail": "",
+                "started_at": time.time(),
+                "exited_at": None,
+            }
+        self._record |= changes
+        with contextlib.suppress(OSError):  # DIR was deleted, or the disk is full: go on
+            fd = os.open("shim.json.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(fd, "w") as file:
+                json.dump(self._record, file)
+            os.replace("shim.json.new", "shim.json")
+
+
+def _number(value: object, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"not a number from {low} to {high}")
+    return value
+
+
+def _tail(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            return file.read(TAIL_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _detach() -> None:
+    """Become a child of init in a session of its own, without a controlling terminal."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+
+
+def _tell(spawner: int, message: dict[str, object]) -> None:
+    with contextlib.suppress(OSError):  # the spawner may be gone
+        os.write(spawner, json.dumps(message).encode() + b"\n")
+    os.close(spawner)
+
+
+def main(argv: list[str]) -> int:
+    """Run as described above; returns the exit code."""
+    if len(argv) < 4 or argv[2] != "--":
+        sys.stderr.write("usage: shim.py DIR -- COMMAND...\n")
+        return 2
+    spawner = os.dup(1)
+    umask = os.umask(0o077)
+    try:
+        os.chdir(argv[1])
+    except OSError as error:
+        _tell(spawner, {"kind": "start", "error": str(error)})
+        return 1
+    _detach()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    shim = Shim(argv[3:], umask)
+    try:
+        shim.start()
+    except (StartError, OSError) as error:
+        kind = error.kind if isinstance(error, StartError) else "start"
+        _tell(spawner, {"kind": kind, "error": str(error)})
+        return 1
+    _tell(spawner, {"started": True})
+    shim.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,166 @@
+"""A cluster's state directory: the lock over it, the files of a start, and taking them away.
+
+cluster.yaml    the resolved settings; there while the cluster is up
+events.jsonl    the audit trail; kept
+term            raised at each start of the head; kept
+procs/<name>/   one per process; its log is kept
+…               keys, token, ledger and the like belong to a start
+
+What is in it while the cluster runs is `llx.cluster.state_dir`'s.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llx.errors import ConfigError, ConflictError, LlxError, NotFoundError
+from llx.settings import ClusterSettings, Environment, load_cluster
+
+SETTINGS_FILE = "cluster.yaml"
+LOCK_FILE = "up.lock"
+PROCS = "procs"
+
+_KEPT_FILES = frozenset({"events.jsonl", "term", LOCK_FILE})
+_KEPT_PROCESS_FILES = frozenset({"log", "log.1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A cluster known here."""
+
+    name: str
+    state_dir: Path
+    is_up: bool
+    changed_at: float
+
+
+def contexts(environment: Environment) -> list[Context]:
+    """Clusters with a state directory, by name; those taken down are kept for their logs."""
+    if not environment.clusters_dir.is_dir():
+        return []
+    found = []
+    for each in sorted(environment.clusters_dir.iterdir()):
+        if each.is_dir():
+            settings = each / SETTINGS_FILE
+            is_up = settings.exists()
+            found.append(
+                Context(each.name, each, is_up, (settings if is_up else each).stat().st_mtime)
+            )
+    return found
+
+
+def pick_context(environment: Environment, name: str | None) -> Context:
+    """The cluster called `name`, else the only or the latest one that is up, else the latest.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    known = contexts(environment)
+    if name is not None:
+        for each in known:
+            if each.name == name:
+                return each
+        names = ", ".join(each.name for each in known) or "none"
+        raise NotFoundError(
+            f'no cluster "{name}" (known here: {names})', remedy="llx context ls; llx up"
+        )
+    if not known:
+        raise NotFoundError("no cluster was started here", remedy="llx up")
+    return max(known, key=lambda each: (each.is_up, each.changed_at))
+
+
+@contextlib.contextmanager
+def cluster_lock(state_dir: Path, verb: str) -> Iterator[None]:
+    """Hold the cluster for one `up` or `down`; the directory is made if need be, 0700.
+
+    The kernel lets go when the process dies. A directory that holds nothing afterwards is removed.
+
+    Raises:
+        ConflictError: Another llx holds it.
+    """
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise LlxError(f"cannot make {state_dir}: {error.strerror}") from None
+    path = state_dir / LOCK_FILE
+    handle = _acquire(path)
+    try:
+        record = {"verb": verb, "pid": os.getpid(), "since": time.time()}
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(record).encode(), 0)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            state_dir.rmdir()  # refuses a directory that holds anything
+        os.close(handle)
+
+
+def running_settings(state_dir: Path) -> ClusterSettings | None:
+    """The settings the cluster was started with; None if it is not up."""
+    path = state_dir / SETTINGS_FILE
+    if not path.exists():
+        return None
+    try:
+        return load_cluster(path)
+    except ConfigError as error:
+        raise ConflictError(
+            f"cluster {state_dir.name} was started by another llx: {error.message}",
+            remedy="llx down",
+        ) from None
+
+
+def clear(state_dir: Path) -> None:
+    """Remove what belongs to a start; logs, the audit trail and the term stay."""
+    for each in state_dir.iterdir():
+        if each.is_file() and each.name not in _KEPT_FILES:
+            each.unlink(missing_ok=True)
+    procs = state_dir / PROCS
+    for directory in procs.iterdir() if procs.is_dir() else ():
+        for each in directory.iterdir():
+            if each.name not in _KEPT_PROCESS_FILES:
+                each.unlink(missing_ok=True)
+
+
+def purge(state_dir: Path) -> None:
+    """Remove everything but the lock, which its holder removes."""
+    for each in state_dir.iterdir():
+        if each.is_dir():
+            shutil.rmtree(each)
+        elif each.name != LOCK_FILE:
+            each.unlink(missing_ok=True)
+
+
+def _acquire(path: Path) -> int:
+    """The lock's file descriptor. Whoever had it removes the file: look that ours is the one."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 1000, 0)
+            os.close(handle)
+            raise _held(path, holder) from None
+        with contextlib.suppress(OSError):
+            if os.fstat(handle).st_ino == path.stat().st_ino:
+                return handle
+        os.close(handle)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _held(path: Path, record: bytes) -> ConflictError:
+    try:
+        holder = json.loads(record)
+        since = time.strftime("%H:%M:%S", time.localtime(holder["since"]))
+        who = f"another llx {holder['verb']} is at work (pid {holder['pid']}, since {since})"
+    except (ValueError, KeyError, TypeError):
+        who = "another llx is at work"
+    return ConflictError(
+        f"cluster {path.parent.name}: {who}", remedy="wait for it, or end it with Ctrl-C"
+    )

@@ -1,0 +1,187 @@
+"""`llx demo`: a cluster of two instances comes up, streams, and goes away again."""
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llx.choices import Platform
+from llx.cli.failures import Interruptions, command, show
+from llx.cli.parameters import Engine
+from llx.cli.session import Session, local_ports
+from llx.errors import ExitCode, LlxError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llx.bootstrap.local_ports import LocalPorts
+    from llx.bootstrap.plan import Plan
+    from llx.cli.checklist import Checklist
+    from llx.cli.streams import StreamBoard
+
+_STOP_DEADLINE_S = 5.0
+_INSTANCES = 2
+
+
+@command
+def demo(
+    engine: Annotated[Engine, typer.Option("--engine", help="What answers.")] = Engine.VLLM,
+    platform: Annotated[
+        Platform, typer.Option("--platform", help="auto: cuda if there are two GPUs.")
+    ] = Platform.AUTO,
+    requests: Annotated[
+        int, typer.Option("--requests", min=2, max=64, metavar="N", help="Streams at once.")
+    ] = 6,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, metavar="N", help="Length of each answer.")
+    ] = 160,
+) -> None:
+    """Show llx at work: two instances, one endpoint.
+
+    A cluster comes up, streams from both instances at once, and is gone at the end. The show is on
+    stderr; stdout gets one line of JSON.
+    """
+    session = Session()
+    began = time.monotonic()
+    interruptions = Interruptions()
+    outcome: dict[str, object] = {"instances": 0, "requests": 0, "completed": 0, "output_tokens": 0}
+    code = ExitCode.OK
+    try:
+        with interruptions.installed():
+            outcome = _perform(
+                session, interruptions, engine, platform, requests=requests, max_tokens=max_tokens
+            )
+    except LlxError as error:
+        show(error)
+        code = ExitCode.FAILURE
+        outcome["error"] = error.message
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+        outcome["error"] = "interrupted"
+    word = "ok" if code is ExitCode.OK else "failed"
+    seconds = round(time.monotonic() - began, 1)
+    sys.stdout.write(json.dumps({"demo": word, **outcome, "seconds": seconds}) + "\n")
+    sys.stdout.flush()
+    if code is not ExitCode.OK:
+        raise typer.Exit(int(code))
+
+
+def _perform(
+    session: Session,
+    interruptions: Interruptions,
+    engine: Engine,
+    platform: Platform,
+    *,
+    requests: int,
+    max_tokens: int,
+) -> dict[str, object]:
+    """The show, in a state directory of its own, which is gone at the end."""
+    import tempfile
+    from pathlib import Path
+
+    from llx.cli.checklist import Checklist
+
+    ports = local_ports(interruptions)
+    with tempfile.TemporaryDirectory(prefix="llx-demo-") as folder:
+        plan = _plan(session, Path(folder), engine, platform)
+        checklist = Checklist(session.err)
+        _say(session, "[bold]llx demo[/]: two instances, one OpenAI endpoint\n")
+        try:
+            board = _stream(session, plan, ports, checklist, requests, max_tokens)
+        finally:
+            _take_down(session, plan.state_dir, ports)
+        return _verdict(board)
+
+
+def _plan(session: Session, folder: "Path", engine: Engine, platform: Platform) -> "Plan":
+    from llx.bootstrap.facts import list_gpus
+    from llx.bootstrap.plan import plan_local
+    from llx.settings import Environment
+    from llx.specs import EngineKind
+
+    variables = {**session.environment.variables, "XDG_STATE_HOME": str(folder)}
+    gpus = list_gpus()
+    if platform is Platform.AUTO and len(gpus) < _INSTANCES:
+        platform = Platform.CPU
+    return plan_local(
+        Environment(variables, session.environment.cwd),
+        gpus,
+        cluster="demo",
+        engine=EngineKind(engine),
+        instances=_INSTANCES,
+        port=_free_port(),
+        control_port=0,
+        platform=platform,
+    )
+
+
+def _stream(
+    session: Session,
+    plan: "Plan",
+    ports: "LocalPorts",
+    checklist: "Checklist",
+    requests: int,
+    max_tokens: int,
+) -> "StreamBoard":
+    from llx.bootstrap.local import up
+    from llx.cli.streams import run_streams
+    from llx.openai_client import OpenAIClient
+
+    with checklist.shown():
+        result = up(plan, ports, checklist.observe)
+    _say(session, f"\n{requests} chats at once through {result.status.url}/v1\n")
+    with OpenAIClient(result.status.url) as gateway:
+        return run_streams(
+            session.err,
+            gateway,
+            model=result.status.models[0].name,
+            num_streams=requests,
+            max_tokens=max_tokens,
+        )
+
+
+def _take_down(session: Session, state_dir: "Path", ports: "LocalPorts") -> None:
+    from llx.bootstrap.local_stop import down
+    from llx.cli.checklist import Checklist
+
+    _say(session, "")
+    checklist = Checklist(session.err)
+    with checklist.shown():
+        down(state_dir, ports, checklist.observe, deadline_s=_STOP_DEADLINE_S, user="demo")
+    _say(session, "")
+
+
+def _verdict(board: "StreamBoard") -> dict[str, object]:
+    """The figures.
+
+    Raises:
+        CheckError: A stream failed, or an instance served none.
+    """
+    from llx.errors import CheckError
+
+    failed = [f"{each.title}: {each.error}" for each in board.streams if each.error]
+    if failed:
+        raise CheckError(f"{len(failed)} of {len(board.streams)} streams failed: {failed[0]}")
+    instances = {each.instance for each in board.streams}
+    if len(instances) < _INSTANCES:
+        raise CheckError(f"only {', '.join(sorted(instances))} served: expected both instances")
+    return {
+        "instances": len(instances),
+        "requests": len(board.streams),
+        "completed": sum(each.is_done for each in board.streams),
+        "output_tokens": sum(each.tokens for each in board.streams),
+    }
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _say(session: Session, text: str) -> None:
+    session.err.print(text, soft_wrap=True)

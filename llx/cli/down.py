@@ -1,0 +1,73 @@
+"""`llx down`."""
+
+from typing import Annotated
+
+import typer
+
+from llx.cli.failures import Interruptions, command
+from llx.cli.parameters import ContextOption, YesOption, parse_duration
+from llx.cli.session import Session, confirmed, local_ports
+
+
+@command
+def down(
+    deadline: Annotated[
+        float,
+        typer.Option(
+            "--deadline",
+            parser=parse_duration,
+            metavar="DURATION",
+            help="Streams may go on so long; then they are cut.",
+            show_default="60s",
+        ),
+    ] = 60.0,
+    purge: Annotated[
+        bool,
+        typer.Option(
+            "--purge", help="Also remove logs, the node environment and the tiny model llx made."
+        ),
+    ] = False,
+    yes: YesOption = False,
+    context: ContextOption = None,
+) -> None:
+    """Take a cluster down; streams may finish first. Clears whatever is left, safe to repeat."""
+    from llx.bootstrap.local_stop import DownResult, down_and_purge, purge_list
+    from llx.bootstrap.local_stop import down as take_down
+    from llx.cli.checklist import Checklist
+    from llx.errors import LlxError, NotFoundError
+
+    session = Session(context_name=context)
+    name = session.options.context
+    try:
+        state_dir = session.context().state_dir
+    except NotFoundError:
+        if name is not None:
+            raise
+        state_dir = session.environment.cluster_dir("local")
+    doomed = [state_dir, *purge_list(state_dir, session.environment)] if purge else []
+    if doomed:
+        for each in doomed:
+            session.err.print(f"will be removed: {each}", markup=False, soft_wrap=True)
+        if not confirmed(session, "Remove them?", is_yes=yes):
+            raise LlxError("not confirmed: nothing was changed")
+    interruptions = Interruptions()
+    ports = local_ports(interruptions)
+    checklist = Checklist(session.err)
+    user = session.environment.get("USER") or ""
+    result: DownResult
+    with interruptions.installed(), checklist.shown():
+        if purge:
+            result = down_and_purge(
+                state_dir,
+                session.environment,
+                ports,
+                checklist.observe,
+                deadline_s=deadline,
+                user=user,
+            )
+        else:
+            result = take_down(state_dir, ports, checklist.observe, deadline_s=deadline, user=user)
+    if result.was_running:
+        session.out.print(f"cluster {state_dir.name} is down")
+    else:
+        session.out.print(f"cluster {state_dir.name} was not running: nothing to stop")

@@ -1,0 +1,100 @@
+"""The `llx` command: its verbs, and the way in."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from typer.completion import completion_init  # type: ignore[attr-defined]
+
+from llx import __version__
+from llx.cli import (
+    chat,
+    completion,
+    context,
+    demo,
+    down,
+    generate,
+    init,
+    inst,
+    logs,
+    node,
+    status,
+    up,
+)
+from llx.errors import ExitCode
+
+EPILOG = (
+    "Exit codes: 0 ok, 1 failure, 2 usage, 3 unreachable, 4 not found, 5 conflict or locked, "
+    "6 partial success, 7 timeout, 8 check failed, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="llx",
+    help="Serve LLMs with vLLM: one command up, one OpenAI endpoint, every instance in your hand.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from llx.pins import RAY_VERSION, VLLM_VERSION
+
+        typer.echo(f"llx {__version__} (vLLM {VLLM_VERSION}, Ray {RAY_VERSION})")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print versions and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options before the verb."""
+
+
+app.command("init")(init.init)
+app.command("up")(up.up)
+app.command("down")(down.down)
+app.command("status")(status.status)
+app.add_typer(inst.app, name="inst")
+app.command("logs")(logs.logs)
+app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
+app.command("demo")(demo.demo)
+app.add_typer(node.app, name="node")
+app.add_typer(context.app, name="context")
+app.command("completion")(completion.completion)
+
+
+def run() -> None:
+    """Entry point of the ``llx`` script."""
+    # `llx completion` takes the place of typer's own options, which would do this.
+    completion_init()
+    try:
+        app(prog_name="llx")
+    except KeyboardInterrupt:
+        code = int(ExitCode.INTERRUPTED)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    else:
+        code = int(ExitCode.OK)
+    if code == ExitCode.INTERRUPTED:
+        # CPython remembers an interrupt that passed through an exec() (dataclasses use it) and
+        # would end by SIGINT instead of with this code, however well it was handled.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,136 @@
+"""The tables of clusters, instances, gateways, models and contexts."""
+
+import time
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from llx.api import ClusterStatus, GatewayStatus, InstanceStatus, ModelStatus
+from llx.cli.render import Column, age, print_table, span, styled, table
+
+
+def instance_columns(now: float | None = None) -> list[Column[InstanceStatus]]:
+    """Of `llx inst ls`."""
+    return [
+        Column("name", lambda each: each.name),
+        Column("model", lambda each: each.model),
+        Column("host", lambda each: each.host, is_wide_only=True),
+        Column("engine", lambda each: each.engine, is_wide_only=True),
+        Column("state", lambda each: str(each.state)),
+        Column("run", lambda each: _load(each, "running"), is_number=True),
+        Column("wait", lambda each: _load(each, "waiting"), is_number=True),
+        Column("kv", _kv, is_number=True),
+        Column("freeness", _freeness, is_number=True, is_wide_only=True),
+        Column("restarts", lambda each: str(each.restarts), is_number=True, is_wide_only=True),
+        Column("age", lambda each: age(each.started_at, now), is_number=True),
+        Column("pid", lambda each: _or_dash(each.pid), is_number=True, is_wide_only=True),
+        Column("devices", lambda each: _devices(each.devices), is_wide_only=True),
+        Column("detail", lambda each: _one_line(each.detail)),
+    ]
+
+
+def gateway_columns(now: float | None = None) -> list[Column[GatewayStatus]]:
+    """Of the gateways in `llx status`."""
+    return [
+        Column("gateway", lambda each: each.name),
+        Column("host", lambda each: each.host, is_wide_only=True),
+        Column("state", lambda each: str(each.state)),
+        Column("now", lambda each: str(each.in_flight), is_number=True),
+        Column("requests", lambda each: str(each.requests), is_number=True),
+        Column("finished", lambda each: str(each.finished), is_number=True, is_wide_only=True),
+        Column("failed", lambda each: str(each.failed), is_number=True),
+        Column("refused", lambda each: str(each.refused), is_number=True),
+        Column("tokens", lambda each: str(each.output_tokens), is_number=True),
+        Column("age", lambda each: age(each.started_at, now), is_number=True),
+        Column("pid", lambda each: _or_dash(each.pid), is_number=True, is_wide_only=True),
+        Column("url", lambda each: each.url, is_wide_only=True),
+        Column("detail", lambda each: _one_line(each.detail), is_wide_only=True),
+    ]
+
+
+MODEL_COLUMNS: list[Column[ModelStatus]] = [
+    Column("model", lambda each: each.name),
+    Column("engine", lambda each: each.engine),
+    Column("ready", lambda each: f"{each.instances_ready}/{each.instances_min}", is_number=True),
+    Column("max", lambda each: str(each.instances_max), is_number=True, is_wide_only=True),
+    Column("source", lambda each: each.source),
+]
+
+
+def cluster_parts(
+    status: ClusterStatus, *, is_wide: bool, now: float | None = None
+) -> list[Text | Table]:
+    """The headline and the three tables of `llx status`."""
+    up_for = span((time.time() if now is None else now) - status.started_at)
+    headline = Text.assemble(
+        (status.cluster, "bold"),
+        "  ",
+        styled(str(status.state)),
+        f"  {status.url}/v1  {status.platform}, vLLM {status.vllm_version}, up {up_for}",
+    )
+    if is_wide:
+        headline.append(f", llx {status.llx_version}, term {status.term}")
+    return [
+        headline,
+        table(gateway_columns(now), status.gateways, is_wide=is_wide),
+        table(MODEL_COLUMNS, status.models, is_wide=is_wide),
+        table(instance_columns(now), status.instances, is_wide=is_wide),
+    ]
+
+
+def cluster_view(status: ClusterStatus, *, is_wide: bool, now: float | None = None) -> Group:
+    """`llx status -w` on a terminal."""
+    parts = cluster_parts(status, is_wide=is_wide, now=now)
+    spaced: list[Text | Table] = []
+    for each in parts:
+        spaced += [each, Text("")]
+    return Group(*spaced[:-1])
+
+
+def print_cluster(
+    console: Console, status: ClusterStatus, *, is_wide: bool, now: float | None = None
+) -> None:
+    """`llx status`."""
+    headline, *grids = cluster_parts(status, is_wide=is_wide, now=now)
+    console.print(headline, soft_wrap=True)
+    for grid in grids:
+        assert isinstance(grid, Table), "the rest are tables"
+        console.print()
+        print_table(console, grid)
+
+
+def without_ages(status: ClusterStatus) -> str:
+    """What of a status is worth a line in a watch: all but the age of load reports."""
+    quiet = [
+        each.model_copy(update={"load": each.load and each.load.model_copy(update={"age_s": 0.0})})
+        for each in status.instances
+    ]
+    return status.model_copy(update={"instances": quiet}).model_dump_json()
+
+
+def _load(each: InstanceStatus, field: str) -> str:
+    return "-" if each.load is None else str(getattr(each.load, field))
+
+
+def _kv(each: InstanceStatus) -> str:
+    if each.load is None or not each.load.blocks_total:
+        return "-"
+    return f"{100 * each.load.blocks_used / each.load.blocks_total:.0f}%"
+
+
+def _freeness(each: InstanceStatus) -> str:
+    return "-" if each.load is None else f"{each.load.freeness:.1f}"
+
+
+def _devices(devices: list[str]) -> str:
+    return ",".join(devices) or "-"
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _one_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1][:120] if lines else ""

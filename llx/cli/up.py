@@ -1,0 +1,158 @@
+"""`llx up`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llx.choices import Platform
+from llx.cli.failures import Interruptions, command
+from llx.cli.parameters import Engine, YesOption
+from llx.cli.session import Session, confirmed, local_ports
+
+if TYPE_CHECKING:
+    from llx.bootstrap.local import UpResult
+    from llx.bootstrap.plan import Plan
+
+
+@command
+def up(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="A cluster.yaml. None: the local cluster, ./cluster.yaml or not."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and show the plan; change nothing.")
+    ] = False,
+    yes: YesOption = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Local cluster: directory or Hugging Face id.", metavar="M"),
+    ] = None,
+    instances: Annotated[
+        int | None, typer.Option("--instances", min=1, help="Local cluster: how many.", metavar="N")
+    ] = None,
+    engine: Annotated[
+        Engine | None, typer.Option("--engine", help="Local cluster: default vllm.")
+    ] = None,
+    platform: Annotated[
+        Platform | None, typer.Option("--platform", help="Local cluster: default auto.")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", min=0, max=65535, metavar="PORT", help="Local cluster: gateway; 8000."
+        ),
+    ] = None,
+    control_port: Annotated[
+        int | None,
+        typer.Option(
+            "--control-port",
+            min=0,
+            max=65535,
+            metavar="PORT",
+            help="Local cluster: control API; 8900.",
+        ),
+    ] = None,
+) -> None:
+    """Bring a cluster up: FILE's, or a local one of two instances.
+
+    Without FILE: two instances on this machine, on its GPUs if it has some, else on the CPU; of
+    --model, or of a tiny model that llx makes itself. On a cluster that is up already: sees that it
+    runs as asked, and starts again what has failed. Ctrl-C takes away what was started.
+    """
+    from llx.bootstrap.facts import list_gpus
+    from llx.bootstrap.plan import make_plan, plan_local
+    from llx.settings import load_cluster
+    from llx.specs import EngineKind
+
+    session = Session()
+    if file is not None:
+        _refuse_local_flags(model, instances, engine, platform, port, control_port)
+        plan = make_plan(load_cluster(file), session.environment)
+    else:
+        plan = plan_local(
+            session.environment,
+            list_gpus(),
+            model=model,
+            instances=instances,
+            engine=EngineKind(engine or Engine.VLLM),
+            platform=platform or Platform.AUTO,
+            port=port,
+            control_port=control_port,
+        )
+    if dry_run:
+        _dry_run(session, plan)
+    else:
+        _bring_up(session, plan, is_yes=yes)
+
+
+def _refuse_local_flags(*values: object) -> None:
+    from llx.errors import ConfigError
+
+    if any(value is not None for value in values):
+        raise ConfigError(
+            "--model, --instances, --engine, --platform, --port and --control-port shape the "
+            "local cluster; FILE says it all itself",
+            remedy="leave them out, or leave FILE out",
+        )
+
+
+def _dry_run(session: Session, plan: "Plan") -> None:
+    from llx.bootstrap.local import check
+
+    _show_plan(session, plan, is_result=True)
+    check(plan, local_ports())
+    session.err.print("nothing stands in the way; nothing was changed")
+
+
+def _show_plan(session: Session, plan: "Plan", *, is_result: bool) -> None:
+    from llx.bootstrap.facts import node_fact
+    from llx.bootstrap.plan import describe
+
+    is_installed = node_fact(plan.node.python, plan.node.prefix).is_installed
+    rows = describe(plan, is_installed=is_installed)
+    width = max(len(what) for what, _ in rows)
+    console = session.out if is_result else session.err
+    for what, how in rows:
+        console.print(f"{what:<{width}}  {how}", markup=False, soft_wrap=True)
+
+
+def _bring_up(session: Session, plan: "Plan", *, is_yes: bool) -> None:
+    from llx.bootstrap.local import up as bring_up
+    from llx.cli.checklist import Checklist
+    from llx.errors import LlxError
+
+    if session.err.is_terminal and not is_yes:
+        _show_plan(session, plan, is_result=False)
+        if not confirmed(session, "Go ahead?", is_yes=is_yes):
+            raise LlxError("not confirmed: nothing was changed")
+    interruptions = Interruptions()
+    checklist = Checklist(session.err)
+    with interruptions.installed(), checklist.shown():
+        result = bring_up(plan, local_ports(interruptions), checklist.observe)
+    _summary(session, plan, result)
+
+
+def _summary(session: Session, plan: "Plan", result: "UpResult") -> None:
+    status = result.status
+    names = [model.name for model in status.models]
+    key = "" if not plan.settings.gateway.api_keys else " -H 'Authorization: Bearer '$LLX_API_KEY"
+    body = (
+        f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "Hello"}}], '
+        '"max_tokens": 32}'
+    )
+    ready = sum(model.instances_ready for model in status.models)
+    verb = "is up already" if result.was_running else "is up"
+    headers = f"{key} -H 'Content-Type: application/json'"
+    lines = [
+        f"cluster {status.cluster} {verb}: {ready} instances",
+        f"  OpenAI API  {status.url}/v1",
+        f"  models      {', '.join(names)}",
+        f"  try         curl {status.url}/v1/chat/completions{headers} -d '{body}'",
+        "  next        llx status · llx chat · llx logs NAME -f · llx down",
+    ]
+    for line in lines:
+        session.out.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,211 @@
+"""Typed client of the control API. The CLI is built on it; scripts can be too.
+
+Also what both sides of that API must agree on: the files by which a client finds it and the names
+of errors. No logic about clusters lives here.
+"""
+
+import json
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from llx.api import (
+    API_VERSION,
+    ClusterStatus,
+    ErrorBody,
+    InstanceStatus,
+    LogSlice,
+    StopReport,
+    StopRequest,
+)
+from llx.errors import (
+    CheckError,
+    ConfigError,
+    ConflictError,
+    DeadlineError,
+    EngineError,
+    LlxError,
+    NotFoundError,
+    RemoteError,
+    UnreachableError,
+)
+from llx.secret import Secret
+from llx.specs import Phase, ProcessStatus, load_spec
+
+HEAD_STATUS_FILE = Path("procs/head/status.json")
+"""The head's status in a cluster's state directory; `addresses[0]` is the control API's URL."""
+TOKEN_FILE = Path("token")
+"""The control API's bearer token in a cluster's state directory."""
+
+ERROR_NAMES: MappingProxyType[str, type[LlxError]] = MappingProxyType(
+    {
+        "config": ConfigError,
+        "not_found": NotFoundError,
+        "conflict": ConflictError,
+        "deadline": DeadlineError,
+        "engine": EngineError,
+        "unreachable": UnreachableError,
+        "check": CheckError,
+        "remote": RemoteError,
+    }
+)
+"""`ErrorBody.error` and the exception it stands for; any other name is a `RemoteError`."""
+
+_STOP_MARGIN_S = 90.0
+
+R = TypeVar("R", bound=BaseModel)
+
+
+class ControlClient:
+    """The control API of one cluster, one method per endpoint.
+
+    Every method raises `UnreachableError` when nothing answers at the URL, `RemoteError` when what
+    answers does not make sense or refuses the token, and the errors it names.
+
+    Args:
+        url: Such as ``http://127.0.0.1:8900``.
+        token: The bearer token.
+        timeout_s: Time for one answer.
+        transport: How requests travel; None: over HTTP.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: Secret,
+        *,
+        timeout_s: float = 10.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url = url
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {token.reveal()}"},
+            timeout=timeout_s,
+            trust_env=False,  # the token goes to the head, never through a proxy
+            transport=transport,
+        )
+
+    @classmethod
+    def for_cluster(cls, state_dir: Path, *, timeout_s: float = 10.0) -> Self:
+        """A client of the cluster whose state lies in `state_dir`.
+
+        Raises:
+            NotFoundError: There is no such cluster.
+            UnreachableError: Its head is not up, or not yet.
+        """
+        if not state_dir.is_dir():
+            raise NotFoundError(f'no cluster "{state_dir.name}"', remedy="llx up")
+        down = f'cluster "{state_dir.name}": its head is not running'
+        try:
+            status = load_spec(state_dir / HEAD_STATUS_FILE, ProcessStatus)
+            token = (state_dir / TOKEN_FILE).read_text().strip()
+        except (ConfigError, OSError):
+            raise UnreachableError(down, remedy="llx up") from None
+        if status.phase in {Phase.FAILED, Phase.STOPPING}:
+            raise UnreachableError(down, detail=status.detail, remedy="llx up")
+        if not status.addresses or not token:
+            raise UnreachableError(f"{down} yet", remedy="wait for `llx up` to finish")
+        return cls(status.addresses[0], Secret(token), timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def status(self) -> ClusterStatus:
+        """The whole cluster."""
+        return self._request("GET", "status", ClusterStatus)
+
+    def instance(self, name: str) -> InstanceStatus:
+        """One instance.
+
+        Raises:
+            NotFoundError: There is no such instance.
+        """
+        return self._request("GET", f"instances/{_quoted(name)}", InstanceStatus)
+
+    def restart_instance(self, name: str, *, user: str = "") -> InstanceStatus:
+        """Stop an instance, if it runs, and start it anew; returns as soon as that has begun.
+
+        Raises:
+            NotFoundError: There is no such instance.
+            ConflictError: It is stopping, or the cluster is.
+        """
+        path = f"instances/{_quoted(name)}/restart"
+        return self._request("POST", path, InstanceStatus, params={"user": user})
+
+    def logs(
+        self, name: str, *, offset: int | None = None, limit: int = 65536, tail: int = 200
+    ) -> LogSlice:
+        """Part of the log of the head, a gateway or an instance.
+
+        Args:
+            name: ``head``, ``gateway-0``, an instance's name.
+            offset: Where to read on, as a former answer said; None: the last `tail` lines.
+            limit: At most so many bytes.
+            tail: Lines from the end when `offset` is None.
+
+        Raises:
+            NotFoundError: There is no such process.
+        """
+        params = {"offset": -1 if offset is None else offset, "limit": limit, "tail": tail}
+        return self._request("GET", f"logs/{_quoted(name)}", LogSlice, params=params)
+
+    def stop(self, *, deadline_s: float = 60.0, user: str = "") -> StopReport:
+        """Stop the cluster: streams may finish until the deadline. Returns when all is stopped.
+
+        A second stop with a shorter deadline cuts the first one short.
+        """
+        body = StopRequest(deadline_s=deadline_s, user=user)
+        return self._request(
+            "POST", "stop", StopReport, json=body.model_dump(), timeout=deadline_s + _STOP_MARGIN_S
+        )
+
+    def _request(self, method: str, path: str, kind: type[R], **options: Any) -> R:
+        try:
+            response = self._http.request(method, f"/{API_VERSION}/{path}", **options)
+        except httpx.HTTPError as error:
+            raise UnreachableError(
+                f"the control API at {self.url} does not answer ({type(error).__name__}: {error})",
+                remedy="llx up",
+            ) from None
+        if response.is_success:
+            try:
+                return kind.model_validate_json(response.content)
+            except ValidationError as error:
+                raise RemoteError(
+                    f"the control API at {self.url} answers something else than {kind.__name__}",
+                    remedy="run the same llx version here and on the head",
+                    detail=str(error),
+                ) from None
+        raise _error_of(response)
+
+
+def _error_of(response: httpx.Response) -> LlxError:
+    try:
+        body = ErrorBody.model_validate_json(response.content)
+    except ValidationError:
+        text = json.dumps(response.text[:500], ensure_ascii=False)
+        return RemoteError(f"the control API answers {response.status_code}: {text}")
+    kind = ERROR_NAMES.get(body.error, RemoteError)
+    return kind(body.message, remedy=body.remedy, detail=body.detail)
+
+
+def _quoted(name: str) -> str:
+    """`name` as one path segment."""
+    return quote(name, safe="")

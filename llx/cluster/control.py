@@ -1,0 +1,213 @@
+"""The control API: HTTP over the driver, on the head's loopback, behind a bearer token.
+
+Everything, the schema at ``/openapi.json`` too, needs the token. Errors are `ErrorBody`; their
+names are `llx.client.ERROR_NAMES`. What an operation does is the driver's; here it is only reached.
+"""
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from llx import __version__
+from llx.api import (
+    API_VERSION,
+    ClusterStatus,
+    ErrorBody,
+    InstanceStatus,
+    LogSlice,
+    StopReport,
+    StopRequest,
+)
+from llx.client import ERROR_NAMES
+from llx.cluster.driver import ClusterDriver
+from llx.errors import (
+    ConfigError,
+    ConflictError,
+    DeadlineError,
+    LlxError,
+    NotFoundError,
+    UnreachableError,
+)
+from llx.log import get_log
+from llx.secret import Secret
+
+log = get_log(__name__)
+
+MAX_BODY_BYTES = 64 << 10
+MAX_DEADLINE_S = 86400.0
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[Message, Receive, Send], Awaitable[None]]
+
+User = Annotated[str, Query(max_length=256, description="Who asks, for the audit trail.")]
+_STATUS_OF: dict[type[LlxError], HTTPStatus] = {
+    NotFoundError: HTTPStatus.NOT_FOUND,
+    ConflictError: HTTPStatus.CONFLICT,
+    ConfigError: HTTPStatus.BAD_REQUEST,
+    DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
+    UnreachableError: HTTPStatus.BAD_GATEWAY,
+}
+
+
+def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
+    """The ASGI application."""
+    app = FastAPI(
+        title="llx control API",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        responses={
+            code.value: {"model": ErrorBody, "description": code.phrase}
+            for code in (
+                HTTPStatus.UNAUTHORIZED,
+                HTTPStatus.NOT_FOUND,
+                HTTPStatus.CONFLICT,
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                HTTPStatus.INTERNAL_SERVER_ERROR,
+            )
+        },
+    )
+    _add_routes(app, driver)
+    app.add_exception_handler(LlxError, _on_llx_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(Exception, _on_bug)
+    return Guard(app, token)
+
+
+class Guard:
+    """Lets in whoever has the token, and bodies of a sane size; HTTP only."""
+
+    def __init__(self, app: AsgiApp, token: Secret) -> None:
+        self._app = app
+        self._expected = b"Bearer " + token.reveal().encode()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        headers = dict(scope["headers"])
+        if not hmac.compare_digest(headers.get(b"authorization", b""), self._expected):
+            refusal = ErrorBody(
+                error="unauthorized", message="the bearer token is missing or wrong"
+            )
+            await _answer(HTTPStatus.UNAUTHORIZED, refusal)(scope, receive, send)
+            return
+        body = await _read_body(receive, headers.get(b"content-length", b""))
+        if body is None:
+            refusal = ErrorBody(
+                error="too_large", message=f"a body may have {MAX_BODY_BYTES} bytes"
+            )
+            await _answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, refusal)(scope, receive, send)
+            return
+        await self._app(scope, _Replay(body, receive), send)
+
+
+class _Replay:
+    """Hands on a body that was read already, then whatever else comes."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        if self._body is None:
+            return await self._receive()
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+
+async def _read_body(receive: Receive, stated_size: bytes) -> bytes | None:
+    """The whole body; None if it is too large."""
+    if stated_size.isdigit() and int(stated_size[:20]) > MAX_BODY_BYTES:
+        return None
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            return None
+        if not message.get("more_body", False):
+            return body
+
+
+def _add_routes(app: FastAPI, driver: ClusterDriver) -> None:
+    @app.get(f"/{API_VERSION}/status")
+    async def status() -> ClusterStatus:
+        """The whole cluster."""
+        return driver.status()
+
+    @app.get(f"/{API_VERSION}/instances/{{name}}")
+    async def instance(name: str) -> InstanceStatus:
+        """One instance."""
+        return driver.instance(name)
+
+    @app.post(f"/{API_VERSION}/instances/{{name}}/restart")
+    async def restart_instance(name: str, user: User = "") -> InstanceStatus:
+        """Stop an instance, if it runs, and start it anew; answers when that has begun."""
+        return driver.restart(name, user)
+
+    @app.get(f"/{API_VERSION}/logs/{{name}}")
+    async def logs(
+        name: str,
+        offset: Annotated[int, Query(ge=-1, description="-1: the last `tail` lines")] = -1,
+        limit: Annotated[int, Query(ge=16, le=1 << 20)] = 65536,
+        tail: Annotated[int, Query(ge=0, le=100_000)] = 200,
+    ) -> LogSlice:
+        """Part of the log of the head, a gateway or an instance."""
+        start = None if offset < 0 else offset
+        return await asyncio.to_thread(driver.read_log, name, start, limit, tail)
+
+    @app.post(f"/{API_VERSION}/stop")
+    async def stop(request: StopRequest) -> StopReport:
+        """Stop the cluster; answers when all is stopped, then the head ends, too."""
+        if not 0 <= request.deadline_s <= MAX_DEADLINE_S:
+            raise ConfigError(f"deadline_s: {request.deadline_s} is not in 0..{MAX_DEADLINE_S:g}")
+        return await driver.stop(request.deadline_s, request.user[:256])
+
+
+def _answer(status: HTTPStatus, body: ErrorBody) -> JSONResponse:
+    return JSONResponse(body.model_dump(), status_code=status)
+
+
+async def _on_llx_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, LlxError), "registered for these"
+    names = {kind: name for name, kind in ERROR_NAMES.items()}
+    body = ErrorBody(
+        error=names.get(type(error), "internal"),
+        message=error.message,
+        remedy=error.remedy,
+        detail=error.detail,
+    )
+    return _answer(_STATUS_OF.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR), body)
+
+
+async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException), "registered for these"
+    name = "not_found" if error.status_code == HTTPStatus.NOT_FOUND else "invalid"
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return _answer(HTTPStatus(error.status_code), ErrorBody(error=name, message=message))
+
+
+async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError), "registered for these"
+    problems = "; ".join(
+        f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()
+    )
+    body = ErrorBody(error="config", message=problems)
+    return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, body)
+
+
+async def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    log.error("control.failed", path=request.url.path, error=repr(error))
+    body = ErrorBody(error="internal", message=f"{type(error).__name__}", remedy="llx logs head")
+    return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, body)

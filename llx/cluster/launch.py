@@ -1,0 +1,66 @@
+"""Starting a head, and ending everything of a cluster without one.
+
+What `llx up` and `llx down` do on the head's host before there is a control API, or when there is
+none any more. Blocking.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from llx.agent.node import HEAD
+from llx.agent.processes import Process, attach, list_processes, spawn
+from llx.cluster.state_dir import HeadSpec, StateDir, write_private
+from llx.errors import ConflictError
+from llx.specs import save_spec
+
+
+def launch_head(spec: HeadSpec, cluster_yaml: str, environment: Mapping[str, str]) -> Process:
+    """Write the state directory and start the head under a shim.
+
+    Returns once its process is there; `ControlClient.for_cluster` works a moment later, and
+    ``procs/head/status.json`` says why if it never does.
+
+    Args:
+        spec: The head.
+        cluster_yaml: The resolved settings, API keys replaced by their hashes.
+        environment: What every process of the cluster inherits.
+
+    Raises:
+        ConflictError: The cluster's head is running.
+        RemoteError: It cannot be started; says why.
+    """
+    state = StateDir(Path(spec.state_dir))
+    running = head_process(state.path)
+    if running is not None:
+        raise ConflictError(
+            f'cluster "{spec.cluster}" is running', remedy="llx status, or llx down first"
+        )
+    state.create()
+    write_private(state.settings, cluster_yaml)
+    save_spec(state.head_spec, spec)
+    (state.head / "status.json").unlink(missing_ok=True)
+    command = [spec.python, "-m", "llx.cluster.head", str(state.head_spec)]
+    return spawn(state.head, command, environment)
+
+
+def head_process(state_dir: Path) -> Process | None:
+    """The cluster's head, if it is running."""
+    process = attach(StateDir(state_dir).head)
+    return process if process is not None and process.is_alive() else None
+
+
+def stop_everything(state_dir: Path, grace_s: float) -> list[str]:
+    """End every process of a cluster by its shim: the head first, then the others at once.
+
+    For a cluster whose head is gone or does not answer; streams have `grace_s` to finish. Returns
+    the names of what was running.
+    """
+    running = [each for each in list_processes(StateDir(state_dir).procs) if each.is_alive()]
+    heads = [each for each in running if each.name == HEAD]
+    others = [each for each in running if each.name != HEAD]
+    for head in heads:
+        head.stop(min(grace_s, 10.0))
+    with ThreadPoolExecutor(max_workers=max(1, len(others))) as pool:
+        list(pool.map(lambda process: process.stop(grace_s), others))
+    return [each.name for each in running]

@@ -1,0 +1,139 @@
+"""What lies in a cluster's state directory, and how it is written: 0600, atomically.
+
+cluster.yaml    the resolved settings          term           raised at each start of the head
+head.spec.json  HeadSpec                       events.jsonl   the audit trail
+keys.json       the cluster's CURVE keys       devices.json   who holds which device
+token           of the control API             procs/<name>/  one directory per process
+"""
+
+import os
+import secrets
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from llx.agent.node import HEAD
+from llx.client import TOKEN_FILE
+from llx.core.model import Term
+from llx.curve import ClusterKeys
+from llx.errors import ConfigError
+from llx.secret import Secret
+
+
+class HeadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a head is started with: ``python -m llx.cluster.head SPEC``.
+
+    Attributes:
+        cluster: The cluster's name.
+        state_dir: Its state directory.
+        python: Interpreter of the node environment.
+        platform: ``cpu`` or ``cuda``.
+        instance_command: Starts an instance (its spec's path is appended); empty: llx's own.
+        gateway_command: Starts a gateway, likewise.
+    """
+
+    cluster: str
+    state_dir: str
+    python: str
+    platform: str
+    instance_command: list[str] = []
+    gateway_command: list[str] = []
+
+
+@dataclass(frozen=True, slots=True)
+class StateDir:
+    """Paths in one cluster's state directory."""
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        """The resolved cluster.yaml."""
+        return self.path / "cluster.yaml"
+
+    @property
+    def head_spec(self) -> Path:
+        """`HeadSpec`."""
+        return self.path / "head.spec.json"
+
+    @property
+    def keys(self) -> Path:
+        """`ClusterKeys`."""
+        return self.path / "keys.json"
+
+    @property
+    def token(self) -> Path:
+        """The control API's bearer token."""
+        return self.path / TOKEN_FILE
+
+    @property
+    def term(self) -> Path:
+        """The scheduler's term."""
+        return self.path / "term"
+
+    @property
+    def events(self) -> Path:
+        """The audit trail."""
+        return self.path / "events.jsonl"
+
+    @property
+    def devices(self) -> Path:
+        """The device ledger."""
+        return self.path / "devices.json"
+
+    @property
+    def procs(self) -> Path:
+        """One directory per process."""
+        return self.path / "procs"
+
+    @property
+    def head(self) -> Path:
+        """The head's own process directory."""
+        return self.procs / HEAD
+
+    def create(self) -> None:
+        """Make the directories, the owner's alone, and the keys; keeps what is there."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+        self.procs.mkdir(mode=0o700, exist_ok=True)
+        self.head.mkdir(mode=0o700, exist_ok=True)
+        if not self.keys.exists():
+            ClusterKeys.create().save(self.keys)
+
+    def new_token(self) -> Secret:
+        """Replace the control API's token."""
+        token = Secret(secrets.token_urlsafe(32))
+        write_private(self.token, token.reveal())
+        return token
+
+    def raise_term(self) -> Term:
+        """The next term, on disk before it is used.
+
+        Raises:
+            ConfigError: The file holds no number.
+        """
+        try:
+            text = self.term.read_text() if self.term.exists() else "0"
+            term = Term(int(text) + 1)
+        except ValueError:
+            raise ConfigError(
+                f"{self.term}: not a number", remedy="llx down, remove that file, llx up"
+            ) from None
+        write_private(self.term, f"{term}\n")
+        return term
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file atomically, readable by the owner alone."""
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,279 @@
+"""The shape of cluster.yaml: frozen pydantic models, unknown keys refused.
+
+What may be said, and what contradicts itself; reading files is `llx.settings`.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Self
+
+import msgspec
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from llx.choices import Platform
+from llx.specs import EngineKind, SimSpec
+from llx.yaml_reader import nearest
+
+_CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+_RESERVED_NAMES = frozenset({"head", "gateway"})
+_PATH_ARGUMENTS = ("chat_template", "chat-template")
+
+
+def _resolved(path: Path, info: ValidationInfo) -> Path:
+    """Paths in a file are relative to that file."""
+    base = info.context if isinstance(info.context, Path) else Path.cwd()
+    return Path(os.path.normpath(base / path.expanduser()))
+
+
+ConfigPath = Annotated[Path, AfterValidator(_resolved)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+"""A TCP port; 0 lets the system choose."""
+
+
+class Settings(BaseModel):
+    """Base of all settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class HostSettings(Settings):
+    """One machine reached by SSH."""
+
+    name: str
+    address: str
+    user: str | None = None
+    port: Port = 22
+    identity_file: ConfigPath | None = None
+
+
+class InstanceRange(Settings):
+    """How many instances a model has; `max` defaults to `min`."""
+
+    min: int = Field(default=1, ge=1, le=1024)
+    max: int = Field(default=1, ge=1, le=1024)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _max_follows_min(cls, value: object) -> object:
+        if isinstance(value, dict) and isinstance(value.get("min"), int) and "max" not in value:
+            return {**value, "max": max(value["min"], 1)}
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max < self.min:
+            raise PydanticCustomError("range", f"max ({self.max}) is below min ({self.min})")
+        return self
+
+
+class ModelSettings(Settings):
+    """One model: a pool of like instances, served under `name`.
+
+    `model` is a directory when it starts with ``/``, ``./``, ``../`` or ``~`` (then it is absolute
+    here), else a Hugging Face id. `engine_args` and `serve_args` are vLLM's own, passed untouched.
+    """
+
+    name: str
+    model: str
+    engine: EngineKind = EngineKind.VLLM
+    instances: InstanceRange = InstanceRange()
+    tensor_parallel: int = Field(default=1, ge=1, le=64)
+    engine_args: dict[str, JsonValue] = {}
+    serve_args: dict[str, JsonValue] = {}
+    sim: dict[str, int | float] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _usable_name(cls, name: str) -> str:
+        if not _MODEL_NAME.fullmatch(name) or name in _RESERVED_NAMES:
+            raise PydanticCustomError(
+                "name", f'"{name}" cannot name a model: letters, digits, "-", "_", "." '
+                "(64 at most), not \"head\" or \"gateway\""
+            )  # fmt: skip
+        return name
+
+    @field_validator("model")
+    @classmethod
+    def _absolute_if_path(cls, model: str, info: ValidationInfo) -> str:
+        if not model.strip():
+            raise PydanticCustomError("model", "names no model")
+        return str(_resolved(Path(model), info)) if is_model_path(model) else model
+
+    @field_validator("serve_args")
+    @classmethod
+    def _absolute_template(
+        cls, args: dict[str, JsonValue], info: ValidationInfo
+    ) -> dict[str, JsonValue]:
+        return {
+            key: str(_resolved(Path(value), info))
+            if key in _PATH_ARGUMENTS and isinstance(value, str) and is_model_path(value)
+            else value
+            for key, value in args.items()
+        }
+
+    @field_validator("sim")
+    @classmethod
+    def _sim_fields(cls, sim: dict[str, int | float]) -> dict[str, int | float]:
+        known = [field.name for field in msgspec.structs.fields(SimSpec)]
+        for key in sim.keys() - set(known):
+            raise PydanticCustomError("sim", f'unknown key "{key}"{nearest(key, known)}')
+        try:
+            msgspec.convert(sim, SimSpec)
+        except msgspec.ValidationError as error:
+            raise PydanticCustomError("sim", str(error)) from None
+        return sim
+
+    @model_validator(mode="after")
+    def _sim_only_with_sim(self) -> Self:
+        if self.sim and self.engine is not EngineKind.SIM:
+            raise PydanticCustomError("sim", '"sim" goes with "engine: sim" only')
+        return self
+
+    @property
+    def model_path(self) -> Path | None:
+        """The model's directory, or None for a Hugging Face id."""
+        return Path(self.model) if is_model_path(self.model) else None
+
+    @property
+    def sim_spec(self) -> SimSpec | None:
+        """The simulated engine's numbers; None unless this is `engine: sim`."""
+        is_sim = self.engine is EngineKind.SIM
+        return msgspec.convert(self.sim, SimSpec) if is_sim else None
+
+
+class PriorityClassSettings(Settings):
+    """A named urgency; a lower `priority` is more urgent."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    priority: int
+    default: bool = False
+
+
+class ApiKeySettings(Settings):
+    """An API key, by exactly one of: an environment variable, a file, its SHA-256 in hex."""
+
+    tenant: str
+    key_env: str | None = None
+    key_file: ConfigPath | None = None
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    priority_class: str | None = Field(default=None, alias="class")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [each for each in (self.key_env, self.key_file, self.sha256) if each is not None]
+        if len(given) != 1:
+            raise PydanticCustomError("key", 'needs one of "key_env", "key_file", "sha256"')
+        return self
+
+
+class GatewaySettings(Settings):
+    """The OpenAI API's address and limits."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    max_requests: int = Field(default=1024, ge=1)
+    api_keys: tuple[ApiKeySettings, ...] = ()
+
+
+class ControlSettings(Settings):
+    """The control API, on the head's loopback."""
+
+    port: Port = 8900
+
+
+class RuntimeSettings(Settings):
+    """Where engines run and how long they may take to start."""
+
+    platform: Platform = Platform.AUTO
+    python: ConfigPath | None = None
+    prefix: ConfigPath | None = None
+    wheelhouse: ConfigPath | None = None
+    start_timeout_s: float = Field(default=600, gt=0)
+    kv_cache_gib: int = Field(default=1, ge=1)
+    cpu_threads: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _python_or_prefix(self) -> Self:
+        if self.python and (self.prefix or self.wheelhouse):
+            raise PydanticCustomError(
+                "runtime", '"python" uses what is there: leave out "prefix" and "wheelhouse"'
+            )
+        return self
+
+
+def _default_classes() -> tuple[PriorityClassSettings, ...]:
+    return (
+        PriorityClassSettings(name="interactive", priority=0),
+        PriorityClassSettings(name="normal", priority=10, default=True),
+        PriorityClassSettings(name="batch", priority=20),
+    )
+
+
+class ClusterSettings(Settings):
+    """A whole cluster.yaml."""
+
+    cluster: str = "local"
+    hosts: tuple[HostSettings, ...] = ()
+    models: tuple[ModelSettings, ...]
+    priority_classes: tuple[PriorityClassSettings, ...] = Field(default_factory=_default_classes)
+    gateway: GatewaySettings = GatewaySettings()
+    control: ControlSettings = ControlSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+    @field_validator("cluster")
+    @classmethod
+    def _usable_cluster_name(cls, name: str) -> str:
+        if not _CLUSTER_NAME.fullmatch(name):
+            raise PydanticCustomError(
+                "name", f'"{name}" cannot name a cluster: a-z, 0-9 and "-" (63 at most)'
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.models:
+            raise PydanticCustomError("models", '"models" is empty: name at least one')
+        _unique("hosts", (host.name for host in self.hosts))
+        _unique("models", (model.name for model in self.models))
+        _unique("priority_classes", (each.name for each in self.priority_classes))
+        _unique("priority_classes", (str(each.priority) for each in self.priority_classes))
+        if sum(each.default for each in self.priority_classes) != 1:
+            raise PydanticCustomError("classes", 'one priority class needs "default: true"')
+        names = [each.name for each in self.priority_classes]
+        for key in self.gateway.api_keys:
+            if key.priority_class is not None and key.priority_class not in names:
+                hint = nearest(key.priority_class, names)
+                raise PydanticCustomError(
+                    "classes",
+                    f'api key of "{key.tenant}": no priority class "{key.priority_class}"{hint}',
+                )
+        ports = (self.gateway.port, self.control.port)
+        if ports[0] == ports[1] != 0:
+            raise PydanticCustomError("ports", f"gateway and control share port {ports[0]}")
+        return self
+
+
+def is_model_path(model: str) -> bool:
+    """Whether `model` names a directory rather than a Hugging Face id."""
+    return model in {".", "..", "~"} or model.startswith(("/", "./", "../", "~/"))
+
+
+def _unique(what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise PydanticCustomError("unique", f'{what}: "{name}" is used twice')
+        seen.add(name)

@@ -1,0 +1,261 @@
+"""A small client of the OpenAI API: what `llx generate`, `chat`, `demo` and `up` use.
+
+Synchronous, over httpx. Server-sent events are read here; nothing else of the API is.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from llx.errors import (
+    ConfigError,
+    DeadlineError,
+    LlxError,
+    NotFoundError,
+    RemoteError,
+    UnreachableError,
+)
+from llx.secret import Secret
+
+INSTANCE_HEADER = "x-llx-instance"
+PRIORITY_HEADER = "x-llx-priority"
+
+_CONNECT_TIMEOUT_S = 5.0
+_MAX_LINE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What to ask. None leaves a value to the server."""
+
+    model: str
+    messages: tuple[Message, ...]
+    max_tokens: int | None = None
+    temperature: float | None = None
+    priority_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer. `output_tokens` counts from the answer's beginning."""
+
+    text: str
+    output_tokens: int
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer, and the instance that gave it ("" when the server does not say)."""
+
+    text: str
+    output_tokens: int
+    finish_reason: str | None
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer under way; iterate `chunks` once."""
+
+    instance: str
+    chunks: Iterator[Chunk]
+
+
+class OpenAIClient:
+    """Talks to one server; may be shared by threads. Close it, or use it in a ``with``.
+
+    Args:
+        url: Of the server, with or without ``/v1``.
+        api_key: Sent as bearer token.
+        timeout_s: Longest silence in the middle of an answer.
+        transport: For tests.
+
+    Every method raises UnreachableError, DeadlineError, NotFoundError (no such model), ConfigError
+    (the request is refused as wrong, or the key is) or RemoteError (the server failed or is busy).
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: Secret | None = None,
+        *,
+        timeout_s: float = 120.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key.reveal()}"}
+        self._http = httpx.Client(
+            base_url=f"{self.url}/v1/",
+            headers=headers,
+            timeout=httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S, pool=None),
+            limits=httpx.Limits(max_connections=None),
+            trust_env=False,
+            transport=transport,
+        )
+
+    def __enter__(self) -> "OpenAIClient":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connections; a stream under way ends."""
+        self._http.close()
+
+    def models(self) -> list[str]:
+        """Names of the models served."""
+        with self._errors():
+            response = self._http.get("models")
+            _check(response)
+            return [str(each["id"]) for each in response.json()["data"]]
+
+    def chat(self, request: ChatRequest) -> Answer:
+        """Ask, and wait for the whole answer."""
+        with self._errors():
+            response = self._http.post(
+                "chat/completions", json=_body(request), headers=_headers(request)
+            )
+            _check(response)
+            data = response.json()
+            choice = data["choices"][0]
+            return Answer(
+                text=choice["message"].get("content") or "",
+                output_tokens=int(data["usage"]["completion_tokens"]),
+                finish_reason=choice["finish_reason"],
+                instance=response.headers.get(INSTANCE_HEADER, ""),
+            )
+
+    @contextmanager
+    def stream_chat(self, request: ChatRequest) -> Iterator[Stream]:
+        """Ask, and read the answer as it comes. Leaving the ``with`` early cancels it."""
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        body = {**_body(request), "stream": True, "stream_options": options}
+        with ExitStack() as stack:
+            with self._errors():
+                response = stack.enter_context(
+                    self._http.stream(
+                        "POST", "chat/completions", json=body, headers=_headers(request)
+                    )
+                )
+                if response.status_code != httpx.codes.OK:
+                    response.read()
+                _check(response)
+            yield Stream(response.headers.get(INSTANCE_HEADER, ""), self._guarded(response))
+
+    def _guarded(self, response: httpx.Response) -> Iterator[Chunk]:
+        with self._errors():
+            yield from _chunks(response)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Errors of httpx, or of reading nonsense, as ours."""
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise UnreachableError(
+                f"no gateway answers at {self.url} ({error})", remedy="llx status; llx up"
+            ) from None
+        except httpx.TimeoutException:
+            raise DeadlineError(f"{self.url} fell silent", remedy="llx status") from None
+        except httpx.HTTPError as error:
+            raise RemoteError(
+                f"the connection to {self.url} broke: {error}", remedy="llx status"
+            ) from None
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise RemoteError(f"{self.url} gave an answer that makes no sense: {error!r}") from None
+
+
+def _body(request: ChatRequest) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": request.model,
+        "messages": [{"role": each.role, "content": each.content} for each in request.messages],
+    }
+    if request.max_tokens is not None:
+        body["max_completion_tokens"] = request.max_tokens
+    if request.temperature is not None:
+        body["temperature"] = request.temperature
+    return body
+
+
+def _headers(request: ChatRequest) -> dict[str, str]:
+    return {} if request.priority_class is None else {PRIORITY_HEADER: request.priority_class}
+
+
+def _check(response: httpx.Response) -> None:
+    if response.status_code != httpx.codes.OK:
+        raise _refusal(response)
+
+
+def _refusal(response: httpx.Response) -> LlxError:
+    text = _error_text(response)
+    match response.status_code:
+        case 401 | 403:
+            return ConfigError(f"the gateway refused the API key: {text}", remedy="set LLX_API_KEY")
+        case 404:
+            return NotFoundError(text, remedy="llx status shows the models served")
+        case 400 | 413 | 422:
+            return ConfigError(f"the gateway refused the request: {text}")
+        case 429 | 503:
+            after = response.headers.get("retry-after")
+            wait = f"repeat in {after} s" if after else "repeat a little later"
+            return RemoteError(f"the gateway is busy: {text}", remedy=wait)
+        case status:
+            return RemoteError(
+                f"the gateway answered {status}: {text}", remedy="llx logs gateway-0"
+            )
+
+
+def _error_text(response: httpx.Response) -> str:
+    try:
+        data = response.json()
+    except ValueError:
+        return response.text[:500].strip() or response.reason_phrase
+    found = data.get("error", data) if isinstance(data, Mapping) else data
+    message = found.get("message") if isinstance(found, Mapping) else found
+    return str(message)[:500]
+
+
+def _chunks(response: httpx.Response) -> Iterator[Chunk]:
+    """The chunks of one stream, ended by ``[DONE]`` and nothing else."""
+    tokens = 0
+    for data in _events(response.iter_lines()):
+        if data == "[DONE]":
+            return
+        event = json.loads(data)
+        if "error" in event:
+            raise RemoteError(f"the answer broke off: {event['error'].get('message')}")
+        tokens = max(tokens, int((event.get("usage") or {}).get("completion_tokens") or 0))
+        choices: Sequence[Any] = event.get("choices") or ()
+        text = "".join((each.get("delta") or {}).get("content") or "" for each in choices)
+        reasons = [each["finish_reason"] for each in choices if each.get("finish_reason")]
+        yield Chunk(text, tokens, reasons[0] if reasons else None)
+    raise RemoteError("the answer broke off: the connection ended before [DONE]")
+
+
+def _events(lines: Iterator[str]) -> Iterator[str]:
+    """The data of each server-sent event; comments and other fields are skipped."""
+    data: list[str] = []
+    for line in lines:
+        if len(line) > _MAX_LINE_BYTES:
+            raise RemoteError(f"an event of more than {_MAX_LINE_BYTES} bytes")
+        if line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif not line and data:
+            yield "\n".join(data)
+            data = []
+    if data:
+        yield "\n".join(data)

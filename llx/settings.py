@@ -1,0 +1,332 @@
+"""cluster.yaml, client options and the process environment, as frozen values.
+
+Configuration enters here, once: what a file, a flag or the environment says is checked and becomes
+an object that nobody mutates. `Environment` is the only reader of ``os.environ``. The shape of
+cluster.yaml is `llx.cluster_file`'s, naming the line of each mistake `llx.yaml_reader`'s; nothing
+here touches a socket or a process.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from llx.choices import OutputFormat, Platform
+from llx.cluster_file import (
+    ApiKeySettings,
+    ClusterSettings,
+    ControlSettings,
+    GatewaySettings,
+    HostSettings,
+    InstanceRange,
+    ModelSettings,
+    PriorityClassSettings,
+    RuntimeSettings,
+    Settings,
+    is_model_path,
+)
+from llx.errors import ConfigError, NotFoundError
+from llx.secret import Secret
+from llx.specs import EngineKind
+from llx.yaml_reader import read_yaml
+
+__all__ = [
+    "TINY_MODEL",
+    "ApiKeySettings",
+    "ClientOptions",
+    "ClusterSettings",
+    "ControlSettings",
+    "Environment",
+    "GatewaySettings",
+    "HostSettings",
+    "InstanceRange",
+    "ModelSettings",
+    "OutputFormat",
+    "Platform",
+    "PriorityClassSettings",
+    "RuntimeSettings",
+    "differing_keys",
+    "dump_cluster",
+    "example_cluster",
+    "is_model_path",
+    "load_client_options",
+    "load_cluster",
+    "local_cluster",
+    "resolve_api_keys",
+    "resolve_model",
+    "to_dict",
+]
+
+TINY_MODEL = "llx/tiny"
+"""Names the tiny model that llx makes itself, as `model` in a cluster.yaml."""
+
+_TINY_DIRECTORY = "tiny-1"  # the number is the version of its recipe
+
+
+def load_cluster(path: Path) -> ClusterSettings:
+    """Read and check a cluster.yaml; relative paths in it are taken from its directory.
+
+    Raises:
+        NotFoundError: There is no such file.
+        ConfigError: YAML or content is wrong; each mistake is named with its line.
+    """
+    if not path.exists():
+        raise NotFoundError(f"{path}: no such file", remedy=f"llx init {path}")
+    return read_yaml(path, ClusterSettings, base=path.absolute().parent)
+
+
+def example_cluster() -> str:
+    """The commented cluster.yaml: every key, its default, what it means.
+
+    Raises:
+        ConfigError: The installation of llx is damaged.
+    """
+    package = Path(__file__).parent
+    for root in (package / "_data", package.parent):  # in a wheel; in the repository
+        path = root / "examples" / "cluster.yaml"
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    raise ConfigError("llx's own example of a cluster.yaml is missing", remedy="install llx again")
+
+
+def dump_cluster(settings: ClusterSettings) -> str:
+    """`settings` as YAML that `load_cluster` reads back to an equal object."""
+    return yaml.safe_dump(to_dict(settings), sort_keys=False)
+
+
+def to_dict(settings: BaseModel) -> dict[str, Any]:
+    """`settings` as plain data under the names that files use."""
+    return settings.model_dump(mode="json", by_alias=True)
+
+
+def differing_keys(one: ClusterSettings, other: ClusterSettings) -> list[str]:
+    """Dotted keys in which two clusters differ, sorted."""
+    a, b = _flat("", to_dict(one)), _flat("", to_dict(other))
+    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+
+
+def local_cluster(
+    environment: "Environment",
+    *,
+    cluster: str = "local",
+    model: str | None = None,
+    engine: EngineKind = EngineKind.VLLM,
+    instances: int = 2,
+    port: int | None = None,
+    control_port: int | None = None,
+    platform: Platform = Platform.AUTO,
+) -> ClusterSettings:
+    """The cluster of `llx up` without a file: `instances` here, of `model` or of the tiny model.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+    source = TINY_MODEL if model is None else _as_model(model, environment.cwd)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", Path(source).name)
+    is_tiny_vllm = source == TINY_MODEL and engine is EngineKind.VLLM
+    values = {
+        "cluster": cluster,
+        "models": [
+            {
+                "name": name,
+                "model": source,
+                "engine": engine,
+                "instances": {"min": instances},
+                "engine_args": _tiny_args(platform) if is_tiny_vllm else {},
+            }
+        ],
+        "gateway": {} if port is None else {"port": port},
+        "control": {} if control_port is None else {"port": control_port},
+        "runtime": {"platform": platform},
+    }
+    return read_yaml("llx up", ClusterSettings, base=environment.cwd, values=values)
+
+
+def resolve_model(model: ModelSettings, environment: "Environment") -> ModelSettings:
+    """`model` with the name of llx's own tiny model replaced by the directory where it lies."""
+    if model.model != TINY_MODEL:
+        return model
+    return model.model_copy(update={"model": str(environment.tiny_model)})
+
+
+def resolve_api_keys(
+    settings: ClusterSettings, environment: "Environment"
+) -> tuple[ClusterSettings, Secret | None]:
+    """`settings` with every key replaced by its hash, and the first key whose text is known.
+
+    Raises:
+        ConfigError: A key's variable or file is missing or empty.
+    """
+    resolved: list[ApiKeySettings] = []
+    first: Secret | None = None
+    for entry in settings.gateway.api_keys:
+        secret = _read_key(entry, environment)
+        digest = entry.sha256
+        if secret is not None:
+            first = first or secret
+            digest = hashlib.sha256(secret.reveal().encode()).hexdigest()
+        plain = {"tenant": entry.tenant, "sha256": digest, "class": entry.priority_class}
+        resolved.append(ApiKeySettings.model_validate(plain))
+    gateway = settings.gateway.model_copy(update={"api_keys": tuple(resolved)})
+    return settings.model_copy(update={"gateway": gateway}), first
+
+
+class ClientOptions(Settings):
+    """Options of the `llx` command itself, as in ``llx.yaml`` and ``config.yaml``."""
+
+    context: str | None = None
+    output: OutputFormat | None = None
+    url: str | None = None
+
+
+def load_client_options(environment: "Environment", **flags: str | None) -> ClientOptions:
+    """Options by precedence: flag, then ``LLX_*``, then ``./llx.yaml``, then the user's config.
+
+    Raises:
+        ConfigError: A file or a value is wrong.
+    """
+    merged: dict[str, Any] = {}
+    for path in (environment.config_home / "config.yaml", environment.cwd / "llx.yaml"):
+        if path.is_file():
+            merged |= read_yaml(path, ClientOptions).model_dump(exclude_none=True)
+    variables = {name: environment.get(f"LLX_{name.upper()}") for name in _OPTION_NAMES}
+    merged |= {name: value for name, value in variables.items() if value is not None}
+    merged |= {name: value for name, value in flags.items() if value is not None}
+    return read_yaml("flags and LLX_* variables", ClientOptions, values=merged)
+
+
+_OPTION_NAMES = tuple(ClientOptions.model_fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The process's environment variables and what follows from them. Values are never printed."""
+
+    variables: Mapping[str, str]
+    cwd: Path
+
+    @classmethod
+    def current(cls) -> "Environment":
+        """The environment of this process."""
+        return cls(dict(os.environ), Path.cwd())
+
+    def get(self, name: str) -> str | None:
+        """A variable; None when unset or empty."""
+        return self.variables.get(name) or None
+
+    @property
+    def state_home(self) -> Path:
+        """``$XDG_STATE_HOME/llx``."""
+        return self._xdg("XDG_STATE_HOME", ".local/state")
+
+    @property
+    def xdg_data_home(self) -> Path:
+        """``$XDG_DATA_HOME`` itself."""
+        return self.data_home.parent
+
+    @property
+    def data_home(self) -> Path:
+        """``$XDG_DATA_HOME/llx``."""
+        return self._xdg("XDG_DATA_HOME", ".local/share")
+
+    @property
+    def config_home(self) -> Path:
+        """``$XDG_CONFIG_HOME/llx``."""
+        return self._xdg("XDG_CONFIG_HOME", ".config")
+
+    @property
+    def clusters_dir(self) -> Path:
+        """One directory per cluster."""
+        return self.state_home / "clusters"
+
+    @property
+    def tiny_model(self) -> Path:
+        """Where the tiny model that llx makes lies."""
+        return self.data_home / "models" / _TINY_DIRECTORY
+
+    def cluster_dir(self, cluster: str) -> Path:
+        """The state directory of a cluster, which may not exist."""
+        return self.clusters_dir / cluster
+
+    @property
+    def node_prefix(self) -> Path | None:
+        """``LLX_NODE_PREFIX``: the node environment to use instead of llx's own place."""
+        given = self.get("LLX_NODE_PREFIX")
+        return self.cwd / Path(given).expanduser() if given else None
+
+    @property
+    def api_key(self) -> Secret | None:
+        """``LLX_API_KEY``: what `llx generate` and `llx chat` present to the gateway."""
+        value = self.get("LLX_API_KEY")
+        return None if value is None else Secret(value)
+
+    @property
+    def is_debug(self) -> bool:
+        """``LLX_DEBUG``: tracebacks are shown."""
+        return (self.get("LLX_DEBUG") or "0") != "0"
+
+    @property
+    def is_colour_off(self) -> bool:
+        """``NO_COLOR`` is set, or the terminal can show none."""
+        return self.get("NO_COLOR") is not None or self.get("TERM") == "dumb"
+
+    def _xdg(self, name: str, default: str) -> Path:
+        given = Path(self.variables.get(name, ""))
+        home = Path(self.variables.get("HOME") or Path.home())
+        return (given if given.is_absolute() else home / default) / "llx"
+
+
+def _as_model(given: str, cwd: Path) -> str:
+    """What a user means on the command line: a directory that is there needs no ``./``."""
+    return f"./{given}" if not is_model_path(given) and (cwd / given).is_dir() else given
+
+
+def _tiny_args(platform: Platform) -> dict[str, Any]:
+    """Engine arguments that start the tiny model quickly and leave room for a few streams."""
+    args: dict[str, Any] = {"max_model_len": 2048, "max_num_seqs": 32}
+    if platform is Platform.CUDA:
+        return args | {"gpu_memory_utilization": 0.3}
+    # 32 is the smallest block of vLLM's attention on CPUs.
+    return args | {"block_size": 32, "enforce_eager": True, "dtype": "float32"}
+
+
+def _read_key(entry: ApiKeySettings, environment: Environment) -> Secret | None:
+    if entry.key_env is not None:
+        value = environment.get(entry.key_env)
+        if value is None:
+            raise ConfigError(
+                f'api key of "{entry.tenant}": environment variable {entry.key_env} is not set',
+                remedy=f"export {entry.key_env}=… before `llx up`",
+            )
+        return Secret(value)
+    if entry.key_file is None:
+        return None
+    try:
+        text = entry.key_file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f'api key of "{entry.tenant}": cannot read {entry.key_file}: {error}'
+        ) from None
+    if not text:
+        raise ConfigError(f'api key of "{entry.tenant}": {entry.key_file} is empty')
+    return Secret(text)
+
+
+def _flat(prefix: str, value: object) -> dict[str, object]:
+    items: Iterable[tuple[object, object]]
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    found: dict[str, object] = {}
+    for key, each in items:
+        found |= _flat(f"{prefix}.{key}" if prefix else str(key), each)
+    return found

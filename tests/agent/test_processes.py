@@ -1,0 +1,245 @@
+"""Starting, finding again, asking and stopping processes under shims; all with real ones."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llx.agent import shim
+from llx.agent.processes import (
+    Process,
+    ProcessState,
+    attach,
+    list_processes,
+    spawn,
+)
+from llx.errors import ConflictError, NotFoundError, RemoteError, UnreachableError
+
+ENV = {"PATH": os.environ["PATH"]}
+SLEEP = ["sleep", "60"]
+DEAF = ["sh", "-c", "trap '' TERM; echo deaf; sleep 60 & wait; sleep 60"]
+ROOT = Path(shim.__file__).parents[2]
+
+
+def eventually(check: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < end, f"not in time: {what}"
+        time.sleep(0.005)
+
+
+def says(process: Process, text: str) -> None:
+    eventually(lambda: text in process.log_path.read_text(), f"the child says {text!r}")
+
+
+@pytest.fixture
+def procs(tmp_path: Path) -> Iterator[Path]:
+    """A directory of processes; whatever runs there is ended with the test."""
+    yield tmp_path
+    for process in list_processes(tmp_path):
+        process.stop(0)
+        shim.kill_marked(process.status().mark)
+
+
+def test_spawn_returns_a_running_process(procs: Path) -> None:
+    process = spawn(procs / "a", SLEEP, ENV)
+    record = process.status()
+    assert process.name == "a"
+    assert process.is_alive()
+    assert record.state is ProcessState.RUNNING
+    assert record.ending == ""
+    assert shim.start_time(record.child_pid) == record.child_start
+    assert shim.start_time(record.shim_pid) == record.shim_start
+    assert process.ask() == record
+    assert os.getsid(record.shim_pid) != os.getsid(0)
+
+
+def test_adoption_after_the_spawner_was_killed(procs: Path) -> None:
+    code = (
+        "import os, pathlib, signal, sys; from llx.agent.processes import spawn;"
+        "spawn(pathlib.Path(sys.argv[1]), ['sleep', '60'], dict(os.environ));"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", code, str(procs / "a")]
+    done = subprocess.run(command, env={**ENV, "PYTHONPATH": str(ROOT)}, timeout=30)
+    assert done.returncode == -signal.SIGKILL
+    (process,) = list_processes(procs)
+    assert process.ask().state is ProcessState.RUNNING
+    assert process.stop(5).signal == signal.SIGTERM
+
+
+def test_a_spawner_killed_before_the_shim_is_up_changes_nothing(procs: Path) -> None:
+    place = procs / "a"
+    place.mkdir()
+    argv = [sys.executable, "-I", "-S", shim.__file__, str(place), "--", *SLEEP]
+    reader, writer = os.pipe()
+    started = subprocess.Popen(argv, stdout=writer, env=ENV)
+    os.close(writer)
+    os.close(reader)  # nobody will ever read the first line
+    assert started.wait(10) == 0
+    eventually(lambda: attach(place) is not None, "the shim comes up all the same")
+    assert Process(place).ask().state is ProcessState.RUNNING
+
+
+def test_stop_is_term_first(procs: Path) -> None:
+    code = "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.01; done"
+    process = spawn(procs / "a", ["sh", "-c", code], ENV)
+    says(process, "up")
+    record = process.stop(10)
+    assert (record.exit_code, record.signal) == (3, None)
+    assert record.stderr_tail.endswith("bye\n")
+    assert not process.is_alive()
+
+
+def test_stop_kills_what_ignores_term(procs: Path) -> None:
+    process = spawn(procs / "a", DEAF, ENV)
+    says(process, "deaf")
+    begun = time.monotonic()
+    record = process.stop(0.2)
+    assert 0.2 <= time.monotonic() - begun < 5
+    assert record.signal == signal.SIGKILL
+
+
+def test_stop_wakes_and_ends_a_frozen_child(procs: Path) -> None:
+    process = spawn(procs / "a", SLEEP, ENV)
+    process.signal(signal.SIGSTOP)
+    assert process.stop(10).signal == signal.SIGTERM
+
+
+def test_stop_takes_grandchildren(procs: Path) -> None:
+    process = spawn(procs / "a", ["sh", "-c", "sleep 60 & echo $!; wait"], ENV)
+    says(process, "\n")
+    grandchild = int(process.log_path.read_text())
+    process.stop(10)
+    assert shim.start_time(grandchild) is None
+
+
+def test_a_second_stop_with_less_grace_cuts_the_first_short(procs: Path) -> None:
+    process = spawn(procs / "a", DEAF, ENV)
+    says(process, "deaf")
+    patient = threading.Thread(target=process.stop, args=(60,))
+    patient.start()
+    process.stop(0)
+    patient.join(10)
+    assert not patient.is_alive()
+
+
+def test_two_clients_at_once(procs: Path) -> None:
+    process = spawn(procs / "a", SLEEP, ENV)
+    answers: list[ProcessState] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(process.ask().state)) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert answers == [ProcessState.RUNNING] * 8
+
+
+def test_stop_of_what_has_ended_is_no_error(procs: Path) -> None:
+    process = spawn(procs / "a", ["true"], ENV)
+    eventually(lambda: not process.is_alive(), "it ends")
+    assert process.stop(5).exit_code == 0
+
+
+def test_stop_when_the_shim_was_killed_clears_what_it_left(procs: Path) -> None:
+    process = spawn(procs / "a", ["sh", "-c", "sleep 60 & echo $!; wait"], ENV)
+    says(process, "\n")
+    grandchild = int(process.log_path.read_text())
+    os.kill(process.status().shim_pid, signal.SIGKILL)
+    assert process.stop(5).state is ProcessState.LOST
+    assert shim.start_time(grandchild) is None
+
+
+def test_a_new_start_first_clears_what_a_killed_shim_left(procs: Path) -> None:
+    process = spawn(procs / "a", ["sh", "-c", "sleep 60 & echo $!; wait"], ENV)
+    says(process, "\n")
+    grandchild = int(process.log_path.read_text())
+    os.kill(process.status().shim_pid, signal.SIGKILL)
+    eventually(lambda: not process.is_alive(), "the shim is gone")
+    again = spawn(procs / "a", SLEEP, ENV)
+    assert shim.start_time(grandchild) is None
+    assert again.is_alive()
+
+
+def test_a_frozen_shim_is_killed_by_stop(procs: Path) -> None:
+    process = spawn(procs / "a", SLEEP, ENV)
+    record = process.status()
+    os.kill(record.shim_pid, signal.SIGSTOP)
+    assert process.is_alive()
+    assert process.stop(0, margin_s=0.2).state is ProcessState.LOST
+    assert shim.start_time(record.child_pid) is None
+
+
+def test_a_reused_pid_is_not_taken_for_the_shim(procs: Path) -> None:
+    process = spawn(procs / "a", ["true"], ENV)
+    eventually(lambda: not process.is_alive(), "it ends")
+    stranger = subprocess.Popen(["sleep", "60"])
+    try:
+        file = process.directory / "shim.json"
+        record = process.status()
+        text = file.read_text().replace('"exited"', '"running"')
+        file.write_text(
+            text.replace(f'"shim_pid": {record.shim_pid}', f'"shim_pid": {stranger.pid}')
+        )
+        assert process.status().state is ProcessState.LOST
+        process.stop(0)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_long_path_works(procs: Path) -> None:
+    deep = procs / ("d" * 120) / ("e" * 120)
+    process = spawn(deep, SLEEP, ENV)
+    assert process.ask().state is ProcessState.RUNNING
+    assert process.stop(5).signal == signal.SIGTERM
+
+
+def test_list_processes_sees_running_and_ended(procs: Path) -> None:
+    spawn(procs / "b", SLEEP, ENV)
+    ended = spawn(procs / "a", ["true"], ENV)
+    (procs / "c").mkdir()
+    (procs / "file").touch()
+    eventually(lambda: not ended.is_alive(), "it ends")
+    found = list_processes(procs)
+    assert [each.name for each in found] == ["a", "b"]
+    assert [each.is_alive() for each in found] == [False, True]
+    assert list_processes(procs / "nowhere") == []
+
+
+def test_asking_where_nothing_is(procs: Path) -> None:
+    process = Process(procs / "a")
+    assert attach(process.directory) is None
+    assert not process.is_alive()
+    with pytest.raises(NotFoundError):
+        process.status()
+    with pytest.raises(UnreachableError):
+        process.ask()
+
+
+def test_errors_name_the_process_and_the_reason(procs: Path) -> None:
+    with pytest.raises(RemoteError, match=r"a: cannot be started: ./nope: .*No such file"):
+        spawn(procs / "a", ["./nope"], ENV)
+    (procs / "b").mkdir()
+    (procs / "b" / "data").write_text("not executable")
+    with pytest.raises(RemoteError, match="Permission denied"):
+        spawn(procs / "b", [str(procs / "b" / "data")], ENV)
+    spawn(procs / "c", SLEEP, ENV)
+    with pytest.raises(ConflictError, match=r"c: cannot be started: .*already running"):
+        spawn(procs / "c", SLEEP, ENV)
+
+
+def test_the_environment_is_the_one_given(procs: Path) -> None:
+    given = {**ENV, "ONE": "1", shim.MARK: "of-someone-else"}
+    process = spawn(procs / "a", ["sh", "-c", f"echo $ONE ${shim.MARK}"], given)
+    eventually(lambda: not process.is_alive(), "it ends")
+    assert process.log_path.read_text() == f"1 {process.status().mark}\n"

@@ -1,0 +1,198 @@
+"""A head and a gateway that only pretend, over real HTTP on loopback ports."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from llx.api import (
+    ClusterState,
+    ClusterStatus,
+    ErrorBody,
+    GatewayStatus,
+    InstanceState,
+    InstanceStatus,
+    LoadStatus,
+    LogSlice,
+    ModelStatus,
+    StopReport,
+)
+from llx.specs import Phase, ProcessStatus, save_spec
+
+TOKEN = "the-token"
+NOW = 1_800_000_000.0
+
+
+def cluster_status(url="http://127.0.0.1:8000", *, started_at=NOW - 300):
+    load = LoadStatus(
+        blocks_total=2048, blocks_used=512, running=3, waiting=1, waiting_demand_blocks=40,
+        preempted=0, freeness=498.7, age_s=0.02,
+    )  # fmt: skip
+    instances = [
+        InstanceStatus(
+            name="tiny-0", model="tiny", host="here", engine="vllm", state=InstanceState.READY,
+            pid=101, devices=["cpu:0"], started_at=started_at, ready_after_s=21.5, load=load,
+            log="/state/procs/tiny-0/log",
+        ),
+        InstanceStatus(
+            name="tiny-1", model="tiny", host="here", engine="vllm", state=InstanceState.FAILED,
+            detail="exit code 1\nRuntimeError: out of memory", started_at=started_at,
+            restarts=2, log="/state/procs/tiny-1/log",
+        ),
+    ]  # fmt: skip
+    gateway = GatewayStatus(
+        name="gateway-0", host="here", url=url, state=InstanceState.READY, pid=100,
+        started_at=started_at, in_flight=4, requests=120, finished=115, failed=1, refused=2,
+        output_tokens=54321, connected=["tiny-0"],
+    )  # fmt: skip
+    model = ModelStatus(
+        name="tiny", source="/models/tiny-1", engine="vllm", instances_min=2, instances_max=4,
+        instances_ready=1,
+    )  # fmt: skip
+    return ClusterStatus(
+        cluster="local", state=ClusterState.DEGRADED, url=url, term=3, started_at=started_at,
+        llx_version="0.1.0", vllm_version="0.32.0", platform="cpu",
+        models=[model], instances=instances, gateways=[gateway],
+    )  # fmt: skip
+
+
+class Server:
+    """An HTTP server in a thread. `handle` answers (method, path, body) with (code, object)."""
+
+    def __init__(self):
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _answer(self):
+                length = int(self.headers.get("content-length") or 0)
+                outer.answer(self, self.rfile.read(length))
+
+            do_GET = do_POST = _answer  # noqa: N815 - http.server's names
+
+            def log_message(self, *args):
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    @contextmanager
+    def running(self) -> Iterator["Server"]:
+        thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._http.shutdown()
+            self._http.server_close()
+            thread.join()
+
+    def answer(self, handler, body):
+        raise NotImplementedError
+
+    @staticmethod
+    def send(handler, code, text, kind="application/json", **headers):
+        data = text.encode()
+        handler.send_response(code)
+        handler.send_header("content-type", kind)
+        handler.send_header("content-length", str(len(data)))
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(data)
+
+
+class FakeHead(Server):
+    """The control API over one status."""
+
+    def __init__(self, status=None):
+        super().__init__()
+        self.found = status or cluster_status()
+        self.asked: list[str] = []
+        self.log = "one\ntwo\nthree\n"
+
+    def register(self, state_dir):
+        """Be the head of the cluster of that directory."""
+        procs = state_dir / "procs" / "head"
+        procs.mkdir(parents=True, mode=0o700)
+        (state_dir / "cluster.yaml").write_text("models: [{name: tiny, model: /m}]\n")
+        (state_dir / "token").write_text(TOKEN)
+        save_spec(procs / "status.json", ProcessStatus(Phase.READY, addresses=[self.url]))
+
+    def answer(self, handler, body):
+        path, _, query = handler.path.partition("?")
+        self.asked.append(f"{handler.command} {handler.path}")
+        if handler.headers.get("authorization") != f"Bearer {TOKEN}":
+            error = ErrorBody(error="unauthorized", message="no")
+            return self.send(handler, 401, error.model_dump_json())
+        match path.split("/")[2:]:
+            case ["status"]:
+                found = self.found
+            case ["stop"]:
+                found = StopReport(finished=1, cut=0)
+            case ["logs", "head" | "gateway-0" | "tiny-0"]:
+                lines = self.log.splitlines(keepends=True)
+                tail = int(query.rpartition("tail=")[2])
+                found = LogSlice(name="x", text="".join(lines[-tail:]), next_offset=len(self.log))
+            case ["instances", name, *_] if name in {i.name for i in self.found.instances}:
+                found = next(i for i in self.found.instances if i.name == name)
+            case [*_, name]:
+                error = ErrorBody(error="not_found", message=f'no "{name}"', remedy="look")
+                return self.send(handler, 404, error.model_dump_json())
+        self.send(handler, 200, found.model_dump_json())
+        return None
+
+
+class FakeGateway(Server):
+    """Answers chats with words that count up; a prompt may ask for trouble."""
+
+    def __init__(self, models=("tiny",)):
+        super().__init__()
+        self.models = models
+        self.bodies: list[dict] = []
+        self.headers: list[dict] = []
+        self.count = 0
+
+    def answer(self, handler, body):
+        if handler.path.endswith("/models"):
+            data = [{"id": name} for name in self.models]
+            return self.send(handler, 200, json.dumps({"data": data}))
+        request = json.loads(body)
+        self.bodies.append(request)
+        self.headers.append({k.lower(): v for k, v in handler.headers.items()})
+        self.count += 1
+        instance = f"tiny-{self.count % 2}"
+        prompt = request["messages"][-1]["content"]
+        refusals = {"401": 401, "404": 404, "429": 429, "400": 400, "500": 500}
+        if prompt in refusals:
+            error = json.dumps({"error": {"message": f"because {prompt}", "type": "x"}})
+            return self.send(handler, refusals[prompt], error, retry_after="7")
+        words = [f"word{n} " for n in range(request.get("max_completion_tokens") or 3)]
+        if not request.get("stream"):
+            answer = {
+                "choices": [{"message": {"content": "".join(words)}, "finish_reason": "length"}],
+                "usage": {"completion_tokens": len(words)},
+            }
+            return self.send(handler, 200, json.dumps(answer), x_llx_instance=instance)
+        text = "".join(f"data: {json.dumps(each)}\n\n" for each in chunks(words, prompt))
+        text = ": a comment\n\n" + text
+        if prompt != "cut":
+            text += "data: [DONE]\n\n"
+        return self.send(handler, 200, text, "text/event-stream", x_llx_instance=instance)
+
+
+def chunks(words, prompt):
+    """The events of one streamed answer."""
+    for number, word in enumerate(words, start=1):
+        if prompt == "break" and number == 2:
+            yield {"error": {"message": "EngineDead", "code": 500}}
+            return
+        done = "length" if number == len(words) else None
+        yield {
+            "choices": [{"delta": {"content": word}, "finish_reason": done}],
+            "usage": {"completion_tokens": number},
+        }
+    yield {"choices": [], "usage": {"completion_tokens": len(words)}}

@@ -1,0 +1,90 @@
+"""A gateway without an API: real line to the scheduler, made-up requests in flight.
+
+The first pool's `serve_args` say how it behaves: ``fake``: ready (default), taken; ``in_flight``:
+requests in hand; ``finish_s``: how long they take to finish once it is told to stop (default 0).
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from llx.core.model import Term
+from llx.curve import ClusterKeys, make_dialer
+from llx.specs import GatewaySpec, Phase, StatusFile, load_spec
+from llx.wire import Decoder, FromScheduler, GatewayHello, GatewayReport, Members, encode
+
+signal.alarm(120)  # whatever becomes of the test
+
+
+class FakeGateway:
+    def __init__(self, spec: GatewaySpec) -> None:
+        args = spec.pools[0].serve_args
+        self.spec = spec
+        self.in_flight = int(args.get("in_flight", 0))
+        self.finish_s = float(args.get("finish_s", 0))
+        self.finished = 0
+        self.known = (Term(0), 0)
+        self.connected: list = []
+        self.stop_at: float | None = None
+
+    async def run(self) -> None:
+        context = zmq.asyncio.Context()
+        dealer = context.socket(zmq.DEALER)
+        make_dialer(dealer, ClusterKeys.load(Path(self.spec.keys_path)))
+        dealer.setsockopt(zmq.IDENTITY, self.spec.name.encode())
+        dealer.connect(self.spec.scheduler_address)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
+        receiver = asyncio.create_task(self.receive(dealer))
+        while not (self.stop_at is not None and self.in_flight == 0):
+            self.work()
+            hello = GatewayHello(self.spec.name, "http://127.0.0.1:1", os.getpid(), *self.known)
+            await dealer.send(encode(hello))
+            await dealer.send(encode(self.report()))
+            await asyncio.sleep(0.02)
+        receiver.cancel()
+        dealer.close(500)
+        context.term()
+
+    def stop(self) -> None:
+        self.stop_at = time.monotonic()
+
+    def work(self) -> None:
+        if self.stop_at is not None and time.monotonic() >= self.stop_at + self.finish_s:
+            self.in_flight, self.finished = 0, self.in_flight
+
+    def report(self) -> GatewayReport:
+        total = self.in_flight + self.finished
+        return GatewayReport(
+            self.spec.name, self.in_flight, total, self.finished, 0, 7, 70, self.connected
+        )
+
+    async def receive(self, dealer: zmq.asyncio.Socket) -> None:
+        decoder: Decoder = Decoder(FromScheduler)
+        while True:
+            message = decoder.decode((await dealer.recv_multipart())[0])
+            assert isinstance(message, Members)
+            if (message.term, message.version) > self.known:
+                self.known = (message.term, message.version)
+                self.connected = [each.instance for each in message.members]
+                print(f"members term={message.term} {','.join(self.connected)}", flush=True)
+
+
+def main() -> int:
+    spec = load_spec(Path(sys.argv[1]), GatewaySpec)
+    status = StatusFile(Path(spec.status_path))
+    if spec.pools[0].serve_args.get("fake") == "taken":
+        status.write(Phase.FAILED, "127.0.0.1:8000: Address already in use")
+        return 5
+    status.write(Phase.READY, addresses=["http://127.0.0.1:1"])
+    asyncio.run(FakeGateway(spec).run())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

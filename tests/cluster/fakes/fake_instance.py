@@ -1,0 +1,71 @@
+"""An instance without an engine: real sockets and status file, and the ways in which one fails.
+
+`engine_args` say how it behaves: ``fake``: ready (default), crash, fail, never;
+``end_s``: how long it takes to end.
+"""
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from llx import __version__
+from llx.agent.endpoint import InstanceEndpoint
+from llx.core.model import InstanceId, Nanos, PoolName
+from llx.curve import ClusterKeys
+from llx.pins import VLLM_VERSION
+from llx.specs import InstanceSpec, Phase, StatusFile, load_spec
+from llx.wire import InstanceInfo, Load
+
+signal.alarm(120)  # whatever becomes of the test
+
+
+class NoEngine:
+    def add(self, *_: object) -> None: ...
+    def abort(self, *_: object) -> None: ...
+    def call(self, *_: object) -> None: ...
+    def drop_peer(self, *_: object) -> None: ...
+
+
+def main() -> int:
+    ended = threading.Event()
+    spec = load_spec(Path(sys.argv[1]), InstanceSpec)
+    status = StatusFile(Path(spec.status_path))
+    behaviour = spec.engine_args.get("fake", "ready")
+    print(f"fake {spec.name}: {behaviour}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    status.write(Phase.LOADING, "loading weights")
+    match behaviour:
+        case "crash":
+            print("RuntimeError: out of fake memory", flush=True)
+            return 3
+        case "fail":
+            status.write(Phase.FAILED, "the model is not a model")
+            print("the log says why", flush=True)
+            return 1
+        case "never":
+            ended.wait()
+            return 0
+    info = InstanceInfo(
+        instance=InstanceId(spec.name), pool=PoolName(spec.pool), engine=spec.engine,
+        llx_version=__version__, vllm_version=VLLM_VERSION, model=spec.model, num_blocks=100,
+        block_size=16, max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=512,
+        tensor_parallel=1, pid=0,
+    )  # fmt: skip
+    endpoint = InstanceEndpoint(
+        ClusterKeys.load(Path(spec.keys_path)), spec.bind_host, info=info, engine_ready=b"",
+        sink=NoEngine(), allowed_calls=frozenset(),
+    )  # fmt: skip
+    addresses = endpoint.start()
+    load = Load(0, 0, Nanos(1), 100, 60, 16, 2, 1, 8, 128, 0, {10: (2, 1, 8)})
+    endpoint.report(load, {})
+    status.write(Phase.READY, addresses=list(addresses))
+    ended.wait()
+    time.sleep(float(spec.engine_args.get("end_s", 0)))
+    endpoint.close("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

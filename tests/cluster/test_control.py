@@ -1,0 +1,200 @@
+"""The control API's edge: token, bodies, errors, schema. The driver behind it is a stand-in."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from llx.api import (
+    ClusterState,
+    ClusterStatus,
+    ErrorBody,
+    InstanceState,
+    InstanceStatus,
+    LogSlice,
+    StopReport,
+)
+from llx.cluster.control import MAX_BODY_BYTES, make_app
+from llx.errors import ConflictError, DeadlineError, HostError, NotFoundError
+from llx.secret import Secret
+
+TOKEN = "the-token"
+INSTANCE = InstanceStatus(
+    name="m-0", model="m", host="localhost", engine="sim", state=InstanceState.READY
+)
+
+
+class StandIn:
+    """Answers what it was told, remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, ...]] = []
+        self.error: Exception | None = None
+
+    def _note(self, *what: object) -> None:
+        self.asked.append(what)
+        if self.error is not None:
+            raise self.error
+
+    def status(self) -> ClusterStatus:
+        self._note("status")
+        return ClusterStatus(
+            cluster="c", state=ClusterState.READY, url="u", term=1, started_at=0.0,
+            llx_version="0", vllm_version="0", platform="cpu", models=[], instances=[INSTANCE],
+            gateways=[],
+        )  # fmt: skip
+
+    def instance(self, name: str) -> InstanceStatus:
+        self._note("instance", name)
+        return INSTANCE
+
+    def restart(self, name: str, user: str) -> InstanceStatus:
+        self._note("restart", name, user)
+        return INSTANCE
+
+    def read_log(self, name: str, offset: int | None, limit: int, tail: int) -> LogSlice:
+        self._note("log", name, offset, limit, tail)
+        return LogSlice(name=name, text="text", next_offset=4)
+
+    async def stop(self, deadline_s: float, user: str) -> StopReport:
+        self._note("stop", deadline_s, user)
+        return StopReport(finished=1, cut=0)
+
+
+@pytest.fixture
+def driver() -> StandIn:
+    return StandIn()
+
+
+@pytest.fixture
+async def http(driver: StandIn) -> AsyncIterator[httpx.AsyncClient]:
+    app = make_app(driver, Secret(TOKEN))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://head", headers=headers
+    ) as client:
+        yield client
+
+
+@pytest.mark.parametrize("given", [None, "", TOKEN, f"bearer {TOKEN}", "Bearer x", "Bearer "])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v1/status"), ("POST", "/v1/stop"), ("GET", "/openapi.json"), ("GET", "/nowhere")],
+)
+async def test_nothing_without_the_token(
+    http: httpx.AsyncClient, driver: StandIn, given: str | None, method: str, path: str
+) -> None:
+    del http.headers["Authorization"]
+    headers = {} if given is None else {"Authorization": given}
+    answer = await http.request(method, path, headers=headers, json={})
+    assert answer.status_code == 401
+    assert ErrorBody.model_validate_json(answer.content).error == "unauthorized"
+    assert driver.asked == []
+
+
+async def test_operations_reach_the_driver(http: httpx.AsyncClient, driver: StandIn) -> None:
+    assert ClusterStatus.model_validate_json((await http.get("/v1/status")).content).term == 1
+    assert (await http.get("/v1/instances/m-0")).json()["name"] == "m-0"
+    assert (await http.post("/v1/instances/m-0/restart?user=ann")).json()["state"] == "ready"
+    assert (await http.get("/v1/logs/m-0")).json()["next_offset"] == 4
+    await http.get("/v1/logs/m-0?offset=7&limit=99&tail=3")
+    stopped = await http.post("/v1/stop", json={"deadline_s": 5, "user": "ann"})
+    assert stopped.json() == {"api_version": "v1", "finished": 1, "cut": 0}
+    assert driver.asked == [
+        ("status",),
+        ("instance", "m-0"),
+        ("restart", "m-0", "ann"),
+        ("log", "m-0", None, 65536, 200),
+        ("log", "m-0", 7, 99, 3),
+        ("stop", 5.0, "ann"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "name"),
+    [
+        (NotFoundError("no", remedy="look", detail="more"), 404, "not_found"),
+        (ConflictError("no", remedy="look", detail="more"), 409, "conflict"),
+        (DeadlineError("no", remedy="look", detail="more"), 504, "deadline"),
+    ],
+)
+async def test_errors_are_error_bodies(
+    http: httpx.AsyncClient, driver: StandIn, error: Exception, code: int, name: str
+) -> None:
+    driver.error = error
+    answer = await http.get("/v1/instances/x")
+    assert answer.status_code == code
+    assert answer.json() == {"error": name, "message": "no", "remedy": "look", "detail": "more"}
+
+
+async def test_other_errors_are_internal(http: httpx.AsyncClient, driver: StandIn) -> None:
+    driver.error = HostError("broken", host="h", step="s")
+    answer = await http.get("/v1/status")
+    assert (answer.status_code, answer.json()["error"]) == (500, "internal")
+    driver.error = RuntimeError("a secret perhaps")
+    answer = await http.get("/v1/status")
+    assert answer.status_code == 500
+    assert answer.json()["message"] == "RuntimeError"
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "code"),
+    [
+        ("GET", "/v1/nowhere", {}, 404),
+        ("DELETE", "/v1/status", {}, 405),
+        ("GET", "/v1/logs/m-0?offset=-2", {}, 422),
+        ("GET", "/v1/logs/m-0?limit=99999999", {}, 422),
+        ("GET", "/v1/logs/m-0?tail=x", {}, 422),
+        ("POST", "/v1/stop", {"content": b"{"}, 422),
+        ("POST", "/v1/stop", {"json": {"deadline": 5}}, 422),
+        ("POST", "/v1/stop", {"json": {"deadline_s": -1}}, 400),
+        ("POST", "/v1/stop", {"json": {"deadline_s": 1e9}}, 400),
+        ("POST", f"/v1/instances/m-0/restart?user={'x' * 300}", {}, 422),
+    ],
+)
+async def test_bad_requests(
+    http: httpx.AsyncClient,
+    driver: StandIn,
+    method: str,
+    path: str,
+    options: dict[str, object],
+    code: int,
+) -> None:
+    answer = await http.request(method, path, **options)
+    assert answer.status_code == code
+    assert ErrorBody.model_validate_json(answer.content).message
+    assert driver.asked == []
+
+
+async def test_a_large_body_is_refused_stated_or_not(
+    http: httpx.AsyncClient, driver: StandIn
+) -> None:
+    stated = await http.post("/v1/stop", content=b"x" * (MAX_BODY_BYTES + 1))
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b"x" * 1024
+            await asyncio.sleep(0)
+
+    chunked = await http.post("/v1/stop", content=chunks())
+    for answer in (stated, chunked):
+        assert answer.status_code == 413
+        assert answer.json()["error"] == "too_large"
+    assert driver.asked == []
+
+
+async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None:
+    schema = (await http.get("/openapi.json")).json()
+    assert set(schema["paths"]) == {
+        "/v1/status",
+        "/v1/instances/{name}",
+        "/v1/instances/{name}/restart",
+        "/v1/logs/{name}",
+        "/v1/stop",
+    }
+    conflict = schema["paths"]["/v1/instances/{name}/restart"]["post"]["responses"]["409"]
+    assert "ErrorBody" in str(conflict)
+    assert (await http.get("/docs")).status_code == 404

@@ -1,0 +1,189 @@
+"""The gateways' socket: who hears the list and when, what is believed, who is kept out."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from llx.cluster.gateway_line import GatewayLine
+from llx.core.model import InstanceId, PoolName, Term
+from llx.curve import ClusterKeys, make_dialer
+from llx.errors import ConflictError
+from llx.wire import (
+    Decoder,
+    FromScheduler,
+    GatewayHello,
+    GatewayReport,
+    Member,
+    Members,
+    encode,
+)
+
+KEYS = ClusterKeys.create()
+ONE = [Member(InstanceId("m-0"), PoolName("m"), "tcp://a", "tcp://b")]
+TWO = [*ONE, Member(InstanceId("m-1"), PoolName("m"), "tcp://c", "tcp://d")]
+TERM = Term(3)
+
+
+class Peer:
+    """A gateway's end."""
+
+    def __init__(self, address: str, name: str = "g", keys: ClusterKeys = KEYS) -> None:
+        self.name = name
+        self.context = zmq.asyncio.Context()
+        self.socket = self.context.socket(zmq.DEALER)
+        make_dialer(self.socket, keys)
+        self.socket.setsockopt(zmq.IDENTITY, name.encode())
+        self.socket.connect(address)
+
+    async def hello(self, term: int = 0, version: int = 0, pid: int = 7) -> None:
+        hello = GatewayHello(self.name, "http://g", pid, Term(term), version)
+        await self.socket.send(encode(hello))
+
+    async def members(self, timeout_s: float = 5.0) -> Members:
+        decoder: Decoder[FromScheduler] = Decoder(FromScheduler)
+        (frame,) = await asyncio.wait_for(self.socket.recv_multipart(), timeout_s)
+        return decoder.decode(frame)
+
+    async def hears_nothing(self) -> bool:
+        return await self.socket.poll(150) == 0
+
+    def close(self) -> None:
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+async def line() -> AsyncIterator[GatewayLine]:
+    made = GatewayLine(KEYS, TERM)
+    task: asyncio.Task[None] | None = asyncio.create_task(made.run())
+    yield made
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    made.close()
+
+
+@pytest.fixture
+async def address(line: GatewayLine) -> str:
+    return await line.bind("127.0.0.1", None)
+
+
+@pytest.fixture
+async def peer(address: str) -> AsyncIterator[Peer]:
+    made = Peer(address)
+    yield made
+    made.close()
+
+
+async def test_nothing_is_said_before_the_first_list(line: GatewayLine, peer: Peer) -> None:
+    await peer.hello()
+    await asyncio.wait_for(line.changed.wait(), 5)
+    assert await peer.hears_nothing()
+    await line.publish([])
+    assert await peer.members() == Members(TERM, 1, [])
+
+
+async def test_a_change_reaches_who_is_there(line: GatewayLine, peer: Peer) -> None:
+    await line.publish(ONE)
+    await peer.hello()
+    assert await peer.members() == Members(TERM, 1, ONE)
+    await line.publish(ONE)
+    assert await peer.hears_nothing()
+    await line.publish(TWO)
+    assert await peer.members() == Members(TERM, 2, TWO)
+
+
+@pytest.mark.parametrize(("term", "version"), [(0, 0), (2, 99), (3, 0)])
+async def test_who_knows_an_older_list_gets_this_one(
+    line: GatewayLine, peer: Peer, term: int, version: int
+) -> None:
+    await line.publish(ONE)
+    await peer.hello(term, version)
+    assert await peer.members() == Members(TERM, 1, ONE)
+
+
+async def test_who_knows_this_list_hears_nothing(line: GatewayLine, peer: Peer) -> None:
+    await line.publish(ONE)
+    await peer.hello(3, 1)
+    assert await peer.hears_nothing()
+
+
+async def test_reports_are_kept_and_a_change_of_connections_wakes(
+    line: GatewayLine, peer: Peer
+) -> None:
+    await line.publish(ONE)
+    await peer.hello()
+    await peer.members()
+    line.changed.clear()
+    report = GatewayReport("g", 2, 3, 1, 0, 0, 9, [InstanceId("m-0")])
+    await peer.socket.send(encode(report))
+    await asyncio.wait_for(line.changed.wait(), 5)
+    view = line.view("g")
+    assert view is not None
+    assert (view.report, view.is_silent) == (report, False)
+    assert line.view("other") is None
+    line.drop("g")
+    assert line.view("g") is None
+
+
+async def test_a_gateway_started_anew_takes_the_place_of_the_old(
+    line: GatewayLine, peer: Peer, address: str
+) -> None:
+    await line.publish(ONE)
+    await peer.hello()
+    await peer.members()
+    again = Peer(address)
+    try:
+        await again.hello(pid=8)
+        assert (await again.members()).members == ONE
+        view = line.view("g")
+        assert view is not None
+        assert view.hello.pid == 8
+    finally:
+        again.close()
+
+
+@pytest.mark.parametrize("frames", [[b""], [b"\x01garbage"], [b"\xff"], [b"x"] * 300])
+async def test_garbage_harms_nothing(line: GatewayLine, peer: Peer, frames: list[bytes]) -> None:
+    await line.publish(ONE)
+    await peer.socket.send_multipart(frames)
+    await peer.hello()
+    assert (await peer.members()).members == ONE
+
+
+async def test_a_stranger_is_not_heard(line: GatewayLine, address: str) -> None:
+    await line.publish(ONE)
+    ours = ClusterKeys.create()
+    stranger = ClusterKeys(
+        KEYS.listener_public, KEYS.listener_secret, ours.dialer_public, ours.dialer_secret
+    )
+    peer = Peer(address, keys=stranger)
+    try:
+        await peer.hello()
+        assert await peer.hears_nothing()
+        assert line.view("g") is None
+    finally:
+        peer.close()
+
+
+async def test_the_former_address_is_taken_again() -> None:
+    first = GatewayLine(KEYS, TERM)
+    address = await first.bind("127.0.0.1", None)
+    second = GatewayLine(KEYS, Term(4))
+    binding = asyncio.create_task(second.bind("127.0.0.1", address))
+    await asyncio.sleep(0)
+    first.close()
+    assert await asyncio.wait_for(binding, 5) == address
+    second.close()
+
+
+async def test_a_former_address_that_stays_taken_is_a_conflict() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        line = GatewayLine(KEYS, TERM, rebind_for_s=0.2)
+        with pytest.raises(ConflictError, match="gateways look for the head"):
+            await line.bind("127.0.0.1", f"tcp://127.0.0.1:{other.getsockname()[1]}")
+        line.close()

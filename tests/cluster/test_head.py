@@ -1,0 +1,368 @@
+"""The head as a real process over fakes: start, adopt, fail, restart, stop."""
+
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from llx.agent import shim
+from llx.agent.processes import attach
+from llx.api import ClusterState, InstanceState
+from llx.client import ControlClient
+from llx.errors import ConflictError, NotFoundError, UnreachableError
+from llx.specs import ProcessStatus, load_spec
+
+ALL = {"head", "gateway-0", "m-0", "m-1"}
+
+
+def model(name: str, **more: object) -> dict[str, object]:
+    return {"name": name, "model": "/m", "engine": "sim", **more}
+
+
+def pids(rig) -> dict[str, int]:
+    found = {}
+    for name in ("gateway-0", "m-0", "m-1"):
+        process = attach(rig.state.procs / name)
+        assert process is not None
+        found[name] = process.status().child_pid
+    return found
+
+
+def test_a_cluster_comes_up_reports_and_goes(rig) -> None:
+    rig.launch()
+    with rig.client() as client:
+        status = rig.reaches(client, ClusterState.READY)
+        assert rig.alive() == ALL
+        assert (status.term, status.cluster, status.platform) == (1, "c", "cpu")
+        assert [(each.name, each.state) for each in status.instances] == [
+            ("m-0", InstanceState.READY),
+            ("m-1", InstanceState.READY),
+        ]
+        first = status.instances[0]
+        assert first.model == "m"
+        assert first.pid == pids(rig)["m-0"]
+        assert len(first.addresses) == 2
+        assert first.ready_after_s is not None
+        assert 0 < first.ready_after_s < 20
+        assert first.devices
+        assert first.log == str(rig.state.procs / "m-0" / "log")
+        (gateway,) = status.gateways
+        assert gateway.connected == ["m-0", "m-1"]
+        assert (gateway.refused, gateway.output_tokens) == (7, 70)
+        assert status.url == gateway.url == "http://127.0.0.1:1"
+        (model,) = status.models
+        assert (model.instances_min, model.instances_ready) == (2, 2)
+
+        def has_load() -> bool:
+            return all(each.load is not None for each in client.status().instances)
+
+        rig.eventually(has_load, "load reports arrive")
+        load = client.instance("m-1").load
+        assert load is not None
+        assert (load.blocks_total, load.blocks_used, load.running, load.waiting) == (100, 40, 2, 1)
+        assert load.freeness == pytest.approx((100 - 40 - 8) / 3)
+
+        report = client.stop(deadline_s=10, user="ann")
+        assert (report.finished, report.cut) == (0, 0)
+    rig.eventually(lambda: not rig.alive(), "everything is gone")
+    head = attach(rig.state.head)
+    assert head is not None
+    assert head.status().exit_code == 0
+    events = [json.loads(line) for line in rig.state.events.read_text().splitlines()]
+    kinds = [event["kind"] for event in events]
+    assert kinds[0] == "head.started"
+    assert kinds[-2:] == ["cluster.stopping", "cluster.stopped"]
+    assert events[-1]["user"] == "ann"
+    assert {"instance.started", "instance.ready", "gateway.ready"} <= set(kinds)
+    with pytest.raises(UnreachableError, match="not running"):
+        ControlClient.for_cluster(rig.state.path)
+
+
+def test_a_killed_head_leaves_all_running_and_the_next_adopts_it(rig) -> None:
+    head = rig.launch()
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+    before = pids(rig)
+    old_token = rig.state.token.read_text()
+    os.kill(head.status().child_pid, signal.SIGKILL)
+    rig.eventually(lambda: not head.is_alive(), "the head is gone")
+    with pytest.raises(UnreachableError):
+        ControlClient.for_cluster(rig.state.path).status()
+    assert rig.alive() == ALL - {"head"}
+
+    rig.launch()
+    with rig.client() as client:
+        status = rig.reaches(client, ClusterState.READY)
+        assert status.term == 2
+        assert pids(rig) == before
+        assert status.instances[0].devices
+        assert status.instances[0].restarts == 0
+        assert "members term=2 m-0,m-1" in rig.log("gateway-0")
+        members = re.findall(r"members term=2 (.*)", rig.log("gateway-0"))
+        assert members[0] == "m-0,m-1", "no instance is taken away while the head looks around"
+        assert rig.state.token.read_text() != old_token
+        client.stop(deadline_s=10)
+    rig.eventually(lambda: not rig.alive(), "everything is gone")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_head_ends_only_the_head(rig, number: int) -> None:
+    head = rig.launch()
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+    os.kill(head.status().child_pid, number)
+    rig.eventually(lambda: not head.is_alive(), "the head ends")
+    assert head.status().exit_code == 0
+    assert rig.alive() == ALL - {"head"}
+
+
+def test_what_died_while_the_head_was_away_is_started_anew(rig) -> None:
+    head = rig.launch()
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+    before = pids(rig)
+    head.stop(10)
+    os.kill(before["m-0"], signal.SIGKILL)
+    rig.eventually(lambda: "m-0" not in rig.alive(), "it is gone")
+    rig.launch()
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+        after = pids(rig)
+        assert after["m-0"] != before["m-0"]
+        assert (after["m-1"], after["gateway-0"]) == (before["m-1"], before["gateway-0"])
+
+
+def test_an_instance_that_dies_is_failed_and_restart_brings_it_back(rig) -> None:
+    rig.launch()
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+        os.kill(pids(rig)["m-0"], signal.SIGKILL)
+        status = rig.reaches(client, ClusterState.DEGRADED)
+        failed, other = status.instances
+        assert failed.state is InstanceState.FAILED
+        assert failed.detail.splitlines() == ["killed by SIGKILL", "fake m-0: ready"]
+        assert failed.pid is None
+        assert other.state is InstanceState.READY
+        rig.eventually(
+            lambda: client.status().gateways[0].connected == ["m-1"], "the gateway lets go of it"
+        )
+        begun = client.restart_instance("m-0", user="bob")
+        assert begun.state is InstanceState.STOPPING
+        status = rig.reaches(client, ClusterState.READY)
+        assert status.instances[0].restarts == 1
+        assert status.instances[0].detail == ""
+    events = [json.loads(line) for line in rig.state.events.read_text().splitlines()]
+    assert [e["user"] for e in events if e["kind"] == "instance.restarting"] == ["bob"]
+    assert [e["reason"] for e in events if e["kind"] == "instance.failed"] == ["killed by SIGKILL"]
+
+
+def test_restart_of_a_running_instance_replaces_its_process(rig) -> None:
+    slow_to_end = model("m", instances={"min": 2}, engine_args={"end_s": 0.5})
+    rig.launch(rig.settings(models=[slow_to_end]))
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+        before = pids(rig)
+        client.restart_instance("m-1")
+        with pytest.raises(ConflictError, match="m-1 is being stopped or started"):
+            client.restart_instance("m-1")
+        assert client.status().state is ClusterState.DEGRADED
+        rig.eventually(lambda: client.instance("m-1").restarts == 1, "it is restarted")
+        rig.reaches(client, ClusterState.READY)
+        after = pids(rig)
+        assert after["m-1"] != before["m-1"]
+        assert after["m-0"] == before["m-0"]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        ("crash", ["exit code 3", "RuntimeError: out of fake memory"]),
+        ("fail", ["the model is not a model", "the log says why"]),
+    ],
+)
+def test_a_model_that_does_not_start_fails_the_cluster_and_says_why(
+    rig, behaviour: str, words: list[str]
+) -> None:
+    bad = model("bad", engine_args={"fake": behaviour})
+    rig.launch(rig.settings(models=[model("good"), bad]))
+    with rig.client() as client:
+        status = rig.reaches(client, ClusterState.FAILED)
+        detail = status.instances[1].detail.splitlines()
+        assert detail[0] == words[0]
+        rig.eventually(
+            lambda: words[1] in client.instance("bad-0").detail + rig.log("bad-0"), "log"
+        )
+        rig.eventually(
+            lambda: client.instance("good-0").state is InstanceState.READY, "good goes on"
+        )
+        assert client.stop(deadline_s=5).cut == 0
+
+
+def test_an_instance_that_is_not_ready_in_time_is_failed_and_ended(rig) -> None:
+    slow = model("slow", engine_args={"fake": "never"})
+    settings = rig.settings(models=[model("good"), slow], runtime={"start_timeout_s": 1.5})
+    rig.launch(settings)
+    with rig.client() as client:
+        status = rig.reaches(client, ClusterState.FAILED)
+        detail = status.instances[1].detail
+        assert detail.startswith(
+            "not ready after 1.5 s (last: loading weights)\nfake slow-0: never"
+        )
+        rig.eventually(lambda: "slow-0" not in rig.alive(), "its process is ended")
+
+
+def test_a_gateway_that_cannot_listen_fails_the_cluster(rig) -> None:
+    taken = model("m", serve_args={"fake": "taken"})
+    rig.launch(rig.settings(models=[taken]))
+    with rig.client() as client:
+        status = rig.reaches(client, ClusterState.FAILED)
+        assert status.gateways[0].state is InstanceState.FAILED
+        assert status.gateways[0].detail.startswith("127.0.0.1:8000: Address already in use")
+
+
+def busy(**serve_args: object) -> list[dict[str, object]]:
+    return [model("m", instances={"min": 2}, serve_args=serve_args)]
+
+
+def test_stop_lets_streams_finish(rig) -> None:
+    rig.launch(rig.settings(models=busy(in_flight=3, finish_s=0.4)))
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+        assert client.status().gateways[0].in_flight == 3
+        report = client.stop(deadline_s=20)
+    assert (report.finished, report.cut) == (3, 0)
+    rig.eventually(lambda: not rig.alive(), "everything is gone")
+
+
+def test_stop_cuts_streams_at_the_deadline(rig) -> None:
+    rig.launch(rig.settings(models=busy(in_flight=3, finish_s=600)))
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+        report = client.stop(deadline_s=0.3)
+    assert (report.finished, report.cut) == (0, 3)
+    rig.eventually(lambda: not rig.alive(), "everything is gone")
+
+
+def test_a_second_stop_cuts_the_first_short(rig) -> None:
+    rig.launch(rig.settings(models=busy(in_flight=3, finish_s=600)))
+    with rig.client() as client, rig.client() as other:
+        rig.reaches(client, ClusterState.READY)
+        reports = []
+        first = threading.Thread(target=lambda: reports.append(client.stop(deadline_s=600)))
+        first.start()
+        rig.reaches(other, ClusterState.STOPPING)
+        with pytest.raises(ConflictError, match="is being stopped"):
+            other.restart_instance("m-0")
+        second = other.stop(deadline_s=0)
+        first.join(20)
+    assert reports == [second]
+    assert second.cut == 3
+    rig.eventually(lambda: not rig.alive(), "everything is gone")
+
+
+def test_an_instance_that_is_no_longer_asked_for_is_ended(rig) -> None:
+    head = rig.launch(rig.settings(models=[model("a"), model("b")]))
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+    head.stop(10)
+    rig.launch(rig.settings(models=[model("a")]))
+    with rig.client() as client:
+        status = rig.reaches(client, ClusterState.READY)
+        assert [each.name for each in status.instances] == ["a-0"]
+        rig.eventually(lambda: rig.alive() == {"head", "gateway-0", "a-0"}, "b-0 is ended")
+
+
+def test_an_instance_of_older_settings_serves_on_and_says_so(rig) -> None:
+    head = rig.launch()
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+    before = pids(rig)
+    head.stop(10)
+    newer = model("m", instances={"min": 2}, engine_args={"max_model_len": 99})
+    rig.launch(rig.settings(models=[newer]))
+    with rig.client() as client:
+        status = rig.reaches(client, ClusterState.READY)
+        assert pids(rig) == before
+        assert "older settings" in status.instances[0].detail
+        client.restart_instance("m-0")
+        rig.eventually(lambda: client.instance("m-0").restarts == 1, "it is restarted")
+        rig.reaches(client, ClusterState.READY)
+        assert client.instance("m-0").detail == ""
+
+
+def test_a_second_head_is_refused(rig) -> None:
+    rig.launch()
+    with pytest.raises(ConflictError, match='cluster "c" is running'):
+        rig.launch()
+
+
+def test_a_taken_control_port_starts_nothing_and_says_so(rig) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        head = rig.launch(rig.settings(control={"port": port}))
+        rig.eventually(lambda: not head.is_alive(), "the head gives up")
+    assert head.status().exit_code == ConflictError.exit_code
+    status = load_spec(rig.state.head / "status.json", ProcessStatus)
+    assert f"127.0.0.1:{port}: Address already in use" in status.detail
+    assert rig.alive() == set()
+    with pytest.raises(UnreachableError):
+        ControlClient.for_cluster(rig.state.path)
+
+
+def test_logs_are_read_in_parts_and_followed(rig) -> None:
+    rig.launch()
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+        part = client.logs("m-0")
+        assert part.text.startswith("fake m-0: ready\n")
+        assert client.logs("m-0", offset=part.next_offset).text == ""
+        again = client.logs("m-0", offset=0, limit=16)
+        assert (again.text, again.next_offset) == ("fake m-0: ready\n", 16)
+        assert "head.starting" in client.logs("head", tail=1000).text
+        assert len(client.logs("head", tail=2).text.splitlines()) == 2
+        for name in ("nobody", "../m-0", "..%2fm-0"):
+            with pytest.raises(NotFoundError):
+                client.logs(name)
+        with pytest.raises(NotFoundError, match="no instance"):
+            client.instance("gateway-0")
+
+
+def test_nothing_secret_is_readable_by_others_or_on_a_command_line(rig) -> None:
+    rig.launch()
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+    token = rig.state.token.read_text()
+    secrets = {token, *json.loads(rig.state.keys.read_text()).values()}
+    for path in [rig.state.path, *rig.state.path.rglob("*")]:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert not mode & 0o077, f"{path} {mode:o}"
+    assert len(secrets) == 5
+    for name in rig.alive():
+        process = attach(rig.state.procs / name)
+        assert process is not None
+        for pid in (process.status().child_pid, process.status().shim_pid):
+            text = (
+                Path(f"/proc/{pid}/cmdline").read_text() + Path(f"/proc/{pid}/environ").read_text()
+            )
+            assert not any(secret in text for secret in secrets), name
+        assert not any(secret in rig.log(name) for secret in secrets), name
+
+
+def test_killing_every_shim_leaves_nothing(rig) -> None:
+    rig.launch()
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+    records = [attach(rig.state.procs / name).status() for name in sorted(ALL)]
+    for record in records:
+        os.kill(record.shim_pid, signal.SIGKILL)
+    rig.eventually(
+        lambda: all(shim.start_time(record.child_pid) is None for record in records), "all gone"
+    )

@@ -1,0 +1,449 @@
+"""What every engine behind an instance's endpoint must do, whatever it is made of."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+
+import msgspec
+import pytest
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from llx.agent.engine_codec import (
+    EngineCoreReadyResponse,
+    EngineCoreRequest,
+    FinishReason,
+    SamplingParams,
+    encode,
+)
+from llx.core.model import Epoch, RequestId
+from llx.curve import ClusterKeys, make_dialer
+from llx.pins import VLLM_VERSION
+from llx.specs import Phase
+from llx.wire import (
+    MAX_FRAMES,
+    MAX_ID_BYTES,
+    MAX_MESSAGE_BYTES,
+    WIRE_VERSION,
+    Abort,
+    Add,
+    Call,
+    Load,
+    Ping,
+    Reply,
+)
+from llx.wire import encode as encode_header
+from tests.contract.conftest import Instance
+from tests.contract.peer import WAIT_S, Peer, Stream
+
+pytestmark = pytest.mark.contract
+
+PROMPT = list(range(300, 320))
+LONG = 900
+
+
+@pytest.fixture
+def peer(engine: Instance) -> Iterator[Peer]:
+    with engine.joined() as peer:
+        yield peer
+
+
+@pytest.fixture
+def other(engine: Instance) -> Iterator[Peer]:
+    with engine.joined() as peer:
+        yield peer
+
+
+def is_idle(load: Load) -> bool:
+    return load.num_running == load.num_waiting == 0 and load.free == load.total
+
+
+def wait_load(peer: Peer, *, running: int) -> None:
+    peer.until(lambda: bool(peer.loads) and peer.loads[-1].num_running == running)
+
+
+# ---------------------------------------------------------------- sessions
+
+
+def test_hello_is_answered_with_what_the_instance_is(engine: Instance) -> None:
+    with engine.joined() as peer:
+        assert peer.ready is not None
+        info = peer.ready.info
+        assert (info.instance, info.pool, info.vllm_version) == ("tiny-0", "tiny", VLLM_VERSION)
+        assert info.pid == engine.process.pid
+        ready = msgspec.msgpack.decode(peer.ready.engine_ready, type=EngineCoreReadyResponse)
+        assert ready.vllm_version == VLLM_VERSION
+        assert ready.max_model_len == info.max_model_len == 1024
+        assert ready.block_size == info.block_size
+
+
+def test_a_repeated_hello_keeps_the_session(peer: Peer) -> None:
+    stream = peer.add("hello-again", PROMPT, max_tokens=30)
+    for _ in range(3):
+        peer.say_hello()
+    peer.finish(stream)
+    assert len(stream.tokens) == 30
+
+
+@pytest.mark.parametrize("versions", [{"vllm_version": "0.31.9"}, {"llx_version": "99"}], ids=str)
+def test_other_versions_are_refused(engine: Instance, versions: dict[str, str]) -> None:
+    with engine.peer(**versions) as peer:
+        while peer.refused is None:
+            assert peer.ready is None
+            peer.say_hello()
+            peer.read(0.1)
+        assert next(iter(versions.values())) in peer.refused.reason
+        peer.add("refused-peer", PROMPT)
+        assert not peer.read(0.2)
+
+
+def test_a_name_that_is_not_the_sockets_identity_is_refused(engine: Instance) -> None:
+    with engine.peer() as peer:
+        while peer.refused is None:
+            peer.say_hello("somebody-else")
+            peer.read(0.1)
+
+
+def test_without_hello_nothing_is_served(engine: Instance, other: Peer) -> None:
+    with engine.peer() as peer:
+        peer.add("no-session", PROMPT)
+        peer.send(Ping(peer.session))
+        peer.send(Call(1, "get_supported_tasks"), [encode([])])
+        assert not peer.read(0.3)
+    other.sync()
+
+
+def test_another_wire_version_is_not_read(peer: Peer) -> None:
+    stream = peer.streams.setdefault(("wire", 1), Stream(1))
+    header = encode_header(Add(RequestId("wire"), Epoch(1), 9))
+    peer.send_raw([bytes([WIRE_VERSION + 1]) + header[1:], b""])
+    peer.sync()
+    assert stream.outputs == []
+
+
+# ---------------------------------------------------------------- requests
+
+
+def test_outputs_carry_epoch_and_contiguous_offsets(peer: Peer) -> None:
+    # Peer._file_outputs checks each offset and files by epoch.
+    stream = peer.add("offsets", PROMPT, epoch=7, max_tokens=20)
+    peer.finish(stream)
+    assert len(stream.tokens) == 20
+    assert stream.finish is FinishReason.LENGTH
+    assert stream.outputs[0].prefill_stats is not None
+
+
+def test_the_same_prompt_gives_the_same_tokens(peer: Peer) -> None:
+    first = peer.add("same-1", PROMPT)
+    peer.finish(first)
+    second = peer.add("same-2", PROMPT)
+    changed = peer.add("same-3", [301, *PROMPT[1:]])
+    peer.finish(second, changed)
+    assert second.tokens == first.tokens
+    assert changed.tokens != first.tokens
+
+
+def test_a_stop_token_ends_a_request(peer: Peer) -> None:
+    free = peer.add("stop-1", PROMPT)
+    peer.finish(free)
+    last = free.tokens[4]
+    params = SamplingParams(
+        temperature=0.0, max_tokens=8, stop_token_ids=[last], all_stop_token_ids=[last]
+    )
+    stopped = peer.add("stop-2", PROMPT, params=params)
+    peer.finish(stopped)
+    assert stopped.finish is FinishReason.STOP
+    assert stopped.tokens == free.tokens[: free.tokens.index(last) + 1]
+
+
+def test_many_requests_at_once_all_end(peer: Peer) -> None:
+    streams = [
+        peer.add(f"many-{k}", PROMPT[: 1 + k % 20], max_tokens=1 + k, priority=k % 3)
+        for k in range(24)
+    ]
+    peer.finish(*streams)
+    assert [len(stream.tokens) for stream in streams] == list(range(1, 25))
+
+
+def test_abort_ends_a_request(peer: Peer) -> None:
+    stream = peer.add("abort", PROMPT, max_tokens=LONG)
+    peer.until(lambda: len(stream.tokens) > 2)
+    peer.abort("abort")
+    peer.sync()
+    after = peer.add("abort-after", PROMPT)
+    num_tokens = len(stream.tokens)
+    peer.finish(after)
+    assert len(stream.tokens) == num_tokens
+    assert stream.finish in (None, FinishReason.ABORT)
+    wait_load(peer, running=0)
+
+
+def test_an_abort_of_an_older_epoch_is_ignored(peer: Peer) -> None:
+    first = peer.add("epochs", PROMPT, epoch=1, max_tokens=LONG)
+    peer.until(lambda: len(first.tokens) > 0)
+    peer.abort("epochs", epoch=1)
+    second = peer.add("epochs", PROMPT, epoch=2, max_tokens=20)
+    peer.abort("epochs", epoch=1)
+    peer.finish(second)
+    assert len(second.tokens) == 20
+    assert second.finish is FinishReason.LENGTH
+
+
+def test_a_newer_abort_ends_an_older_epoch(peer: Peer) -> None:
+    stream = peer.add("newer", PROMPT, epoch=3, max_tokens=LONG)
+    peer.until(lambda: len(stream.tokens) > 0)
+    peer.abort("newer", epoch=9)
+    wait_load(peer, running=0)
+
+
+def test_aborts_of_what_is_not_there_are_harmless(peer: Peer) -> None:
+    twice = [(RequestId("ghost"), Epoch(1))] * 2
+    peer.send(Abort(twice))
+    stream = peer.add("ghost", PROMPT, max_tokens=LONG)
+    peer.until(lambda: len(stream.tokens) > 0)
+    peer.send(Abort(twice))
+    wait_load(peer, running=0)
+    peer.sync()
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_an_id_that_is_held_cannot_be_added_again(peer: Peer, epoch: int) -> None:
+    first = peer.add("twice", PROMPT, epoch=2, max_tokens=20)
+    again = peer.add("twice", PROMPT[:3], epoch=epoch, max_tokens=3)
+    peer.finish(first)
+    assert len(first.tokens) == 20
+    if again is not first:
+        assert again.outputs == []
+
+
+@pytest.mark.parametrize("payload", [[], [b""], [b"\xc1"], [encode(["r"])]], ids=str)
+def test_an_unreadable_request_ends_with_an_error(peer: Peer, payload: list[bytes]) -> None:
+    stream = peer.add_raw("unreadable", payload, epoch=4)
+    peer.finish(stream)
+    assert stream.finish is FinishReason.ERROR
+    assert stream.tokens == []
+
+
+def test_a_payload_of_another_id_ends_with_an_error(peer: Peer) -> None:
+    message = EngineCoreRequest(
+        "inner", PROMPT, None, SamplingParams(), None, 1.0, None, None, None, external_req_id="i"
+    )
+    stream = peer.add_raw("outer", [encode(message)])
+    peer.finish(stream)
+    assert stream.finish is FinishReason.ERROR
+
+
+# ---------------------------------------------------------------- several peers
+
+
+def test_two_peers_get_their_own_outputs(peer: Peer, other: Peer) -> None:
+    # A stranger's output would be a KeyError in Peer._file_outputs.
+    mine = peer.add("mine", PROMPT, max_tokens=30)
+    theirs = other.add("theirs", PROMPT, max_tokens=30)
+    peer.finish(mine)
+    other.finish(theirs)
+    assert mine.tokens == theirs.tokens
+
+
+def test_bye_aborts_what_is_left_and_nothing_else(engine: Instance, other: Peer) -> None:
+    theirs = other.add("bye-theirs", PROMPT, max_tokens=60)
+    with engine.joined() as leaver:
+        stream = leaver.add("bye-mine", PROMPT, max_tokens=LONG)
+        leaver.until(lambda: len(stream.tokens) > 0)
+        leaver.bye()
+        other.finish(theirs)
+        wait_load(other, running=0)
+    assert len(theirs.tokens) == 60
+
+
+def test_a_silent_peer_loses_its_requests_with_its_lease(engine: Instance, other: Peer) -> None:
+    with engine.joined(is_pinging=False) as silent:
+        stream = silent.add("silent", PROMPT, max_tokens=LONG)
+        silent.until(lambda: len(stream.tokens) > 0)
+        wait_load(other, running=1)
+        other.until(lambda: other.loads[-1].num_running == 0, timeout_s=engine.lease_s + WAIT_S)
+        assert stream.finish is None
+
+
+def test_a_peer_that_pings_keeps_its_lease(engine: Instance, peer: Peer) -> None:
+    if engine.lease_s > 2:
+        pytest.skip("the lease is too long to outwait")
+    last = peer.add("patient-0", PROMPT)
+    peer.finish(last)
+    with pytest.raises(AssertionError, match="nothing came of it"):
+        peer.until(lambda: False, timeout_s=engine.lease_s * 1.5)
+    stream = peer.add("patient-1", PROMPT)
+    peer.finish(stream)
+
+
+def test_a_new_session_supersedes_the_old(engine: Instance, other: Peer) -> None:
+    with engine.joined(name="same-name") as old:
+        stream = old.add("old", PROMPT, max_tokens=LONG)
+        old.until(lambda: len(stream.tokens) > 0)
+        with engine.joined(name="same-name") as new:
+            fresh = new.add("new", PROMPT, max_tokens=40)
+            new.finish(fresh)
+            wait_load(other, running=0)
+            again = new.add("old", PROMPT)
+            new.finish(again)
+
+
+def test_a_superseded_connection_that_speaks_and_goes_is_harmless(engine: Instance) -> None:
+    # libzmq 4.3.5 aborts the whole process when its heartbeat falls due on a connection that
+    # ROUTER_HANDOVER has replaced and that has sent something and closed since.
+    with engine.peer(name="restless") as old:
+        old.join()
+        with engine.joined(name="restless") as new:
+            old.send(Ping(old.session))
+            old.close()
+            with pytest.raises(AssertionError, match="nothing came of it"):
+                new.until(lambda: engine.process.poll() is not None, timeout_s=2.5)
+            new.sync()
+
+
+# ---------------------------------------------------------------- utilities
+
+
+def test_utilities_on_the_list_answer(peer: Peer) -> None:
+    assert peer.call("get_supported_tasks")[1] == ["generate"]
+    assert peer.call("is_sleeping")[1] is False
+    assert peer.call("reset_mm_cache")[1] is None
+    assert peer.call("reset_prefix_cache")[1] is True
+
+
+@pytest.mark.parametrize(
+    "method", ["collective_rpc", "shutdown", "save_sharded_state", "__init__", "", "x" * 99_999]
+)
+def test_utilities_off_the_list_are_refused_unread(peer: Peer, method: str) -> None:
+    reply, result = peer.call(method, b"arguments")
+    assert "not an admitted utility" in reply.error
+    assert result is None
+    peer.sync()
+
+
+# ---------------------------------------------------------------- load reports
+
+
+def test_load_reports_follow_changes_and_quote_the_add_they_cover(peer: Peer, other: Peer) -> None:
+    peer.until(lambda: bool(peer.loads))
+    assert is_idle(peer.loads[-1])
+    streams = [peer.add(f"load-{k}", PROMPT, max_tokens=200, priority=5) for k in range(3)]
+    peer.until(lambda: peer.loads[-1].seen == 3)
+    peer.until(lambda: peer.loads[-1].num_running == 3)
+    load = peer.loads[-1]
+    assert load.free < load.total
+    assert load.classes[5][0] == 3
+    other.until(lambda: bool(other.loads) and other.loads[-1].num_running == 3)
+    assert other.loads[-1].seen == 0
+    peer.finish(*streams)
+    peer.until(lambda: is_idle(peer.loads[-1]))
+    assert peer.loads[-1].seen == 3
+    assert [load.at for load in peer.loads] == sorted(load.at for load in peer.loads)
+
+
+def test_an_idle_instance_is_quiet(peer: Peer) -> None:
+    peer.until(lambda: bool(peer.loads) and is_idle(peer.loads[-1]))
+    peer.sync()
+    while peer.read(0.1):
+        pass
+    num_reports = len(peer.loads)
+    assert not peer.read(0.4)
+    assert len(peer.loads) == num_reports
+
+
+# ---------------------------------------------------------------- noise, strangers, the end
+
+
+def test_malformed_frames_do_not_end_the_instance(engine: Instance, peer: Peer) -> None:
+    version = bytes([WIRE_VERSION])
+    long_id = Add(RequestId("x" * (MAX_ID_BYTES + 1)), Epoch(1), 1)
+    for frames in (
+        [b""],
+        [b"\xff" * 64],
+        [version],
+        [version + b"\xc1"],
+        [version + b"\x91\xa5nonce"],
+        [version + b"\x81\xa1a\x01"],
+        [version + b"\x91" * 5000],
+        [encode_header(Reply(1))],
+        [encode_header(long_id), b""],
+        [encode_header(Ping(1))] * (MAX_FRAMES + 1),
+        [encode_header(Call(1, "get_supported_tasks")), b"\xc1 no arguments"],
+        [encode_header(Abort([(RequestId(""), Epoch(1))]))],
+    ):
+        peer.send_raw(frames)
+    stream = peer.add("after-noise", PROMPT)
+    peer.finish(stream)
+    assert engine.process.poll() is None
+
+
+def strangers(keys: ClusterKeys) -> dict[str, ClusterKeys | None]:
+    foreign = ClusterKeys.create()
+    return {
+        "no key": None,
+        "a key of its own": replace(
+            keys, dialer_public=foreign.dialer_public, dialer_secret=foreign.dialer_secret
+        ),
+        "another cluster's keys": foreign,
+        "the listener's public key as its own": replace(
+            foreign, listener_public=keys.listener_public
+        ),
+    }
+
+
+@pytest.mark.parametrize("who", sorted(strangers(ClusterKeys.create())))
+@pytest.mark.parametrize("socket_name", ["address_in", "address_out"])
+def test_a_stranger_gets_no_connection(engine: Instance, who: str, socket_name: str) -> None:
+    keys = strangers(engine.keys)[who]
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    if keys is not None:
+        make_dialer(socket, keys)
+    monitor = socket.get_monitor_socket()
+    socket.connect(getattr(engine, socket_name))
+    socket.send(b"hello?")
+    events: list[int] = []
+    while not any(
+        event & (zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED) for event in events
+    ):
+        assert monitor.poll(round(WAIT_S * 1000)), f"the handshake hangs after {events}"
+        events.append(int(recv_monitor_message(monitor)["event"]))
+    assert zmq.EVENT_HANDSHAKE_SUCCEEDED not in events
+    assert not socket.poll(0)
+    socket.disable_monitor()
+    monitor.close(0)
+    context.destroy(linger=0)
+
+
+@pytest.mark.slow
+def test_a_frame_beyond_the_limit_drops_the_connection(engine: Instance, peer: Peer) -> None:
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    make_dialer(socket, engine.keys)
+    monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    socket.connect(engine.address_in)
+    socket.send(bytearray(MAX_MESSAGE_BYTES + 1), copy=False)
+    peer.until(lambda: bool(monitor.poll(0)))  # dropped; meanwhile this peer renews its lease
+    socket.disable_monitor()
+    monitor.close(0)
+    context.destroy(linger=0)
+    stream = peer.add("after-flood", PROMPT)
+    peer.finish(stream)
+
+
+def test_sigterm_ends_streams_with_an_abort(mortal_engine: Instance) -> None:
+    with mortal_engine.peer() as peer:
+        peer.join()
+        streams = [peer.add(f"end-{k}", PROMPT, max_tokens=LONG) for k in range(3)]
+        peer.until(lambda: all(stream.tokens for stream in streams))
+        os.kill(mortal_engine.process.pid, signal.SIGTERM)
+        peer.until(lambda: peer.dead is not None)
+        assert {stream.finish for stream in streams} == {FinishReason.ABORT}
+    assert mortal_engine.process.wait(WAIT_S) == 0
+    assert mortal_engine.status().phase is Phase.STOPPING
+
+
+def test_sigterm_ends_an_idle_instance(mortal_engine: Instance) -> None:
+    os.kill(mortal_engine.process.pid, signal.SIGTERM)
+    assert mortal_engine.process.wait(WAIT_S) == 0

@@ -1,0 +1,143 @@
+"""The control API's client: what it sends, what it makes of answers, how it finds a cluster."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from llx.api import ErrorBody, StopReport
+from llx.client import ControlClient
+from llx.errors import (
+    ConfigError,
+    ConflictError,
+    DeadlineError,
+    LlxError,
+    NotFoundError,
+    RemoteError,
+    UnreachableError,
+)
+from llx.secret import Secret
+from llx.specs import Phase, ProcessStatus, save_spec
+
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+def client(answer: Answer) -> ControlClient:
+    transport = httpx.MockTransport(answer)
+    return ControlClient("http://head", Secret("the-token"), transport=transport)
+
+
+def test_what_is_sent() -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json={"finished": 2, "cut": 1})
+
+    with client(answer) as control:
+        assert control.stop(deadline_s=7, user="ann") == StopReport(finished=2, cut=1)
+    (request,) = seen
+    assert (request.method, request.url.path) == ("POST", "/v1/stop")
+    assert request.headers["authorization"] == "Bearer the-token"
+    assert json.loads(request.content) == {"deadline_s": 7.0, "user": "ann"}
+    assert request.extensions["timeout"]["read"] > 60  # a stop may take its deadline and more
+
+
+def test_names_are_one_path_segment() -> None:
+    seen: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url.raw_path)
+        return httpx.Response(404, json={"error": "not_found", "message": "no"})
+
+    with client(answer) as control:
+        for call in (control.instance, control.restart_instance, control.logs):
+            with pytest.raises(NotFoundError):
+                call("../a b?")
+    assert seen == [
+        b"/v1/instances/..%2Fa%20b%3F",
+        b"/v1/instances/..%2Fa%20b%3F/restart?user=",
+        b"/v1/logs/..%2Fa%20b%3F?offset=-1&limit=65536&tail=200",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("config", ConfigError),
+        ("not_found", NotFoundError),
+        ("conflict", ConflictError),
+        ("deadline", DeadlineError),
+        ("internal", RemoteError),
+        ("unauthorized", RemoteError),
+        ("of-a-later-version", RemoteError),
+    ],
+)
+def test_errors_come_back_as_what_they_were(name: str, kind: type[LlxError]) -> None:
+    body = ErrorBody(error=name, message="what", remedy="do", detail="more")
+    control = client(lambda _: httpx.Response(400, json=body.model_dump()))
+    with control, pytest.raises(kind) as caught:
+        control.status()
+    assert type(caught.value) is kind
+    assert (caught.value.message, caught.value.remedy, caught.value.detail) == (
+        "what", "do", "more",
+    )  # fmt: skip
+
+
+def test_answers_that_make_no_sense() -> None:
+    control = client(lambda _: httpx.Response(200, text="<html>"))
+    with control, pytest.raises(RemoteError, match="something else than ClusterStatus"):
+        control.status()
+    control = client(lambda _: httpx.Response(502, text="<html>"))
+    with control, pytest.raises(RemoteError, match='502: "<html>"'):
+        control.status()
+
+
+def test_nothing_there() -> None:
+    def refuse(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    with client(refuse) as control, pytest.raises(UnreachableError, match="http://head") as caught:
+        control.status()
+    assert "the-token" not in str(caught.value)
+    with ControlClient("http://127.0.0.1:1", Secret("t")) as control, pytest.raises(LlxError):
+        control.status()
+
+
+def write_head(state: Path, status: ProcessStatus, token: str = "t") -> None:
+    (state / "procs" / "head").mkdir(parents=True)
+    save_spec(state / "procs" / "head" / "status.json", status)
+    (state / "token").write_text(token)
+
+
+def test_a_cluster_is_found_by_its_files(tmp_path: Path) -> None:
+    write_head(tmp_path, ProcessStatus(Phase.READY, addresses=["http://127.0.0.1:8900"]))
+    with ControlClient.for_cluster(tmp_path) as control:
+        assert control.url == "http://127.0.0.1:8900"
+
+
+def test_no_such_cluster(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match='no cluster "gone"'):
+        ControlClient.for_cluster(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (ProcessStatus(Phase.STARTING), "not running yet"),
+        (ProcessStatus(Phase.FAILED, "port taken"), "not running"),
+        (ProcessStatus(Phase.STOPPING, "ended"), "not running"),
+    ],
+)
+def test_a_head_that_is_not_up(tmp_path: Path, status: ProcessStatus, words: str) -> None:
+    write_head(tmp_path, status)
+    with pytest.raises(UnreachableError, match=words) as caught:
+        ControlClient.for_cluster(tmp_path)
+    assert caught.value.detail == status.detail
+
+
+def test_a_state_directory_without_a_head(tmp_path: Path) -> None:
+    with pytest.raises(UnreachableError, match="not running"):
+        ControlClient.for_cluster(tmp_path)
