@@ -81,6 +81,10 @@ class ClusterKeys:
 def make_listener(socket: "zmq.Socket[Any]", keys: ClusterKeys) -> None:
     """Prepare `socket` to be bound: encrypted, authenticated, bounded. Needs an `Authenticator`."""
     _bound(socket)
+    # A listener has leases for dead peers. Its own heartbeats together with ROUTER_HANDOVER abort
+    # the process (libzmq 4.3.5, stream_engine_base.cpp, `!_io_error`) when a superseded connection
+    # speaks once more and closes before the next heartbeat.
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 0)
     socket.curve_secretkey = keys.listener_secret.reveal().encode()
     socket.curve_publickey = keys.listener_public.encode()
     socket.curve_server = True
@@ -125,7 +129,8 @@ class _OneKey:
 def _bound(socket: "zmq.Socket[Any]") -> None:
     """Options of every socket of the cluster.
 
-    Heartbeats find a silently dead peer in about 3 s (`EVENT_DISCONNECTED` on the monitor); the
+    A dialer's heartbeats find a silently dead peer in about 3 s (`EVENT_DISCONNECTED` on the
+    monitor); the
     high-water marks bound memory: a ROUTER drops towards a peer that does not read, and the gap in
     offsets ends that peer's requests rather than corrupting them.
     """

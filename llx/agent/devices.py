@@ -157,6 +157,10 @@ def shortage(inventory: Inventory, held: Mapping[str, Allocation], need: Need) -
     )
 
 
+_NEVER_PASSED = frozenset({"VLLM_ALLOW_INSECURE_SERIALIZATION"})
+"""With it vLLM would unpickle what arrives on a socket."""
+
+
 def child_environment(
     base: Mapping[str, str], allocation: Allocation, kv_cache_gib: int = 1
 ) -> dict[str, str]:
@@ -164,13 +168,15 @@ def child_environment(
 
     `HF_*`, proxies, library paths and the like come through from `base`.
     """
+    kept = {key: value for key, value in base.items() if key not in _NEVER_PASSED}
     environment = {
-        **base,
+        **kept,
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "PYTHONUNBUFFERED": "1",
+        "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
     }
     match allocation.kind:
         case DeviceKind.GPU:

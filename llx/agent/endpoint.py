@@ -177,21 +177,22 @@ class InstanceEndpoint:
         while not self._closing.is_set():
             has_message = self._in.poll(_POLL_MS)
             now = time.monotonic()
-            if now >= next_sweep:
-                next_sweep = now + _POLL_MS / 1000
-                self._end_leases(now)
-            if not has_message:
-                continue
-            frames = self._in.recv_multipart(copy=False)
-            identity, *rest = [frame.buffer for frame in frames]
             try:
-                check_frames(rest)
-                self._receive(bytes(identity), self._decoder.decode(rest[0]), rest[1:], now)
+                if now >= next_sweep:
+                    next_sweep = now + _POLL_MS / 1000
+                    self._end_leases(now)
+                if has_message:
+                    self._receive_one(now)
             except WireError as error:
-                log.warning("endpoint.bad_message peer=%r error=%s", bytes(identity)[:64], error)
-            except Exception:
-                log.exception("endpoint.sink_failed peer=%r", bytes(identity)[:64])
+                log.warning("endpoint.bad_message error=%s", error.message)
+            except Exception:  # the thread's edge: a failing engine must not cut everyone off
+                log.exception("endpoint.sink_failed")
         self._in.close(linger=0)
+
+    def _receive_one(self, now: float) -> None:
+        frames = [frame.buffer for frame in self._in.recv_multipart(copy=False)]
+        check_frames(frames[1:])
+        self._receive(bytes(frames[0]), self._decoder.decode(frames[1]), frames[2:], now)
 
     def _receive(
         self, identity: bytes, message: ToInstance, payload: list[memoryview], now: float

@@ -53,6 +53,8 @@ _HELLO_EVERY_S = 0.05
 _PING_EVERY_S = 1.0
 _REDIAL_AFTER_S = 0.2
 _REFUSED_RETRY_S = 5.0
+_LAST_WORDS_S = 0.05
+"""After a disconnect, what has arrived is read first: last tokens, and why the engine died."""
 _EVENTS = (
     zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
@@ -238,6 +240,7 @@ class InstanceLink:
             event = parse_monitor_message(await monitor.recv_multipart())["event"]
             if event == zmq.EVENT_DISCONNECTED:
                 if self.is_ready:
+                    await asyncio.sleep(_LAST_WORDS_S)
                     raise _SessionOver("disconnected")
             else:
                 raise _SessionOver("the instance does not accept this cluster's key")

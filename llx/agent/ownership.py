@@ -37,12 +37,14 @@ class Ownership:
         self._held[header.request] = _Entry(peer, header.epoch)
         return True
 
-    def held(self, requests: Iterable[tuple[RequestId, Epoch]]) -> list[RequestId]:
-        """Those of an Abort's requests that it may end: held at that epoch or an earlier one."""
+    def held(self, peer: int, requests: Iterable[tuple[RequestId, Epoch]]) -> list[RequestId]:
+        """Those of a peer's Abort that it may end: its own, at that epoch or an earlier one."""
         return [
             request
             for request, epoch in requests
-            if (entry := self._held.get(request)) is not None and entry.epoch <= epoch
+            if (entry := self._held.get(request)) is not None
+            and entry.peer == peer
+            and entry.epoch <= epoch
         ]
 
     def drop(self, request: RequestId) -> None:

@@ -98,6 +98,7 @@ class _Added:
 
 @dataclass(frozen=True, slots=True)
 class _Aborted:
+    peer: int
     requests: list[tuple[RequestId, Epoch]]
 
 
@@ -165,7 +166,7 @@ class SimEngine:
 
     def abort(self, peer: int, requests: list[tuple[RequestId, Epoch]]) -> None:
         """End requests, each only if held at that epoch or an earlier one."""
-        self._commands.put(_Aborted(requests))
+        self._commands.put(_Aborted(peer, requests))
 
     def call(self, peer: int, header: Call, payload: Sequence[Frame]) -> None:
         """A utility; none of them looks at its arguments."""
@@ -216,8 +217,8 @@ class SimEngine:
         match command:
             case _Added():
                 self._add(command)
-            case _Aborted(requests=requests):
-                self._forget(self._ownership.held(requests))
+            case _Aborted(peer=peer, requests=requests):
+                self._forget(self._ownership.held(peer, requests))
             case _Called(peer=peer, header=header):
                 self._answer(peer, header)
             case _PeerGone(peer=peer):

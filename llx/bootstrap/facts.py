@@ -9,28 +9,18 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
+from llx.agent.devices import Device, find_gpus
 from llx.bootstrap.node_probe import inspect_python, verify
-from llx.errors import InstallError
+from llx.errors import HostError, InstallError
 from llx.settings import ClusterSettings
 
-_NVIDIA_SMI_TIMEOUT_S = 20.0
 _TINY_MODEL_BYTES = 6 << 20
 _INSTALLED_MARKS = ("llx-node.json", "install.lock")
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU as the driver names it."""
-
-    uuid: str
-    name: str
-    memory_mib: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +54,7 @@ class Facts:
     """This machine, as far as `llx up` cares."""
 
     hostname: str
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[Device, ...]
     cpu_count: int
     memory_available_bytes: int
     disk_free_bytes: int
@@ -103,7 +93,7 @@ def gather(
     settings: ClusterSettings,
     *,
     node: NodeFact,
-    gpus: tuple[Gpu, ...],
+    gpus: tuple[Device, ...],
     ignored_ports: frozenset[int] = frozenset(),
 ) -> Facts:
     """Look at this machine with the eyes of `settings`.
@@ -163,16 +153,11 @@ def node_fact(python: Path | None, prefix: Path) -> NodeFact:
     return NodeFact(is_installed=False, place=prefix, problem=problem if is_foreign else None)
 
 
-def list_gpus() -> tuple[Gpu, ...]:
-    """The GPUs that the NVIDIA driver shows; none when there is no driver."""
-    query = ["nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits"]
+def list_gpus() -> tuple[Device, ...]:
+    """The GPUs that the NVIDIA driver shows; none when it cannot be asked."""
     try:
-        answer = subprocess.run(
-            query, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=True
-        )
-        rows = [line.split(", ") for line in answer.stdout.splitlines() if line.strip()]
-        return tuple(Gpu(uuid, name, int(float(memory))) for uuid, name, memory in rows)
-    except (OSError, subprocess.SubprocessError, ValueError):
+        return find_gpus().devices
+    except HostError:
         return ()
 
 

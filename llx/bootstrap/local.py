@@ -296,7 +296,7 @@ class _Up:
 
     def _first_token(self, status: ClusterStatus) -> bool:
         if not self._plan.can_probe:
-            note = "skipped: only hashes of API keys are known"
+            note = "only hashes of API keys are known"
             self._observe(StepEvent("first token", StepState.SKIPPED, note))
             return False
         with self._step("first token") as say:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llx import __version__
-from llx.bootstrap.facts import Gpu
+from llx.agent.devices import Device
 from llx.bootstrap.node_env import NodePlatform, default_prefix, detect_platform
 from llx.pins import VLLM_VERSION
 from llx.secret import Secret
@@ -94,7 +94,7 @@ def make_plan(settings: ClusterSettings, environment: Environment) -> Plan:
 
 def plan_local(
     environment: Environment,
-    gpus: tuple[Gpu, ...],
+    gpus: tuple[Device, ...],
     *,
     cluster: str = "local",
     model: str | None = None,

@@ -226,10 +226,14 @@ def _gpus(settings: ClusterSettings, facts: Facts) -> Iterator[Finding]:
             "set runtime.platform to cpu, or mend the driver (nvidia-smi)",
             ExitCode.FAILURE,
         )
-    elif needed > len(facts.gpus):
+        return
+    busy = [device.label for device in facts.gpus if device.is_busy]
+    if needed > len(facts.gpus) - len(busy):
+        note = f", in use by others: {', '.join(busy)}" if busy else ""
         yield Finding(
             "platform",
-            f"{needed} GPUs are asked for (instances × tensor_parallel), {len(facts.gpus)} found",
+            f"{needed} GPUs are asked for (instances × tensor_parallel), "
+            f"{len(facts.gpus)} found{note}",
             "ask for fewer instances, or set runtime.platform to cpu",
             ExitCode.FAILURE,
         )

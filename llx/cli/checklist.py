@@ -96,8 +96,13 @@ class Checklist:
 
     def _print(self, event: StepEvent, elapsed: float) -> None:
         at = time.strftime("%H:%M:%S", time.localtime(self._wall()))
-        took = "" if event.state is StepState.RUNNING else f" ({elapsed:.1f} s)"
-        word = "" if event.state is StepState.RUNNING else f" {event.state}{took}"
+        match event.state:
+            case StepState.RUNNING:
+                word = ""
+            case StepState.SKIPPED:
+                word = " skipped"
+            case _:
+                word = f" {event.state} ({elapsed:.1f} s)"
         detail = f": {event.detail}" if event.detail else ""
         self._console.file.write(f"{at} {event.step}{word}{detail}\n")
         self._console.file.flush()

@@ -11,7 +11,7 @@ from llx.choices import Platform
 from llx.cli.failures import Interruptions, command, show
 from llx.cli.parameters import Engine
 from llx.cli.session import Session, local_ports
-from llx.errors import ExitCode, LlxError
+from llx.errors import DeadlineError, EngineError, ExitCode, LlxError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _STOP_DEADLINE_S = 5.0
 _INSTANCES = 2
+_REMEDY = "`llx up` does the same and leaves everything to be looked at: llx logs NAME"
 
 
 @command
@@ -45,14 +46,15 @@ def demo(
     """
     session = Session()
     began = time.monotonic()
-    interruptions = Interruptions()
     outcome: dict[str, object] = {"instances": 0, "requests": 0, "completed": 0, "output_tokens": 0}
     code = ExitCode.OK
     try:
-        with interruptions.installed():
-            outcome = _perform(
-                session, interruptions, engine, platform, requests=requests, max_tokens=max_tokens
-            )
+        outcome = _perform(session, engine, platform, requests=requests, max_tokens=max_tokens)
+    except (EngineError, DeadlineError) as error:
+        error.remedy = _REMEDY  # the logs are gone with the demo's directory
+        show(error)
+        code = ExitCode.FAILURE
+        outcome["error"] = error.message
     except LlxError as error:
         show(error)
         code = ExitCode.FAILURE
@@ -69,29 +71,30 @@ def demo(
 
 
 def _perform(
-    session: Session,
-    interruptions: Interruptions,
-    engine: Engine,
-    platform: Platform,
-    *,
-    requests: int,
-    max_tokens: int,
+    session: Session, engine: Engine, platform: Platform, *, requests: int, max_tokens: int
 ) -> dict[str, object]:
     """The show, in a state directory of its own, which is gone at the end."""
+    import shutil
     import tempfile
     from pathlib import Path
 
     from llx.cli.checklist import Checklist
 
-    ports = local_ports(interruptions)
     with tempfile.TemporaryDirectory(prefix="llx-demo-") as folder:
+        # A shim whose directory is gone ends its process.
+        interruptions = Interruptions(
+            "left at once; the demo's processes end within seconds",
+            lambda: shutil.rmtree(folder, ignore_errors=True),
+        )
+        ports = local_ports(interruptions)
         plan = _plan(session, Path(folder), engine, platform)
-        checklist = Checklist(session.err)
         _say(session, "[bold]llx demo[/]: two instances, one OpenAI endpoint\n")
-        try:
-            board = _stream(session, plan, ports, checklist, requests, max_tokens)
-        finally:
-            _take_down(session, plan.state_dir, ports)
+        with interruptions.installed():
+            try:
+                board = _stream(session, plan, ports, Checklist(session.err), requests, max_tokens)
+            finally:
+                interruptions.acknowledge()
+                _take_down(session, plan.state_dir, ports)
         return _verdict(board)
 
 

@@ -35,7 +35,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         except LlxError as error:
             show(error)
             raise typer.Exit(int(error.exit_code)) from None
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, typer.Abort):
             sys.stderr.write("interrupted\n")
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from None
         except BrokenPipeError:
@@ -62,13 +62,25 @@ def show(error: LlxError) -> None:
 class Interruptions:
     """SIGINT, SIGTERM and SIGHUP while something is being built up or taken down.
 
-    The first raises KeyboardInterrupt, after the end of a `shield` if there is one. The second
-    leaves at once.
+    The first raises KeyboardInterrupt, after the end of a `shield` if there is one, and again at
+    each `sleep` until it is acknowledged: an exception may get lost in a place that ignores them.
+    The second leaves at once.
+
+    Args:
+        last_words: Said on the way out.
+        last_deed: Done on the way out; must be quick.
     """
 
-    def __init__(self) -> None:
-        self.is_requested = False
+    def __init__(
+        self,
+        last_words: str = "left at once; `llx down` clears what is left",
+        last_deed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._is_requested = False
+        self._is_pending = False
         self._shields = 0
+        self._last_words = last_words
+        self._last_deed = last_deed
 
     @contextmanager
     def installed(self) -> Iterator["Interruptions"]:
@@ -88,22 +100,27 @@ class Interruptions:
             yield
         finally:
             self._shields -= 1
-        self._raise_if_requested()
+        self._raise_if_pending()
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, not for long if interrupted; no interruption gets lost here."""
-        self._raise_if_requested()
+        """Sleep, unless there is an interruption to be heeded."""
+        self._raise_if_pending()
         time.sleep(seconds)
 
-    def _raise_if_requested(self) -> None:
-        if self.is_requested and not self._shields:
+    def acknowledge(self) -> None:
+        """The interruption is being heeded: from now on only a second one counts."""
+        self._is_pending = False
+
+    def _raise_if_pending(self) -> None:
+        if self._is_pending and not self._shields:
             raise KeyboardInterrupt
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.is_requested:
+        if self._is_requested:
             if sys.stderr.isatty():
                 os.write(2, _SHOW_CURSOR)
-            os.write(2, b"\nleft at once; `llx down` clears what is left\n")
+            os.write(2, f"\n{self._last_words}\n".encode())
+            self._last_deed()
             os._exit(int(ExitCode.INTERRUPTED))
-        self.is_requested = True
-        self._raise_if_requested()
+        self._is_requested = self._is_pending = True
+        self._raise_if_pending()

@@ -32,6 +32,7 @@ log = get_log(__name__)
 _POLL_S = 0.5
 _POLL_WHILE_CHANGING_S = 0.1
 _GRACE_S = 15.0
+_START_S = 5.0
 _TAIL_LINES = 20
 
 
@@ -72,6 +73,10 @@ class ClusterDriver:
                 await self._wait()
             line.result()
         finally:
+            # Whoever clears up after this head should find every process that it began to start.
+            starting = [u.task for u in self.fleet.units() if u.task and _is_starting(u)]
+            if starting:
+                await asyncio.wait(starting, timeout=_START_S)
             tasks = [*self._tasks, line]
             for task in tasks:
                 task.cancel()
@@ -300,3 +305,7 @@ class ClusterDriver:
         kind = "gateway" if isinstance(unit.spec, GatewaySpec) else "instance"
         log.info(f"{kind}.{what}", **{kind: unit.name}, **fields)
         self._audit.record(f"{kind}.{what}", user=user, name=unit.name, **fields)
+
+
+def _is_starting(unit: Unit) -> bool:
+    return unit.is_busy and unit.state is InstanceState.STARTING

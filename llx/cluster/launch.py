@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from llx.agent.node import HEAD
 from llx.agent.processes import Process, attach, list_processes, spawn
 from llx.cluster.state_dir import HeadSpec, StateDir, write_private
 from llx.errors import ConflictError
 from llx.specs import save_spec
+
+_HEAD_GRACE_S = 10.0
+_ROUNDS = 3
 
 
 def launch_head(spec: HeadSpec, cluster_yaml: str, environment: Mapping[str, str]) -> Process:
@@ -56,11 +58,18 @@ def stop_everything(state_dir: Path, grace_s: float) -> list[str]:
     For a cluster whose head is gone or does not answer; streams have `grace_s` to finish. Returns
     the names of what was running.
     """
-    running = [each for each in list_processes(StateDir(state_dir).procs) if each.is_alive()]
-    heads = [each for each in running if each.name == HEAD]
-    others = [each for each in running if each.name != HEAD]
-    for head in heads:
-        head.stop(min(grace_s, 10.0))
-    with ThreadPoolExecutor(max_workers=max(1, len(others))) as pool:
-        list(pool.map(lambda process: process.stop(grace_s), others))
-    return [each.name for each in running]
+    procs = StateDir(state_dir).procs
+    ended: list[str] = []
+    head = head_process(state_dir)
+    if head is not None:
+        head.stop(min(grace_s, _HEAD_GRACE_S))
+        ended.append(head.name)
+    # Looked at anew each time: a head that was killed may have had a start under way.
+    for _ in range(_ROUNDS):
+        running = [each for each in list_processes(procs) if each.is_alive()]
+        if not running:
+            break
+        with ThreadPoolExecutor(max_workers=len(running)) as pool:
+            list(pool.map(lambda process: process.stop(grace_s), running))
+        ended += [each.name for each in running]
+    return ended

@@ -41,9 +41,15 @@ def test_a_second_add_of_a_held_id_is_refused_and_disturbs_nothing():
 def test_an_abort_of_an_older_epoch_is_ignored():
     table = Ownership()
     table.add(0, add(epoch=3))
-    assert table.held([(R, Epoch(2))]) == []
-    assert table.held([(R, Epoch(3))]) == [R]
-    assert table.held([(RequestId("other"), Epoch(9))]) == []
+    assert table.held(0, [(R, Epoch(2))]) == []
+    assert table.held(0, [(R, Epoch(3))]) == [R]
+    assert table.held(0, [(RequestId("other"), Epoch(9))]) == []
+
+
+def test_an_abort_of_another_peer_is_ignored():
+    table = Ownership()
+    table.add(0, add())
+    assert table.held(1, [(R, Epoch(9))]) == []
 
 
 def test_a_peer_that_goes_takes_its_requests_and_its_mark():

@@ -13,7 +13,5 @@ def percentile(values: list[float], share: float) -> float:
 def interval_of_median(values: list[float], rounds: int = 4000) -> tuple[float, float]:
     """95% bootstrap interval of the median of paired figures (ratios or differences)."""
     rng = random.Random(20260101)
-    medians = sorted(
-        statistics.median(rng.choices(values, k=len(values))) for _ in range(rounds)
-    )
+    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(rounds))
     return medians[int(rounds * 0.025)], medians[int(rounds * 0.975) - 1]

@@ -182,7 +182,9 @@ async def sim_rounds(ports: dict[str, int], rounds: int, per_round: int, tokens:
             for name, (firsts, others) in here.items():
                 ttft[name].extend(firsts)
                 gaps[name].extend(others)
-            medians = {n: (statistics.median(f), statistics.median(g)) for n, (f, g) in here.items()}
+            medians = {
+                n: (statistics.median(f), statistics.median(g)) for n, (f, g) in here.items()
+            }
             added_ttft.append(medians["gateway"][0] - medians["direct"][0])
             added_itl.append(medians["gateway"][1] - medians["direct"][1])
     return {

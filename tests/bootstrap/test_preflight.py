@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from llx.agent.devices import Device
 from llx.bootstrap.facts import (
     Facts,
-    Gpu,
     ModelFact,
     NodeFact,
     PortFact,
@@ -176,9 +176,15 @@ def test_sim_needs_little():
     ],
 )
 def test_gpus(count, model, words):
-    gpus = tuple(Gpu(f"GPU-{index}", "x", 80000) for index in range(count))
+    gpus = tuple(Device(f"GPU-{index}", f"{index}: x", 80000) for index in range(count))
     found = findings(replace(GOOD, gpus=gpus), model, runtime={"platform": "cuda"})
     assert [words in each.problem for each in found] == ([] if words is None else [True])
+
+
+def test_a_gpu_in_use_is_not_counted():
+    gpus = (Device("a", "0: x", 80000), Device("b", "1: x", 80000, 40000))
+    (found,) = findings(replace(GOOD, gpus=gpus), runtime={"platform": "cuda"})
+    assert found.problem.endswith("2 found, in use by others: 1: x")
 
 
 class TestPreflightError:

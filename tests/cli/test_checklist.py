@@ -21,7 +21,7 @@ STORY = [
     (61.0, StepEvent("instance tiny-0", RUNNING, "loading the model")),
     (61.0, StepEvent("instance tiny-1", RUNNING, "loading the model")),
     (70.0, StepEvent("instance tiny-1", FAILED, "RuntimeError: out of memory")),
-    (72.0, StepEvent("first token", StepState.SKIPPED, "skipped: only hashes are known")),
+    (72.0, StepEvent("first token", StepState.SKIPPED, "only hashes are known")),
 ]
 
 

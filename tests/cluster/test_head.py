@@ -7,6 +7,7 @@ import signal
 import socket
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from llx.agent import shim
 from llx.agent.processes import attach
 from llx.api import ClusterState, InstanceState
 from llx.client import ControlClient
+from llx.cluster.launch import stop_everything
 from llx.errors import ConflictError, NotFoundError, UnreachableError
 from llx.specs import ProcessStatus, load_spec
 
@@ -366,3 +368,13 @@ def test_killing_every_shim_leaves_nothing(rig) -> None:
     rig.eventually(
         lambda: all(shim.start_time(record.child_pid) is None for record in records), "all gone"
     )
+
+
+def test_stop_everything_clears_a_cluster_at_any_moment_of_its_start(rig) -> None:
+    for delay_s in (0, 0.2, 0.35, 0.5, 0.8):
+        rig.launch()
+        time.sleep(delay_s)
+        stop_everything(rig.state.path, 1)
+        assert rig.alive() == set(), delay_s
+    time.sleep(0.3)
+    assert rig.alive() == set()

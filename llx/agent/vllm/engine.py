@@ -89,6 +89,14 @@ class _PeerGone:
     peer: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A peer's Abort; vLLM's queues carry it where they would carry ids."""
+
+    peer: int
+    requests: list[tuple[RequestId, Epoch]]
+
+
 class LlxEngineCore(EngineCoreProc):
     """vLLM's engine core, served by an `InstanceEndpoint`."""
 
@@ -184,11 +192,12 @@ class LlxEngineCore(EngineCoreProc):
             log.exception("engine.add_refused request=%s", header.request)
             self._llx_finish(request.client_index, [header.request], FinishReason.ERROR)
 
-    def abort_requests(self, request_ids: Sequence[str | tuple[RequestId, Epoch]]) -> None:
-        """Abort by id, or by (id, epoch) where the epoch is not older than ours."""
-        claims = [each for each in request_ids if not isinstance(each, str)]
+    def abort_requests(self, request_ids: Sequence[str | _Claim]) -> None:
+        """Abort by id, or what peers may claim (`Ownership.held`)."""
         ids = [each for each in request_ids if isinstance(each, str)]
-        ids.extend(self.llx_ownership.held(claims))
+        for claim in request_ids:
+            if isinstance(claim, _Claim):
+                ids.extend(self.llx_ownership.held(claim.peer, claim.requests))
         for request in ids:
             self.llx_ownership.drop(RequestId(request))
         super().abort_requests(ids)
@@ -310,8 +319,9 @@ class _Sink:
 
     def abort(self, peer: int, requests: list[tuple[RequestId, Epoch]]) -> None:
         """Into both queues, as vLLM does: at once, and in order behind any ADD still queued."""
-        self._core.aborts_queue.put_nowait(requests)
-        self._core.input_queue.put_nowait((_ABORT, requests))
+        claims = [_Claim(peer, requests)]
+        self._core.aborts_queue.put_nowait(claims)
+        self._core.input_queue.put_nowait((_ABORT, claims))
 
     def call(self, peer: int, header: Call, payload: Sequence[Frame]) -> None:
         """A utility from the allow-list."""

@@ -1,0 +1,44 @@
+"""The client scripts in examples/ run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.servers import FakeGateway
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def run():
+    with FakeGateway().running() as gateway:
+
+        def script(name, *words):
+            keys = {"LLX_API_KEY": "sesame", "OPENAI_API_KEY": "sesame"}
+            environment = {**os.environ, **keys, "LLX_URL": gateway.url}
+            words = [word.replace("URL", gateway.url) for word in words]
+            done = subprocess.run(
+                [sys.executable, "-W", "error", str(EXAMPLES / name), *words],
+                env=environment, capture_output=True, text=True, timeout=60,
+            )  # fmt: skip
+            assert (done.returncode, done.stderr) == (0, "")
+            assert all(each["authorization"] == "Bearer sesame" for each in gateway.headers)
+            return done.stdout
+
+        yield script
+
+
+def test_stream(run):
+    assert run("stream.py", "hello", "--url", "URL/v1").split() == ["word0", "word1", "word2"]
+
+
+def test_many_streams(run):
+    assert run("many_streams.py", "4") == "tiny-0: 2\ntiny-1: 2\n"
+
+
+def test_every_script_has_a_test():
+    scripts = {each.name for each in EXAMPLES.glob("*.py")}
+    assert scripts == {"many_streams.py", "stream.py"}
