@@ -41,6 +41,8 @@ ENGINE_ARGS = {
     "enable_prefix_caching": False,
 }
 SIM_STEP_MS = 8.0
+SETTLE_S = 2.0
+"""vLLM's worker spins for a second after its last step; the other server's turn waits that out."""
 
 
 def free_port() -> int:
@@ -226,13 +228,14 @@ def run_sim(folder: Path, rounds: int) -> dict:
 async def vllm_rounds(ports: dict[str, int], rounds: int) -> dict:
     rng = random.Random(7)
     rates: dict[str, list[float]] = {name: [] for name in ports}
-    tokens, concurrency, count = 64, 16, 48
+    tokens, concurrency, count = 64, 16, 128
     for port in ports.values():
         await closed_loop("127.0.0.1", port, "m", prompts_of(0, concurrency), tokens, concurrency)
     for number in range(rounds):
         names = list(ports)
         rng.shuffle(names)
         for name in names:
+            await asyncio.sleep(SETTLE_S)
             elapsed, samples = await closed_loop(
                 "127.0.0.1", ports[name], "m", prompts_of(number, count), tokens, concurrency
             )

@@ -62,6 +62,7 @@ async def test_a_named_tool_call_is_forced(client):
         "type": "function",
         "function": {
             "name": "light",
+            "strict": True,
             "parameters": {
                 "type": "object",
                 "properties": {"on": {"type": "boolean"}},

@@ -40,6 +40,7 @@ from llx import __version__
 from llx.agent.endpoint import InstanceEndpoint
 from llx.agent.ownership import Ownership
 from llx.agent.vllm.arguments import instance_argv
+from llx.agent.vllm.plugin import INSTANCE_VARIABLE
 from llx.core.model import Epoch, InstanceId, PoolName, RequestId, blocks_for
 from llx.curve import ClusterKeys
 from llx.errors import EngineError
@@ -346,6 +347,7 @@ def run_vllm(spec: InstanceSpec, status: StatusFile) -> int:
             remedy="run `llx node install`",
         )
     os.environ.pop("VLLM_ALLOW_INSECURE_SERIALIZATION", None)
+    os.environ[INSTANCE_VARIABLE] = spec.name
     parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
     engine_args = AsyncEngineArgs.from_cli_args(parser.parse_args(instance_argv(spec)))
     status.write(Phase.LOADING, "loading the model")
