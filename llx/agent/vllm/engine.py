@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import (
     EngineCoreOutput,
@@ -32,6 +33,7 @@ from vllm.v1.engine import (
 from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
 from vllm.v1.engine.utils import EngineZmqAddresses, SignalCallback
 from vllm.v1.executor import Executor
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from vllm.version import __version__ as vllm_version
@@ -40,7 +42,6 @@ from llx import __version__
 from llx.agent.endpoint import InstanceEndpoint
 from llx.agent.ownership import Ownership
 from llx.agent.vllm.arguments import instance_argv
-from llx.agent.vllm.plugin import INSTANCE_VARIABLE
 from llx.core.model import Epoch, InstanceId, PoolName, RequestId, blocks_for
 from llx.curve import ClusterKeys
 from llx.errors import EngineError
@@ -111,7 +112,7 @@ class LlxEngineCore(EngineCoreProc):
         self._llx_encoder = MsgpackEncoder()
         self._llx_reported_at = 0.0
         self._llx_num_preempted = 0
-        executor_class = Executor.get_class(vllm_config)
+        executor_class = _executor_class(vllm_config)
         super().__init__(vllm_config, True, "", executor_class, log_stats=True)
 
     # ------------------------------------------------------------------ vLLM's sockets, replaced
@@ -253,6 +254,19 @@ class LlxEngineCore(EngineCoreProc):
         self._send_finish_outputs_to_client(requests, peer, reason)
 
 
+def _executor_class(vllm_config: Any) -> type[Executor]:
+    """What runs the model: vLLM's choice, but in this process for a single rank on a CPU.
+
+    There vLLM would add a worker process, because only so can it set up OpenMP; the node agent has
+    done that in our environment. Core and worker would spin on shared memory against each other,
+    the gateway and other instances: on two cores a quarter of the throughput, and stalls of 200 to
+    600 ms, since the kernel's autogroups keep a spinner from yielding to another session.
+    """
+    if current_platform.is_cpu() and vllm_config.parallel_config.world_size == 1:
+        return UniProcExecutor
+    return Executor.get_class(vllm_config)
+
+
 class _StampingQueue:
     """Stands where vLLM's output queue was: stamps ownership and hands over to the endpoint."""
 
@@ -347,7 +361,6 @@ def run_vllm(spec: InstanceSpec, status: StatusFile) -> int:
             remedy="run `llx node install`",
         )
     os.environ.pop("VLLM_ALLOW_INSECURE_SERIALIZATION", None)
-    os.environ[INSTANCE_VARIABLE] = spec.name
     parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
     engine_args = AsyncEngineArgs.from_cli_args(parser.parse_args(instance_argv(spec)))
     status.write(Phase.LOADING, "loading the model")
