@@ -73,6 +73,40 @@ def launch_sim(folder: Path) -> Iterator[Instance]:
         yield instance
 
 
+@contextlib.contextmanager
+def launch_vllm(folder: Path) -> Iterator[Instance]:
+    """Real vLLM on the CPU, by the entry point that the node agent uses."""
+    prefix = os.environ.get("LLX_NODE_PREFIX")
+    assert prefix, "the contract of vLLM needs LLX_NODE_PREFIX: run it with `make test`"
+    python = f"{prefix}/bin/python"
+    model = folder / "model"
+    make = [python, "-m", "llx.agent.vllm.tiny_model", "--out", str(model)]
+    subprocess.run(make, env=os.environ | VLLM_ENVIRONMENT, check=True, capture_output=True)
+    spec = make_spec(folder, EngineKind.VLLM, model, VLLM_ARGS, None)
+    command = [python, "-m", "llx.agent.instance", str(spec)]
+    with running(folder, command, VLLM_ENVIRONMENT, lease_s=10, timeout_s=180) as instance:
+        yield instance
+
+
+VLLM_ARGS: dict[str, object] = {
+    "max_model_len": 1024,
+    "block_size": 32,
+    "max_num_seqs": 8,
+    "enforce_eager": True,
+    "dtype": "float32",
+}
+VLLM_ENVIRONMENT = {
+    "PYTHONPATH": str(REPOSITORY),
+    "VLLM_TARGET_DEVICE": "cpu",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_CI_ENV": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
 def make_spec(
     folder: Path,
     engine: EngineKind,
@@ -141,10 +175,10 @@ def wait_ready(
         time.sleep(0.01)  # a file has no event to wait for
 
 
-ENGINES: dict[str, Launcher] = {"sim": launch_sim}
+ENGINES: dict[str, Launcher] = {"sim": launch_sim, "vllm": launch_vllm}
 
 
-@pytest.fixture(scope="module", params=sorted(ENGINES))
+@pytest.fixture(scope="module", params=["sim", pytest.param("vllm", marks=pytest.mark.node)])
 def engine_kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
