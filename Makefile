@@ -17,8 +17,8 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# cpu or cuda; what this machine has when empty.
-NODE_PLATFORM ?=
+# cpu or cuda. The tests run vLLM on the CPU, also where there is a GPU.
+NODE_PLATFORM ?= cpu
 # A folder of wheels, for a machine without internet.
 NODE_WHEELHOUSE ?=
 
@@ -45,11 +45,11 @@ lint: $(VENV)/.stamp
 
 node: $(VENV)/.stamp
 	@$(BIN)/python -m llx.bootstrap.node_env install --prefix $(NODE) \
-	  $(if $(NODE_PLATFORM),--platform $(NODE_PLATFORM)) \
+	  --platform $(NODE_PLATFORM) \
 	  $(if $(NODE_WHEELHOUSE),--wheelhouse $(NODE_WHEELHOUSE)) >&2
 
 demo: node
-	@$(BIN)/llx demo
+	@$(BIN)/llx demo --platform $(NODE_PLATFORM)
 
 locks: $(VENV)/.stamp
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[locks]' >&2

@@ -1,4 +1,4 @@
-"""Medians, percentiles and bootstrap intervals; seeded, so the same samples give the same figures."""
+"""Medians, percentiles, bootstrap intervals; seeded: the same samples give the same figures."""
 
 import random
 import statistics

@@ -1,7 +1,7 @@
 """What the gateway costs, against vLLM's own front end directly on one engine.
 
-    .venv/bin/python tests/bench/overhead.py sim     (a) on `engine: sim`: added TTFT and ITL
-    .venv/bin/python tests/bench/overhead.py vllm    (b) on real vLLM: ratio of output tokens/s
+    .venv/bin/python -m tests.bench.overhead sim     (a) on `engine: sim`: added TTFT and ITL
+    .venv/bin/python -m tests.bench.overhead vllm    (b) on real vLLM: ratio of output tokens/s
 
 Both servers stay up for the whole run; load goes to one at a time, in turns whose order is shuffled
 within each round, so that a machine that drifts drifts for both. Bounds are judged by the 95%
@@ -25,12 +25,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+from tests.bench.intervals import interval_of_median, percentile
+from tests.bench.sse_load import Client, closed_loop
+from tests.node import ROOT, node_environment
 
-from intervals import interval_of_median, percentile
-from sse_load import Client, closed_loop
-
-ROOT = Path(__file__).parents[2]
 NODE = Path(os.environ.get("LLX_NODE_PREFIX", ROOT / ".node"))
 ENGINE_ARGS = {
     "max_model_len": 2048,
@@ -41,6 +39,7 @@ ENGINE_ARGS = {
     "enable_prefix_caching": False,
 }
 SIM_STEP_MS = 8.0
+QUIET = {"VLLM_LOGGING_LEVEL": "WARNING"}
 SETTLE_S = 2.0
 """vLLM's worker spins for a second after its last step; the other server's turn waits that out."""
 
@@ -63,29 +62,16 @@ def wait_for(url: str, timeout_s: float, process: "subprocess.Popen[bytes] | Non
     raise TimeoutError(url)
 
 
-def node_environment() -> dict[str, str]:
-    """What llx gives its CPU instances, for the servers started here."""
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "VLLM_TARGET_DEVICE": "cpu",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_CI_ENV": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-    }
-
-
 @contextlib.contextmanager
 def served(argv: list[str], url: str, log: Path) -> Iterator[None]:
     """A plain server process, up for the length of the block."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            argv, env=node_environment(), stdout=output, stderr=output, start_new_session=True
+            argv,
+            env=QUIET | node_environment(),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
         try:
             wait_for(url, 300, process)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Sample:
-    """One streamed completion: when each event with text came, and the tokens the server counted."""
+    """One streamed completion: when each event came, and the tokens the server counted."""
 
     ttft_s: float = 0.0
     gaps_s: list[float] = field(default_factory=list)
@@ -96,8 +96,7 @@ async def closed_loop(
 
     async def slot() -> None:
         async with Client(host, port) as client:
-            for prompt in queue:
-                samples.append(await client.complete(model, prompt, max_tokens))
+            samples.extend([await client.complete(model, each, max_tokens) for each in queue])
 
     start = time.perf_counter()
     await asyncio.gather(*(slot() for _ in range(concurrency)))

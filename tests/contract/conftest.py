@@ -24,6 +24,7 @@ from llx.specs import (
     save_spec,
 )
 from tests.contract.peer import WAIT_S, Peer
+from tests.node import node_environment
 
 REPOSITORY = Path(__file__).parents[2]
 SIM = SimSpec(
@@ -81,10 +82,10 @@ def launch_vllm(folder: Path) -> Iterator[Instance]:
     python = f"{prefix}/bin/python"
     model = folder / "model"
     make = [python, "-m", "llx.agent.vllm.tiny_model", "--out", str(model)]
-    subprocess.run(make, env=os.environ | VLLM_ENVIRONMENT, check=True, capture_output=True)
+    subprocess.run(make, env=node_environment(), check=True, capture_output=True)
     spec = make_spec(folder, EngineKind.VLLM, model, VLLM_ARGS, None)
     command = [python, "-m", "llx.agent.instance", str(spec)]
-    with running(folder, command, VLLM_ENVIRONMENT, lease_s=10, timeout_s=180) as instance:
+    with running(folder, command, node_environment(), lease_s=10, timeout_s=180) as instance:
         yield instance
 
 
@@ -94,16 +95,6 @@ VLLM_ARGS: dict[str, object] = {
     "max_num_seqs": 8,
     "enforce_eager": True,
     "dtype": "float32",
-}
-VLLM_ENVIRONMENT = {
-    "PYTHONPATH": str(REPOSITORY),
-    "VLLM_TARGET_DEVICE": "cpu",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_CI_ENV": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import node
 from tests.e2e.rig import ROOT, Cluster, Llx, processes_of, sweep
 
 ENGINE_ARGS = {
@@ -34,18 +35,7 @@ def node_python() -> str:
 @pytest.fixture(scope="session")
 def node_environment() -> dict[str, str]:
     """The environment llx gives its own CPU processes."""
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "VLLM_TARGET_DEVICE": "cpu",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_CI_ENV": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-    }
+    return node.node_environment()
 
 
 @pytest.fixture(scope="session")

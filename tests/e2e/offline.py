@@ -1,4 +1,4 @@
-"""The reference: vLLM offline on the same model. Cases on standard input, answers on standard output.
+"""The reference: vLLM offline on the same model. Cases on standard input, answers on output.
 
     .node/bin/python tests/e2e/offline.py MODEL < cases.json > answers.json
 
