@@ -202,3 +202,10 @@ def test_the_environment_of_a_cpu_instance_bounds_threads_and_cache() -> None:
     assert made["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert made["VLLM_TARGET_DEVICE"] == "cpu"
     assert child_environment({}, Allocation(CPU, []))["OMP_NUM_THREADS"] == "1"
+
+
+def test_what_would_unpickle_from_a_socket_is_never_passed_on():
+    base = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1", "HF_HOME": "/models"}
+    environment = child_environment(base, Allocation(CPU, ["cpu:0"]))
+    assert "VLLM_ALLOW_INSECURE_SERIALIZATION" not in environment
+    assert environment["HF_HOME"] == "/models"
