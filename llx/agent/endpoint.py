@@ -302,6 +302,11 @@ class InstanceEndpoint:
             message = msgspec.structs.replace(message, session=peer.session)
         elif isinstance(message, Refused):
             self._by_index.pop(peer.index, None)
+        elif isinstance(message, Ready):
+            # A report may have gone out before the peer's second connection stood, and been lost
+            # with the first Ready. Behind each Ready comes a report, changed or not.
+            peer.reported = None
+            self._is_report_due = True
         frames: list[Frame] = [peer.identity, encode(message)]
         if item.payload is not None:
             frames.extend(item.payload())

@@ -127,8 +127,12 @@ class Membership:
     # ------------------------------------------------------------------ what links report
 
     def on_ready(self, link: InstanceLink) -> None:
-        """The first instance of a pool opens its front end."""
+        """The first instance of a pool opens its front end.
+
+        The first load report, before or after this, makes the instance eligible.
+        """
         pool = self._pool(link)
+        pool.roster.update()
         if not pool.is_open and pool.spec.name not in self._opening:
             self._opening.add(pool.spec.name)
             self._spawn(self._open(pool, link.engine_ready))

@@ -8,7 +8,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from llx import wire
+from llx import __version__, wire
 from llx.agent.endpoint import InstanceEndpoint
 from llx.agent.link import InstanceLink, encode_arguments
 from llx.core.model import Blocks, Epoch, InstanceId, PoolName, RequestId, Term
@@ -216,12 +216,41 @@ async def test_a_silent_peer_loses_its_lease(keys, serve, sink):
     make_dialer(socket, keys)
     socket.identity = b"gw"
     socket.connect(member.address_in)
-    from llx import __version__
-
     await socket.send(wire.encode(wire.Hello("gw", 1, "gateway", __version__, VLLM_VERSION)))
     await socket.send_multipart([wire.encode(wire.Add(R, Epoch(1), 1)), b"x"])
     _, peer, *_ = await sink.next()
     assert await sink.next() == ("drop", peer)
+    context.destroy(linger=0)
+
+
+async def test_a_report_lost_before_the_second_connection_stood_is_sent_again(keys, serve):
+    """The in-connection can be first by any time; what a ROUTER cannot deliver yet, it drops."""
+    endpoint, member = serve()
+    context = zmq.asyncio.Context()
+    sockets = []
+    for _ in range(2):
+        socket = context.socket(zmq.DEALER)
+        make_dialer(socket, keys)
+        socket.identity = b"gw"
+        sockets.append(socket)
+    to_instance, from_instance = sockets
+    hello = wire.encode(wire.Hello("gw", 1, "gateway", __version__, VLLM_VERSION))
+    to_instance.connect(member.address_in)
+    await to_instance.send(hello)
+    async with asyncio.timeout(10):
+        while not any(peer.reported for peer in list(endpoint._peers.values())):
+            await asyncio.sleep(0.01)
+    from_instance.connect(member.address_out)
+    decoder = wire.Decoder(wire.FromInstance)
+    is_ready = has_load = False
+    async with asyncio.timeout(10):
+        while not (is_ready and has_load):
+            if not is_ready:
+                await to_instance.send(hello)
+            if await from_instance.poll(100):
+                message = decoder.decode((await from_instance.recv_multipart())[0])
+                is_ready = is_ready or isinstance(message, wire.Ready)
+                has_load = is_ready and isinstance(message, wire.Load)
     context.destroy(linger=0)
 
 
