@@ -34,7 +34,8 @@ T = TypeVar("T")
 
 WIRE_VERSION = 1
 MAX_HEADER_BYTES = 4 << 20
-MAX_FRAMES = 256
+MAX_FRAMES = 1 << 13
+"""vLLM sends a frame per larger tensor: prompt logprobs of a batch are hundreds."""
 MAX_MESSAGE_BYTES = 256 << 20
 """Upper bound of one frame; a ZMQ socket drops the connection of a peer that exceeds it."""
 MAX_ID_BYTES = 512
@@ -128,8 +129,11 @@ class Ready(_Message, frozen=True, tag="ready"):
     engine_ready: bytes
 
 
+NO_SESSION = "no such session: its lease is over, or the instance is another by now"
+
+
 class Refused(_Message, frozen=True, tag="refused"):
-    """Answers `Hello`: this peer may not join, and why."""
+    """Answers `Hello`: this peer may not join, and why. Or a `Ping` of no session: `NO_SESSION`."""
 
     session: int
     reason: str

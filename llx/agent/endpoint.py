@@ -24,6 +24,7 @@ from llx.curve import Authenticator, ClusterKeys, make_listener
 from llx.errors import WireError
 from llx.ports import EngineSink, Frame
 from llx.wire import (
+    NO_SESSION,
     Abort,
     Add,
     Bye,
@@ -178,11 +179,11 @@ class InstanceEndpoint:
             has_message = self._in.poll(_POLL_MS)
             now = time.monotonic()
             try:
-                if now >= next_sweep:
-                    next_sweep = now + _POLL_MS / 1000
-                    self._end_leases(now)
                 if has_message:
                     self._receive_one(now)
+                elif now >= next_sweep:  # with nothing left to read: a ping may wait in the socket
+                    next_sweep = now + _POLL_MS / 1000
+                    self._end_leases(now)
             except WireError as error:
                 log.warning("endpoint.bad_message error=%s", error.message)
             except Exception:  # the thread's edge: a failing engine must not cut everyone off
@@ -202,7 +203,9 @@ class InstanceEndpoint:
             return
         peer = self._peers.get(identity)
         if peer is None:
-            return  # no session: it ended, or this instance restarted; the peer's Hello comes next
+            if isinstance(message, Ping):
+                self._refuse(identity, message.session, NO_SESSION, now)
+            return
         match message:
             case Ping(session=session):
                 if session == peer.session:
@@ -226,19 +229,27 @@ class InstanceEndpoint:
         if peer is not None and peer.session == hello.session:
             peer.expires_at = now + self._lease_s
         else:
+            if reason := self._refusal(identity, hello):
+                self._refuse(identity, hello.session, reason, now)
+                return
             if peer is not None:
                 self._end(peer, "superseded")
-            peer = _Peer(self._next_index, identity, hello.session, now + self._lease_s)
-            self._next_index += 1
-            self._by_index[peer.index] = peer
-            if reason := self._refusal(identity, hello):
-                self.emit(peer.index, Refused(hello.session, reason))
-                return
+            peer = self._new_peer(identity, hello.session, now)
             self._peers[identity] = peer
             log.info("endpoint.joined peer=%s role=%s", hello.peer, hello.role)
         self.emit(peer.index, Ready(hello.session, self._info, self._engine_ready))
         self._is_report_due = True
         self._outbox.put(None)
+
+    def _new_peer(self, identity: bytes, session: int, now: float) -> _Peer:
+        peer = _Peer(self._next_index, identity, session, now + self._lease_s)
+        self._next_index += 1
+        self._by_index[peer.index] = peer
+        return peer
+
+    def _refuse(self, identity: bytes, session: int, reason: str, now: float) -> None:
+        """Answer a peer that gets no session; the index is given back when it is sent."""
+        self.emit(self._new_peer(identity, session, now).index, Refused(session, reason))
 
     def _refusal(self, identity: bytes, hello: Hello) -> str:
         if identity != hello.peer.encode():
@@ -274,7 +285,10 @@ class InstanceEndpoint:
         while True:
             item = self._next_item(report_at)
             if item is not None:
-                self._send(item)
+                try:
+                    self._send(item)
+                except Exception:  # the thread's edge: one bad payload must not end all output
+                    log.exception("endpoint.send_failed message=%s", type(item.message).__name__)
             now = time.monotonic()
             if self._is_report_due and now >= report_at:
                 self._is_report_due = False

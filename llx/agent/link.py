@@ -26,6 +26,7 @@ from llx.errors import EngineError, RemoteError, UnreachableError, WireError
 from llx.pins import VLLM_VERSION
 from llx.ports import Frame
 from llx.wire import (
+    NO_SESSION,
     Abort,
     Add,
     Bye,
@@ -192,6 +193,9 @@ class InstanceLink:
             except asyncio.CancelledError:
                 self._end_session("closed")
                 raise
+            except Exception as error:  # the task's edge: a dead link must not look alive
+                log.exception("link.failed instance=%s", self.member.instance)
+                reason = f"{type(error).__name__}: {error}"
             self._end_session(reason)
             await asyncio.sleep(retry_after_s)
 
@@ -200,12 +204,14 @@ class InstanceLink:
         self.ledger = InFlightLedger()
         self.load = None
         self._in, self._out = self._dial(), self._dial()
-        monitor: zmq.asyncio.Socket = self._out.get_monitor_socket(_EVENTS)
+        monitors: list[zmq.asyncio.Socket] = [
+            socket.get_monitor_socket(_EVENTS) for socket in (self._in, self._out)
+        ]
         self._out.connect(self.member.address_out)
         self._in.connect(self.member.address_in)
         tasks = [
             asyncio.create_task(coroutine)
-            for coroutine in (self._receive(), self._watch(monitor), self._keep_lease())
+            for coroutine in (self._receive(), self._keep_lease(), *map(self._watch, monitors))
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -215,8 +221,9 @@ class InstanceLink:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._out.disable_monitor()
-            monitor.close(0)
+            for socket, monitor in zip((self._in, self._out), monitors, strict=True):
+                socket.disable_monitor()
+                monitor.close(0)
             self._in.close(1000)
             self._out.close(0)
 
@@ -270,6 +277,8 @@ class InstanceLink:
                     self._events.on_ready(self)
             case Refused(session=session, reason=reason):
                 if session == self._session:
+                    if reason == NO_SESSION:
+                        raise _SessionOver(reason)
                     self.refusal = reason
                     raise _SessionOver(f"refused: {reason}", _REFUSED_RETRY_S)
             case Reply(call=call, error=error):

@@ -33,6 +33,8 @@ from llx.wire import Outputs
 log = logging.getLogger(__name__)
 
 _CALL_TIMEOUT_S = 60.0
+_MAX_PLACEMENTS = 3
+"""A request that ends every instance it is sent to must not be sent to all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,9 @@ class PoolClient(AsyncMPClient):
         )
         instance = self._place(sent)
         if instance is None:
+            # vLLM has registered the request and forgets it only by an output.
+            gone = EngineCoreOutput(sent.request, [], finish_reason=FinishReason.ABORT)
+            self.outputs_queue.put_nowait(EngineCoreOutputs(outputs=[gone]))
             raise QueueOverflowError
         self._sent[sent.request] = sent
         self.counters.num_requests += 1
@@ -227,7 +232,11 @@ class PoolClient(AsyncMPClient):
         """Send a request that has produced nothing yet to another instance; end any other."""
         stream = self._streams.get(request)
         assert stream is not None, f"{request} has no stream to recover"
-        if stream.num_tokens == 0 and (instance := self._place(self._sent[request])) is not None:
+        if (
+            stream.num_tokens == 0
+            and stream.epoch < _MAX_PLACEMENTS
+            and (instance := self._place(self._sent[request])) is not None
+        ):
             self.counters.num_redispatched += 1
             log.warning(
                 "pool.redispatched request=%s instance=%s reason=%s", request, instance, reason

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 0.5
+_REOPEN_AFTER_S = 1.0
 
 
 class Membership:
@@ -94,10 +95,10 @@ class Membership:
         """Make the links match the list; one of an older (term, version) changes nothing."""
         if (members.term, members.version) <= self._known:
             return
-        self._known = (members.term, members.version)
         for name, pool in self._pools.items():
             wanted = {each.instance: each for each in members.members if each.pool == name}
             self._converge(pool, wanted)
+        self._known = (members.term, members.version)
 
     def _converge(self, pool: "FrontEnd", wanted: dict[InstanceId, Member]) -> None:
         for link in pool.roster.links():
@@ -135,7 +136,7 @@ class Membership:
         pool.roster.update()
         if not pool.is_open and pool.spec.name not in self._opening:
             self._opening.add(pool.spec.name)
-            self._spawn(self._open(pool, link.engine_ready))
+            self._spawn(self._open(pool))
 
     def on_down(self, link: InstanceLink, reason: str) -> None:
         """Tell the pool, which saves what can be saved."""
@@ -154,12 +155,17 @@ class Membership:
         """The first report makes the instance eligible."""
         self._pool(link).roster.update()
 
-    async def _open(self, pool: "FrontEnd", engine_ready: bytes) -> None:
+    async def _open(self, pool: "FrontEnd") -> None:
+        """Open a pool from any connected instance; again if that one goes away meanwhile."""
         try:
-            await pool.open(engine_ready)
-        except Exception:
-            # The pool stays closed and answers 503; another instance's session tries again.
-            log.exception("front_end.failed model=%s", pool.spec.name)
+            while links := [link for link in pool.roster.links() if link.is_ready]:
+                try:
+                    await pool.open(links[0].engine_ready)
+                except Exception:  # until then the pool answers 503
+                    log.exception("front_end.failed model=%s", pool.spec.name)
+                    await asyncio.sleep(_REOPEN_AFTER_S)
+                else:
+                    return
         finally:
             self._opening.discard(pool.spec.name)
 

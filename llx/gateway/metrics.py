@@ -27,7 +27,8 @@ class PoolMetrics:
         self._registry = CollectorRegistry()
 
     def adopt(self) -> None:
-        """Take over what vLLM has registered since the last pool was adopted."""
+        """Take over what vLLM has registered since the last pool was adopted, anew each time."""
+        self._registry = CollectorRegistry()
         for collector in list(REGISTRY._collector_to_names):
             names = REGISTRY._collector_to_names[collector]
             if any(name.startswith("vllm") for name in names):

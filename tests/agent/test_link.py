@@ -254,6 +254,16 @@ async def test_a_report_lost_before_the_second_connection_stood_is_sent_again(ke
     context.destroy(linger=0)
 
 
+async def test_a_link_whose_lease_ended_unnoticed_finds_back(serve, dial, sink):
+    """For example because this process stood still for longer than the lease."""
+    _, member = serve(lease_s=0.2)  # pings come every second: the lease ends between two
+    _, events = dial(member)
+    await soon(events.ready)
+    assert (await sink.next())[0] == "drop"
+    assert "lease" in await soon(events.down)
+    await soon(events.ready)
+
+
 async def test_closing_a_link_says_goodbye(serve, dial, sink):
     _, member = serve()
     link, events = dial(member)

@@ -25,6 +25,7 @@ from llx.wire import (
     MAX_FRAMES,
     MAX_ID_BYTES,
     MAX_MESSAGE_BYTES,
+    NO_SESSION,
     WIRE_VERSION,
     Abort,
     Add,
@@ -88,7 +89,7 @@ def test_a_repeated_hello_keeps_the_session(peer: Peer) -> None:
 
 @pytest.mark.parametrize("versions", [{"vllm_version": "0.31.9"}, {"llx_version": "99"}], ids=str)
 def test_other_versions_are_refused(engine: Instance, versions: dict[str, str]) -> None:
-    with engine.peer(**versions) as peer:
+    with engine.peer(is_pinging=False, **versions) as peer:
         while peer.refused is None:
             assert peer.ready is None
             peer.say_hello()
@@ -106,12 +107,19 @@ def test_a_name_that_is_not_the_sockets_identity_is_refused(engine: Instance) ->
 
 
 def test_without_hello_nothing_is_served(engine: Instance, other: Peer) -> None:
-    with engine.peer() as peer:
+    with engine.peer(is_pinging=False) as peer:
         peer.add("no-session", PROMPT)
-        peer.send(Ping(peer.session))
         peer.send(Call(1, "get_supported_tasks"), [encode([])])
         assert not peer.read(0.3)
     other.sync()
+
+
+def test_a_ping_of_no_session_is_told_so(engine: Instance) -> None:
+    with engine.peer() as peer:
+        while peer.refused is None:
+            peer.send(Ping(peer.session))
+            peer.read(0.1)
+        assert peer.refused.reason == NO_SESSION
 
 
 def test_another_wire_version_is_not_read(peer: Peer) -> None:
