@@ -333,10 +333,8 @@ class _Sink:
         core.input_queue.put_nowait((_ADD, (request, wave)))
 
     def abort(self, peer: int, requests: list[tuple[RequestId, Epoch]]) -> None:
-        """Into both queues, as vLLM does: at once, and in order behind any ADD still queued."""
-        claims = [_Claim(peer, requests)]
-        self._core.aborts_queue.put_nowait(claims)
-        self._core.input_queue.put_nowait((_ABORT, claims))
+        """In order with ADDs. Not into vLLM's eager queue besides: it could overtake an ADD."""
+        self._core.input_queue.put_nowait((_ABORT, [_Claim(peer, requests)]))
 
     def call(self, peer: int, header: Call, payload: Sequence[Frame]) -> None:
         """A utility from the allow-list."""
