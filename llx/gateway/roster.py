@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from llx.agent.link import InstanceLink
 from llx.core.dispatch import POLICIES, Candidate, Decision
-from llx.core.model import Blocks, InstanceId
+from llx.core.model import Blocks, InstanceId, blocks_for
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Roster:
             return None
         some = next(iter(links.values())).load
         assert some is not None
-        demand = Blocks(-(-(prompt_tokens + 1) // some.block_size))
+        demand = blocks_for(prompt_tokens + 1, some.block_size)
         decision = self._dispatch(list(_candidates(links.values())), demand)
         return links[decision.chosen], demand, decision
 
