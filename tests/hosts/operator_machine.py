@@ -1,0 +1,80 @@
+"""The operator of the host tests: `llx`, run as somebody whose home is the rig's."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.hosts.rig import Rig
+
+SIM = {"name": "sim", "model": "llx/tiny", "engine": "sim", "instances": {"min": 2}}
+
+
+@dataclass
+class Operator:
+    """Runs `llx` against the hosts of a rig."""
+
+    rig: Rig
+    python: str = ""
+    """An environment on the hosts that is used as it is; empty: llx makes its own."""
+
+    def config(self, hosts: list[dict[str, Any]] | None = None, **changes: Any) -> str:
+        """Write a cluster.yaml; returns its path."""
+        runtime = {"platform": "cpu", "cpu_threads": 1}
+        if self.python:
+            runtime["python"] = self.python
+        values = {
+            "cluster": "c",
+            "hosts": self.rig.cluster_hosts() if hosts is None else hosts,
+            "models": [SIM],
+            "gateway": {"host": "0.0.0.0", "port": 8000, "count": 1},
+            "runtime": runtime,
+            **changes,
+        }
+        path = self.rig.home / "cluster.yaml"
+        path.write_text(json.dumps(values))
+        return str(path)
+
+    def __call__(self, *words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "llx", *words],
+            env=self.rig.operator_environment(), capture_output=True, text=True,
+            timeout=timeout_s, cwd=self.rig.home, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "llx", *words],
+            env=self.rig.operator_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, cwd=self.rig.home, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
+    def json(self, *words: str) -> Any:
+        done = self(*words, "-o", "json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    @property
+    def state_dir(self) -> Path:
+        """What this operator's machine knows of the cluster."""
+        return self.rig.home / "state" / "llx" / "clusters" / "c"
+
+
+def eventually(check: Callable[[], bool], timeout_s: float = 60.0, what: str = "") -> None:
+    """Wait until `check` holds."""
+    end = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < end, what or "it never came true"
+        time.sleep(0.2)
+
+
+def end(process: "subprocess.Popen[str]", number: int = signal.SIGKILL) -> None:
+    """End an `llx` that was started."""
+    if process.poll() is None:
+        process.send_signal(number)
+    process.communicate(timeout=30)
