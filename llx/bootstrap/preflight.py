@@ -17,7 +17,6 @@ from llx.yaml_reader import nearest
 GIB = 1 << 30
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_LOCAL_ADDRESSES = frozenset({"localhost", "127.0.0.1", "::1"})
 _INSTALL_BYTES = {Platform.CPU: 6 * GIB, Platform.CUDA: 16 * GIB}
 _PROCESS_BYTES = int(0.75 * GIB)
 """Resident memory of a gateway, or of an instance without weights and KV cache (measured)."""
@@ -99,11 +98,9 @@ def check(settings: ClusterSettings, facts: Facts, arguments: VllmArguments) -> 
 
 def find(settings: ClusterSettings, facts: Facts, arguments: VllmArguments) -> Iterator[Finding]:
     """All findings, in the order of a cluster.yaml."""
-    yield from _hosts(settings, facts)
     for model in settings.models:
         yield from _model(model, facts)
-        yield from _names(model, "engine_args", arguments.engine, arguments.serve)
-        yield from _names(model, "serve_args", arguments.serve, arguments.engine)
+        yield from find_arguments(model, arguments)
     yield from _ports(settings, facts)
     yield from _node(settings, facts)
     match settings.runtime.platform:
@@ -113,15 +110,10 @@ def find(settings: ClusterSettings, facts: Facts, arguments: VllmArguments) -> I
             yield from _memory(settings, facts)
 
 
-def _hosts(settings: ClusterSettings, facts: Facts) -> Iterator[Finding]:
-    here = _LOCAL_ADDRESSES | {facts.hostname}
-    for host in settings.hosts:
-        if host.address not in here:
-            yield Finding(
-                f"host {host.name}",
-                f"{host.address} is another machine; this release serves from this machine only",
-                'leave "hosts" empty',
-            )
+def find_arguments(model: ModelSettings, arguments: VllmArguments) -> Iterator[Finding]:
+    """What is wrong with the names of a model's `engine_args` and `serve_args`."""
+    yield from _names(model, "engine_args", arguments.engine, arguments.serve)
+    yield from _names(model, "serve_args", arguments.serve, arguments.engine)
 
 
 def _model(model: ModelSettings, facts: Facts) -> Iterator[Finding]:

@@ -114,13 +114,6 @@ def test_names_with_dashes_are_names():
     assert findings(model={"engine_args": {"max-model-len": 1}}) == []
 
 
-def test_a_remote_host():
-    hosts = [{"name": "a", "address": "10.0.0.1"}, {"name": "b", "address": "here"}]
-    (found,) = findings(hosts=hosts)
-    assert found.subject == "host a"
-    assert "this machine only" in found.problem
-
-
 @pytest.mark.parametrize(
     ("port", "who"), [(("127.0.0.1", 8000), "gateway"), (("127.0.0.1", 8900), "control API")]
 )

