@@ -1,13 +1,17 @@
 # Everything a fresh clone needs: python3 >= 3.11 with venv and pip, and make.
 #
-#   make check   format, lint, types, import rules, and every test that needs no node environment
-#   make test    all of that, plus the tests against real vLLM and Ray; everything but the GPU tier
-#   make demo    a local cluster of two vLLM instances, shown at work
-#   make locks   refresh the hashed locks of the node environment
-#   make clean   remove both environments and the caches
+#   make check        format, lint, types, import rules, and every test that needs no node
+#                     environment and no hosts
+#   make test         all of that, plus the tests against real vLLM, Ray and SSH to hosts made of
+#                     namespaces; everything but the GPU tier
+#   make demo         a local cluster of two vLLM instances, shown at work
+#   make wheelhouse   all packages of the node environment, as hosts without internet get them
+#   make locks        refresh the hashed locks of the node environment
+#   make clean        remove both environments, the packages and the caches
 #
 # .venv is the operator's and developer's environment, .node the one vLLM and Ray run in (made by
-# llx's own installer). Progress goes to stderr: stdout belongs to pytest and to the demo.
+# llx's own installer). Progress goes to stderr: stdout belongs to pytest and to the demo. As root,
+# `make test` installs what its hosts need (.ci/host-tools); without root that tier is skipped.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -19,22 +23,24 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 # cpu or cuda. The tests run vLLM on the CPU, also where there is a GPU.
 NODE_PLATFORM ?= cpu
-# A folder of wheels, for a machine without internet.
+# A folder of wheels (`llx node download`), for a machine without internet.
 NODE_WHEELHOUSE ?=
 
 VENV := $(CURDIR)/.venv
 NODE := $(CURDIR)/.node
+WHEELHOUSE := $(or $(NODE_WHEELHOUSE),$(CURDIR)/.wheelhouse)
 BIN := $(VENV)/bin
 
 export LLX_NODE_PREFIX := $(NODE)
+export LLX_WHEELHOUSE := $(WHEELHOUSE)
 
-.PHONY: check test lint node demo locks clean
+.PHONY: check test lint node wheelhouse host-tools demo locks clean
 
 check: lint
-	@env -u LLX_NODE_PREFIX $(BIN)/pytest -q -m 'not node and not gpu' $(PYTEST_ARGS)
+	@env -u LLX_NODE_PREFIX $(BIN)/pytest -q -m 'not node and not gpu and not hosts and not slow' $(PYTEST_ARGS)
 
 # One pytest run, last: its summary is the last thing printed.
-test: lint node
+test: lint host-tools node wheelhouse
 	@$(BIN)/pytest -q -m 'not gpu' $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp
@@ -48,6 +54,14 @@ node: $(VENV)/.stamp
 	  --platform $(NODE_PLATFORM) \
 	  $(if $(NODE_WHEELHOUSE),--wheelhouse $(NODE_WHEELHOUSE)) >&2
 
+wheelhouse: $(VENV)/.stamp
+ifeq ($(NODE_WHEELHOUSE),)
+	@$(BIN)/llx node download $(WHEELHOUSE) --platform $(NODE_PLATFORM) >/dev/null
+endif
+
+host-tools:
+	@.ci/host-tools >&2
+
 demo: node
 	@$(BIN)/llx demo --platform $(NODE_PLATFORM)
 
@@ -56,7 +70,7 @@ locks: $(VENV)/.stamp
 	@$(BIN)/python -m llx.bootstrap.locks.refresh >&2
 
 clean:
-	@rm -rf $(VENV) $(NODE) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) $(NODE) $(CURDIR)/.wheelhouse dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find llx tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.stamp: pyproject.toml llx/__init__.py

@@ -18,12 +18,13 @@ import argparse
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llx import __version__
@@ -49,6 +50,7 @@ __all__ = [
     "MARKER_NAME",
     "NodeEnv",
     "NodePlatform",
+    "check",
     "default_prefix",
     "detect_platform",
     "inspect_python",
@@ -78,6 +80,7 @@ def install(
     report: Report,
     python: str | Path = sys.executable,
     wheelhouse: Path | None = None,
+    wheel: Wheel | None = None,
     run: Run = run_command,
 ) -> NodeEnv:
     """Make the node environment at ``prefix``, or leave it alone when it is already right.
@@ -90,6 +93,7 @@ def install(
         report: Told what goes on, a line at a time.
         python: The interpreter to base the environment on.
         wheelhouse: Take every package from this folder, and ask no index.
+        wheel: The llx to put there; None: the one that is running, see `own_wheel`.
         run: Runs venv and pip; tests give their own.
 
     Returns:
@@ -100,24 +104,54 @@ def install(
     """
     prefix = prefix.absolute()
     wheelhouse = wheelhouse.absolute() if wheelhouse is not None else None
-    pip = PipRunner(prefix, prefix / LOG_NAME, wheelhouse, report, run)
-    wheel = own_wheel()
+    pip = PipRunner(_python(prefix), prefix, prefix / LOG_NAME, wheelhouse, report, run)
+    wheel = _same_version(wheel or own_wheel())
     wanted = _wanted(platform, wheel)
     _claim(prefix)
     with _exclusive(prefix, report):
-        if not _holds_packages(prefix, wanted, report):
+        held = _held(prefix, wanted, report)
+        if held is None:
             _clear(prefix)
             _create_venv(pip, platform, Path(python))
             pip.install_locked(parse_lock(lock_text(platform)))
-        elif _is_up_to_date(prefix, wanted):
+        elif held.llx_version == __version__ and _read_marker(prefix) == wanted:
             report(f"{prefix} is up to date (vllm {VLLM_VERSION}, ray {RAY_VERSION})")
-            return inspect_python(_python(prefix))
+            return held
         report(f"installing llx {__version__}")
         pip.install_wheel(wheel)
-        verify(inspect_python(_python(prefix)))
+        made = inspect_python(_python(prefix))
+        verify(made)
         _write_marker(prefix, wanted)
         report(f"{prefix} is ready ({pip.elapsed()})")
-        return inspect_python(_python(prefix))
+        return replace(made, managed=True)
+
+
+def check(prefix: Path, platform: NodePlatform, *, wheel: Wheel | None = None) -> NodeEnv:
+    """The environment at `prefix`, if `install` would leave it as it is. Changes nothing.
+
+    Raises:
+        InstallError: It would not; says why.
+    """
+    prefix = prefix.absolute()
+    wanted = _wanted(platform, _same_version(wheel or own_wheel()))
+    found = _read_marker(prefix)
+    if found is None:
+        raise InstallError(f"no finished node environment at {prefix}")
+    verify(held := inspect_python(_python(prefix)))
+    if found != wanted:
+        is_only_llx = found.lock_sha256 == wanted.lock_sha256
+        what = "another build of llx" if is_only_llx else "other packages"
+        raise InstallError(f"{prefix} holds {what}")
+    return held
+
+
+def _same_version(wheel: Wheel) -> Wheel:
+    if wheel.version != __version__:
+        raise InstallError(
+            f"{wheel.filename} is llx {wheel.version}, and this installer is of {__version__}",
+            remedy="run the installer of that very wheel",
+        )
+    return wheel
 
 
 # --- the marker: what a finished install holds -----------------------------------------------
@@ -157,22 +191,18 @@ def _write_marker(prefix: Path, marker: _Marker) -> None:
     unfinished.replace(prefix / MARKER_NAME)
 
 
-def _holds_packages(prefix: Path, wanted: _Marker, report: Report) -> bool:
-    """Whether everything but llx itself is there already."""
+def _held(prefix: Path, wanted: _Marker, report: Report) -> NodeEnv | None:
+    """What is there, if that is everything but perhaps the right llx."""
     marker = _read_marker(prefix)
     if marker is None or marker.lock_sha256 != wanted.lock_sha256:
-        return False
+        return None
     try:
-        verify_packages(inspect_python(_python(prefix)))
+        held = inspect_python(_python(prefix))
+        verify_packages(held)
     except InstallError as error:
         report(f"{error.message}: installing anew")
-        return False
-    return True
-
-
-def _is_up_to_date(prefix: Path, wanted: _Marker) -> bool:
-    is_llx_there = inspect_python(_python(prefix)).llx_version == __version__
-    return is_llx_there and _read_marker(prefix) == wanted
+        return None
+    return held
 
 
 # --- the directory ---------------------------------------------------------------------------
@@ -202,6 +232,8 @@ def _claim(prefix: Path) -> None:
 def _exclusive(prefix: Path, report: Report) -> Iterator[None]:
     deadline = time.monotonic() + _LOCK_WAIT_S
     with (prefix / LOCK_NAME).open("w") as handle:
+        # pip keeps it as well: should we be killed, nobody else begins before pip has ended, too.
+        os.set_inheritable(handle.fileno(), True)
         if not _try_lock(handle.fileno()):
             report(f"another llx is installing into {prefix}: waiting for it")
             while not _try_lock(handle.fileno()):
@@ -234,7 +266,7 @@ def _clear(prefix: Path) -> None:
 def _create_venv(pip: PipRunner, platform: NodePlatform, base_python: Path) -> None:
     base = inspect_python(base_python)
     verify_python(base)
-    pip.report(f"making {pip.prefix} ({platform}, Python {base.python_version})")
+    pip.report(f"making {pip.place} ({platform}, Python {base.python_version})")
     pip.create_venv(base.python)
 
 
@@ -242,29 +274,10 @@ def _create_venv(pip: PipRunner, platform: NodePlatform, base_python: Path) -> N
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`install` and `verify` for the Makefile and playbooks; all output goes to stderr."""
-    parser = argparse.ArgumentParser(prog="python -m llx.bootstrap.node_env")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    installing = verbs.add_parser("install", help="make a node environment, or bring it up to date")
-    installing.add_argument("--prefix", type=Path, required=True)
-    installing.add_argument("--platform", type=NodePlatform, default=None, help="cpu or cuda")
-    installing.add_argument("--python", type=Path, default=Path(sys.executable))
-    installing.add_argument("--wheelhouse", type=Path, default=None)
-    verifying = verbs.add_parser("verify", help="check a Python against this llx")
-    verifying.add_argument("--python", type=Path, required=True)
-    args = parser.parse_args(argv)
+    """`install`, `check` and `verify` for the Makefile and playbooks; all output is on stderr."""
+    args = _parser().parse_args(argv)
     try:
-        match args.verb:
-            case "verify":
-                verify(inspect_python(args.python))
-            case _:
-                install(
-                    args.prefix,
-                    args.platform or detect_platform(),
-                    report=_to_stderr,
-                    python=args.python,
-                    wheelhouse=args.wheelhouse,
-                )
+        _perform(args)
     except LlxError as error:
         _to_stderr("\n".join(part for part in (error.detail, f"error: {error}") if part))
         return int(error.exit_code)
@@ -272,6 +285,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         _to_stderr("interrupted; repeat to install")
         return 130
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m llx.bootstrap.node_env")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verifying = verbs.add_parser("verify", help="check any Python against this llx")
+    verifying.add_argument("--python", type=Path, required=True)
+    checking = verbs.add_parser("check", help="would `install` leave it as it is?")
+    installing = verbs.add_parser("install", help="make a node environment, or bring it up to date")
+    for verb in (checking, installing):
+        verb.add_argument("--prefix", type=Path, required=True)
+        verb.add_argument("--platform", type=NodePlatform, default=None, help="cpu or cuda")
+        verb.add_argument("--wheel", type=Path, default=None, help="llx itself; default: this one")
+    installing.add_argument("--python", type=Path, default=Path(sys.executable))
+    installing.add_argument("--wheelhouse", type=Path, default=None)
+    return parser
+
+
+def _perform(args: argparse.Namespace) -> None:
+    if args.verb == "verify":
+        verify(inspect_python(args.python))
+        return
+    platform = args.platform or detect_platform()
+    wheel = None if args.wheel is None else Wheel.read(args.wheel)
+    if args.verb == "check":
+        check(args.prefix, platform, wheel=wheel)
+        return
+    install(
+        args.prefix,
+        platform,
+        report=_to_stderr,
+        python=args.python,
+        wheelhouse=args.wheelhouse,
+        wheel=wheel,
+    )
 
 
 def _to_stderr(line: str) -> None:

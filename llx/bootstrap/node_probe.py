@@ -69,7 +69,8 @@ def inspect_python(python: Path) -> NodeEnv:
     distributions = ["llx", "ray", *VLLM_DISTRIBUTIONS.values()]
     try:
         found = subprocess.run(
-            [str(python), "-c", _PROBE, *distributions],
+            # -E: a PYTHONPATH that we ourselves run from says nothing of what is installed there.
+            [str(python), "-E", "-c", _PROBE, *distributions],
             capture_output=True,
             text=True,
             timeout=_PROBE_TIMEOUT_S,

@@ -1,7 +1,8 @@
 """Running venv and pip for a node environment: logged, told in a few lines, explained on failure.
 
-Installs exactly the files a lock names. Where pip looks for them is pip's own configuration, with
-one exception: torch's CPU build, which the default index does not carry.
+Installs, or downloads for others to install, exactly the files a lock names. Where pip looks for
+them is pip's own configuration, with one exception: torch's CPU build, which the default index does
+not carry.
 """
 
 import subprocess
@@ -20,18 +21,21 @@ PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 _PROGRESS_EVERY_S = 10.0
 _TAIL_LINES = 15
-_NOT_FOUND = "No matching distribution found"
+_NOT_FOUND = ("No matching distribution found", "ResolutionImpossible")
+"""pip's two ways to say that no file will do; the second where constraints are configured."""
+_NOT_FOUND_REMEDY = (
+    "pip found no wheel for this Python and machine: check its index, its constraints or the "
+    "wheelhouse, or use another Python"
+)
 _REMEDIES = {
     "No space left on device": "free some space, then repeat",
     "ensurepip is not available": "install the system's venv package (Debian: python3-venv)",
     "DO NOT MATCH THE HASHES": "the index serves another file than the lock names: do not use it",
+    "No module named pip": "give that Python its pip: python -m ensurepip",
     "Failed to establish a new connection": (
         "no package index in reach: configure pip, or name a folder of wheels (runtime.wheelhouse)"
     ),
-    _NOT_FOUND: (
-        "pip found no wheel for this Python and machine: check its index or the wheelhouse, or use "
-        "another Python"
-    ),
+    **dict.fromkeys(_NOT_FOUND, _NOT_FOUND_REMEDY),
 }
 
 Report = Callable[[str], None]
@@ -42,17 +46,21 @@ Run = Callable[[Sequence[str], OnLine], int]
 
 @dataclass(frozen=True, slots=True)
 class PipRunner:
-    """The commands of one install into ``prefix``.
+    """The commands of one install, or of one download.
+
+    Python runs isolated (``-I``): whatever path we were started with is not the environment's.
 
     Attributes:
-        prefix: The environment's directory.
+        python: The interpreter whose pip is run.
+        place: What is filled: an environment's directory, or a folder of wheels.
         log: Gets every command and all its output.
         wheelhouse: The only place to take packages from, when given.
         report: Told what goes on, a line at a time.
         run: Runs a command.
     """
 
-    prefix: Path
+    python: Path
+    place: Path
     log: Path
     wheelhouse: Path | None
     report: Report
@@ -61,11 +69,30 @@ class PipRunner:
 
     def create_venv(self, base_python: Path) -> None:
         """Make the virtual environment itself."""
-        argv = [str(base_python), "-m", "venv", str(self.prefix)]
+        argv = [str(base_python), "-I", "-m", "venv", str(self.place)]
         self._checked(argv, "making the virtual environment")
 
     def install_locked(self, entries: Sequence[LockEntry]) -> None:
-        """Install exactly these.
+        """Install exactly these."""
+        self._locked(["install"], entries, "installing")
+
+    def download_locked(self, entries: Sequence[LockEntry], target: Sequence[str]) -> None:
+        """Put the files of exactly these into `place`; `target` is pip's word for what Python."""
+        self._locked(["download", "--dest", str(self.place), *target], entries, "downloading")
+
+    def install_wheel(self, wheel: Wheel) -> None:
+        """Install a wheel made here, over whatever is there."""
+        with tempfile.TemporaryDirectory(prefix="llx-node-") as folder:
+            path = str(wheel.write_into(Path(folder)))
+            argv = [*self._pip(["install"]), "--no-index", "--force-reinstall", path]
+            self._checked(argv, f"installing {wheel.filename}")
+
+    def elapsed(self) -> str:
+        """Time since the install began, as shown to people."""
+        return f"{time.monotonic() - self.started:.0f} s"
+
+    def _locked(self, verb: list[str], entries: Sequence[LockEntry], doing: str) -> None:
+        """Have pip do `verb` with the files of these.
 
         torch goes first, in a call of its own: it is the likeliest to be out of reach, and should
         it need PyTorch's index, nothing else gets to see that index.
@@ -75,47 +102,34 @@ class PipRunner:
         with tempfile.TemporaryDirectory(prefix="llx-node-") as folder:
             locked = Path(folder) / "torch.txt"
             locked.write_text(render_lock(torch), encoding="utf-8")
-            self._install_torch(locked, torch[0].requirement)
+            self._locked_torch(self._pip_locked(verb, locked), torch[0].requirement, doing)
             locked = Path(folder) / "packages.txt"
             locked.write_text(render_lock(others), encoding="utf-8")
-            what = f"installing {len(others)} packages"
+            what = f"{doing} {len(others)} packages"
             self.report(f"{what} (log: {self.log})")
             progress = _Progress(len(others), self.report, self.elapsed)
-            self._checked(self._pip_install(locked), what, progress)
+            self._checked(self._pip_locked(verb, locked), what, progress)
 
-    def install_wheel(self, wheel: Wheel) -> None:
-        """Install a wheel made here, over whatever is there."""
-        with tempfile.TemporaryDirectory(prefix="llx-node-") as folder:
-            path = str(wheel.write_into(Path(folder)))
-            argv = [*self._pip(), "--no-index", "--force-reinstall", path]
-            self._checked(argv, f"installing {wheel.filename}")
-
-    def elapsed(self) -> str:
-        """Time since the install began, as shown to people."""
-        return f"{time.monotonic() - self.started:.0f} s"
-
-    def _install_torch(self, locked: Path, requirement: str) -> None:
-        what = f"installing {requirement}"
+    def _locked_torch(self, argv: Sequence[str], requirement: str, doing: str) -> None:
+        what = f"{doing} {requirement}"
         self.report(what)
-        argv = self._pip_install(locked)
         if "+" not in requirement or self.wheelhouse is not None:
             self._checked(argv, what)
             return
         exit_code, output = self._logged(argv, _ignore)
         if exit_code == 0:
             return
-        if not any(_NOT_FOUND in line for line in output):
+        if not any(sign in line for sign in _NOT_FOUND for line in output):
             raise self._failure(what, output)
         self.report(f"{requirement} is not on pip's own indexes: asking {PYTORCH_CPU_INDEX}")
         self._checked([*argv, "--index-url", PYTORCH_CPU_INDEX], what)
 
-    def _pip(self) -> list[str]:
-        python = str(self.prefix / "bin" / "python")
-        argv = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
-        return [*argv, "--no-deps", "--progress-bar", "off"]
+    def _pip(self, verb: list[str]) -> list[str]:
+        argv = [str(self.python), "-I", "-m", "pip", "--disable-pip-version-check", "--no-input"]
+        return [*argv, *verb, "--no-deps", "--progress-bar", "off"]
 
-    def _pip_install(self, locked: Path) -> list[str]:
-        argv = [*self._pip(), "--require-hashes", "--only-binary", ":all:"]
+    def _pip_locked(self, verb: list[str], locked: Path) -> list[str]:
+        argv = [*self._pip(verb), "--require-hashes", "--only-binary", ":all:"]
         if self.wheelhouse is not None:
             argv += ["--no-index", "--find-links", str(self.wheelhouse)]
         return [*argv, "--requirement", str(locked)]
@@ -140,14 +154,17 @@ class PipRunner:
     def _failure(self, what: str, output: Sequence[str]) -> InstallError:
         known = (told for sign, told in _REMEDIES.items() if any(sign in line for line in output))
         return InstallError(
-            f"{what} in {self.prefix} failed; all output is in {self.log}",
+            f"{what} in {self.place} failed; all output is in {self.log}",
             remedy=next(known, "mend what the log shows, then repeat"),
             detail="\n".join(output[-_TAIL_LINES:]),
         )
 
 
 def run_command(argv: Sequence[str], on_line: OnLine) -> int:
-    """The real `Run`. Ends the command when interrupted: pip never goes on by itself."""
+    """The real `Run`. Ends the command when interrupted: pip never goes on by itself.
+
+    Should we be killed outright, it may. So it inherits what we let it inherit: the lock.
+    """
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -155,6 +172,7 @@ def run_command(argv: Sequence[str], on_line: OnLine) -> int:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        close_fds=False,
     )
     with process:
         try:

