@@ -16,13 +16,33 @@ class _Resource(BaseModel):
 
 
 class InstanceState(StrEnum):
-    """An instance's life: starting → loading → ready → stopping → stopped; failed from anywhere."""
+    """An instance's life: starting → loading → ready → stopping → stopped; failed from anywhere.
+
+    `draining`: it takes nothing new, and ends when what it has is done. `lost`: nothing has been
+    heard of its host; it may still run there.
+    """
 
     STARTING = "starting"
     LOADING = "loading"
     READY = "ready"
+    DRAINING = "draining"
+    LOST = "lost"
     STOPPING = "stopping"
     STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class HostState(StrEnum):
+    """`agent_away`: its agent does not answer, but something there is heard: what runs goes on.
+
+    `lost`: nothing is heard of it. `failed`: its agent answers and cannot be used.
+    """
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    AGENT_AWAY = "agent_away"
+    LOST = "lost"
     FAILED = "failed"
 
 
@@ -64,12 +84,13 @@ class InstanceStatus(_Resource):
     started_at: float | None = None
     ready_after_s: float | None = None
     restarts: int = 0
+    last_failure: str = ""
     load: LoadStatus | None = None
     log: str = ""
 
 
 class GatewayStatus(_Resource):
-    """One gateway. Counters run since its start."""
+    """One gateway. Counters run since its start, `restarts` since that of the head."""
 
     name: str
     host: str
@@ -86,7 +107,41 @@ class GatewayStatus(_Resource):
     refused: int = 0
     output_tokens: int = 0
     connected: list[str] = []
+    restarts: int = 0
+    last_failure: str = ""
     log: str = ""
+
+
+class GpuStatus(_Resource):
+    """One GPU. `holder`: the instance that has it; `is_busy`: somebody outside llx uses it."""
+
+    label: str
+    holder: str = ""
+    is_busy: bool = False
+
+
+class HostStatus(_Resource):
+    """One host. What its agent said last: empty or zero before its first word.
+
+    `last_heard_s`: how long nothing of it has been heard; None: never heard of.
+    """
+
+    name: str
+    address: str = ""
+    state: HostState
+    detail: str = ""
+    is_cordoned: bool = False
+    platform: str = ""
+    cpus: int = 0
+    gpus: list[GpuStatus] = []
+    memory_total_bytes: int = 0
+    memory_free_bytes: int = 0
+    disk_free_bytes: int = 0
+    instances: list[str] = []
+    gateways: list[str] = []
+    llx_version: str = ""
+    vllm_version: str = ""
+    last_heard_s: float | None = None
 
 
 class ModelStatus(_Resource):
@@ -115,6 +170,7 @@ class ClusterStatus(_Resource):
     models: list[ModelStatus]
     instances: list[InstanceStatus]
     gateways: list[GatewayStatus]
+    hosts: list[HostStatus] = []
 
 
 class LogSlice(_Resource):
@@ -134,11 +190,37 @@ class StopRequest(_Resource):
 
 
 class StopReport(_Resource):
-    """What a stop did."""
+    """What a stop did to streams. `not_stopped`: what could not be reached and may still run."""
 
     api_version: Literal["v1"] = "v1"
     finished: int
     cut: int
+    not_stopped: list[str] = []
+
+
+class SettingsDocument(_Resource):
+    """The cluster's settings as YAML: a whole cluster.yaml."""
+
+    api_version: Literal["v1"] = "v1"
+    yaml: str
+
+
+class SettingsUpdate(_Resource):
+    """Body of ``PUT /v1/settings``: what the cluster should be from now on.
+
+    With `is_dry_run` nothing is changed; the answer says what would be.
+    """
+
+    yaml: str
+    user: str = ""
+    is_dry_run: bool = False
+
+
+class ChangeReport(_Resource):
+    """What new settings change, in words; empty: nothing. It has begun, not ended."""
+
+    api_version: Literal["v1"] = "v1"
+    changes: list[str]
 
 
 class ErrorBody(_Resource):

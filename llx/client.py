@@ -15,10 +15,14 @@ from pydantic import BaseModel, ValidationError
 
 from llx.api import (
     API_VERSION,
+    ChangeReport,
     ClusterStatus,
     ErrorBody,
+    HostStatus,
     InstanceStatus,
     LogSlice,
+    SettingsDocument,
+    SettingsUpdate,
     StopReport,
     StopRequest,
 )
@@ -155,7 +159,7 @@ class ControlClient:
         """Part of the log of the head, a gateway or an instance.
 
         Args:
-            name: ``head``, ``gateway-0``, an instance's name.
+            name: ``head``, ``gateway-0``, an instance's name; a host's for its agent's log.
             offset: Where to read on, as a former answer said; None: the last `tail` lines.
             limit: At most so many bytes.
             tail: Lines from the end when `offset` is None.
@@ -175,6 +179,49 @@ class ControlClient:
         return self._request(
             "POST", "stop", StopReport, json=body.model_dump(), timeout=deadline_s + _STOP_MARGIN_S
         )
+
+    def cordon_host(self, name: str, *, is_on: bool, user: str = "") -> HostStatus:
+        """Give a host nothing new from now on, or use it again; what runs there goes on.
+
+        Raises:
+            NotFoundError: There is no such host.
+        """
+        verb = "cordon" if is_on else "uncordon"
+        path = f"hosts/{_quoted(name)}/{verb}"
+        return self._request("POST", path, HostStatus, params={"user": user})
+
+    def drain_host(self, name: str, *, deadline_s: float = 60.0, user: str = "") -> StopReport:
+        """Cordon a host, let its streams finish until the deadline, stop what runs there.
+
+        What there is room for starts elsewhere. Returns when the host is empty.
+
+        Raises:
+            NotFoundError: There is no such host.
+            ConflictError: It is the only usable one, or being drained; or the cluster stops.
+        """
+        body = StopRequest(deadline_s=deadline_s, user=user)
+        path = f"hosts/{_quoted(name)}/drain"
+        return self._request(
+            "POST", path, StopReport, json=body.model_dump(), timeout=deadline_s + _STOP_MARGIN_S
+        )
+
+    def settings(self) -> str:
+        """What the cluster should be: a whole cluster.yaml."""
+        return self._request("GET", "settings", SettingsDocument).yaml
+
+    def put_settings(self, yaml: str, *, user: str = "", is_dry_run: bool = False) -> list[str]:
+        """Make the cluster match these settings from now on; with `is_dry_run` only ask.
+
+        Returns what changes, in words; empty if nothing does. It has begun by then, `status` tells
+        when it is done.
+
+        Raises:
+            ConfigError: The settings are wrong.
+            ConflictError: They differ in what a running cluster cannot change, which is named; or
+                an earlier change is still under way.
+        """
+        body = SettingsUpdate(yaml=yaml, user=user, is_dry_run=is_dry_run)
+        return self._request("PUT", "settings", ChangeReport, json=body.model_dump()).changes
 
     def _request(self, method: str, path: str, kind: type[R], **options: Any) -> R:
         try:

@@ -45,17 +45,22 @@ class ClusterKeys:
             Secret(dialer_secret.decode()),
         )
 
+    def dump(self) -> str:
+        """The content of a key file, secrets and all."""
+        return json.dumps(
+            {
+                "listener_public": self.listener_public,
+                "listener_secret": self.listener_secret.reveal(),
+                "dialer_public": self.dialer_public,
+                "dialer_secret": self.dialer_secret.reveal(),
+            }
+        )
+
     def save(self, path: Path) -> None:
         """Write the keys to `path`, readable by the owner alone; refuses to overwrite."""
-        values = {
-            "listener_public": self.listener_public,
-            "listener_secret": self.listener_secret.reveal(),
-            "dialer_public": self.dialer_public,
-            "dialer_secret": self.dialer_secret.reveal(),
-        }
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(fd, "w") as file:
-            json.dump(values, file)
+            file.write(self.dump())
 
     @classmethod
     def load(cls, path: Path) -> "ClusterKeys":

@@ -17,6 +17,9 @@ from llx.errors import ConfigError
 
 T = TypeVar("T")
 
+MODELS = "@models/"
+"""Begins the name of a model that lies in the host's own models directory."""
+
 
 class EngineKind(StrEnum):
     """What runs the model."""
@@ -44,8 +47,12 @@ class SimSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_bytes_per_token: int = 256
 
 
-class InstanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One instance, for ``python -m llx.agent.instance SPEC``."""
+class InstanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="instance"):
+    """One instance, for ``python -m llx.agent.instance SPEC``.
+
+    The head leaves `bind_host`, `keys_path`, `status_path` and `port_range` empty, and `model` may
+    begin with `MODELS`; the node agent fills in what is so on its host (`llx.agent.place`).
+    """
 
     name: str
     pool: str
@@ -57,6 +64,8 @@ class InstanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys_path: str
     status_path: str
     sim: SimSpec | None = None
+    port_range: tuple[int, int] | None = None
+    """First and last port to listen on; None: as the system chooses."""
 
 
 class PriorityClassSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,8 +96,12 @@ class PoolSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_instances: int
 
 
-class GatewaySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One gateway, for ``python -m llx.gateway.main SPEC``."""
+class GatewaySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="gateway"):
+    """One gateway, for ``python -m llx.gateway.main SPEC``.
+
+    The head leaves `keys_path`, `status_path` and `url_host` empty for the node agent to fill in.
+    `url_host` is what clients put into a URL to reach `host`.
+    """
 
     name: str
     host: str
@@ -100,6 +113,63 @@ class GatewaySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scheduler_address: str
     keys_path: str
     status_path: str
+    url_host: str = ""
+
+
+class HostSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One host of a cluster, for its Ray node, its node agent and, on the head, the scheduler.
+
+    Attributes:
+        cluster: The cluster's name.
+        cluster_id: Random; tells apart two clusters of one name.
+        host: This host's name.
+        address: Its IP address, as the other hosts reach it.
+        head: The head's name; equal to `host` on the head itself.
+        head_address: Its IP address.
+        state_dir: The cluster's directory here (`llx.cluster.state_dir.StateDir`).
+        models_dir: Where models that llx keeps lie here.
+        python: The node environment's interpreter here.
+        platform: ``cpu`` or ``cuda``.
+        first_port: The cluster's ports (`llx.host_ports.HostPorts`).
+        is_tls: Whether Ray's traffic is encrypted, with the files of `tls_dir`.
+        ray_tmp: Ray's temporary directory.
+        kv_cache_gib: On the CPU: KV cache of one instance.
+    """
+
+    cluster: str
+    cluster_id: str
+    host: str
+    address: str
+    head: str
+    head_address: str
+    state_dir: str
+    models_dir: str
+    python: str
+    platform: str
+    first_port: int
+    is_tls: bool
+    ray_tmp: str
+    kv_cache_gib: int = 1
+
+    @property
+    def is_head(self) -> bool:
+        """Whether this is the head's host."""
+        return self.host == self.head
+
+    @property
+    def ray_token_path(self) -> str:
+        """Ray's authentication token, 0600."""
+        return f"{self.state_dir}/ray.token"
+
+    @property
+    def tls_dir(self) -> str:
+        """``ca.pem``, ``host.pem``, ``host.key``, and on the head ``ca.key``."""
+        return f"{self.state_dir}/tls"
+
+    @property
+    def hub_token_path(self) -> str:
+        """The Hugging Face token, 0600; absent if none was given."""
+        return f"{self.state_dir}/hf.token"
 
 
 class Phase(StrEnum):

@@ -10,6 +10,8 @@ import csv
 import fcntl
 import os
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,11 +19,16 @@ from pathlib import Path
 
 import msgspec
 
+from llx.choices import Platform
 from llx.errors import ConfigError, ConflictError, HostError
+from llx.log import get_log
 from llx.specs import save_spec
+
+log = get_log(__name__)
 
 _QUERY = ("index", "uuid", "name", "memory.total", "memory.used")
 _QUERY_TIMEOUT_S = 20.0
+_LOOK_EVERY_S = 30.0
 _BUSY_MIB = 1024
 """A GPU with more memory in use than this, before llx uses it, is somebody else's."""
 
@@ -127,6 +134,22 @@ def find_cores() -> Inventory:
     return Inventory(DeviceKind.CPU, tuple(Device(f"cpu:{core}", f"core {core}") for core in cores))
 
 
+def find_devices(platform: Platform) -> Inventory:
+    """What engines of that platform compute on here.
+
+    Raises:
+        HostError: nvidia-smi cannot be run or says something else.
+        ConfigError: The platform was not resolved.
+    """
+    match platform:
+        case Platform.CUDA:
+            return find_gpus()
+        case Platform.CPU:
+            return find_cores()
+        case Platform.AUTO:
+            raise ConfigError("a platform is needed: cpu or cuda")
+
+
 def plan(
     inventory: Inventory,
     held: Mapping[str, Allocation],
@@ -200,11 +223,35 @@ class DeviceLedger:
     Args:
         path: The file; made when something is first claimed.
         inventory: The devices there are.
+        find: Looks at them again; None: they do not change.
     """
 
-    def __init__(self, path: Path, inventory: Inventory) -> None:
+    def __init__(
+        self, path: Path, inventory: Inventory, find: Callable[[], Inventory] | None = None
+    ) -> None:
         self._path = path
+        self._find = find
+        self._looked_at = time.monotonic()
+        self._looking: threading.Thread | None = None
         self.inventory = inventory
+
+    def look_again(self) -> None:
+        """Bring `inventory` up to date: whose GPUs somebody uses changes with time."""
+        if self._find is None:
+            return
+        try:
+            self.inventory = self._find()
+        except HostError as error:
+            log.warning("devices.not_listed", error=error)
+        self._looked_at = time.monotonic()
+
+    def look_again_soon(self) -> None:
+        """`look_again` in the background, unless that was done lately."""
+        if self._find is None or time.monotonic() - self._looked_at < _LOOK_EVERY_S:
+            return
+        if self._looking is None or not self._looking.is_alive():
+            self._looking = threading.Thread(target=self.look_again, daemon=True)
+            self._looking.start()
 
     def held(self) -> dict[str, Allocation]:
         """Allocation by instance name."""
@@ -225,6 +272,13 @@ class DeviceLedger:
             self._check(name, allocation, held)
             held[name] = allocation
             self._write(held)
+
+    def enter(self, name: str, allocation: Allocation) -> None:
+        """Write down what a running instance has, whatever the file says; no device is refused."""
+        with self._locked():
+            held = self._read()
+            if name not in held:
+                self._write({**held, name: allocation})
 
     def release(self, name: str) -> None:
         """Take back what an instance holds, if anything."""

@@ -9,6 +9,7 @@ What is decided about an engine lives behind `EngineSink`, not here.
 
 import logging
 import queue
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import zmq
 from llx import __version__
 from llx.core.model import Term
 from llx.curve import Authenticator, ClusterKeys, make_listener
-from llx.errors import WireError
+from llx.errors import ConflictError, WireError
 from llx.ports import EngineSink, Frame
 from llx.wire import (
     NO_SESSION,
@@ -77,7 +78,8 @@ class InstanceEndpoint:
 
     Args:
         keys: The cluster's keys; every socket is CURVE and admits their dialer alone.
-        bind_host: Address to listen on; ports are chosen by the system.
+        bind_host: Address to listen on.
+        port_range: First and last port to listen on; None: as the system chooses.
         info: What this instance is.
         engine_ready: The engine's own ready message, passed on in `Ready`.
         sink: The engine.
@@ -97,9 +99,11 @@ class InstanceEndpoint:
         allowed_calls: frozenset[str],
         lease_s: float = 10.0,
         report_interval_s: float = 0.02,
+        port_range: tuple[int, int] | None = None,
     ) -> None:
         self._keys = keys
         self._bind_host = bind_host
+        self._port_range = port_range
         self._info = info
         self._engine_ready = engine_ready
         self._sink = sink
@@ -120,11 +124,20 @@ class InstanceEndpoint:
     # ------------------------------------------------------------------ any thread
 
     def start(self) -> tuple[str, str]:
-        """Bind and serve. Returns (address_in, address_out)."""
+        """Bind and serve. Returns (address_in, address_out).
+
+        Raises:
+            ConflictError: No port of the range is free, or the address is not this host's.
+        """
         self._context: zmq.Context[Any] = zmq.Context()
         self._authenticator = Authenticator(self._context, self._keys)
-        self._in, address_in = self._bind()
-        self._out, address_out = self._bind()
+        try:
+            self._in, address_in = self._bind()
+            self._out, address_out = self._bind()
+        except ConflictError:
+            self._authenticator.stop()
+            self._context.destroy(linger=0)
+            raise
         for name, target in (("input", self._receive_loop), ("output", self._send_loop)):
             thread = threading.Thread(target=target, name=f"endpoint-{name}", daemon=True)
             thread.start()
@@ -168,7 +181,10 @@ class InstanceEndpoint:
         socket: zmq.Socket[Any] = self._context.socket(zmq.ROUTER)
         make_listener(socket, self._keys)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        socket.bind(f"tcp://{self._bind_host}:*")
+        if self._port_range is None:
+            socket.bind(f"tcp://{self._bind_host}:*")
+        else:
+            _bind_within(socket, self._bind_host, self._port_range)
         return socket, str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
     # ------------------------------------------------------------------ input thread
@@ -337,6 +353,28 @@ class InstanceEndpoint:
             peer.reported = (load, mark)
             message = msgspec.structs.replace(load, session=peer.session, seen=mark)
             self._out.send_multipart([peer.identity, encode(message)], copy=False)
+
+
+def _bind_within(socket: "zmq.Socket[Any]", host: str, port_range: tuple[int, int]) -> None:
+    """Bind to a free port of the range.
+
+    Begins anywhere in it: peers of an instance that has just ended still dial its port.
+    """
+    first, last = port_range
+    count = last - first + 1
+    start = random.randrange(count)
+    for step in range(count):
+        try:
+            socket.bind(f"tcp://{host}:{first + (start + step) % count}")
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE:
+                raise ConflictError(f"{host} cannot be listened on: {error}") from None
+        else:
+            return
+    raise ConflictError(
+        f"{host}: every port from {first} to {last} is taken",
+        remedy="choose another network.first_port",
+    )
 
 
 def _same(reported: tuple[Load, int], load: Load, mark: int) -> bool:

@@ -45,6 +45,7 @@ def run_sim(spec: InstanceSpec, status: StatusFile, *, lease_s: float = 10.0) ->
         sink=engine,
         allowed_calls=frozenset(RESULTS),
         lease_s=lease_s,
+        port_range=spec.port_range,
     )
     core = CoreThread(engine, endpoint)
     for number in (signal.SIGTERM, signal.SIGINT):

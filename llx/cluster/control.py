@@ -8,8 +8,10 @@ import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -18,10 +20,14 @@ from starlette.exceptions import HTTPException
 from llx import __version__
 from llx.api import (
     API_VERSION,
+    ChangeReport,
     ClusterStatus,
     ErrorBody,
+    HostStatus,
     InstanceStatus,
     LogSlice,
+    SettingsDocument,
+    SettingsUpdate,
     StopReport,
     StopRequest,
 )
@@ -37,10 +43,12 @@ from llx.errors import (
 )
 from llx.log import get_log
 from llx.secret import Secret
+from llx.settings import ClusterSettings
+from llx.yaml_reader import read_yaml
 
 log = get_log(__name__)
 
-MAX_BODY_BYTES = 64 << 10
+MAX_BODY_BYTES = 256 << 10
 MAX_DEADLINE_S = 86400.0
 
 Message = MutableMapping[str, Any]
@@ -163,16 +171,62 @@ def _add_routes(app: FastAPI, driver: ClusterDriver) -> None:
         limit: Annotated[int, Query(ge=16, le=1 << 20)] = 65536,
         tail: Annotated[int, Query(ge=0, le=100_000)] = 200,
     ) -> LogSlice:
-        """Part of the log of the head, a gateway or an instance."""
+        """Part of the log of the head, a gateway, an instance, or a host's agent."""
         start = None if offset < 0 else offset
-        return await asyncio.to_thread(driver.read_log, name, start, limit, tail)
+        return await driver.read_log(name, start, limit, tail)
 
     @app.post(f"/{API_VERSION}/stop")
     async def stop(request: StopRequest) -> StopReport:
         """Stop the cluster; answers when all is stopped, then the head ends, too."""
-        if not 0 <= request.deadline_s <= MAX_DEADLINE_S:
-            raise ConfigError(f"deadline_s: {request.deadline_s} is not in 0..{MAX_DEADLINE_S:g}")
-        return await driver.stop(request.deadline_s, request.user[:256])
+        return await driver.stop(_deadline_s(request), request.user[:256])
+
+    @app.post(f"/{API_VERSION}/hosts/{{name}}/cordon")
+    async def cordon(name: str, user: User = "") -> HostStatus:
+        """Give a host nothing new; what runs there goes on."""
+        return driver.cordon(name, is_on=True, user=user)
+
+    @app.post(f"/{API_VERSION}/hosts/{{name}}/uncordon")
+    async def uncordon(name: str, user: User = "") -> HostStatus:
+        """Use a host again."""
+        return driver.cordon(name, is_on=False, user=user)
+
+    @app.post(f"/{API_VERSION}/hosts/{{name}}/drain")
+    async def drain(name: str, request: StopRequest) -> StopReport:
+        """Cordon a host and empty it; answers when it is empty."""
+        return await driver.drain_host(name, _deadline_s(request), request.user[:256])
+
+    @app.get(f"/{API_VERSION}/settings")
+    async def settings() -> SettingsDocument:
+        """What the cluster should be."""
+        return SettingsDocument(yaml=driver.settings())
+
+    @app.put(f"/{API_VERSION}/settings")
+    async def put_settings(update: SettingsUpdate) -> ChangeReport:
+        """Make the cluster match these settings; answers when that has begun."""
+        wanted = await asyncio.to_thread(parse_cluster, update.yaml)
+        user, is_dry_run = update.user[:256], update.is_dry_run
+        return ChangeReport(changes=driver.reconfigure(wanted, user, is_dry_run=is_dry_run))
+
+
+def parse_cluster(text: str) -> ClusterSettings:
+    """A whole cluster.yaml, its paths absolute already.
+
+    Raises:
+        ConfigError: It is not YAML, or its content is wrong.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"settings: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError("settings: expected keys and values at the top level")
+    return read_yaml("settings", ClusterSettings, base=Path("/"), values=values)
+
+
+def _deadline_s(request: StopRequest) -> float:
+    if not 0 <= request.deadline_s <= MAX_DEADLINE_S:
+        raise ConfigError(f"deadline_s: {request.deadline_s} is not in 0..{MAX_DEADLINE_S:g}")
+    return request.deadline_s
 
 
 def _answer(status: HTTPStatus, body: ErrorBody) -> JSONResponse:

@@ -1,8 +1,14 @@
-"""From settings to what should run: pure functions."""
+"""From settings to what should run: pure functions.
+
+Specs are made here without what only a host knows; its agent fills that in (`llx.agent.place`).
+"""
+
+import msgspec
 
 from llx.agent.devices import Need
-from llx.agent.node import status_path
-from llx.cluster.state_dir import StateDir
+from llx.agent.place import HERE
+from llx.core.model import PoolName
+from llx.core.placement import Wanted
 from llx.errors import ConfigError
 from llx.settings import ClusterSettings, ModelSettings
 from llx.specs import (
@@ -14,34 +20,70 @@ from llx.specs import (
     PriorityClassSpec,
 )
 
-GATEWAY = "gateway-0"
-LOOPBACK = "127.0.0.1"
+GATEWAY_PREFIX = "gateway-"
 
 
-def desired_instances(settings: ClusterSettings, state: StateDir) -> list[InstanceSpec]:
+def desired_hosts(settings: ClusterSettings) -> list[str]:
+    """The names of all hosts, the head's first; a cluster on this machine has one."""
+    head = settings.head_host
+    if head is None:
+        return [HERE]
+    return [head.name, *(each.name for each in settings.hosts if each.name != head.name)]
+
+
+def desired_instances(settings: ClusterSettings) -> list[InstanceSpec]:
     """`instances.min` instances of every model, named ``<pool>-<index>``."""
     return [
-        _instance(model, f"{model.name}-{index}", state)
+        _instance(model, f"{model.name}-{index}")
         for model in settings.models
         for index in range(model.instances.min)
     ]
 
 
-def desired_gateway(
-    settings: ClusterSettings, state: StateDir, scheduler_address: str
-) -> GatewaySpec:
-    """The one gateway of a local cluster.
+def desired_gateways(settings: ClusterSettings, scheduler_address: str) -> list[GatewaySpec]:
+    """All gateways, named ``gateway-<index>``, alike but for their names.
 
     Raises:
         ConfigError: An API key is not given by its hash; `llx up` resolves keys before this.
     """
+    first = _gateway(settings, scheduler_address)
+    return [
+        msgspec.structs.replace(first, name=f"{GATEWAY_PREFIX}{index}")
+        for index in range(settings.num_gateways)
+    ]
+
+
+def need_of(spec: InstanceSpec) -> Need:
+    """What devices an instance asks for; the simulated engine computes on none."""
+    return Need(spec.name, 0 if spec.engine is EngineKind.SIM else spec.tensor_parallel)
+
+
+def wanted_of(spec: InstanceSpec) -> Wanted:
+    """The instance as placement sees it."""
+    return Wanted(spec.name, PoolName(spec.pool), need_of(spec).num_gpus)
+
+
+def serves_alike(one: GatewaySpec, other: GatewaySpec) -> bool:
+    """Whether a gateway of the one spec serves as well as one of the other.
+
+    `PoolSpec.max_instances` only says how many instances its metrics tell apart.
+    """
+    return _without_slots(one) == _without_slots(other)
+
+
+def _without_slots(spec: GatewaySpec) -> GatewaySpec:
+    pools = [msgspec.structs.replace(pool, max_instances=0) for pool in spec.pools]
+    return msgspec.structs.replace(spec, pools=pools)
+
+
+def _gateway(settings: ClusterSettings, scheduler_address: str) -> GatewaySpec:
     keys = []
     for key in settings.gateway.api_keys:
         if key.sha256 is None:
             raise ConfigError(f'api key of "{key.tenant}" was not resolved to its hash')
         keys.append(ApiKeySpec(key.tenant, key.sha256, key.priority_class))
     return GatewaySpec(
-        name=GATEWAY,
+        name=f"{GATEWAY_PREFIX}0",
         host=settings.gateway.host,
         port=settings.gateway.port,
         pools=[_pool(model) for model in settings.models],
@@ -52,17 +94,12 @@ def desired_gateway(
         api_keys=keys,
         max_requests=settings.gateway.max_requests,
         scheduler_address=scheduler_address,
-        keys_path=str(state.keys),
-        status_path=str(status_path(state.procs, GATEWAY)),
+        keys_path="",
+        status_path="",
     )
 
 
-def need_of(spec: InstanceSpec) -> Need:
-    """What devices an instance asks for; the simulated engine computes on none."""
-    return Need(spec.name, 0 if spec.engine is EngineKind.SIM else spec.tensor_parallel)
-
-
-def _instance(model: ModelSettings, name: str, state: StateDir) -> InstanceSpec:
+def _instance(model: ModelSettings, name: str) -> InstanceSpec:
     return InstanceSpec(
         name=name,
         pool=model.name,
@@ -70,9 +107,9 @@ def _instance(model: ModelSettings, name: str, state: StateDir) -> InstanceSpec:
         model=model.model,
         engine_args=dict(model.engine_args),
         tensor_parallel=model.tensor_parallel,
-        bind_host=LOOPBACK,
-        keys_path=str(state.keys),
-        status_path=str(status_path(state.procs, name)),
+        bind_host="",
+        keys_path="",
+        status_path="",
         sim=model.sim_spec,
     )
 

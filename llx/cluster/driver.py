@@ -1,60 +1,82 @@
 """The driver: makes what runs match what should run, again and again.
 
-Level-triggered: each round looks at the processes (shims and status files), compares with what is
-desired and acts on the difference; nothing depends on having seen a change happen. So a driver that
-starts beside running processes adopts them, and one that is killed leaves them serving.
+Level-triggered: each round looks at what the hosts' agents last said of their processes, compares
+with what is desired and acts on the difference; nothing depends on having seen a change happen. So
+a driver that starts beside running processes adopts them, and one that is killed leaves them
+serving.
 
-One asyncio task owns all state. What blocks (starting, stopping, reading files) runs in threads, at
-most one action per unit at a time.
+One asyncio loop owns all state. Hosts are watched and acted on by tasks of their own, at most one
+action per unit at a time; a host that does not answer holds up nobody else.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from llx.agent.log_file import read_log
-from llx.agent.node import HEAD, NodeAgent, Observed
-from llx.api import ClusterStatus, InstanceState, InstanceStatus, LogSlice, StopReport
+from llx.agent.node import AGENT, HEAD
+from llx.api import (
+    ClusterStatus,
+    HostState,
+    HostStatus,
+    InstanceState,
+    InstanceStatus,
+    LogSlice,
+    StopReport,
+)
+from llx.cluster.actions import GRACE_S, Actions
+from llx.cluster.agents import AgentsSource
 from llx.cluster.audit import AuditTrail
-from llx.cluster.desired import need_of
+from llx.cluster.converge import Converging
+from llx.cluster.emptying import Emptying
+from llx.cluster.ending import hurry_gateways, stop_fleet
 from llx.cluster.fleet import Fleet
-from llx.cluster.starting import start_unit
-from llx.cluster.stopping import StopCount
-from llx.cluster.unit import Unit, assess
-from llx.errors import ConflictError, LlxError, NotFoundError
+from llx.cluster.host_unit import HostUnit, HostWatch
+from llx.cluster.judging import Judging
+from llx.cluster.placement_file import Placements, save_cordons, save_placements
+from llx.cluster.placing import Placing
+from llx.cluster.state_dir import StateDir, write_private
+from llx.cluster.unit import Unit
+from llx.errors import ConflictError, LlxError, NotFoundError, UnreachableError
 from llx.log import get_log
-from llx.specs import GatewaySpec, InstanceSpec
+from llx.settings import ClusterSettings, dump_cluster
 
 log = get_log(__name__)
 
 _POLL_S = 0.5
-_POLL_WHILE_CHANGING_S = 0.1
-_GRACE_S = 15.0
+_COALESCE_S = 0.01
+"""News that comes close together makes one round."""
 _START_S = 5.0
-_TAIL_LINES = 20
+_FIRST_LIST_S = 5.0
+"""So long a new head waits for every host's word before it tells gateways of instances."""
 
 
 class ClusterDriver:
-    """Drives one cluster on this host.
+    """Drives one cluster.
 
     Args:
-        fleet: The units; the driver alone changes them.
-        agent: Runs them.
+        fleet: Hosts and units; the driver alone changes them.
+        agents: Reaches hosts.
         audit: Where what happens is written down.
+        state: Where the head keeps what the next one must know.
     """
 
-    def __init__(self, fleet: Fleet, agent: NodeAgent, audit: AuditTrail) -> None:
+    def __init__(
+        self, fleet: Fleet, agents: AgentsSource, audit: AuditTrail, state: StateDir
+    ) -> None:
         self.fleet = fleet
-        self._agent = agent
         self._audit = audit
+        self._state = state
+        self._actions = Actions(fleet, audit, self._publish)
+        self._judging = Judging(fleet, self._actions)
+        self._placing = Placing(fleet, self._actions)
+        self._emptying = Emptying(fleet, self._actions, self._publish)
+        self._converging = Converging(fleet, agents, self._actions, self._emptying, self._watch)
         self._stop_task: asyncio.Task[StopReport] | None = None
-        self._wake = fleet.line.changed
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._strays: set[str] = set()
-        specs = [unit.spec for unit in fleet.instances.values()]
-        self._needs = [need_of(spec) for spec in specs if isinstance(spec, InstanceSpec)]
+        self._strays: set[tuple[str, str]] = set()
+        self._saved: Placements | None = None
+        self._since = time.monotonic()
         self.stopped = asyncio.Event()
         """Set when `stop` is through: the head's cue to end."""
 
@@ -63,7 +85,9 @@ class ClusterDriver:
     async def run(self) -> None:
         """Reconcile until cancelled. What was started goes on running."""
         self._audit.record("head.started", term=self.fleet.term)
+        self._since = time.monotonic()
         line = asyncio.create_task(self.fleet.line.run())
+        self._converging.begin()
         try:
             while not line.done():
                 try:
@@ -77,137 +101,83 @@ class ClusterDriver:
             starting = [u.task for u in self.fleet.units() if u.task and _is_starting(u)]
             if starting:
                 await asyncio.wait(starting, timeout=_START_S)
-            tasks = [*self._tasks, line]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            line.cancel()
+            await asyncio.gather(line, return_exceptions=True)
+            await self._actions.cancel()
 
     async def _round(self) -> None:
-        # An observation is older than an action that ended while it was made: such a unit waits.
-        idle = {unit.name: unit.task for unit in self.fleet.units() if not unit.is_busy}
-        seen = await asyncio.to_thread(self._agent.observe)
-        for unit in self.fleet.units():
-            if unit.name not in idle or unit.is_busy or unit.task is not idle[unit.name]:
-                continue
-            unit.observed = seen.get(unit.name)
-            if self._stop_task is None:
-                self._advance(unit, unit.observed)
+        now = time.monotonic()
+        for host in list(self.fleet.hosts.values()):
+            self._judging.judge(host, now)
         if self._stop_task is None:
-            self._end_strays(seen)
+            self._placing.place()
+            await self._save()  # before anything starts: a new head must know where
+        for unit in self.fleet.units():
+            self._judging.look_at(unit, now)
+        if self._stop_task is None:
+            self._end_strays()
         await self._publish()
         self.fleet.has_served = self.fleet.has_served or self.fleet.is_ready()
 
     async def _wait(self) -> None:
-        is_changing = any(not unit.is_settled for unit in self.fleet.units())
-        timeout_s = _POLL_WHILE_CHANGING_S if is_changing else _POLL_S
+        wake = self.fleet.line.changed
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), timeout_s)
-        self._wake.clear()
+            async with asyncio.timeout(_POLL_S):
+                await wake.wait()
+            await asyncio.sleep(_COALESCE_S)
+        wake.clear()
+
+    def _watch(self, host: HostUnit) -> Callable[[], None]:
+        def is_changing() -> bool:
+            if not host.answers:
+                return host.state is HostState.STARTING
+            return any(not unit.is_settled for unit in self.fleet.units_on(host.name))
+
+        watch = HostWatch(host, is_changing, self._actions.wake)
+        task = self._actions.own(watch.run(), f"watch-{host.name}")
+        return lambda: None if task.done() else _cancel(task)
 
     async def _publish(self) -> None:
         members = self.fleet.members()
         self.fleet.loads.follow(members)
-        await self.fleet.line.publish(members)
+        if self.fleet.line.version or self._knows_enough():
+            await self.fleet.line.publish(members)
 
-    # ------------------------------------------------------------------ one unit, one step
+    def _knows_enough(self) -> bool:
+        """Whether a first list would take away nothing that was merely not looked for yet."""
+        unknown = any(host.state is HostState.STARTING for host in self.fleet.hosts.values())
+        return not unknown or time.monotonic() > self._since + _FIRST_LIST_S
 
-    def _advance(self, unit: Unit, seen: Observed | None) -> None:
-        if unit.state in {InstanceState.FAILED, InstanceState.STOPPED}:
-            return
-        if not unit.is_ours:
-            if seen is None or not seen.is_running:
-                self._act(unit, self._start(unit))
-                return
-            self._adopt(unit, seen)
-        if seen is None:
-            self._fail(unit, "its files are gone")
-            return
-        timeout_s = self.fleet.settings.runtime.start_timeout_s
-        found = assess(seen, now=time.time(), start_timeout_s=timeout_s)
-        if found.state is InstanceState.FAILED:
-            self._fail(unit, found.detail)
-            return
-        was, unit.state, unit.detail = unit.state, found.state, found.detail
-        if found.state is InstanceState.READY:
-            if was is not InstanceState.READY and seen.said is not None:
-                unit.ready_after_s = round(max(0.0, seen.said.at - seen.record.started_at), 3)
-                self._note("ready", unit, after_s=unit.ready_after_s)
-            if seen.spec != unit.spec:
-                unit.detail = "runs with older settings until it is restarted"
+    async def _save(self) -> None:
+        placements = self._placing.remembered()
+        if placements != self._saved:
+            await asyncio.to_thread(save_placements, self._state.placements, placements)
+            self._saved = placements
 
-    def _adopt(self, unit: Unit, seen: Observed) -> None:
-        unit.is_ours = True
-        held = self._agent.ledger.held().get(unit.name)
-        unit.devices = [] if held is None else held.devices
-        self._note("adopted", unit, pid=seen.record.child_pid)
+    # ------------------------------------------------------------------ strays
 
-    def _fail(self, unit: Unit, reason: str) -> None:
-        """Into `failed`, with the end of its log; what still runs of it is ended."""
-        tail = ""
-        if unit.observed is not None:
-            with contextlib.suppress(NotFoundError, OSError):
-                path = self._agent.procs_dir / unit.name / "log"
-                tail = read_log(path, None, limit=8192, tail=_TAIL_LINES).text.rstrip()
-        unit.state = InstanceState.FAILED
-        unit.detail = f"{reason}\n{tail}" if tail else reason
-        self._note("failed", unit, reason=reason.partition("\n")[0])
-        if isinstance(unit.spec, GatewaySpec):
-            self.fleet.line.drop(unit.name)
-        if unit.pid is not None and not unit.is_busy:
-            self._act(unit, self._end(unit))
+    def _end_strays(self) -> None:
+        """End what runs on a host and is not asked for there."""
+        for host in self.fleet.hosts.values():
+            if host.view is None or not host.answers:
+                continue
+            for name, seen in host.view.processes.items():
+                unit = self.fleet.unit(name)
+                key = host.name, name
+                is_ours = unit is not None and unit.host in {host.name, ""}
+                is_news = host.viewed_at >= self._actions.ended_at.get(key, 0.0)
+                if seen.is_running and not is_ours and is_news and key not in self._strays:
+                    self._strays.add(key)
+                    self._audit.record("process.removed", name=name, host=host.name)
+                    self._actions.own(self._end_stray(*key), f"stray-{name}")
 
-    def _end_strays(self, seen: Mapping[str, Observed]) -> None:
-        """End what runs and is no longer asked for."""
-        wanted = {unit.name for unit in self.fleet.units()}
-        for name, each in seen.items():
-            if each.is_running and name not in wanted and name not in self._strays:
-                self._strays.add(name)
-                self._audit.record("process.removed", name=name)
-                self._own(asyncio.create_task(self._end_stray(name)))
-
-    async def _end_stray(self, name: str) -> None:
+    async def _end_stray(self, host: str, name: str) -> None:
         try:
-            await asyncio.to_thread(self._agent.stop, name, _GRACE_S)
-            self._agent.forget(name)
-            self._agent.ledger.release(name)
+            await self._actions.end_process(host, name, GRACE_S)
         except LlxError as error:
-            log.error("process.not_removed", name=name, error=error)
+            log.error("process.not_removed", name=name, host=host, error=error)
         finally:
-            self._strays.discard(name)
-
-    # ------------------------------------------------------------------ actions
-
-    def _act(self, unit: Unit, action: Coroutine[Any, Any, None]) -> None:
-        assert not unit.is_busy, f"{unit.name}: one action at a time"
-        unit.task = asyncio.create_task(self._guarded(unit, action), name=f"act-{unit.name}")
-        self._own(unit.task)
-
-    async def _guarded(self, unit: Unit, action: Coroutine[Any, Any, None]) -> None:
-        try:
-            await action
-        except LlxError as error:
-            self._fail(unit, str(error))
-        except Exception as error:
-            log.exception("unit.action_failed", name=unit.name)
-            self._fail(unit, f"{type(error).__name__}: {error}")
-        finally:
-            self._wake.set()
-
-    async def _start(self, unit: Unit) -> None:
-        unit.observed = None
-        cores_each = self.fleet.settings.runtime.cpu_threads
-        await start_unit(unit, self._agent, self._needs, cores_each)
-        self._note("started", unit)
-
-    async def _restart(self, unit: Unit) -> None:
-        await self._publish()  # gateways let go of it before it ends
-        await self._end(unit)
-        unit.restarts += 1
-        if self._stop_task is None:
-            await self._start(unit)
-
-    async def _end(self, unit: Unit) -> None:
-        await asyncio.to_thread(self._agent.stop, unit.name, _GRACE_S)
+            self._strays.discard((host, name))
 
     # ------------------------------------------------------------------ what the API asks
 
@@ -228,34 +198,125 @@ class ClusterDriver:
 
         Raises:
             NotFoundError: There is none of that name.
-            ConflictError: It is being stopped or started, or the cluster is being stopped.
+            ConflictError: It is being stopped or started, it has no host, or the cluster stops.
+            UnreachableError: Its host's agent does not answer.
         """
         unit = self.fleet.instance_unit(name)
-        if self._stop_task is not None:
-            raise ConflictError(f"{self.fleet.settings.cluster} is being stopped")
-        if unit.is_busy or unit.state is InstanceState.STOPPING:
+        self._refuse_while_stopping()
+        if unit.is_busy or unit.state in {InstanceState.STOPPING, InstanceState.DRAINING}:
             raise ConflictError(f"{name} is being stopped or started", remedy="try again shortly")
-        self._note("restarting", unit, user=user)
+        if not unit.host:
+            raise ConflictError(f"{name} has no host: {unit.detail}")
+        if not self.fleet.hosts[unit.host].answers:
+            raise UnreachableError(
+                f"{name}: the agent of {unit.host} does not answer", remedy="llx host ls"
+            )
+        self._actions.note("restarting", unit, user=user)
         unit.state, unit.detail = InstanceState.STOPPING, "restart asked for"
-        self._act(unit, self._restart(unit))
+        self._actions.act(unit, self._actions.restart(unit))
         return self.instance(name)
 
-    def read_log(self, name: str, offset: int | None, limit: int, tail: int) -> LogSlice:
-        """Part of the log of the head, a gateway or an instance; blocking.
+    def cordon(self, name: str, *, is_on: bool, user: str) -> HostStatus:
+        """Give a host nothing new from now on, or use it again; outlives the head.
+
+        Raises:
+            NotFoundError: There is none of that name.
+        """
+        host = self.fleet.host_unit(name)
+        if host.is_cordoned is not is_on:
+            host.is_cordoned = is_on
+            cordoned = frozenset(n for n, each in self.fleet.hosts.items() if each.is_cordoned)
+            save_cordons(self._state.cordons, cordoned)
+            self._actions.note_host("cordoned" if is_on else "uncordoned", name, user=user)
+            self._actions.wake()
+        return self.fleet.host(name)
+
+    async def drain_host(self, name: str, deadline_s: float, user: str) -> StopReport:
+        """Cordon a host and empty it; what there is room for starts elsewhere.
+
+        Raises:
+            NotFoundError: There is none of that name.
+            ConflictError: No other host could take over, it is being emptied, or the cluster stops.
+        """
+        host = self.fleet.host_unit(name)
+        self._refuse_while_stopping()
+        others = [each for each in self.fleet.hosts.values() if each is not host]
+        if not any(each.state is HostState.READY and not each.is_cordoned for each in others):
+            raise ConflictError(f"{name} is the only host in use", remedy="llx down")
+        if host.is_draining or host.is_leaving:
+            raise ConflictError(f"{name} is being emptied already")
+        self.cordon(name, is_on=True, user=user)
+        self._actions.note_host("drain_asked", name, user=user, deadline_s=deadline_s)
+        host.is_draining = True
+        return await asyncio.shield(
+            self._actions.own(self._drain(host, deadline_s, user), f"drain-{name}")
+        )
+
+    async def _drain(self, host: HostUnit, deadline_s: float, user: str) -> StopReport:
+        try:
+            done = await self._emptying.empty(self.fleet.units_on(host.name), deadline_s)
+        finally:
+            host.is_draining = False
+        self._actions.note_host(
+            "drained", host.name, user=user, finished=done.finished, cut=done.cut
+        )
+        return StopReport(finished=done.finished, cut=done.cut, not_stopped=done.left)
+
+    def settings(self) -> str:
+        """What the cluster should be, as YAML."""
+        return dump_cluster(self.fleet.settings)
+
+    def reconfigure(
+        self, settings: ClusterSettings, user: str, *, is_dry_run: bool = False
+    ) -> list[str]:
+        """Begin to make the cluster match new settings; returns what changes, in words.
+
+        With `is_dry_run` nothing is changed.
+
+        Raises:
+            ConfigError: An API key is not given by its hash.
+            ConflictError: They differ in what a running cluster cannot change, or something of an
+                earlier change is still under way, or the cluster stops.
+        """
+        self._refuse_while_stopping()
+        if settings == self.fleet.settings:
+            return []
+        if is_dry_run:
+            return self._converging.plan(settings)
+        changes = self._converging.apply(settings, self._save_settings)
+        self._audit.record("settings.changed", user=user, changes="; ".join(changes))
+        log.info("settings.changed", user=user, changes="; ".join(changes))
+        return changes
+
+    def _save_settings(self, settings: ClusterSettings) -> None:
+        write_private(self._state.settings, dump_cluster(settings))
+
+    async def read_log(self, name: str, offset: int | None, limit: int, tail: int) -> LogSlice:
+        """Part of the log of the head, a gateway, an instance, or a host's agent.
 
         Raises:
             NotFoundError: There is no such process, or it has no log yet.
+            UnreachableError: Its host's agent does not answer.
         """
-        known = [HEAD, *(unit.name for unit in self.fleet.units())]
-        if name not in known:
+        unit = self.fleet.unit(name)
+        hosts = [each for each in self.fleet.hosts if self.fleet.settings.hosts]
+        if name == HEAD:
+            path = self._state.head / "log"
+            part = await asyncio.to_thread(read_log, path, offset, limit=limit, tail=tail)
+        elif unit is not None and unit.host:
+            agent = self.fleet.hosts[unit.host].agent
+            part = await agent.read_log(name, offset, limit, tail)
+        elif name in hosts:
+            part = await self.fleet.hosts[name].agent.read_log(AGENT, offset, limit, tail)
+        else:
+            known = [HEAD, *(each.name for each in self.fleet.units()), *hosts]
             raise NotFoundError(f'no process "{name}"', remedy=f"there are: {', '.join(known)}")
-        part = read_log(self._agent.procs_dir / name / "log", offset, limit=limit, tail=tail)
         return LogSlice(name=name, text=part.text, next_offset=part.next_offset)
 
     # ------------------------------------------------------------------ the end
 
     async def stop(self, deadline_s: float, user: str) -> StopReport:
-        """Stop everything: the gateway first, its streams may finish until the deadline.
+        """Stop everything: the gateways first, their streams may finish until the deadline.
 
         Asked again with a shorter deadline it cuts the first short; both get the same report.
         """
@@ -267,44 +328,22 @@ class ClusterDriver:
             self._stop_task = asyncio.create_task(self._stop_all(deadline_s, user))
             self._stop_task.add_done_callback(lambda _: self.stopped.set())
         else:
-            await asyncio.to_thread(self._agent.stop, self.fleet.gateway.name, deadline_s)
+            await hurry_gateways(self.fleet, deadline_s)
         return await asyncio.shield(self._stop_task)
 
     async def _stop_all(self, deadline_s: float, user: str) -> StopReport:
-        units, gateway = self.fleet.units(), self.fleet.gateway
-        await asyncio.gather(*(unit.task for unit in units if unit.task is not None))
-        count = StopCount(self.fleet.report_of_gateway)
-        was_killed = await self._stop_unit(gateway, deadline_s)
-        report = count.report(was_killed=was_killed)
-        self.fleet.line.drop(gateway.name)
-        await asyncio.gather(
-            *(self._stop_unit(unit, _GRACE_S) for unit in self.fleet.instances.values())
-        )
+        report = await stop_fleet(self.fleet, self._actions, deadline_s)
+        await self._save()
         self._audit.record("cluster.stopped", user=user, finished=report.finished, cut=report.cut)
         return report
 
-    async def _stop_unit(self, unit: Unit, grace_s: float) -> bool:
-        """Returns whether it had to be killed."""
-        unit.state, unit.detail = InstanceState.STOPPING, "the cluster is being stopped"
-        record = None
-        try:
-            record = await asyncio.to_thread(self._agent.stop, unit.name, grace_s)
-            self._agent.ledger.release(unit.name)
-        except LlxError as error:
-            log.error("unit.not_stopped", name=unit.name, error=error)
-        unit.state, unit.detail = InstanceState.STOPPED, ""
-        return record is not None and record.signal is not None
+    def _refuse_while_stopping(self) -> None:
+        if self._stop_task is not None:
+            raise ConflictError(f"{self.fleet.settings.cluster} is being stopped")
 
-    # ------------------------------------------------------------------ leaves
 
-    def _own(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _note(self, what: str, unit: Unit, user: str = "", **fields: str | float | None) -> None:
-        kind = "gateway" if isinstance(unit.spec, GatewaySpec) else "instance"
-        log.info(f"{kind}.{what}", **{kind: unit.name}, **fields)
-        self._audit.record(f"{kind}.{what}", user=user, name=unit.name, **fields)
+def _cancel(task: asyncio.Task[object]) -> None:
+    task.cancel()
 
 
 def _is_starting(unit: Unit) -> bool:

@@ -1,43 +1,50 @@
-"""The cluster as the control API shows it: the driver's units, their loads, the gateway's word."""
+"""The cluster as the control API shows it: the driver's units, their loads, the gateways' word."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llx import __version__
-from llx.api import ClusterStatus, GatewayStatus, InstanceState, InstanceStatus
-from llx.cluster.gateway_line import GatewayLine
+from llx.api import ClusterStatus, GatewayStatus, HostStatus, InstanceState, InstanceStatus
+from llx.cluster.agents import AgentPort
+from llx.cluster.desired import serves_alike
+from llx.cluster.gateway_line import GatewayLine, GatewayView
+from llx.cluster.host_unit import HostUnit
 from llx.cluster.load_watch import LoadWatch
 from llx.cluster.status import (
     States,
+    are_ready,
     cluster_state,
     gateway_status,
+    host_status,
     instance_status,
     model_status,
 )
 from llx.cluster.unit import Unit
 from llx.core.model import InstanceId, PoolName, Term
-from llx.errors import NotFoundError
+from llx.errors import NotFoundError, UnreachableError
 from llx.pins import VLLM_VERSION
 from llx.settings import ClusterSettings
 from llx.specs import GatewaySpec, InstanceSpec
-from llx.wire import GatewayReport, Member
+from llx.wire import Member
+
+_UNUSABLE = frozenset({InstanceState.STOPPING, InstanceState.STOPPED, InstanceState.FAILED})
 
 
 @dataclass(slots=True)
 class Fleet:
-    """All units of a cluster and what is known of them. Reading it changes nothing.
+    """All hosts and units of a cluster and what is known of them. Reading it changes nothing.
 
     Attributes:
-        settings: What was asked for.
+        settings: What is asked for.
         platform: What engines compute on.
         term: This head's term.
-        instances: Units by name.
-        gateway: The gateway's unit.
+        hosts: By name, the head's first.
+        instances: By name.
+        gateways: By name.
         line: What gateways say.
         loads: What instances say.
-        procs_dir: Where logs lie.
+        line_address: Where gateways reach this head.
         is_stopping: A stop was asked for.
         has_served: All was ready once in this life of the head.
     """
@@ -45,18 +52,28 @@ class Fleet:
     settings: ClusterSettings
     platform: str
     term: Term
-    instances: Mapping[str, Unit]
-    gateway: Unit
+    hosts: dict[str, HostUnit]
+    instances: dict[str, Unit]
+    gateways: dict[str, Unit]
     line: GatewayLine
     loads: LoadWatch
+    line_address: str
     procs_dir: Path
     is_stopping: bool = False
     has_served: bool = False
     started_at: float = field(default_factory=time.time)
 
     def units(self) -> list[Unit]:
-        """The gateway and all instances."""
-        return [self.gateway, *self.instances.values()]
+        """All gateways and all instances."""
+        return [*self.gateways.values(), *self.instances.values()]
+
+    def units_on(self, host: str) -> list[Unit]:
+        """What runs, or is to run, on a host."""
+        return [unit for unit in self.units() if unit.host == host]
+
+    def unit(self, name: str) -> Unit | None:
+        """The instance or gateway of that name."""
+        return self.instances.get(name) or self.gateways.get(name)
 
     def instance_unit(self, name: str) -> Unit:
         """The unit of an instance.
@@ -70,42 +87,100 @@ class Fleet:
             raise NotFoundError(f'no instance "{name}"', remedy=f"there are: {known}")
         return unit
 
+    def host_unit(self, name: str) -> HostUnit:
+        """A host.
+
+        Raises:
+            NotFoundError: There is none of that name.
+        """
+        host = self.hosts.get(name)
+        if host is None:
+            known = ", ".join(self.hosts)
+            raise NotFoundError(f'no host "{name}"', remedy=f"there are: {known}")
+        return host
+
+    def agent_of(self, host: str) -> AgentPort:
+        """The agent of a host.
+
+        Raises:
+            UnreachableError: The host has left the cluster.
+        """
+        if host not in self.hosts:
+            raise UnreachableError(f"{host}: no host of this cluster any more")
+        return self.hosts[host].agent
+
     def members(self) -> list[Member]:
-        """The instances that gateways may use now."""
+        """The instances that gateways may know now, and which of them get nothing new."""
         found = []
         for name, unit in self.instances.items():
-            if unit.state is InstanceState.READY and len(unit.addresses) >= 2:
-                assert isinstance(unit.spec, InstanceSpec), f"{name} is an instance"
-                inward, outward = unit.addresses[:2]
-                found.append(Member(InstanceId(name), PoolName(unit.spec.pool), inward, outward))
+            if unit.state in _UNUSABLE or len(unit.known) < 2:
+                continue
+            assert isinstance(unit.spec, InstanceSpec), f"{name} is an instance"
+            inward, outward = unit.known[:2]
+            host = self.hosts.get(unit.host)
+            found.append(
+                Member(
+                    InstanceId(name),
+                    PoolName(unit.spec.pool),
+                    inward,
+                    outward,
+                    is_cordoned=unit.state is InstanceState.DRAINING
+                    or (host is not None and host.is_cordoned),
+                )
+            )
         return found
+
+    def is_heard(self, unit: Unit) -> bool:
+        """Whether the process itself was heard of just now, its host's agent aside."""
+        if isinstance(unit.spec, InstanceSpec):
+            return self.loads.is_up(unit.name)
+        return self.gateway_view(unit) is not None
+
+    def gateway_view(self, unit: Unit) -> GatewayView | None:
+        """What a gateway says, unless it has fallen silent."""
+        view = self.line.view(unit.name)
+        return None if view is None or view.is_silent else view
 
     def is_ready(self) -> bool:
         """Whether everything is there and connected."""
         states = [unit.state for unit in self.units()]
-        return not self._missing() and all(each is InstanceState.READY for each in states)
+        is_whole = all(each is InstanceState.READY for each in states) and not self._any_missing()
+        return is_whole and are_ready(self.hosts.values())
 
-    def report_of_gateway(self) -> GatewayReport | None:
-        """The gateway's last report."""
-        view = self.line.view(self.gateway.name)
-        return None if view is None else view.report
+    def missing(self, gateway: Unit) -> list[str]:
+        """Ready instances that a gateway has no session with."""
+        view = self.gateway_view(gateway)
+        report = None if view is None else view.report
+        connected = set() if report is None else {str(each) for each in report.connected}
+        assert isinstance(gateway.spec, GatewaySpec), f"{gateway.name} is a gateway"
+        served = {pool.name for pool in gateway.spec.pools}
+        return [
+            name
+            for name, unit in self.instances.items()
+            if unit.state is InstanceState.READY
+            and name not in connected
+            and isinstance(unit.spec, InstanceSpec)
+            and unit.spec.pool in served
+        ]
 
     def status(self) -> ClusterStatus:
         """Everything, now."""
-        gateway = self._gateway_status()
+        gateways = [self._gateway_status(unit) for unit in self.gateways.values()]
         by_model = self._by_model()
         states = States(
             instances=by_model,
-            gateway=self.gateway.state,
-            is_connected=not self._missing(),
+            gateways=[unit.state for unit in self.gateways.values()],
+            is_connected=not self._any_missing(),
             is_stopping=self.is_stopping,
             has_served=self.has_served,
+            are_hosts_ready=are_ready(self.hosts.values()),
         )
         infos = [info for name in self.instances if (info := self.loads.info(name)) is not None]
+        ready = [each for each in gateways if each.state is InstanceState.READY]
         return ClusterStatus(
             cluster=self.settings.cluster,
             state=cluster_state(states),
-            url=gateway.url,
+            url=[*ready, *gateways][0].url if gateways else "",
             term=self.term,
             started_at=self.started_at,
             llx_version=__version__,
@@ -113,7 +188,8 @@ class Fleet:
             platform=self.platform,
             models=[model_status(model, by_model[model.name]) for model in self.settings.models],
             instances=[self.instance(name) for name in self.instances],
-            gateways=[gateway],
+            gateways=gateways,
+            hosts=[self.host(name) for name in self.hosts],
         )
 
     def instance(self, name: str) -> InstanceStatus:
@@ -124,31 +200,47 @@ class Fleet:
         """
         unit = self.instance_unit(name)
         assert isinstance(unit.spec, InstanceSpec), f"{name} is an instance"
-        log = str(self.procs_dir / name / "log")
-        status = instance_status(unit, unit.spec, self.loads.load(name), log)
+        status = instance_status(unit, unit.spec, self.loads.load(name), self._log(name))
         refusal = self.loads.refusal(name)
         if refusal and unit.state is InstanceState.READY:
             return status.model_copy(update={"detail": f"refuses this head: {refusal}"})
         return status
 
-    def _gateway_status(self) -> GatewayStatus:
-        spec = self.gateway.spec
-        assert isinstance(spec, GatewaySpec), "the gateway's unit runs a gateway"
-        view = self.line.view(spec.name)
-        log = str(self.procs_dir / spec.name / "log")
-        return gateway_status(self.gateway, spec, view, self._missing(), log)
+    def host(self, name: str) -> HostStatus:
+        """One host.
 
-    def _missing(self) -> list[str]:
-        """Ready instances that the gateway has no session with."""
-        view = self.line.view(self.gateway.name)
-        report = None if view is None or view.is_silent else view.report
-        connected = set() if report is None else {str(each) for each in report.connected}
-        ready = [n for n, unit in self.instances.items() if unit.state is InstanceState.READY]
-        return [name for name in ready if name not in connected]
+        Raises:
+            NotFoundError: There is none of that name.
+        """
+        return host_status(self.host_unit(name), self.units(), time.monotonic())
+
+    def is_outdated(self, unit: Unit, spec: InstanceSpec | GatewaySpec) -> bool:
+        """Whether what runs, by `spec`, is something else than what is asked for."""
+        if isinstance(unit.spec, GatewaySpec) and isinstance(spec, GatewaySpec):
+            return not serves_alike(unit.spec, spec)
+        return unit.spec != spec
+
+    def _log(self, name: str) -> str:
+        """Where the log lies: a path here, if it does."""
+        unit = self.unit(name)
+        is_here = not self.settings.hosts or (
+            unit is not None and unit.host == next(iter(self.hosts), "")
+        )
+        return str(self.procs_dir / name / "log") if is_here else ""
+
+    def _gateway_status(self, unit: Unit) -> GatewayStatus:
+        assert isinstance(unit.spec, GatewaySpec), f"{unit.name} is a gateway"
+        view = self.line.view(unit.name)
+        return gateway_status(unit, unit.spec, view, self.missing(unit), self._log(unit.name))
+
+    def _any_missing(self) -> bool:
+        ready = [u for u in self.gateways.values() if u.state is InstanceState.READY]
+        return not ready or any(self.missing(unit) for unit in ready)
 
     def _by_model(self) -> dict[str, list[InstanceState]]:
         found: dict[str, list[InstanceState]] = {each.name: [] for each in self.settings.models}
         for unit in self.instances.values():
             assert isinstance(unit.spec, InstanceSpec), f"{unit.name} is an instance"
-            found[unit.spec.pool].append(unit.state)
+            if unit.spec.pool in found and not unit.is_leaving:
+                found[unit.spec.pool].append(unit.state)
         return found

@@ -32,6 +32,7 @@ log = get_log(__name__)
 # Below the range from which systems take ports for outgoing connections: a head that comes back
 # must find its port free, as gateways know no other.
 _PORTS = (20000, 32000)
+LOOPBACK = "127.0.0.1"
 _SILENT_AFTER_S = 5.0
 _MAX_GATEWAYS = 256
 
@@ -74,24 +75,24 @@ class GatewayLine:
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.changed = asyncio.Event()
 
-    async def bind(self, host: str, former: str | None) -> str:
-        """Listen, at the `former` address if there is one, as running gateways dial it.
+    async def bind(self, address: str | None) -> str:
+        """Listen at that address, as running gateways dial it; None: anywhere on loopback.
 
         Raises:
-            ConflictError: The former address is taken by someone else.
+            ConflictError: The address is taken by someone else, or not this host's.
         """
-        if former is None:
-            port = self._socket.bind_to_random_port(f"tcp://{host}", *_PORTS)
-            return f"tcp://{host}:{port}"
+        if address is None:
+            port = self._socket.bind_to_random_port(f"tcp://{LOOPBACK}", *_PORTS)
+            return f"tcp://{LOOPBACK}:{port}"
         end = time.monotonic() + self._rebind_for_s
         while True:
             try:
-                self._socket.bind(former)
-                return former
+                self._socket.bind(address)
+                return address
             except zmq.ZMQError as error:
                 if time.monotonic() >= end:
                     raise ConflictError(
-                        f"{former}, where this cluster's gateways look for the head: {error}",
+                        f"{address}, where this cluster's gateways look for the head: {error}",
                         remedy="free that port, or run `llx down` and `llx up`",
                     ) from None
             await asyncio.sleep(0.1)
@@ -112,6 +113,19 @@ class GatewayLine:
         self._authenticator.stop()
         self._context.destroy(linger=0)
 
+    @property
+    def version(self) -> int:
+        """Of the list; 0 before the first."""
+        return self._version
+
+    def is_known(self, version: int) -> bool:
+        """Whether every gateway that is heard of has the list of that version, or a later one."""
+        return all(
+            (view.hello.term, view.hello.version) >= (self._term, version)
+            for view in self._views.values()
+            if not view.is_silent
+        )
+
     async def publish(self, members: list[Member]) -> None:
         """Make `members` the list; gateways hear of it if it is another one."""
         if self._version and members == self._members:
@@ -119,7 +133,7 @@ class GatewayLine:
         self._members = members
         self._version += 1
         log.info("members.published", version=self._version, instances=_names(members))
-        for view in self._views.values():
+        for view in list(self._views.values()):
             await self._send(view.identity)
 
     def view(self, gateway: str) -> GatewayView | None:

@@ -34,7 +34,7 @@ class LoadWatch:
         wanted = {member.instance: member for member in members}
         for instance, link in list(self._links.items()):
             member = wanted.get(instance)
-            if member is None or member != link.member:
+            if member is None or _addresses(member) != _addresses(link.member):
                 self._drop(instance)
         for instance, member in wanted.items():
             if instance not in self._links:
@@ -49,6 +49,11 @@ class LoadWatch:
                 )
                 self._links[instance] = link
                 link.start()
+
+    def is_up(self, instance: str) -> bool:
+        """Whether a session stands: the instance was heard of within the link's own seconds."""
+        link = self._links.get(InstanceId(instance))
+        return link is not None and link.is_ready
 
     def load(self, instance: str) -> tuple[InstanceLoad, float] | None:
         """The last report while the session stands, and its age in seconds."""
@@ -98,3 +103,7 @@ class LoadWatch:
         """The link keeps it; this keeps when."""
         if self._links.get(link.member.instance) is link:
             self._reported_at[link.member.instance] = time.monotonic()
+
+
+def _addresses(member: Member) -> tuple[str, str]:
+    return member.address_in, member.address_out

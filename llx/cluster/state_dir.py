@@ -4,6 +4,7 @@ cluster.yaml    the resolved settings          term           raised at each sta
 head.spec.json  HeadSpec                       events.jsonl   the audit trail
 keys.json       the cluster's CURVE keys       devices.json   who holds which device
 token           of the control API             procs/<name>/  one directory per process
+placement.json  what is where                  cordons.json   hosts that get nothing new
 """
 
 import os
@@ -84,6 +85,16 @@ class StateDir:
         return self.path / "devices.json"
 
     @property
+    def placements(self) -> Path:
+        """Where instances and gateways are."""
+        return self.path / "placement.json"
+
+    @property
+    def cordons(self) -> Path:
+        """Hosts that get nothing new."""
+        return self.path / "cordons.json"
+
+    @property
     def procs(self) -> Path:
         """One directory per process."""
         return self.path / "procs"
@@ -107,6 +118,17 @@ class StateDir:
         token = Secret(secrets.token_urlsafe(32))
         write_private(self.token, token.reveal())
         return token
+
+    def keep_or_new_token(self) -> Secret:
+        """The control API's token; made if there is none.
+
+        Where operators have copies of it, a head that comes back must not change it.
+        """
+        try:
+            token = self.token.read_text().strip()
+        except FileNotFoundError:
+            token = ""
+        return Secret(token) if token else self.new_token()
 
     def raise_term(self) -> Term:
         """The next term, on disk before it is used.

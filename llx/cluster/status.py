@@ -6,49 +6,56 @@ from dataclasses import dataclass
 from llx.api import (
     ClusterState,
     GatewayStatus,
+    GpuStatus,
+    HostState,
+    HostStatus,
     InstanceState,
     InstanceStatus,
     LoadStatus,
     ModelStatus,
 )
 from llx.cluster.gateway_line import GatewayView
+from llx.cluster.host_unit import HostUnit
 from llx.cluster.unit import Unit
 from llx.core.dispatch import Candidate, freeness
 from llx.core.model import InstanceId, InstanceLoad
 from llx.settings import ModelSettings
 from llx.specs import GatewaySpec, InstanceSpec
 
-HERE = "localhost"
 _COMING = frozenset({InstanceState.STARTING, InstanceState.LOADING, InstanceState.STOPPING})
+_GONE = frozenset({InstanceState.FAILED, InstanceState.STOPPED, InstanceState.LOST})
 
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """All that decides the cluster's state: states by model, and the gateway's."""
+    """All that decides the cluster's state: states by model, and the gateways'."""
 
     instances: dict[str, list[InstanceState]]
-    gateway: InstanceState
+    gateways: list[InstanceState]
     is_connected: bool
-    """The gateway says that it has a session with every ready instance."""
+    """Every ready gateway says that it has a session with every ready instance."""
     is_stopping: bool
     has_served: bool
     """It was ready once in this life of the head."""
+    are_hosts_ready: bool = True
 
 
 def cluster_state(states: States) -> ClusterState:
     """The state of the whole.
 
-    stopping: someone asked for it. failed: the gateway, or every instance of some model. starting:
-    not all is ready yet, and never was. degraded: it serves, something is missing. ready: all is.
+    stopping: someone asked for it. failed: every gateway, or every instance of some model.
+    starting: not all is ready yet, and never was. degraded: it serves, something is missing.
+    ready: all is.
     """
     if states.is_stopping:
         return ClusterState.STOPPING
-    if _is_lost([states.gateway]) or any(map(_is_lost, states.instances.values())):
+    if _is_gone(states.gateways) or any(map(_is_gone, states.instances.values())):
         return ClusterState.FAILED
-    everything = [states.gateway, *(each for pool in states.instances.values() for each in pool)]
-    if all(each is InstanceState.READY for each in everything) and states.is_connected:
+    everything = [*states.gateways, *(each for pool in states.instances.values() for each in pool)]
+    is_whole = all(each is InstanceState.READY for each in everything) and states.is_connected
+    if is_whole and states.are_hosts_ready:
         return ClusterState.READY
-    serves = states.gateway is InstanceState.READY and all(
+    serves = InstanceState.READY in states.gateways and all(
         InstanceState.READY in pool for pool in states.instances.values()
     )
     is_settled = not any(each in _COMING for each in everything) and states.is_connected
@@ -64,19 +71,28 @@ def instance_status(
     return InstanceStatus(
         name=unit.name,
         model=spec.pool,
-        host=HERE,
+        host=unit.host,
         engine=spec.engine.value,
         state=unit.state,
         detail=unit.detail,
         pid=unit.pid,
         devices=unit.devices,
-        addresses=unit.addresses,
+        addresses=unit.known or unit_addresses(unit),
         started_at=unit.started_at,
         ready_after_s=unit.ready_after_s,
         restarts=unit.restarts,
+        last_failure=unit.last_failure,
         load=None if load is None else _load_status(unit.name, *load),
         log=log,
     )
+
+
+def unit_addresses(unit: Unit) -> list[str]:
+    """What its process says that it listens on, once ready."""
+    seen = unit.observed
+    if seen is None or seen.said is None or not seen.is_running:
+        return []
+    return seen.said.addresses
 
 
 def gateway_status(
@@ -100,7 +116,7 @@ def gateway_status(
             detail = f"connecting to {', '.join(missing)}"
     return GatewayStatus(
         name=unit.name,
-        host=HERE,
+        host=unit.host,
         url=gateway_url(unit, spec, view),
         state=unit.state,
         detail=detail,
@@ -108,6 +124,8 @@ def gateway_status(
         started_at=unit.started_at,
         ready_after_s=unit.ready_after_s,
         connected=[] if report is None else [str(each) for each in report.connected],
+        restarts=unit.restarts,
+        last_failure=unit.last_failure,
         log=log,
         **counters,
     )
@@ -117,9 +135,55 @@ def gateway_url(unit: Unit, spec: GatewaySpec, view: GatewayView | None) -> str:
     """Where clients reach it: as it says itself, else as configured; empty if not known yet."""
     if view is not None:
         return view.hello.url
-    if unit.addresses:
-        return unit.addresses[0]
+    addresses = unit.known or unit_addresses(unit)
+    if addresses:
+        return addresses[0]
     return f"http://{spec.host}:{spec.port}" if spec.port else ""
+
+
+def host_status(host: HostUnit, units: Iterable[Unit], now: float) -> HostStatus:
+    """One host; `units`: all of the cluster, `now` on the monotonic clock."""
+    here = [unit for unit in units if unit.host == host.name]
+    names = {
+        kind: [unit.name for unit in here if isinstance(unit.spec, kind)]
+        for kind in (InstanceSpec, GatewaySpec)
+    }
+    status = HostStatus(
+        name=host.name,
+        state=host.state,
+        detail=host.detail,
+        is_cordoned=host.is_cordoned,
+        instances=names[InstanceSpec],
+        gateways=names[GatewaySpec],
+        last_heard_s=None if host.heard_at is None else round(now - host.heard_at, 1),
+    )
+    view = host.view
+    if view is None:
+        return status
+    holders = {device: name for name, each in view.held.items() for device in each.devices}
+    foreign = view.foreign_gpus
+    gpus = [
+        GpuStatus(label=each.label, holder=holders.get(each.id, ""), is_busy=each.id in foreign)
+        for each in view.gpus
+    ]
+    return status.model_copy(
+        update={
+            "address": view.address,
+            "platform": view.platform,
+            "cpus": view.cpu_count,
+            "gpus": gpus,
+            "memory_total_bytes": view.memory_total_bytes,
+            "memory_free_bytes": view.memory_free_bytes,
+            "disk_free_bytes": view.disk_free_bytes,
+            "llx_version": view.llx_version,
+            "vllm_version": view.vllm_version,
+        }
+    )
+
+
+def are_ready(hosts: Iterable[HostUnit]) -> bool:
+    """Whether every host that is to stay can be used."""
+    return all(host.state is HostState.READY for host in hosts if not host.is_leaving)
 
 
 def model_status(model: ModelSettings, states: Iterable[InstanceState]) -> ModelStatus:
@@ -134,11 +198,9 @@ def model_status(model: ModelSettings, states: Iterable[InstanceState]) -> Model
     )
 
 
-def _is_lost(states: Sequence[InstanceState]) -> bool:
+def _is_gone(states: Sequence[InstanceState]) -> bool:
     """Whether there is none that serves or may come to."""
-    return bool(states) and all(
-        each in {InstanceState.FAILED, InstanceState.STOPPED} for each in states
-    )
+    return bool(states) and all(each in _GONE for each in states)
 
 
 def _load_status(name: str, load: InstanceLoad, age_s: float) -> LoadStatus:

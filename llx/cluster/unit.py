@@ -1,8 +1,11 @@
 """One process that should run, and how it fares: the state machine of instances and gateways.
 
     starting → loading → ready        as the process says of itself
-    any of these → failed             it ended, could not be started, or was not ready in time
+    starting, loading → failed        it ended, could not be started, or was not ready in time
+    ready → starting → …              it ended: started again, each time after a longer pause
     any → stopping → starting         restart
+    ready → draining → (moved, gone)  its host is emptied, or it is no longer asked for
+    ready ↔ lost                      nothing is heard of its host
     any → stopping → stopped          the cluster stops
 
 `assess` is pure: it looks at what was observed and says what is so. Acting on it is the driver's.
@@ -11,9 +14,15 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from llx.agent.node import Observed
+from llx.agent.host_view import Observed
 from llx.api import InstanceState
 from llx.specs import GatewaySpec, InstanceSpec, Phase
+
+MAX_FAILURES = 6
+"""So many in a row, and it is not started again."""
+
+_LONGEST_PAUSE_S = 60.0
+_STEADY_AFTER_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,26 +35,45 @@ class Assessment:
 
 @dataclass(slots=True, eq=False)
 class Unit:
-    """A desired process. The driver alone changes it.
+    """A desired process. The driver alone changes it. Times are on the monotonic clock.
 
     Attributes:
         spec: What should run.
+        host: Where; empty: no host was found for it yet.
         state: Where it is.
         detail: Why, in words.
         is_ours: It was started, or found running, in this life of the head. Until then a process
             that has ended is one of an earlier life and no failure.
+        was_ready: It has been ready, or found running: then it is started again when it ends.
+        is_leaving: It is no longer asked for.
         observed: What was last seen of it.
-        task: The start, stop or restart under way, if any; nothing else touches it meanwhile.
+        known: The addresses under which gateways may use it; empty: none.
+        restarts: How often it was started again in this life of the head.
+        failures: How often in a row it has ended.
+        last_failure: Why it did the last time.
+        retry_at: When to start it again.
+        ready_since: When it became ready.
+        acted_at: When the last action on it ended; what was observed before is out of date.
+        task: The action under way, if any; nothing else touches the unit meanwhile.
     """
 
     spec: InstanceSpec | GatewaySpec
+    host: str = ""
     state: InstanceState = InstanceState.STARTING
-    detail: str = "waiting to be started"
+    detail: str = "waiting for a host"
     is_ours: bool = False
+    was_ready: bool = False
+    is_leaving: bool = False
     observed: Observed | None = None
+    known: list[str] = field(default_factory=list)
     restarts: int = 0
+    failures: int = 0
+    last_failure: str = ""
+    retry_at: float | None = None
+    ready_since: float | None = None
     ready_after_s: float | None = None
     devices: list[str] = field(default_factory=list)
+    acted_at: float = 0.0
     task: asyncio.Task[None] | None = None
 
     @property
@@ -61,10 +89,12 @@ class Unit:
     @property
     def is_settled(self) -> bool:
         """Whether it stays as it is until something happens."""
-        return not self.is_busy and self.state in {
-            InstanceState.READY,
-            InstanceState.FAILED,
-            InstanceState.STOPPED,
+        if self.retry_at is not None:
+            return True
+        return not self.is_busy and self.state not in {
+            InstanceState.STARTING,
+            InstanceState.LOADING,
+            InstanceState.STOPPING,
         }
 
     @property
@@ -79,12 +109,44 @@ class Unit:
         return None if self.observed is None else self.observed.record.started_at
 
     @property
-    def addresses(self) -> list[str]:
-        """What it listens on, once ready."""
-        seen = self.observed
-        if seen is None or seen.said is None or not seen.is_running:
-            return []
-        return seen.said.addresses
+    def is_away(self) -> bool:
+        """Whether gateways may know it while nobody has looked at it in this life of the head."""
+        return bool(self.known) and not self.is_ours
+
+    def put_on(self, host: str) -> None:
+        """Give it a host; it is started there next."""
+        self.leave_host()
+        self.host, self.detail = host, "waiting to be started"
+
+    def leave_host(self) -> None:
+        """It runs nowhere: all that was known of its run is forgotten."""
+        self.host, self.known, self.devices = "", [], []
+        self.is_ours, self.observed, self.retry_at = False, None, None
+        self.ready_since = self.ready_after_s = None
+        self.state, self.detail = InstanceState.STARTING, "waiting for a host"
+
+    def note_ready(self, now: float) -> None:
+        """It is ready; when it has been for long, earlier failures count no more."""
+        self.was_ready = True
+        if self.ready_since is None:
+            self.ready_since = now
+        elif now - self.ready_since > _STEADY_AFTER_S:
+            self.failures = 0
+
+    def note_failure(self, reason: str, now: float) -> bool:
+        """It has ended; returns whether it is to be started again, at `retry_at`."""
+        self.known, self.ready_since = [], None
+        self.failures += 1
+        self.last_failure = reason
+        if not self.was_ready or self.failures >= MAX_FAILURES:
+            return False
+        self.retry_at = now + pause_s(self.failures)
+        return True
+
+
+def pause_s(failures: int) -> float:
+    """How long to wait after so many failures in a row: 1, 2, 4 … 60 s."""
+    return min(_LONGEST_PAUSE_S, 2.0 ** (failures - 1))
 
 
 def assess(observed: Observed, *, now: float, start_timeout_s: float) -> Assessment:
@@ -96,6 +158,8 @@ def assess(observed: Observed, *, now: float, start_timeout_s: float) -> Assessm
         return Assessment(InstanceState.FAILED, record.ending)
     if said is not None and said.phase is Phase.READY:
         return Assessment(InstanceState.READY, said.detail)
+    if said is not None and said.phase is Phase.STOPPING:
+        return Assessment(InstanceState.STOPPING, said.detail)
     waited_s = now - record.started_at
     if waited_s > start_timeout_s:
         doing = f" (last: {said.detail})" if said is not None and said.detail else ""
@@ -103,8 +167,6 @@ def assess(observed: Observed, *, now: float, start_timeout_s: float) -> Assessm
     match said.phase if said is not None else Phase.STARTING:
         case Phase.LOADING:
             state = InstanceState.LOADING
-        case Phase.STOPPING:
-            state = InstanceState.STOPPING
         case _:
             state = InstanceState.STARTING
     return Assessment(state, said.detail if said is not None else "")

@@ -107,7 +107,8 @@ async def _serve(
     keys = ClusterKeys.load(Path(spec.keys_path))
     membership = Membership(spec.name, keys, pools)
     port = listener.getsockname()[1]
-    url = f"http://{spec.host}:{port}"
+    host = spec.url_host or spec.host
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     hello = GatewayHello(spec.name, url, os.getpid(), Term(0), 0)
     report = ReportSource(spec.name, pools, lambda: app.num_refused)
     line = asyncio.create_task(membership.run(spec.scheduler_address, hello, report))
@@ -125,8 +126,8 @@ async def _serve(
 def _stop(server: "uvicorn.Server", status: StatusFile) -> None:
     """Accept nothing new; streams in flight go on until they end or the process is killed."""
     log.info("gateway.draining")
-    status.write(Phase.STOPPING, "letting streams finish")
     server.should_exit = True
+    status.write(Phase.STOPPING, "letting streams finish")
 
 
 if __name__ == "__main__":

@@ -119,6 +119,7 @@ class Membership:
             pool.roster.join(link)
             link.start()
             log.info("members.joined instance=%s", instance)
+        pool.roster.update()  # one may have been cordoned
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -54,7 +54,7 @@ class Roster:
 
     def update(self) -> None:
         """Re-evaluate whether any instance can take requests; call when a link changes."""
-        if self.ready():
+        if any(True for _ in self._eligible()):
             self.ready_event.set()
         else:
             self.ready_event.clear()

@@ -6,18 +6,22 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llx.agent import shim
-from llx.agent.devices import Allocation, Device, DeviceKind, DeviceLedger, Inventory
-from llx.agent.node import Commands, NodeAgent, status_path
-from llx.agent.processes import list_processes
-from llx.errors import ConflictError, RemoteError
+from llx.agent.devices import Allocation, Device, DeviceKind, DeviceLedger, Inventory, Need
+from llx.agent.host_view import HostView, decode, encode
+from llx.agent.node import Commands, NodeAgent
+from llx.agent.place import Place, status_path
+from llx.agent.processes import Process, attach, list_processes
+from llx.errors import ConflictError, NotFoundError, RemoteError, WireError
 from llx.specs import (
     EngineKind,
     GatewaySpec,
     InstanceSpec,
     Phase,
+    PoolSpec,
     ProcessStatus,
     load_spec,
     save_spec,
@@ -50,10 +54,20 @@ def agent_in(
 ) -> NodeAgent:
     ledger = DeviceLedger(root / "devices.json", inventory)
     environment = {"PATH": os.environ["PATH"], "HF_TOKEN": "hf"}
-    return NodeAgent(root / "procs", ledger, Commands(command, command), environment, 2)
+    place = Place("h1", "10.0.0.1", "cpu", "/models", (21100, 21999))
+    commands = Commands(command, command)
+    return NodeAgent(root / "procs", ledger, commands, environment, 2, place=place)
 
 
-def instance(root: Path, name: str = "m-0") -> InstanceSpec:
+def start(agent: NodeAgent, name: str = "m-0", cores_each: int | None = 1) -> Process:
+    needs = [Need("m-0", 1), Need("m-1", 1)]
+    agent.start_instance(instance(name), needs, cores_each)
+    process = attach(agent.procs_dir / name)
+    assert process is not None
+    return process
+
+
+def instance(name: str = "m-0") -> InstanceSpec:
     return InstanceSpec(
         name=name,
         pool="m",
@@ -61,36 +75,35 @@ def instance(root: Path, name: str = "m-0") -> InstanceSpec:
         model="/m",
         engine_args={"max_model_len": 9},
         tensor_parallel=1,
-        bind_host="127.0.0.1",
-        keys_path=str(root / "keys.json"),
-        status_path=str(status_path(root / "procs", name)),
+        bind_host="",
+        keys_path="",
+        status_path="",
     )
 
 
-def gateway(root: Path) -> GatewaySpec:
+def gateway(host: str = "0.0.0.0", model: str = "/m") -> GatewaySpec:
     return GatewaySpec(
         name="gateway-0",
-        host="127.0.0.1",
+        host=host,
         port=0,
-        pools=[],
+        pools=[PoolSpec("m", model, EngineKind.SIM, {}, {"chat_template": "@models/t"}, 1, 1)],
         classes=[],
         api_keys=[],
         max_requests=1,
         scheduler_address="tcp://127.0.0.1:1",
-        keys_path=str(root / "keys.json"),
-        status_path=str(status_path(root / "procs", "gateway-0")),
+        keys_path="",
+        status_path="",
     )
 
 
 def test_an_instance_runs_with_its_devices_and_environment(root: Path) -> None:
     agent = agent_in(root, SHOW)
-    process = agent.start_instance(instance(root), Allocation(CPU, ["cpu:0"]))
+    process = start(agent)
     assert agent.ledger.held() == {"m-0": Allocation(CPU, ["cpu:0"])}
     eventually(lambda: "HF_TOKEN=hf" in process.log_path.read_text(), "it shows its environment")
     shown = process.log_path.read_text().splitlines()
     assert {"OMP_NUM_THREADS=1", "VLLM_CPU_KVCACHE_SPACE=2", "DO_NOT_TRACK=1"} <= set(shown)
     spec_file = process.directory / "spec.json"
-    assert load_spec(spec_file, InstanceSpec) == instance(root)
     assert stat.S_IMODE(spec_file.stat().st_mode) == 0o600
     command = Path(f"/proc/{process.status().child_pid}/cmdline").read_text()
     assert "hf" not in command
@@ -98,7 +111,9 @@ def test_an_instance_runs_with_its_devices_and_environment(root: Path) -> None:
 
 def test_a_gateway_sees_no_gpu(root: Path) -> None:
     agent = agent_in(root, SHOW, Inventory(DeviceKind.GPU, (Device("GPU-a", "a"),)))
-    process = agent.start_gateway(gateway(root))
+    agent.start_gateway(gateway())
+    process = attach(agent.procs_dir / "gateway-0")
+    assert process is not None
     eventually(lambda: "HF_TOKEN=hf" in process.log_path.read_text(), "it shows its environment")
     assert "CUDA_VISIBLE_DEVICES=\n" in process.log_path.read_text()
     assert agent.ledger.held() == {}
@@ -106,12 +121,12 @@ def test_a_gateway_sees_no_gpu(root: Path) -> None:
 
 def test_observe_tells_specs_records_and_what_they_say(root: Path) -> None:
     agent = agent_in(root)
-    agent.start_instance(instance(root), Allocation(CPU, ["cpu:0"]))
-    agent.start_gateway(gateway(root))
+    start(agent)
+    agent.start_gateway(gateway())
     seen = agent.observe()
     assert set(seen) == {"m-0", "gateway-0"}
-    assert seen["m-0"].spec == instance(root)
-    assert seen["gateway-0"].spec == gateway(root)
+    assert seen["m-0"].spec == instance()
+    assert seen["gateway-0"].spec == gateway()
     assert seen["m-0"].said is None
     assert seen["m-0"].is_running
     status = ProcessStatus(Phase.READY, addresses=["tcp://a", "tcp://b"])
@@ -123,18 +138,17 @@ def test_observe_tells_specs_records_and_what_they_say(root: Path) -> None:
 
 def test_the_status_of_the_run_before_is_not_believed(root: Path) -> None:
     agent = agent_in(root)
-    allocation = Allocation(CPU, ["cpu:0"])
-    agent.start_instance(instance(root), allocation)
+    start(agent)
     save_spec(status_path(agent.procs_dir, "m-0"), ProcessStatus(Phase.READY))
     agent.stop("m-0", 5)
-    agent.start_instance(instance(root), allocation)
+    start(agent)
     assert agent.observe()["m-0"].said is None
 
 
 def test_a_new_agent_finds_what_runs_and_rebuilds_the_ledger(root: Path) -> None:
     first = agent_in(root)
-    first.start_instance(instance(root, "m-0"), Allocation(CPU, ["cpu:0"]))
-    first.start_instance(instance(root, "m-1"), Allocation(CPU, ["cpu:1"]))
+    start(first, "m-0")
+    start(first, "m-1")
     first.stop("m-1", 5)
     second = agent_in(root)
     assert [name for name, each in second.observe().items() if each.is_running] == ["m-0"]
@@ -143,27 +157,41 @@ def test_a_new_agent_finds_what_runs_and_rebuilds_the_ledger(root: Path) -> None
 
 def test_conflicts_are_refused_and_change_nothing(root: Path) -> None:
     agent = agent_in(root)
-    running = agent.start_instance(instance(root), Allocation(CPU, ["cpu:0"]))
-    with pytest.raises(ConflictError, match="cpu:0 is held by m-0"):
-        agent.start_instance(instance(root, "m-1"), Allocation(CPU, ["cpu:0"]))
+    running = start(agent)
     save_spec(status_path(agent.procs_dir, "m-0"), ProcessStatus(Phase.READY))
+    other = msgspec.structs.replace(instance(), model="/other")
     with pytest.raises(ConflictError, match=r"m-0: cannot be started: .*already running"):
-        agent.start_instance(instance(root), Allocation(CPU, ["cpu:0"]))
+        agent.start_instance(other, [Need("m-0", 1)], 1)
     assert running.is_alive()
     said = agent.observe()["m-0"].said
     assert said is not None
     assert said.phase is Phase.READY
 
 
+def test_a_start_asked_for_twice_is_one(root: Path) -> None:
+    """Who asks again has not heard that it was started."""
+    agent = agent_in(root)
+    first = start(agent).status()
+    assert start(agent).status().child_pid == first.child_pid
+
+
+def test_what_runs_has_its_devices_though_the_ledgers_file_is_lost(root: Path) -> None:
+    first = agent_in(root)
+    start(first)
+    held = first.ledger.held()
+    (first.procs_dir.parent / "devices.json").unlink()
+    assert agent_in(root).ledger.held() == held != {}
+
+
 def test_a_command_that_cannot_run_says_why(root: Path) -> None:
     agent = agent_in(root, ("no-such-python",))
     with pytest.raises(RemoteError, match="m-0: cannot be started: no-such-python"):
-        agent.start_instance(instance(root), Allocation(CPU, ["cpu:0"]))
+        start(agent)
 
 
 def test_forget_leaves_only_the_logs_and_never_a_running_process(root: Path) -> None:
     agent = agent_in(root)
-    process = agent.start_instance(instance(root), Allocation(CPU, ["cpu:0"]))
+    process = start(agent)
     agent.forget("m-0")
     assert "m-0" in agent.observe()
     agent.stop("m-0", 5)
@@ -175,3 +203,81 @@ def test_forget_leaves_only_the_logs_and_never_a_running_process(root: Path) -> 
 
 def test_stopping_what_is_not_there(root: Path) -> None:
     assert agent_in(root).stop("m-0", 1) is None
+
+
+def test_what_only_the_host_knows_is_filled_in_and_told_back_as_asked(root: Path) -> None:
+    agent = agent_in(root)
+    asked = msgspec.structs.replace(
+        instance(), model="@models/big", engine_args={"tokenizer": "@models/t", "n": 9}
+    )
+    agent.start_instance(asked, [Need("m-0", 1)])
+    got = load_spec(root / "procs/m-0/spec.json", InstanceSpec)
+    assert (got.bind_host, got.port_range) == ("10.0.0.1", (21100, 21999))
+    assert (got.model, got.engine_args) == ("/models/big", {"tokenizer": "/models/t", "n": 9})
+    assert got.keys_path == str(root / "keys.json")
+    assert got.status_path == str(root / "procs/m-0/status.json")
+    assert agent.observe()["m-0"].spec == asked
+
+    agent.start_gateway(gateway(model="@models/big"))
+    got = load_spec(root / "procs/gateway-0/spec.json", GatewaySpec)
+    assert (got.host, got.url_host, got.pools[0].model) == ("0.0.0.0", "10.0.0.1", "/models/big")
+    assert got.pools[0].serve_args == {"chat_template": "/models/t"}
+    assert agent.observe()["gateway-0"].spec == gateway(model="@models/big")
+
+
+@pytest.mark.parametrize(
+    ("host", "url_host"),
+    [("0.0.0.0", "10.0.0.1"), ("::", "10.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("gw", "gw")],
+)
+def test_a_gateway_is_reached_where_it_listens(root: Path, host: str, url_host: str) -> None:
+    agent_in(root).start_gateway(gateway(host))
+    assert load_spec(root / "procs/gateway-0/spec.json", GatewaySpec).url_host == url_host
+
+
+def test_a_view_travels(root: Path) -> None:
+    agent = agent_in(root)
+    start(agent)
+    agent.start_gateway(gateway())
+    view = agent.view()
+    assert decode(encode(view), HostView) == view
+    assert (view.host, view.address, view.platform) == ("h1", "10.0.0.1", "cpu")
+    assert view.held == {"m-0": Allocation(CPU, ["cpu:0"])}
+    assert set(view.processes) == {"m-0", "gateway-0"}
+    assert 0 < view.memory_free_bytes < view.memory_total_bytes
+    assert view.disk_free_bytes > 0
+    with pytest.raises(WireError):
+        decode(b"{}", HostView)
+
+
+def test_gpus_are_given_once_and_looked_at_again_before(root: Path) -> None:
+    busy = [False]
+
+    def find() -> Inventory:
+        used = 60000 if busy[0] else 0
+        return Inventory(DeviceKind.GPU, (Device("a", "0: X", 80000, used), Device("b", "1: X")))
+
+    agent = NodeAgent(
+        root / "procs", DeviceLedger(root / "devices.json", find(), find),
+        Commands(SLEEP, SLEEP), {"PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    needs = [Need("m-0", 1), Need("m-1", 1)]
+    busy[0] = True
+    assert agent.start_instance(instance("m-0"), needs) == ["b"]
+    assert agent.view().foreign_gpus == ["a"]
+    with pytest.raises(ConflictError, match=r"m-1 needs 1 GPU\(s\), 0 of 2 are free; busy: 0: X"):
+        agent.start_instance(instance("m-1"), needs)
+    busy[0] = False
+    assert agent.start_instance(instance("m-1"), needs) == ["a"]
+    agent.stop("m-0", 5)
+    agent.release("m-0")
+    assert agent.start_instance(instance("m-0"), needs) == ["b"]
+
+
+def test_logs_are_read_by_name_and_nothing_else_is(root: Path) -> None:
+    agent = agent_in(root, ("sh", "-c", "echo one; echo two; exec sleep 60", "sh"))
+    start(agent)
+    eventually(lambda: agent.read_log("m-0", None, 4096, 1).text == "two\n", "it is written")
+    (root / "log").write_text("secret")
+    for name in ("..", "../procs/m-0", "", ".", "nobody"):
+        with pytest.raises(NotFoundError):
+            agent.read_log(name, None, 4096, 1)

@@ -10,6 +10,8 @@ from llx.api import (
     ClusterState,
     ClusterStatus,
     ErrorBody,
+    HostState,
+    HostStatus,
     InstanceState,
     InstanceStatus,
     LogSlice,
@@ -18,6 +20,7 @@ from llx.api import (
 from llx.cluster.control import MAX_BODY_BYTES, make_app
 from llx.errors import ConflictError, DeadlineError, HostError, NotFoundError
 from llx.secret import Secret
+from llx.settings import ClusterSettings
 
 TOKEN = "the-token"
 INSTANCE = InstanceStatus(
@@ -53,9 +56,27 @@ class StandIn:
         self._note("restart", name, user)
         return INSTANCE
 
-    def read_log(self, name: str, offset: int | None, limit: int, tail: int) -> LogSlice:
+    async def read_log(self, name: str, offset: int | None, limit: int, tail: int) -> LogSlice:
         self._note("log", name, offset, limit, tail)
         return LogSlice(name=name, text="text", next_offset=4)
+
+    def cordon(self, name: str, *, is_on: bool, user: str) -> HostStatus:
+        self._note("cordon", name, is_on, user)
+        return HostStatus(name=name, state=HostState.READY, is_cordoned=is_on)
+
+    async def drain_host(self, name: str, deadline_s: float, user: str) -> StopReport:
+        self._note("drain", name, deadline_s, user)
+        return StopReport(finished=2, cut=1)
+
+    def settings(self) -> str:
+        self._note("settings")
+        return "cluster: c"
+
+    def reconfigure(
+        self, settings: ClusterSettings, user: str, *, is_dry_run: bool = False
+    ) -> list[str]:
+        self._note("ask" if is_dry_run else "reconfigure", settings.cluster, user)
+        return ["model m: 1 → 2 instances"]
 
     async def stop(self, deadline_s: float, user: str) -> StopReport:
         self._note("stop", deadline_s, user)
@@ -101,7 +122,7 @@ async def test_operations_reach_the_driver(http: httpx.AsyncClient, driver: Stan
     assert (await http.get("/v1/logs/m-0")).json()["next_offset"] == 4
     await http.get("/v1/logs/m-0?offset=7&limit=99&tail=3")
     stopped = await http.post("/v1/stop", json={"deadline_s": 5, "user": "ann"})
-    assert stopped.json() == {"api_version": "v1", "finished": 1, "cut": 0}
+    assert StopReport.model_validate_json(stopped.content) == StopReport(finished=1, cut=0)
     assert driver.asked == [
         ("status",),
         ("instance", "m-0"),
@@ -110,6 +131,44 @@ async def test_operations_reach_the_driver(http: httpx.AsyncClient, driver: Stan
         ("log", "m-0", 7, 99, 3),
         ("stop", 5.0, "ann"),
     ]
+
+
+async def test_operations_on_hosts_and_settings_reach_the_driver(
+    http: httpx.AsyncClient, driver: StandIn
+) -> None:
+    assert (await http.post("/v1/hosts/h1/cordon?user=ann")).json()["is_cordoned"] is True
+    assert (await http.post("/v1/hosts/h1/uncordon")).json()["is_cordoned"] is False
+    drained = await http.post("/v1/hosts/h1/drain", json={"deadline_s": 3, "user": "ann"})
+    assert (drained.json()["finished"], drained.json()["cut"]) == (2, 1)
+    assert (await http.get("/v1/settings")).json()["yaml"] == "cluster: c"
+    text = "cluster: c2\nmodels: [{name: m, model: /m, engine: sim}]"
+    put = await http.put("/v1/settings", json={"yaml": text, "user": "ann"})
+    assert put.json()["changes"] == ["model m: 1 → 2 instances"]
+    assert driver.asked == [
+        ("cordon", "h1", True, "ann"),
+        ("cordon", "h1", False, ""),
+        ("drain", "h1", 3.0, "ann"),
+        ("settings",),
+        ("reconfigure", "c2", "ann"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "not valid YAML"),
+        ("just words", "expected keys"),
+        ("cluster: c", "models"),
+        ("cluster: c\nmodels: [{name: m, model: /m}]\nhost: x", "unknown key"),
+    ],
+)
+async def test_bad_settings_are_refused_with_the_mistake_named(
+    http: httpx.AsyncClient, driver: StandIn, text: str, words: str
+) -> None:
+    answer = await http.put("/v1/settings", json={"yaml": text})
+    assert answer.status_code == 400
+    assert words in ErrorBody.model_validate_json(answer.content).message
+    assert driver.asked == []
 
 
 @pytest.mark.parametrize(
@@ -152,6 +211,7 @@ async def test_other_errors_are_internal(http: httpx.AsyncClient, driver: StandI
         ("POST", "/v1/stop", {"json": {"deadline": 5}}, 422),
         ("POST", "/v1/stop", {"json": {"deadline_s": -1}}, 400),
         ("POST", "/v1/stop", {"json": {"deadline_s": 1e9}}, 400),
+        ("POST", "/v1/hosts/h/drain", {"json": {"deadline_s": -1}}, 400),
         ("POST", f"/v1/instances/m-0/restart?user={'x' * 300}", {}, 422),
     ],
 )
@@ -175,7 +235,7 @@ async def test_a_large_body_is_refused_stated_or_not(
     stated = await http.post("/v1/stop", content=b"x" * (MAX_BODY_BYTES + 1))
 
     async def chunks() -> AsyncIterator[bytes]:
-        for _ in range(100):
+        for _ in range(300):
             yield b"x" * 1024
             await asyncio.sleep(0)
 
@@ -194,6 +254,10 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
         "/v1/instances/{name}/restart",
         "/v1/logs/{name}",
         "/v1/stop",
+        "/v1/hosts/{name}/cordon",
+        "/v1/hosts/{name}/uncordon",
+        "/v1/hosts/{name}/drain",
+        "/v1/settings",
     }
     conflict = schema["paths"]["/v1/instances/{name}/restart"]["post"]["responses"]["409"]
     assert "ErrorBody" in str(conflict)

@@ -67,7 +67,7 @@ async def line() -> AsyncIterator[GatewayLine]:
 
 @pytest.fixture
 async def address(line: GatewayLine) -> str:
-    return await line.bind("127.0.0.1", None)
+    return await line.bind(None)
 
 
 @pytest.fixture
@@ -170,9 +170,9 @@ async def test_a_stranger_is_not_heard(line: GatewayLine, address: str) -> None:
 
 async def test_the_former_address_is_taken_again() -> None:
     first = GatewayLine(KEYS, TERM)
-    address = await first.bind("127.0.0.1", None)
+    address = await first.bind(None)
     second = GatewayLine(KEYS, Term(4))
-    binding = asyncio.create_task(second.bind("127.0.0.1", address))
+    binding = asyncio.create_task(second.bind(address))
     await asyncio.sleep(0)
     first.close()
     assert await asyncio.wait_for(binding, 5) == address
@@ -185,5 +185,5 @@ async def test_a_former_address_that_stays_taken_is_a_conflict() -> None:
         other.listen()
         line = GatewayLine(KEYS, TERM, rebind_for_s=0.2)
         with pytest.raises(ConflictError, match="gateways look for the head"):
-            await line.bind("127.0.0.1", f"tcp://127.0.0.1:{other.getsockname()[1]}")
+            await line.bind(f"tcp://127.0.0.1:{other.getsockname()[1]}")
         line.close()

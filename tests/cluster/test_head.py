@@ -18,6 +18,7 @@ from llx.api import ClusterState, InstanceState
 from llx.client import ControlClient
 from llx.cluster.launch import stop_everything
 from llx.errors import ConflictError, NotFoundError, UnreachableError
+from llx.settings import dump_cluster
 from llx.specs import ProcessStatus, load_spec
 
 ALL = {"head", "gateway-0", "m-0", "m-1"}
@@ -58,6 +59,10 @@ def test_a_cluster_comes_up_reports_and_goes(rig) -> None:
         assert gateway.connected == ["m-0", "m-1"]
         assert (gateway.refused, gateway.output_tokens) == (7, 70)
         assert status.url == gateway.url == "http://127.0.0.1:1"
+        (host,) = status.hosts
+        assert (host.name, host.state, host.gateways) == ("localhost", "ready", ["gateway-0"])
+        assert host.instances == ["m-0", "m-1"]
+        assert host.cpus == len(os.sched_getaffinity(0))
         (model,) = status.models
         assert (model.instances_min, model.instances_ready) == (2, 2)
 
@@ -140,28 +145,51 @@ def test_what_died_while_the_head_was_away_is_started_anew(rig) -> None:
         assert (after["m-1"], after["gateway-0"]) == (before["m-1"], before["gateway-0"])
 
 
-def test_an_instance_that_dies_is_failed_and_restart_brings_it_back(rig) -> None:
+def test_an_instance_that_dies_is_started_again_and_the_reason_is_kept(rig) -> None:
     rig.launch()
     with rig.client() as client:
         rig.reaches(client, ClusterState.READY)
         os.kill(pids(rig)["m-0"], signal.SIGKILL)
         status = rig.reaches(client, ClusterState.DEGRADED)
         failed, other = status.instances
-        assert failed.state is InstanceState.FAILED
-        assert failed.detail.splitlines() == ["killed by SIGKILL", "fake m-0: ready"]
+        assert failed.state is InstanceState.STARTING
+        assert failed.detail == "restarts in 1 s; last: killed by SIGKILL"
         assert failed.pid is None
+        assert failed.addresses == []
         assert other.state is InstanceState.READY
         rig.eventually(
             lambda: client.status().gateways[0].connected == ["m-1"], "the gateway lets go of it"
         )
-        begun = client.restart_instance("m-0", user="bob")
-        assert begun.state is InstanceState.STOPPING
         status = rig.reaches(client, ClusterState.READY)
         assert status.instances[0].restarts == 1
+        assert status.instances[0].last_failure == "killed by SIGKILL"
         assert status.instances[0].detail == ""
+        assert status.instances[0].devices == failed.devices
+    events = [json.loads(line) for line in rig.state.events.read_text().splitlines()]
+    assert [e["reason"] for e in events if e["kind"] == "instance.failed"] == ["killed by SIGKILL"]
+
+
+def test_a_gateway_that_dies_is_started_again(rig) -> None:
+    rig.launch()
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+        os.kill(pids(rig)["gateway-0"], signal.SIGKILL)
+        rig.eventually(lambda: client.status().gateways[0].restarts == 1, "it is started again")
+        status = rig.reaches(client, ClusterState.READY)
+        assert status.gateways[0].last_failure == "killed by SIGKILL"
+
+
+def test_a_restart_of_an_instance_that_waits_begins_at_once(rig) -> None:
+    rig.launch()
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+        os.kill(pids(rig)["m-0"], signal.SIGKILL)
+        rig.eventually(lambda: "restarts in" in client.instance("m-0").detail, "it waits")
+        begun = client.restart_instance("m-0", user="bob")
+        assert begun.state is InstanceState.STOPPING
+        rig.reaches(client, ClusterState.READY)
     events = [json.loads(line) for line in rig.state.events.read_text().splitlines()]
     assert [e["user"] for e in events if e["kind"] == "instance.restarting"] == ["bob"]
-    assert [e["reason"] for e in events if e["kind"] == "instance.failed"] == ["killed by SIGKILL"]
 
 
 def test_restart_of_a_running_instance_replaces_its_process(rig) -> None:
@@ -378,3 +406,28 @@ def test_stop_everything_clears_a_cluster_at_any_moment_of_its_start(rig) -> Non
         assert rig.alive() == set(), delay_s
     time.sleep(0.3)
     assert rig.alive() == set()
+
+
+def test_the_local_cluster_changes_size_while_it_runs(rig) -> None:
+    def sized(count: int) -> str:
+        idle = model("m", instances={"min": count}, engine_args={"is_idle": True})
+        return dump_cluster(rig.settings(models=[idle]))
+
+    rig.launch(
+        rig.settings(models=[model("m", instances={"min": 2}, engine_args={"is_idle": True})])
+    )
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+        before = pids(rig)
+        words = client.put_settings(sized(3), is_dry_run=True)
+        assert words[0] == "model m: 2 → 3 instances"
+        assert client.put_settings(sized(3), user="ann") == words
+        assert client.put_settings(sized(3)) == []
+        rig.eventually(lambda: "m-2" in rig.alive(), "it is started")
+        rig.reaches(client, ClusterState.READY)
+        client.put_settings(sized(2))
+        rig.eventually(lambda: rig.alive() == ALL, "it is ended")
+        assert pids(rig) == before
+        with pytest.raises(ConflictError, match="only host in use"):
+            client.drain_host("localhost")
+        assert client.settings() == sized(2)

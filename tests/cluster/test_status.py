@@ -19,7 +19,7 @@ S, L, R, P, F = (
 def state(gateway: InstanceState, *pools: list[InstanceState], **more: bool) -> str:
     flags = {"is_connected": True, "is_stopping": False, "has_served": False, **more}
     instances = {str(index): pool for index, pool in enumerate(pools)}
-    return cluster_state(States(instances=instances, gateway=gateway, **flags)).value
+    return cluster_state(States(instances=instances, gateways=[gateway], **flags)).value
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,13 @@
 
 import pytest
 
-from llx.agent.node import Observed
+from llx.agent.host_view import Observed
 from llx.agent.processes import ProcessState, ShimRecord
 from llx.api import InstanceState
-from llx.cluster.unit import assess
+from llx.cluster.unit import MAX_FAILURES, Unit, assess, pause_s
 from llx.specs import EngineKind, InstanceSpec, Phase, ProcessStatus
 
-SPEC = InstanceSpec("m-0", "m", EngineKind.SIM, "/m", {}, 1, "127.0.0.1", "k", "s")
+SPEC = InstanceSpec("m-0", "m", EngineKind.SIM, "/m", {}, 1, "", "", "")
 RUNNING, EXITED, LOST = ProcessState.RUNNING, ProcessState.EXITED, ProcessState.LOST
 
 
@@ -46,3 +46,39 @@ def seen(
 def test_assess(observed: Observed, now: float, state: str, detail: str) -> None:
     found = assess(observed, now=now, start_timeout_s=60)
     assert (found.state, found.detail) == (InstanceState(state), detail)
+
+
+def test_pauses_grow_and_end_and_steadiness_forgives() -> None:
+    unit = Unit(SPEC)
+    assert not unit.note_failure("never ready", 0.0)
+    assert unit.retry_at is None
+
+    unit = Unit(SPEC)
+    pauses, now = [], 0.0
+    for _ in range(MAX_FAILURES - 1):
+        unit.note_ready(now)
+        assert unit.note_failure("killed", now)
+        assert unit.retry_at is not None
+        pauses.append(unit.retry_at - now)
+        now = unit.retry_at
+    assert pauses == [1, 2, 4, 8, 16]
+    assert pause_s(7) == pause_s(99) == 60
+
+    unit.note_ready(now)
+    unit.note_ready(now + 299)
+    assert not unit.note_failure("killed", now + 299)
+    assert unit.failures == MAX_FAILURES
+
+    unit.note_ready(1000.0)
+    unit.note_ready(1301.0)
+    assert unit.note_failure("killed", 1302.0)
+    assert (unit.failures, unit.last_failure, unit.known) == (1, "killed", [])
+
+
+def test_a_unit_that_leaves_its_host_forgets_its_run_but_not_its_past() -> None:
+    unit = Unit(SPEC, host="h1", state=InstanceState.READY, is_ours=True, known=["a", "b"])
+    unit.devices, unit.restarts, unit.last_failure = ["cpu:0"], 2, "killed"
+    unit.put_on("h2")
+    assert (unit.host, unit.known, unit.devices, unit.is_ours) == ("h2", [], [], False)
+    assert unit.state is InstanceState.STARTING
+    assert (unit.restarts, unit.last_failure) == (2, "killed")

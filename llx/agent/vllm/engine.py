@@ -133,6 +133,7 @@ class LlxEngineCore(EngineCoreProc):
             engine_ready=msgspec.msgpack.encode(self._make_ready_response()),
             sink=_Sink(self),
             allowed_calls=ALLOWED_CALLS,
+            port_range=self.llx_spec.port_range,
         )
         self.llx_endpoint = endpoint
         self.llx_report(is_forced=True)

@@ -71,8 +71,13 @@ class FakeGateway:
             assert isinstance(message, Members)
             if (message.term, message.version) > self.known:
                 self.known = (message.term, message.version)
-                self.connected = [each.instance for each in message.members]
-                print(f"members term={message.term} {','.join(self.connected)}", flush=True)
+                pools = {pool.name for pool in self.spec.pools}
+                mine = [each for each in message.members if each.pool in pools]
+                self.connected = [each.instance for each in mine]
+                cordoned = ",".join(each.instance for each in mine if each.is_cordoned)
+                names = ",".join(self.connected)
+                print(f"members term={message.term} {names}", flush=True)
+                print(f"cordoned: {cordoned}", flush=True)
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
 """An instance without an engine: real sockets and status file, and the ways in which one fails.
 
 `engine_args` say how it behaves: ``fake``: ready (default), crash, fail, never;
-``end_s``: how long it takes to end.
+``end_s``: how long it takes to end; ``is_idle``: it has no requests, unless there is a file
+``busy`` in its directory.
 """
 
 import signal
@@ -55,13 +56,17 @@ def main() -> int:
     )  # fmt: skip
     endpoint = InstanceEndpoint(
         ClusterKeys.load(Path(spec.keys_path)), spec.bind_host, info=info, engine_ready=b"",
-        sink=NoEngine(), allowed_calls=frozenset(),
+        sink=NoEngine(), allowed_calls=frozenset(), port_range=spec.port_range,
     )  # fmt: skip
     addresses = endpoint.start()
-    load = Load(0, 0, Nanos(1), 100, 60, 16, 2, 1, 8, 128, 0, {10: (2, 1, 8)})
-    endpoint.report(load, {})
+    busy = Load(0, 0, Nanos(1), 100, 60, 16, 2, 1, 8, 128, 0, {10: (2, 1, 8)})
+    idle = Load(0, 0, Nanos(1), 100, 100, 16, 0, 0, 0, 0, 0, {})
+    is_idle = bool(spec.engine_args.get("is_idle"))
     status.write(Phase.READY, addresses=list(addresses))
-    ended.wait()
+    while True:
+        endpoint.report(idle if is_idle and not Path("busy").exists() else busy, {})
+        if ended.wait(0.05):
+            break
     time.sleep(float(spec.engine_args.get("end_s", 0)))
     endpoint.close("stopped")
     return 0

@@ -1,0 +1,111 @@
+"""What new settings change of a running cluster, in words, and what they may not: pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from llx.settings import ClusterSettings, differing_keys
+
+_LIVE = frozenset(
+    {
+        "gateway.count",
+        "runtime.start_timeout_s",
+        "runtime.cpu_threads",
+        "runtime.prefix",
+        "runtime.wheelhouse",
+    }
+)
+"""Taken up by a running cluster as they are."""
+_GATEWAY_ONLY = ("gateway.api_keys", "gateway.max_requests", "priority_classes")
+"""A gateway that is started again takes them up."""
+_HOST_FIXED = ("cluster_address", "python")
+_MODEL_LIVE = ("instances.min", "instances.max")
+_MODEL_GATEWAY_ONLY = ("serve_args",)
+
+
+@dataclass(slots=True)
+class Changes:
+    """What changes.
+
+    Attributes:
+        words: One line each.
+        refused: Keys that a running cluster cannot change.
+        gateway_keys: Keys for which gateways have to be started again.
+    """
+
+    words: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    gateway_keys: list[str] = field(default_factory=list)
+
+
+def compare(old: ClusterSettings, new: ClusterSettings) -> Changes:
+    """The way from the one to the other."""
+    found = Changes()
+    _compare_hosts(old, new, found)
+    _compare_models(old, new, found)
+    for key in differing_keys(_bare(old), _bare(new)):
+        if _is_below(key, _GATEWAY_ONLY):
+            found.gateway_keys.append(key)
+        elif key in _LIVE:
+            found.words.append(f"{key} changes")
+        else:
+            found.refused.append(key)
+    if found.gateway_keys:
+        found.words.append(f"gateways start again: {', '.join(found.gateway_keys)}")
+    more = new.num_gateways - old.num_gateways
+    if more:
+        found.words.append(f"gateways: {old.num_gateways} → {new.num_gateways}")
+    return found
+
+
+def _compare_hosts(old: ClusterSettings, new: ClusterSettings, found: Changes) -> None:
+    before = {each.name: each for each in old.hosts}
+    after = {each.name: each for each in new.hosts}
+    if bool(before) != bool(after):
+        found.refused.append("hosts")
+        return
+    if old.head_host and new.head_host and old.head_host.name != new.head_host.name:
+        found.refused.append("head")
+        return
+    found.words += [f"host {name} is added" for name in after if name not in before]
+    found.words += [f"host {name} is removed" for name in before if name not in after]
+    for name in sorted(before.keys() & after.keys()):
+        for key in differing_keys(before[name], after[name]):
+            if key in _HOST_FIXED:
+                found.refused.append(f"hosts.{name}.{key}")
+            else:
+                found.words.append(f"hosts.{name}.{key} changes")
+
+
+def _compare_models(old: ClusterSettings, new: ClusterSettings, found: Changes) -> None:
+    before = {each.name: each for each in old.models}
+    after = {each.name: each for each in new.models}
+    for name in after:
+        if name not in before:
+            found.words.append(f"model {name} is added")
+            found.gateway_keys.append(f"models.{name}")
+    for name in before:
+        if name not in after:
+            found.words.append(f"model {name} is removed")
+            found.gateway_keys.append(f"models.{name}")
+    for name in (each for each in after if each in before):
+        for key in differing_keys(before[name], after[name]):
+            if key in _MODEL_LIVE:
+                continue
+            if _is_below(key, _MODEL_GATEWAY_ONLY):
+                found.gateway_keys.append(f"models.{name}.{key}")
+            else:
+                found.refused.append(f"models.{name}.{key}")
+        one, other = before[name].instances, after[name].instances
+        if one.min != other.min:
+            found.words.append(f"model {name}: {one.min} → {other.min} instances")
+        if one.max != other.max:
+            found.words.append(f"model {name}: at most {one.max} → {other.max} instances")
+
+
+def _bare(settings: ClusterSettings) -> ClusterSettings:
+    """Without what is compared by name."""
+    return settings.model_copy(update={"hosts": (), "models": (), "head": None})
+
+
+def _is_below(key: str, roots: Iterable[str]) -> bool:
+    return any(key == root or key.startswith(f"{root}.") for root in roots)

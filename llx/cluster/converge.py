@@ -1,0 +1,252 @@
+"""Making a running cluster match new settings, without touching what fits.
+
+What is added is started by the driver's rounds like anything else that is missing. What is no
+longer asked for is emptied first, then ended. Gateways that must be started again are, one at a
+time.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llx.api import HostState, InstanceState
+from llx.cluster.actions import Actions
+from llx.cluster.agents import AgentsSource
+from llx.cluster.changes import compare
+from llx.cluster.desired import desired_gateways, desired_hosts, desired_instances, serves_alike
+from llx.cluster.emptying import DRAIN_S, Emptying
+from llx.cluster.fleet import Fleet
+from llx.cluster.host_unit import HostUnit
+from llx.cluster.unit import Unit
+from llx.errors import ConflictError
+from llx.log import get_log
+from llx.settings import ClusterSettings
+from llx.specs import GatewaySpec, InstanceSpec
+
+log = get_log(__name__)
+
+_POLL_S = 0.1
+
+
+class Converging:
+    """Changes what a fleet should be.
+
+    Args:
+        fleet: The fleet.
+        agents: Reaches hosts.
+        actions: Acts on units.
+        emptying: Empties units and hosts.
+        watch: Begins to watch a host; returns how to end that.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        agents: AgentsSource,
+        actions: Actions,
+        emptying: Emptying,
+        watch: Callable[[HostUnit], Callable[[], None]],
+    ) -> None:
+        self._fleet = fleet
+        self._agents = agents
+        self._actions = actions
+        self._emptying = emptying
+        self._watch = watch
+        self._unwatch: dict[str, Callable[[], None]] = {}
+        self._roll: asyncio.Task[Any] | None = None
+
+    def begin(self) -> None:
+        """Watch the hosts; go on with what a former head had begun."""
+        for host in self._fleet.hosts.values():
+            self._unwatch[host.name] = self._watch(host)
+            if host.is_leaving:
+                self._actions.own(self._retire_host(host), f"retire-{host.name}")
+
+    def plan(self, settings: ClusterSettings) -> list[str]:
+        """What `apply` would change, in words.
+
+        Raises:
+            ConfigError: An API key is not given by its hash.
+            ConflictError: A running cluster cannot change that, or not yet.
+        """
+        changes = compare(self._fleet.settings, settings)
+        self._check(settings, changes.refused, changes.gateway_keys)
+        gateways = desired_gateways(settings, self._fleet.line_address)
+        instances = desired_instances(settings)
+        self._refuse_leaving(
+            settings, [*(each.name for each in gateways), *(each.name for each in instances)]
+        )
+        return changes.words
+
+    def apply(
+        self, settings: ClusterSettings, save: Callable[[ClusterSettings], None]
+    ) -> list[str]:
+        """Begin to make the fleet match; returns what changes, in words.
+
+        `save` is called when nothing stands in the way and nothing has been changed yet.
+
+        Raises:
+            ConfigError: As `plan` says.
+            ConflictError: Likewise.
+        """
+        words = self.plan(settings)
+        gateways = desired_gateways(settings, self._fleet.line_address)
+        instances = desired_instances(settings)
+        save(settings)
+        self._fleet.settings = settings
+        self._apply_hosts(desired_hosts(settings))
+        self._apply_instances(instances)
+        self._apply_gateways(gateways)
+        self._actions.wake()
+        return words
+
+    # ------------------------------------------------------------------ what is refused
+
+    def _check(
+        self, settings: ClusterSettings, refused: Sequence[str], gateway_keys: Sequence[str]
+    ) -> None:
+        name = self._fleet.settings.cluster
+        again = f"`llx down --context {name}`, then `llx up` with the new settings"
+        if refused:
+            raise ConflictError(
+                f"cluster {name} is running, and these cannot be changed while it does:"
+                f" {', '.join(refused)}",
+                remedy=again,
+            )
+        if not gateway_keys:
+            return
+        ready = [u for u in self._fleet.gateways.values() if u.state is InstanceState.READY]
+        if min(len(ready), settings.num_gateways) < 2:
+            raise ConflictError(
+                f"{', '.join(gateway_keys)}: gateways would have to be started again, and cluster"
+                f" {name} has but {len(ready)} ready: its streams would be cut",
+                remedy=f"{again}; or run two gateways, on two hosts",
+            )
+        if self._roll is not None and not self._roll.done():
+            raise ConflictError(
+                f"cluster {name}: gateways are just being started again", remedy="try again later"
+            )
+
+    def _refuse_leaving(self, settings: ClusterSettings, units: Sequence[str]) -> None:
+        """What is just being removed cannot be had back before it is gone."""
+        hosts = [n for n in desired_hosts(settings) if n in self._fleet.hosts]
+        leaving = [name for name in hosts if self._fleet.hosts[name].is_leaving]
+        for name in units:
+            unit = self._fleet.unit(name)
+            if unit is not None and unit.is_leaving:
+                leaving.append(name)
+        if leaving:
+            raise ConflictError(
+                f"{', '.join(leaving)}: still being removed", remedy="try again in a minute"
+            )
+
+    # ------------------------------------------------------------------ hosts
+
+    def _apply_hosts(self, names: Sequence[str]) -> None:
+        fleet = self._fleet
+        for name in names:
+            if name not in fleet.hosts:
+                host = HostUnit(name, self._agents.agent(name), time.monotonic())
+                fleet.hosts[name] = host
+                self._unwatch[name] = self._watch(host)
+                self._actions.note_host("added", name)
+        for host in fleet.hosts.values():
+            if host.name not in names and not host.is_leaving:
+                host.is_leaving = True
+                self._actions.note_host("leaving", host.name)
+                self._actions.own(self._retire_host(host), f"retire-{host.name}")
+        fleet.hosts = {**{name: fleet.hosts[name] for name in names}, **fleet.hosts}
+
+    async def _retire_host(self, host: HostUnit) -> None:
+        end = time.monotonic() + DRAIN_S
+        while host.state in {HostState.STARTING, HostState.AGENT_AWAY}:
+            await asyncio.sleep(_POLL_S)  # its agent may be back in a moment
+            if time.monotonic() > end:
+                break
+        done = await self._emptying.empty(self._fleet.units_on(host.name), DRAIN_S)
+        if self._fleet.is_stopping:
+            return
+        self._unwatch.pop(host.name, lambda: None)()
+        del self._fleet.hosts[host.name]
+        await self._agents.remove(host.name)
+        self._actions.note_host("removed", host.name, finished=done.finished, cut=done.cut)
+        self._actions.wake()
+
+    # ------------------------------------------------------------------ instances
+
+    def _apply_instances(self, specs: Sequence[InstanceSpec]) -> None:
+        self._fleet.instances = self._with(self._fleet.instances, specs)
+        for unit in self._leaving(self._fleet.instances, specs):
+            self._actions.own(self._retire(unit), f"retire-{unit.name}")
+
+    def _with(
+        self, units: dict[str, Unit], specs: Sequence[InstanceSpec | GatewaySpec]
+    ) -> dict[str, Unit]:
+        """`units` and the missing ones, in the order of `specs`."""
+        wanted = {spec.name: units.get(spec.name) or Unit(spec) for spec in specs}
+        return {**wanted, **units}
+
+    def _leaving(
+        self, units: dict[str, Unit], specs: Sequence[InstanceSpec | GatewaySpec]
+    ) -> list[Unit]:
+        """Those that are to leave from now on."""
+        names = {spec.name for spec in specs}
+        found = [unit for unit in units.values() if unit.name not in names and not unit.is_leaving]
+        for unit in found:
+            unit.is_leaving = True
+        return found
+
+    async def _retire(self, unit: Unit) -> None:
+        await self._emptying.empty([unit], DRAIN_S)
+        self._fleet.instances.pop(unit.name, None)
+        self._fleet.gateways.pop(unit.name, None)
+        self._actions.wake()
+
+    # ------------------------------------------------------------------ gateways
+
+    def _apply_gateways(self, specs: Sequence[GatewaySpec]) -> None:
+        outdated = []
+        for spec in specs:
+            unit = self._fleet.gateways.get(spec.name)
+            if unit is None:
+                continue
+            assert isinstance(unit.spec, GatewaySpec), f"{unit.name} is a gateway"
+            if not serves_alike(unit.spec, spec):
+                outdated.append(unit)
+            unit.spec = spec
+        self._fleet.gateways = self._with(self._fleet.gateways, specs)
+        for unit in self._leaving(self._fleet.gateways, specs):
+            self._actions.own(self._retire(unit), f"retire-{unit.name}")
+        if outdated:
+            self._roll = self._actions.own(self._roll_gateways(outdated), "roll-gateways")
+
+    async def _roll_gateways(self, units: Sequence[Unit]) -> None:
+        """One after the other: its streams end, it starts anew, it has all its instances."""
+        for unit in units:
+            while unit.is_busy and unit.task is not None:
+                await asyncio.wait([unit.task])
+            if self._fleet.is_stopping or unit.is_leaving:
+                return
+            await asyncio.wait([self._actions.act(unit, self._renew(unit))])
+            if not await self._serves_again(unit):
+                log.error("gateways.not_renewed", gateway=unit.name, detail=unit.detail)
+                return
+
+    async def _renew(self, unit: Unit) -> None:
+        unit.state, unit.detail = InstanceState.DRAINING, "lets its streams finish"
+        self._actions.note("draining", unit, deadline_s=DRAIN_S)
+        await self._actions.end(unit, DRAIN_S)
+        self._fleet.line.drop(unit.name)
+        if not self._fleet.is_stopping:
+            await self._actions.start_again(unit)
+
+    async def _serves_again(self, unit: Unit) -> bool:
+        end = time.monotonic() + self._fleet.settings.runtime.start_timeout_s
+        while time.monotonic() < end:
+            if unit.state is InstanceState.FAILED:
+                return False
+            if unit.state is InstanceState.READY and not self._fleet.missing(unit):
+                return True
+            await asyncio.sleep(_POLL_S)
+        return False

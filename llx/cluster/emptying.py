@@ -1,0 +1,145 @@
+"""Taking units from their hosts without cutting streams: one unit, or all of a host.
+
+An instance is cordoned at the gateways first; when they know it, and it has nothing running or
+waiting any more (or the deadline has come), gateways let go of it and it ends. A gateway drains by
+itself: told to end, it takes no new connection and lets its streams finish.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from llx.api import HostState, InstanceState
+from llx.cluster.actions import GRACE_S, Actions
+from llx.cluster.fleet import Fleet
+from llx.cluster.stopping import StopCount
+from llx.cluster.unit import Unit
+from llx.errors import LlxError, UnreachableError
+from llx.log import get_log
+from llx.specs import GatewaySpec
+from llx.wire import GatewayReport
+
+log = get_log(__name__)
+
+DRAIN_S = 60.0
+_EMPTY = "takes nothing new"
+_POLL_S = 0.1
+_KNOWN_S = 5.0
+_SILENT_S = 5.0
+"""An instance that has not been heard for so long cannot be emptied; a link may blink."""
+"""A gateway that is heard of and does not take in a new list is not waited for longer."""
+_CALM_S = 0.3
+"""So long nothing may run: a request may be on its way from a gateway."""
+
+
+@dataclass(slots=True)
+class Emptied:
+    """What became of streams; `left`: what could not be reached and may still run."""
+
+    finished: int
+    cut: int
+    left: list[str]
+
+
+class Emptying:
+    """Empties units and hosts of a fleet."""
+
+    def __init__(
+        self, fleet: Fleet, actions: Actions, publish: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._fleet = fleet
+        self._actions = actions
+        self._publish = publish
+
+    async def empty(self, units: Sequence[Unit], deadline_s: float) -> Emptied:
+        """Take all these units from their hosts, at once; they have none afterwards."""
+        done = Emptied(0, 0, [])
+        await asyncio.gather(*(self._empty(unit, deadline_s, done) for unit in units))
+        return done
+
+    async def _empty(self, unit: Unit, deadline_s: float, done: Emptied) -> None:
+        while unit.is_busy and unit.task is not None:
+            await asyncio.wait([unit.task])
+        if not unit.host:
+            return
+        if isinstance(unit.spec, GatewaySpec):
+            action = self._empty_gateway(unit, deadline_s, done)
+        else:
+            action = self._empty_instance(unit, deadline_s, done)
+        await asyncio.wait([self._actions.act(unit, action)])
+
+    async def _empty_instance(self, unit: Unit, deadline_s: float, done: Emptied) -> None:
+        if unit.known:
+            unit.state, unit.detail = InstanceState.DRAINING, _EMPTY
+            self._actions.note("draining", unit, deadline_s=deadline_s)
+            await self._publish()
+            before, after = await self._wait_until_idle(unit, deadline_s)
+            done.finished += max(0, before - after)
+            done.cut += after
+        unit.known = []
+        unit.state, unit.detail = InstanceState.STOPPING, "is taken from its host"
+        await self._publish()
+        await self._take_away(unit, GRACE_S, done)
+
+    async def _wait_until_idle(self, unit: Unit, deadline_s: float) -> tuple[int, int]:
+        """Requests at the beginning and at the end."""
+        begun = time.monotonic()
+        version = self._fleet.line.version
+        first = last = self._requests(unit)
+        calm_since: float | None = None
+        silent_since: float | None = None
+        while (now := time.monotonic()) < begun + deadline_s and not self._fleet.is_stopping:
+            found = self._requests(unit)
+            if found is None:
+                silent_since = silent_since or now
+                if now - silent_since >= _SILENT_S:  # nobody can reach it
+                    break
+                calm_since = None
+                await asyncio.sleep(_POLL_S)
+                continue
+            silent_since = None
+            first, last = found if first is None else max(first, found), found
+            unit.detail = f"takes nothing new; {found} requests left" if found else _EMPTY
+            is_known = self._fleet.line.is_known(version) or now > begun + _KNOWN_S
+            if found or not is_known:
+                calm_since = None
+            else:
+                calm_since = calm_since or now
+                if now - calm_since >= _CALM_S:
+                    break
+            await asyncio.sleep(_POLL_S)
+        return first or 0, last or 0
+
+    def _requests(self, unit: Unit) -> int | None:
+        found = self._fleet.loads.load(unit.name)
+        return None if found is None else found[0].num_running + found[0].num_waiting
+
+    async def _empty_gateway(self, unit: Unit, deadline_s: float, done: Emptied) -> None:
+        count = StopCount(lambda: self._report(unit))
+        unit.state, unit.detail = InstanceState.DRAINING, "lets its streams finish"
+        self._actions.note("draining", unit, deadline_s=deadline_s)
+        was_killed = await self._take_away(unit, deadline_s, done)
+        report = count.report(was_killed=was_killed)
+        done.finished += report.finished
+        done.cut += report.cut
+        self._fleet.line.drop(unit.name)
+
+    async def _take_away(self, unit: Unit, grace_s: float, done: Emptied) -> bool:
+        """End it for good; returns whether it had to be killed."""
+        host, record = unit.host, None
+        try:
+            known = self._fleet.hosts.get(host)
+            if known is None or known.state is HostState.LOST:
+                raise UnreachableError(f"{host} is lost")
+            record = await self._actions.end_for_good(unit, grace_s)
+        except LlxError as error:
+            log.error("unit.not_stopped", name=unit.name, host=host, error=error)
+            done.left.append(unit.name)
+        self._actions.note("removed", unit, host=host)
+        unit.leave_host()
+        return record is not None and record.signal is not None
+
+    def _report(self, unit: Unit) -> GatewayReport | None:
+        view = self._fleet.line.view(unit.name)
+        return None if view is None else view.report

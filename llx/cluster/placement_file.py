@@ -1,0 +1,61 @@
+"""What a head must remember of where things are, for the one that comes after it.
+
+While a host is away nobody can be asked; without this file a new head would take its instances from
+the gateways, and their streams with them, or start them a second time elsewhere.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from llx.cluster.state_dir import write_private
+from llx.log import get_log
+
+log = get_log(__name__)
+
+
+class PlacedInstance(msgspec.Struct, frozen=True):
+    """Where an instance is. `addresses`: where gateways reach it; empty: it was not ready."""
+
+    host: str
+    addresses: list[str] = []
+
+
+class Placements(msgspec.Struct, frozen=True):
+    """Where everything is. `leaving`: hosts that are to be emptied and are not yet."""
+
+    instances: dict[str, PlacedInstance] = {}
+    gateways: dict[str, str] = {}
+    leaving: list[str] = []
+
+
+def load_placements(path: Path) -> Placements:
+    """What the file says; nothing if it is missing or damaged: what runs is found anyway."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Placements)
+    except FileNotFoundError:
+        return Placements()
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning("placements.unreadable", path=path, error=error)
+        return Placements()
+
+
+def save_placements(path: Path, placements: Placements) -> None:
+    """Write the file; blocking."""
+    write_private(path, msgspec.json.format(msgspec.json.encode(placements), indent=1).decode())
+
+
+def load_cordons(path: Path) -> frozenset[str]:
+    """The cordoned hosts; none if the file is missing or damaged."""
+    try:
+        return frozenset(msgspec.json.decode(path.read_bytes(), type=list[str]))
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning("cordons.unreadable", path=path, error=error)
+        return frozenset()
+
+
+def save_cordons(path: Path, hosts: frozenset[str]) -> None:
+    """Write the file; blocking, quick."""
+    write_private(path, msgspec.json.encode(sorted(hosts)).decode() + "\n")

@@ -1,0 +1,98 @@
+"""Giving every unit a host: by what is seen running, else by `llx.core.placement`."""
+
+from llx.api import HostState, InstanceState
+from llx.cluster.actions import Actions
+from llx.cluster.desired import wanted_of
+from llx.cluster.fleet import Fleet
+from llx.cluster.host_unit import HostUnit
+from llx.cluster.placement_file import PlacedInstance, Placements
+from llx.cluster.unit import Unit
+from llx.core.model import HostName
+from llx.core.placement import Placement, place_gateways, place_instances
+from llx.specs import InstanceSpec
+
+_UNSURE = frozenset({HostState.LOST, HostState.FAILED})
+
+
+class Placing:
+    """Decides where units of a fleet are."""
+
+    def __init__(self, fleet: Fleet, actions: Actions) -> None:
+        self._fleet = fleet
+        self._actions = actions
+
+    def place(self) -> None:
+        """A host for whoever has none; waits until no host is just starting."""
+        for host in self._fleet.hosts.values():
+            self._take_what_runs(host)
+        for unit in self._fleet.units():
+            self._leave_if_never_started(unit)
+        hosts = [each for each in self._fleet.hosts.values() if not each.is_leaving]
+        if any(host.state is HostState.STARTING for host in hosts):
+            return
+        if any(not unit.host and not unit.is_leaving for unit in self._fleet.units()):
+            self._place()
+
+    def remembered(self) -> Placements:
+        """What the next head must know."""
+        return Placements(
+            instances={
+                name: PlacedInstance(unit.host, list(unit.known))
+                for name, unit in self._fleet.instances.items()
+                if unit.host
+            },
+            gateways={name: unit.host for name, unit in self._fleet.gateways.items() if unit.host},
+            leaving=[host.name for host in self._fleet.hosts.values() if host.is_leaving],
+        )
+
+    def _take_what_runs(self, host: HostUnit) -> None:
+        """A unit without a host that runs somewhere is there."""
+        if host.view is None or not host.answers or host.is_leaving:
+            return
+        for name, seen in host.view.processes.items():
+            unit = self._fleet.unit(name)
+            if unit is None or unit.host or unit.is_busy or unit.is_leaving:
+                continue
+            if seen.is_running and host.viewed_at >= unit.acted_at:
+                unit.put_on(host.name)
+
+    def _leave_if_never_started(self, unit: Unit) -> None:
+        """What was to be started on a host that cannot be used starts elsewhere."""
+        host = self._fleet.hosts.get(unit.host)
+        if not unit.host or unit.is_busy or unit.is_leaving or self._fleet.is_heard(unit):
+            return
+        if host is None or (host.state in _UNSURE and not unit.is_ours and not unit.known):
+            unit.leave_host()
+
+    def _place(self) -> None:
+        fleet = self._fleet
+        hosts = [each for each in fleet.hosts.values() if not each.is_leaving]
+        instances = [each for each in fleet.instances.values() if not each.is_leaving]
+        wanted = [wanted_of(u.spec) for u in instances if isinstance(u.spec, InstanceSpec)]
+        rooms = [host.room(_belonging(instances, host.name)) for host in hosts]
+        found = place_instances(wanted, _kept(instances), rooms)
+        self._apply(instances, found)
+        gateways = [each for each in fleet.gateways.values() if not each.is_leaving]
+        names = [each.name for each in gateways]
+        self._apply(gateways, place_gateways(names, _kept(gateways), rooms))
+
+    def _apply(self, units: list[Unit], found: Placement) -> None:
+        for unit in units:
+            if unit.host or unit.is_busy:
+                continue
+            if unit.name in found.hosts:
+                unit.put_on(found.hosts[unit.name])
+                self._actions.note("placed", unit, host=unit.host)
+                continue
+            reason = found.reasons[unit.name]
+            if (unit.state, unit.detail) != (InstanceState.FAILED, reason):
+                unit.state, unit.detail = InstanceState.FAILED, reason
+                self._actions.note("not_placed", unit, reason=reason)
+
+
+def _belonging(instances: list[Unit], host: str) -> frozenset[str]:
+    return frozenset(unit.name for unit in instances if unit.host in {host, ""})
+
+
+def _kept(units: list[Unit]) -> dict[str, HostName]:
+    return {unit.name: HostName(unit.host) for unit in units if unit.host}

@@ -1,0 +1,217 @@
+"""What a head does, wherever it lives: drives the cluster and serves the control API."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llx.cluster.agents import AgentsSource
+from llx.cluster.audit import AuditTrail
+from llx.cluster.desired import desired_gateways, desired_hosts, desired_instances
+from llx.cluster.driver import ClusterDriver
+from llx.cluster.fleet import Fleet
+from llx.cluster.gateway_line import LOOPBACK, GatewayLine
+from llx.cluster.host_unit import HostUnit
+from llx.cluster.load_watch import LoadWatch
+from llx.cluster.placement_file import PlacedInstance, Placements, load_cordons, load_placements
+from llx.cluster.state_dir import StateDir
+from llx.cluster.unit import Unit
+from llx.core.model import Term
+from llx.curve import ClusterKeys
+from llx.errors import ConflictError
+from llx.log import get_log
+from llx.secret import Secret
+from llx.settings import ClusterSettings
+from llx.specs import GatewaySpec, InstanceSpec
+
+if TYPE_CHECKING:  # imported late: by then the processes of the cluster are starting
+    import uvicorn
+
+log = get_log(__name__)
+
+_HTTP_GRACE_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSeat:
+    """What a head needs to begin.
+
+    Attributes:
+        settings: What the cluster should be; `StateDir.settings` holds the same and is rewritten
+            when they are changed through the control API.
+        state: The cluster's state directory on this host; `create` was called.
+        platform: ``cpu`` or ``cuda``.
+        term: This head's, raised on disk before.
+        token: Of the control API.
+        line_address: Where gateways reach the head, such as ``tcp://10.0.0.1:20009``; None: on
+            loopback, at a port of the system's choice.
+    """
+
+    settings: ClusterSettings
+    state: StateDir
+    platform: str
+    term: Term
+    token: Secret
+    line_address: str | None = None
+
+
+async def serve(
+    seat: HeadSeat,
+    agents: AgentsSource,
+    *,
+    listener: socket.socket,
+    ending: asyncio.Event,
+    on_ready: Callable[[str], None],
+) -> bool:
+    """Run the head until `ending` is set, or until the control API has stopped the cluster.
+
+    Args:
+        seat: Whose head.
+        agents: Reaches the hosts of the settings.
+        listener: For the control API, bound (`bind_control`).
+        ending: Set it to end the head alone; whatever runs goes on.
+        on_ready: Gets the control API's URL as soon as it answers.
+
+    Returns:
+        Whether the cluster was stopped through the control API.
+
+    Raises:
+        ConflictError: The gateways' address is taken by someone else.
+        ConfigError: Keys or settings in the state directory cannot be used.
+    """
+    keys = ClusterKeys.load(seat.state.keys)
+    with contextlib.closing(GatewayLine(keys, seat.term)) as line:
+        loads = LoadWatch(keys, seat.term)
+        try:
+            address = await line.bind(seat.line_address)
+            fleet = make_fleet(seat, agents, line, loads, address)
+            driver = ClusterDriver(fleet, agents, AuditTrail(seat.state.events), seat.state)
+            await _drive(driver, seat.token, listener, ending, on_ready)
+            return driver.stopped.is_set()
+        finally:
+            await loads.close()
+
+
+def bind_control(port: int) -> socket.socket:
+    """The control API's listening socket, on loopback.
+
+    Raises:
+        ConflictError: The port is taken.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((LOOPBACK, port))
+    except OSError as error:
+        listener.close()
+        raise ConflictError(
+            f"control API: {LOOPBACK}:{port}: {error.strerror}",
+            remedy="choose another control.port (0: any free one)",
+        ) from None
+    return listener
+
+
+def make_fleet(
+    seat: HeadSeat, agents: AgentsSource, line: GatewayLine, loads: LoadWatch, address: str
+) -> Fleet:
+    """The fleet of the settings, with what former heads remembered of it."""
+    known = load_placements(seat.state.placements)
+    cordoned = load_cordons(seat.state.cordons)
+    names = desired_hosts(seat.settings)
+    placed = [*(each.host for each in known.instances.values()), *known.gateways.values()]
+    leaving = [each for each in dict.fromkeys([*known.leaving, *placed]) if each not in names]
+    now = time.monotonic()
+    hosts = {
+        name: HostUnit(
+            name,
+            agents.agent(name),
+            now,
+            is_cordoned=name in cordoned,
+            is_leaving=name in leaving,
+        )
+        for name in [*names, *leaving]
+    }
+    instances = [_remembered(spec, known) for spec in desired_instances(seat.settings)]
+    gateways = [_remembered(spec, known) for spec in desired_gateways(seat.settings, address)]
+    return Fleet(
+        settings=seat.settings,
+        platform=seat.platform,
+        term=seat.term,
+        hosts=hosts,
+        instances={unit.name: unit for unit in instances},
+        gateways={unit.name: unit for unit in gateways},
+        line=line,
+        loads=loads,
+        line_address=address,
+        procs_dir=seat.state.procs,
+    )
+
+
+def _remembered(spec: InstanceSpec | GatewaySpec, known: Placements) -> Unit:
+    unit = Unit(spec)
+    if isinstance(spec, GatewaySpec):
+        placed = PlacedInstance(known.gateways.get(spec.name, ""))
+    else:
+        placed = known.instances.get(spec.name, PlacedInstance(""))
+    if placed.host:
+        unit.put_on(placed.host)
+        unit.known = list(placed.addresses)
+    return unit
+
+
+async def _drive(
+    driver: ClusterDriver,
+    token: Secret,
+    listener: socket.socket,
+    ending: asyncio.Event,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Until `ending`, or until the control API has stopped everything."""
+    driving = asyncio.create_task(driver.run(), name="driver")
+    # The processes are starting while the web framework is being imported.
+    server = await asyncio.to_thread(_server, driver, token)
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="control")
+    on_ready(f"http://{LOOPBACK}:{listener.getsockname()[1]}")
+    asked = asyncio.create_task(ending.wait())
+    stopped = asyncio.create_task(driver.stopped.wait())
+    try:
+        first = asyncio.FIRST_COMPLETED
+        await asyncio.wait([driving, serving, asked, stopped], return_when=first)
+        if driving.done():
+            driving.result()
+    finally:
+        server.should_exit = True  # answers under way are finished
+        await asyncio.wait([serving], timeout=_HTTP_GRACE_S + 2)
+        for task in (driving, serving, asked, stopped):
+            task.cancel()
+        await asyncio.gather(driving, serving, asked, stopped, return_exceptions=True)
+
+
+def _server(driver: ClusterDriver, token: Secret) -> "uvicorn.Server":
+    import uvicorn
+
+    from llx.cluster.control import make_app
+
+    class Server(uvicorn.Server):
+        """uvicorn without signal handlers of its own."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    config = uvicorn.Config(
+        make_app(driver, token),
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=64,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=_HTTP_GRACE_S,
+    )
+    return Server(config)

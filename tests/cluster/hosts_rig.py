@@ -1,0 +1,301 @@
+"""Several hosts in one machine: a head in a thread, an agent and a directory per host, real shims.
+
+Hosts are 127.0.0.11, .12, … An agent can be cut off or made to hang; a host can be switched off
+with all that runs on it. There is no Ray here: what is tested is what the driver makes of agents.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import llx
+from llx.agent import shim
+from llx.agent.devices import Device, DeviceKind, DeviceLedger, Inventory, Need
+from llx.agent.host_view import HostView
+from llx.agent.log_file import LogPart
+from llx.agent.node import Commands, NodeAgent
+from llx.agent.place import Place
+from llx.agent.processes import ShimRecord, list_processes
+from llx.api import ClusterState, ClusterStatus
+from llx.client import ControlClient
+from llx.cluster.agents import AgentPort, LocalAgent
+from llx.cluster.launch import stop_everything
+from llx.cluster.serve import HeadSeat, bind_control, serve
+from llx.cluster.state_dir import StateDir, write_private
+from llx.errors import UnreachableError
+from llx.settings import ClusterSettings, dump_cluster, load_cluster
+from llx.specs import GatewaySpec, InstanceSpec
+
+FAKES = Path(__file__).parent / "fakes"
+
+
+class Link:
+    """An agent at the end of a line that can be cut, or hang."""
+
+    def __init__(self, host: "FakeHost") -> None:
+        self._to = host
+
+    @property
+    def host(self) -> str:
+        return self._to.name
+
+    async def _reach(self) -> AgentPort:
+        match self._to.line:
+            case "cut":
+                raise UnreachableError(f"{self.host}: the line is cut")
+            case "hangs":
+                await asyncio.sleep(3600)
+        assert self._to.agent is not None
+        return LocalAgent(self._to.agent)
+
+    async def observe(self) -> HostView:
+        return await (await self._reach()).observe()
+
+    async def start_instance(
+        self, spec: InstanceSpec, needs: Sequence[Need], cores_each: int | None
+    ) -> list[str]:
+        return await (await self._reach()).start_instance(spec, needs, cores_each)
+
+    async def start_gateway(self, spec: GatewaySpec) -> None:
+        await (await self._reach()).start_gateway(spec)
+
+    async def stop(self, name: str, grace_s: float) -> ShimRecord | None:
+        return await (await self._reach()).stop(name, grace_s)
+
+    async def release(self, name: str) -> None:
+        await (await self._reach()).release(name)
+
+    async def forget(self, name: str) -> None:
+        await (await self._reach()).forget(name)
+
+    async def read_log(self, name: str, offset: int | None, limit: int, tail: int) -> LogPart:
+        return await (await self._reach()).read_log(name, offset, limit, tail)
+
+
+class FakeHost:
+    """One host."""
+
+    def __init__(self, rig: "HostsRig", name: str, number: int, num_gpus: int) -> None:
+        self.name = name
+        self.state = StateDir(rig.root / name)
+        self.state.create()
+        self.state.keys.unlink()
+        self.state.keys.write_bytes(rig.keys)
+        self.state.keys.chmod(0o600)
+        self.line = "up"
+        self.agent: NodeAgent | None = None
+        self._rig = rig
+        self._address = f"127.0.0.{number}"
+        self._inventory = Inventory(
+            DeviceKind.GPU if num_gpus else DeviceKind.CPU,
+            tuple(Device(f"{name}-{i}", f"{i}: X") for i in range(num_gpus or 2)),
+        )
+        self.new_agent()
+
+    def new_agent(self) -> None:
+        """As after the agent's death: nothing is remembered but what lies on disk."""
+        python = sys.executable
+        self.agent = NodeAgent(
+            self.state.procs,
+            DeviceLedger(self.state.devices, self._inventory),
+            Commands(
+                (python, str(FAKES / "fake_instance.py")), (python, str(FAKES / "fake_gateway.py"))
+            ),
+            self._rig.environment,
+            place=Place(self.name, self._address, "cpu", "/models", (21100, 21999)),
+        )
+
+    def alive(self) -> set[str]:
+        return {each.name for each in list_processes(self.state.procs) if each.is_alive()}
+
+    def pid(self, name: str) -> int:
+        (found,) = [each for each in list_processes(self.state.procs) if each.name == name]
+        return found.status().child_pid
+
+    def log(self, name: str) -> str:
+        path = self.state.procs / name / "log"
+        return path.read_text() if path.exists() else ""
+
+    def off(self) -> None:
+        """Everything there is gone at once."""
+        self.line = "cut"
+        for process in list_processes(self.state.procs):
+            record = process.status()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record.shim_pid, signal.SIGKILL)
+
+    def on(self) -> None:
+        self.new_agent()
+        self.line = "up"
+
+
+class HostsRig:
+    """A cluster on such hosts."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.state = StateDir(root / "head-state")
+        self.state.create()
+        self.keys = self.state.keys.read_bytes()
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(root),
+            "PYTHONPATH": str(Path(llx.__file__).parents[1]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        self.hosts: dict[str, FakeHost] = {}
+        self.removed: list[str] = []
+        self.url = ""
+        self._head: _Head | None = None
+
+    # -------------------------------------------------- agents source
+
+    def agent(self, host: str) -> AgentPort:
+        return Link(self.hosts[host])
+
+    async def remove(self, host: str) -> None:
+        self.removed.append(host)
+
+    # -------------------------------------------------- arranging
+
+    def add(self, *names: str, num_gpus: int = 0) -> None:
+        for name in names:
+            self.hosts[name] = FakeHost(self, name, 11 + len(self.hosts), num_gpus)
+
+    def settings(self, *hosts: str, **changes: Any) -> ClusterSettings:
+        values = {
+            "cluster": "c",
+            "hosts": list(hosts or self.hosts),
+            "models": [self.model("m", 2)],
+            "control": {"port": 0},
+            "gateway": {"host": "0.0.0.0"},
+            **changes,
+        }
+        return ClusterSettings.model_validate(values)
+
+    def model(self, name: str, count: int, **more: object) -> dict[str, object]:
+        return {
+            "name": name,
+            "model": "/m",
+            "engine": "sim",
+            "instances": {"min": count, "max": 8},
+            "engine_args": {"is_idle": True},
+            **more,
+        }
+
+    def up(self, settings: ClusterSettings | None = None) -> ControlClient:
+        """A head; of the settings given, else of those on disk."""
+        if settings is not None:
+            write_private(self.state.settings, dump_cluster(settings))
+        self._head = _Head(self)
+        return self.client()
+
+    def client(self) -> ControlClient:
+        assert self._head is not None
+        return ControlClient(self._head.wait_ready(), self.state.keep_or_new_token())
+
+    def end_head(self) -> bool:
+        """End the head alone; returns whether it says that the cluster was stopped."""
+        assert self._head is not None
+        return self._head.end()
+
+    def close(self) -> None:
+        if self._head is not None:
+            self._head.end()
+        for host in self.hosts.values():
+            stop_everything(host.state.path, 0)
+            for process in list_processes(host.state.procs):
+                shim.kill_marked(process.status().mark)
+
+    # -------------------------------------------------- looking
+
+    def reaches(
+        self, client: ControlClient, state: ClusterState, timeout_s: float = 20.0
+    ) -> ClusterStatus:
+        found: list[ClusterStatus] = []
+
+        def check() -> bool:
+            found[:] = [client.status()]
+            return found[0].state is state
+
+        self.eventually(check, lambda: f"{state}, but {found[0]}", timeout_s)
+        return found[0]
+
+    def eventually(
+        self, check: Callable[[], bool], what: str | Callable[[], str], timeout_s: float = 20.0
+    ) -> None:
+        end = time.monotonic() + timeout_s
+        while not check():
+            assert time.monotonic() < end, (
+                f"not in time: {what if isinstance(what, str) else what()}"
+            )
+            time.sleep(0.02)
+
+    def where(self, client: ControlClient) -> dict[str, str]:
+        status = client.status()
+        return {each.name: each.host for each in [*status.gateways, *status.instances]}
+
+
+class _Head:
+    """A head in a thread of its own."""
+
+    def __init__(self, rig: HostsRig) -> None:
+        self._rig = rig
+        self._loop = asyncio.new_event_loop()
+        self._ending = asyncio.Event()
+        self._is_ready = threading.Event()
+        self._url = ""
+        self._result: bool | BaseException = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        rig = self._rig
+        try:
+            with bind_control(0) as listener:
+                seat = HeadSeat(
+                    load_cluster(rig.state.settings), rig.state, "cpu", rig.state.raise_term(),
+                    rig.state.keep_or_new_token(), "tcp://127.0.0.11:21009",
+                )  # fmt: skip
+                serving = serve(
+                    seat, rig, listener=listener, ending=self._ending, on_ready=self._on_ready
+                )
+                self._result = self._loop.run_until_complete(serving)
+        except BaseException as error:  # noqa: BLE001 - the test shall see it
+            self._result = error
+        finally:
+            self._is_ready.set()
+            self._loop.close()
+
+    def _on_ready(self, url: str) -> None:
+        self._url = url
+        self._is_ready.set()
+
+    def wait_ready(self) -> str:
+        assert self._is_ready.wait(20), "no head"
+        if isinstance(self._result, BaseException):
+            raise self._result
+        return self._url
+
+    def end(self) -> bool:
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._ending.set)
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "the head does not end"
+        if isinstance(self._result, BaseException):
+            raise self._result
+        return self._result
+
+
+def make_rig(root: Path) -> Iterator[HostsRig]:
+    """For a fixture."""
+    made = HostsRig(root)
+    yield made
+    made.close()
