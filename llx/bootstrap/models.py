@@ -1,0 +1,393 @@
+"""Models on hosts: copying an operator's directory there, pulling from the hub, listing, removing.
+
+Each is a directory of ``~/.llx/models``, complete once its manifest is there
+(`llx.bootstrap.model_files`); in specs and in cluster.yaml it is ``@models/NAME``. Only what
+differs is sent, whole files at a time, so a copy that was interrupted goes on with the file it was
+at.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from llx import __version__
+from llx.bootstrap.host_layout import HostLayout
+from llx.bootstrap.hosts_plan import MODELS, TINY_ON_HOSTS, copied_name
+from llx.bootstrap.model_files import (
+    MANIFEST_NAME,
+    Manifest,
+    ModelFile,
+    check_name,
+    digest,
+    hub_name,
+    is_unchanged,
+    scan,
+    size_text,
+)
+from llx.bootstrap.shell import OnProgress, Shell
+from llx.errors import HostError, InstallError
+from llx.secret import Secret
+from llx.settings import TINY_MODEL, ClusterSettings
+
+_PROGRESS_EVERY_S = 1.0
+_HASH_BYTES_PER_S = 30e6
+_PULL_TIMEOUT_S = 24 * 3600.0
+_MAX_MANIFEST_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class HostModel:
+    """A model's directory on a host.
+
+    Attributes:
+        name: As in ``@models/NAME``.
+        size_bytes: On disk.
+        is_complete: It can be served.
+        source: Where it came from; "" if that was not written down.
+    """
+
+    name: str
+    size_bytes: int
+    is_complete: bool
+    source: str = ""
+
+
+def list_models(shell: Shell, layout: HostLayout) -> list[HostModel]:
+    """What lies in the host's models directory, by name."""
+    done = shell.run(["sh", "-c", _LIST, "-", str(layout.models)], timeout_s=120)
+    found = []
+    for line in done.stdout.splitlines():
+        size, mark, name = line.split("\t", 2)
+        manifest = _read_manifest(shell, layout.models / name) if mark else None
+        source = manifest.source if manifest is not None else ""
+        found.append(HostModel(name, int(size) * 1024, bool(mark), source))
+    return sorted(found, key=lambda each: each.name)
+
+
+def remove_model(shell: Shell, layout: HostLayout, name: str) -> bool:
+    """Remove a model's directory; returns whether there was one."""
+    place = layout.models / check_name(name)
+    if not shell.run(["test", "-e", str(place)]).is_success:
+        return False
+    # First what makes it complete: half a model must not look like one.
+    _checked(shell, name, ["rm", "-f", str(place / MANIFEST_NAME)])
+    _checked(shell, name, ["rm", "-rf", str(place)], timeout_s=600)
+    return True
+
+
+def ensure_model(
+    shell: Shell,
+    layout: HostLayout,
+    name: str,
+    source: Path,
+    on_progress: OnProgress | None = None,
+) -> bool:
+    """Make the host's model `name` equal to the directory `source` here.
+
+    Args:
+        shell: The host.
+        layout: Of the host.
+        name: As in ``@models/NAME``.
+        source: With a ``config.json``; hidden files are left out.
+        on_progress: Told, about once a second, how many bytes of those to be sent have been.
+
+    Returns:
+        Whether anything had to be done.
+
+    Raises:
+        HostError: There is too little space, or something could not be written.
+        ConfigError: `source` is no model's directory, or changes while it is copied.
+    """
+    return _Copy(shell, layout.models / check_name(name), source, scan(source)).run(on_progress)
+
+
+def pull_model(
+    shell: Shell,
+    layout: HostLayout,
+    repository: str,
+    *,
+    python: PurePosixPath,
+    revision: str | None = None,
+    token: Secret | None = None,
+    endpoint: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> bool:
+    """Have the host fetch a model from the hub, with the node environment's own library.
+
+    Args:
+        shell: The host.
+        layout: Of the host.
+        repository: ``org/name``.
+        python: Of the host's node environment.
+        revision: Branch, tag or commit; default: the repository's own.
+        token: For what is not public; else one that lies there is used, if any.
+        endpoint: Another hub.
+        on_progress: Told, about once a second, how many bytes are there.
+
+    Returns:
+        Whether anything was fetched.
+
+    Raises:
+        HostError: The hub does not give it, or there is too little space; says why.
+    """
+    place = layout.models / hub_name(repository)
+    hub_home = str(layout.models / f".hub-{place.name}")  # removed, so nothing is left in the home
+    environment = {"HF_HOME": hub_home, "HF_TOKEN_PATH": _token_path(shell, layout), **_QUIET}
+    environment |= {"HF_ENDPOINT": endpoint} if endpoint else {}
+    argv = [str(python), "-m", "llx.agent.hub_model", repository, "--to", str(place)]
+    argv += ["--revision", revision] if revision else []
+    hear = _Hearer(on_progress)
+    done = shell.run(
+        argv,
+        stdin=b"" if token is None else token.reveal().encode(),
+        timeout_s=_PULL_TIMEOUT_S,
+        environment=environment,
+        on_line=hear.line,
+    )
+    shell.run(["rm", "-rf", hub_home])
+    if not done.is_success or hear.outcome is None:
+        raise HostError(
+            hear.problem or f"the download ended with exit code {done.exit_code}",
+            host=shell.host,
+            step=f"pull {repository}",
+            process_exit_code=done.exit_code,
+            stderr_tail="" if hear.problem else done.stderr_tail,
+            remedy=hear.remedy or "repeat it: what is there is kept",
+        )
+    return hear.outcome == "fetched"
+
+
+def node_python(shell: Shell, layout: HostLayout, given: Path | None) -> PurePosixPath:
+    """The interpreter of the host's node environment: as set, else of llx's own.
+
+    Raises:
+        InstallError: There is none yet.
+    """
+    if given is not None:
+        return PurePosixPath(given)
+    script = 'ls -d "$1/node/$2"-*/bin/python'
+    listing = shell.run(["sh", "-c", script, "-", str(layout.root), __version__])
+    if not listing.stdout.strip():
+        raise InstallError(
+            f"{shell.host} has no node environment yet, and it is what fetches models",
+            remedy="`llx up` makes it; or copy the model from here: llx model add",
+        )
+    return PurePosixPath(listing.stdout.splitlines()[0])
+
+
+def users_of(name: str, settings: ClusterSettings) -> list[str]:
+    """The models of cluster.yaml that are served from ``@models/NAME``."""
+    sources = {}
+    for each in settings.models:
+        path = each.model_path
+        own = TINY_ON_HOSTS if each.model == TINY_MODEL else path and copied_name(path)
+        sources[each.name] = f"{MODELS}{own}" if own else each.model
+    return [served for served, source in sources.items() if source == f"{MODELS}{name}"]
+
+
+# --- one copy --------------------------------------------------------------------------------
+
+
+class _Copy:
+    """A directory here on its way to one there."""
+
+    def __init__(
+        self, shell: Shell, place: PurePosixPath, source: Path, files: Mapping[str, ModelFile]
+    ) -> None:
+        self._shell = shell
+        self._place = place
+        self._source = source
+        self._files = files
+
+    def run(self, on_progress: OnProgress | None) -> bool:
+        before = _read_manifest(self._shell, self._place)
+        sizes = self._sizes()
+        known = before.files if before is not None else self._hashes(sizes)
+        due = [
+            name
+            for name, file in self._files.items()
+            if sizes.get(name) != file.size or not self._is_same(name, known.get(name))
+        ]
+        stale = sorted(set(before.files) - set(self._files)) if before is not None else []
+        if before is not None and not due and not stale:
+            return False
+        self._require_space(due)
+        self._begin()
+        self._send(due, on_progress)
+        self._each('rm -f -- "$name"', stale)
+        self._finish()
+        return True
+
+    def _sizes(self) -> dict[str, int]:
+        lines = self._each('stat -Lc "%s %n" -- "$name" 2>/dev/null', self._files)
+        pairs = (line.split(" ", 1) for line in lines)
+        return {name: int(size) for size, name in pairs}
+
+    def _hashes(self, sizes: Mapping[str, int]) -> dict[str, ModelFile]:
+        """Of what an interrupted copy left: the host's own word, as nothing else vouches for it."""
+        there = {name: s for name, s in sizes.items() if s == self._files[name].size}
+        timeout_s = 60 + sum(there.values()) / _HASH_BYTES_PER_S
+        lines = self._each('sha256sum -- "$name"', there, timeout_s=timeout_s)
+        pairs = (line.split(maxsplit=1) for line in lines)
+        return {name: ModelFile(there[name], sha) for sha, name in pairs if name in there}
+
+    def _is_same(self, name: str, known: ModelFile | None) -> bool:
+        file = self._files[name]
+        if known is None or known.size != file.size:
+            return False
+        if known.mtime_ns and known.mtime_ns == file.mtime_ns:
+            return True
+        return known.sha256 == digest(self._source / name, file)
+
+    def _require_space(self, due: Sequence[str]) -> None:
+        there = self._place.parent
+        self._checked(["mkdir", "-p", "-m", "700", str(there.parent)])
+        self._checked(["mkdir", "-p", "-m", "700", str(there)])
+        listing = self._checked(["df", "-Pk", str(there)]).splitlines()
+        free = int(listing[-1].split()[-3]) * 1024
+        needed = sum(self._files[name].size for name in due)
+        if needed > free:
+            raise HostError(
+                f"needs {size_text(needed)} in {there}, and {size_text(free)} are free",
+                host=self._shell.host,
+                step=f"model {self._place.name}",
+                remedy=f"`llx model rm` what is not needed, or make {there} a link to another disk",
+            )
+
+    def _begin(self) -> None:
+        """From here on it is no complete model; what an ended copy had begun goes."""
+        script = 'mkdir -p -m 700 "$1" && rm -f "$1/$2" && find "$1" -name ".*.part" -delete'
+        self._checked(["sh", "-c", script, "-", str(self._place), MANIFEST_NAME])
+        folders = {str(PurePosixPath(name).parent) for name in self._files} - {"."}
+        self._each('mkdir -p -- "$name"', sorted(folders))
+
+    def _send(self, due: Sequence[str], on_progress: OnProgress | None) -> None:
+        total = sum(self._files[name].size for name in due)
+        tell = _Throttle(on_progress)
+        num_sent = 0
+        for name in due:
+            source, there = self._source / name, str(self._place / name)
+            self._shell.put_file(source, there, on_progress=_beyond(num_sent, total, tell))
+            self._require_unchanged(name)
+            num_sent += self._files[name].size
+        tell(total, total, is_last=True)
+
+    def _require_unchanged(self, name: str) -> None:
+        if not is_unchanged(self._source / name, self._files[name]):
+            raise HostError(
+                f"{self._source / name} changed while it was copied",
+                host=self._shell.host,
+                step=f"model {self._place.name}",
+                remedy="wait until it is finished, then repeat",
+            )
+
+    def _finish(self) -> None:
+        hashed = {
+            name: replace(file, sha256=digest(self._source / name, file))
+            for name, file in self._files.items()
+        }
+        for name in self._files:
+            self._require_unchanged(name)
+        manifest = Manifest(f"copy:{self._source}", hashed)
+        self._shell.put(manifest.dump(), str(self._place / MANIFEST_NAME), mode=0o644)
+
+    def _each(self, command: str, names: Iterable[str], timeout_s: float = 120) -> list[str]:
+        """Run `command` in the model's directory for each ``$name``; lines of what it prints."""
+        given = "".join(f"{name}\n" for name in names)
+        if not given:
+            return []
+        script = f'cd "$1" 2>/dev/null || exit 0; while IFS= read -r name; do {command}; done; :'
+        argv = ["sh", "-c", script, "-", str(self._place)]
+        done = self._shell.run(argv, stdin=given.encode(), timeout_s=timeout_s)
+        return done.stdout.splitlines()
+
+    def _checked(self, argv: Sequence[str]) -> str:
+        return _checked(self._shell, self._place.name, argv)
+
+
+# --- talking to the host ---------------------------------------------------------------------
+
+_QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+# KiB, a mark if it is complete, the name.
+_LIST = f"""
+cd "$1" 2>/dev/null || exit 0
+for each in *; do
+    [ -d "$each" ] || continue
+    case $each in *[!A-Za-z0-9._-]*) continue ;; esac
+    size=$(du -skL -- "$each" 2>/dev/null | cut -f 1)
+    mark=
+    [ -r "$each/{MANIFEST_NAME}" ] && mark=complete
+    printf '%s\\t%s\\t%s\\n' "${{size:-0}}" "$mark" "$each"
+done
+"""
+
+
+def _read_manifest(shell: Shell, place: PurePosixPath) -> Manifest | None:
+    content = shell.read(str(place / MANIFEST_NAME), limit=_MAX_MANIFEST_BYTES)
+    return None if content is None else Manifest.load(content)
+
+
+def _token_path(shell: Shell, layout: HostLayout) -> str:
+    """Where a token lies there: the cluster's, else the one its user logged in with."""
+    given = layout.state / "hf.token"
+    own = layout.home / ".cache" / "huggingface" / "token"
+    return str(given if shell.run(["test", "-r", str(given)]).is_success else own)
+
+
+class _Hearer:
+    """Understands what `llx.agent.hub_model` prints."""
+
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self._on_progress = on_progress
+        self.outcome: str | None = None
+        self.problem = ""
+        self.remedy = ""
+
+    def line(self, line: str) -> None:
+        if not line.startswith('{"llx": '):
+            return
+        said = json.loads(line)
+        match said["llx"]:
+            case "progress" if self._on_progress is not None:
+                self._on_progress(said["done"], said["total"])
+            case "failed":
+                self.problem, self.remedy = said["problem"], said["remedy"]
+            case "fetched" | "unchanged":
+                self.outcome = said["llx"]
+            case _:
+                pass
+
+
+def _beyond(base: int, total: int, tell: OnProgress) -> OnProgress:
+    """One file's progress as that of all."""
+    return lambda num_done, _: tell(base + num_done, total)
+
+
+class _Throttle:
+    """Progress about once a second."""
+
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self._on_progress = on_progress
+        self._next_at = 0.0
+
+    def __call__(self, num_done: int, total: int, *, is_last: bool = False) -> None:
+        now = time.monotonic()
+        if self._on_progress is not None and (is_last or now >= self._next_at):
+            self._next_at = now + _PROGRESS_EVERY_S
+            self._on_progress(num_done, total)
+
+
+def _checked(shell: Shell, name: str, argv: Sequence[str], *, timeout_s: float = 60) -> str:
+    done = shell.run(argv, timeout_s=timeout_s)
+    if not done.is_success:
+        raise HostError(
+            f"{argv[0]} failed with exit code {done.exit_code}",
+            host=shell.host,
+            step=f"model {name}",
+            process_exit_code=done.exit_code,
+            stderr_tail=done.stderr_tail,
+        )
+    return done.stdout

@@ -1,0 +1,230 @@
+"""`llx model`: weights on the hosts of a cluster."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from llx.cli.failures import Interruptions, command
+from llx.cli.parameters import ContextOption, OutputOption, YesOption
+from llx.cli.session import Session, confirmed, hosts_world
+
+if TYPE_CHECKING:
+    from llx.bootstrap.model_hosts import ModelOnHost, Place
+    from llx.errors import LlxError
+    from llx.settings import ClusterSettings
+
+T = TypeVar("T")
+
+app = typer.Typer(help="Models on hosts: list, copy, pull, remove.", no_args_is_help=True)
+
+HostsOption = Annotated[
+    str, typer.Option("--hosts", metavar="HOSTS", help="Names with commas between; * is all.")
+]
+FileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--file", metavar="FILE", help="The hosts of this cluster.yaml, not of a known cluster."
+    ),
+]
+
+
+@app.command("ls")
+@command
+def ls(
+    hosts: HostsOption = "*",
+    file: FileOption = None,
+    output: OutputOption = None,
+    context: ContextOption = None,
+) -> None:
+    """List what the hosts have."""
+    from llx.bootstrap.model_hosts import rows_of
+    from llx.bootstrap.models import list_models
+
+    session = Session(context_name=context, output_name=output)
+    settings = _settings(session, file)
+    results = _run(
+        session,
+        settings,
+        hosts,
+        lambda at: list_models(at.shell, at.layout),
+        lambda found: f"{len(found)} models",
+    )
+    _show(session, rows_of(results))
+    _require_all("listing", results)
+
+
+@app.command("add")
+@command
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called there.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="With a config.json.")],
+    hosts: HostsOption = "*",
+    file: FileOption = None,
+    context: ContextOption = None,
+) -> None:
+    """Copy a model's directory to the hosts. Sends what differs; goes on where it was cut."""
+    from llx.bootstrap.model_files import check_name, scan
+    from llx.bootstrap.models import ensure_model
+
+    session = Session(context_name=context)
+    check_name(name)
+    scan(directory)
+    settings = _settings(session, file)
+    results = _run(
+        session,
+        settings,
+        hosts,
+        lambda at: ensure_model(at.shell, at.layout, name, directory, at.on_progress),
+        lambda is_new: "copied" if is_new else "there already",
+    )
+    _require_all(f"copying {name}", results)
+    _say_how_to_use(session, name, list(results))
+
+
+@app.command("pull")
+@command
+def pull(
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", show_default=False)],
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="R", help="Branch, tag or commit.")
+    ] = None,
+    hosts: HostsOption = "*",
+    file: FileOption = None,
+    context: ContextOption = None,
+) -> None:
+    """Have the hosts fetch a model from the Hugging Face hub.
+
+    HF_TOKEN and HF_ENDPOINT of this shell are used there. Needs the node environment: `llx up`.
+    """
+    from llx.bootstrap.model_files import hub_name
+    from llx.bootstrap.models import node_python, pull_model
+    from llx.secret import Secret
+
+    session = Session(context_name=context)
+    name = hub_name(repository)
+    settings = _settings(session, file)
+    token = session.environment.get("HF_TOKEN")
+    endpoint = session.environment.get("HF_ENDPOINT")
+
+    def work(at: "Place") -> bool:
+        given = at.host.python or settings.runtime.python
+        return pull_model(
+            at.shell,
+            at.layout,
+            repository,
+            python=node_python(at.shell, at.layout, given),
+            revision=revision,
+            token=None if token is None else Secret(token),
+            endpoint=endpoint,
+            on_progress=at.on_progress,
+        )
+
+    results = _run(
+        session, settings, hosts, work, lambda is_new: "fetched" if is_new else "there already"
+    )
+    _require_all(f"pulling {repository}", results)
+    _say_how_to_use(session, name, list(results))
+
+
+@app.command("rm")
+@command
+def rm(
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
+    hosts: HostsOption = "*",
+    force: Annotated[bool, typer.Option("--force", help="Also while the cluster uses it.")] = False,
+    yes: YesOption = False,
+    file: FileOption = None,
+    context: ContextOption = None,
+) -> None:
+    """Remove a model from the hosts. One that the cluster serves is kept, unless by force."""
+    from llx.bootstrap.model_files import check_name, hub_name
+    from llx.bootstrap.models import remove_model, users_of
+    from llx.errors import ConflictError, LlxError, NotFoundError
+
+    session = Session(context_name=context)
+    place = hub_name(name) if "/" in name else check_name(name)
+    settings = _settings(session, file)
+    users = users_of(place, settings)
+    if users and not force:
+        raise ConflictError(
+            f"{place} is what cluster {settings.cluster} serves as {', '.join(users)}",
+            remedy="take it out of cluster.yaml and `llx up` first, or say --force",
+        )
+    if not confirmed(session, f"Remove {place} from the hosts?", is_yes=yes):
+        raise LlxError("not confirmed: nothing was changed")
+    results = _run(
+        session,
+        settings,
+        hosts,
+        lambda at: remove_model(at.shell, at.layout, place),
+        lambda was_there: "removed" if was_there else "was not there",
+    )
+    _require_all(f"removing {place}", results)
+    if True not in results.values():
+        raise NotFoundError(f"no host has a model {place}", remedy="llx model ls")
+
+
+def _settings(session: Session, file: Path | None) -> "ClusterSettings":
+    from llx.errors import ConfigError
+    from llx.settings import load_cluster
+
+    settings = load_cluster(file) if file is not None else session.cluster()
+    if not settings.hosts:
+        raise ConfigError(
+            f"cluster {settings.cluster} has no hosts: on this machine, models are where they are",
+            remedy="name the model's directory in cluster.yaml",
+        )
+    return settings
+
+
+def _run(
+    session: Session,
+    settings: "ClusterSettings",
+    hosts: str,
+    work: "Callable[[Place], T]",
+    outcome: "Callable[[T], str]",
+) -> "dict[str, T | LlxError]":
+    from llx.bootstrap.model_hosts import on_hosts
+    from llx.bootstrap.play_hosts import chosen_hosts
+    from llx.cli.checklist import Checklist
+    from llx.cli.hosts import host_key_question
+
+    names = chosen_hosts(settings, hosts)
+    interruptions = Interruptions(last_words="left at once; repeat it to go on from here")
+    checklist = Checklist(session.err)
+    world = hosts_world(session, interruptions, host_key_question(session, checklist))
+    with interruptions.installed(), checklist.shown():
+        return on_hosts(settings, names, world, checklist.observe, work, outcome)
+
+
+def _require_all(what: str, results: "dict[str, T | LlxError]") -> None:
+    from llx.bootstrap.model_hosts import require_all
+
+    require_all(what, results)
+
+
+def _show(session: Session, rows: "list[ModelOnHost]") -> None:
+    from llx.bootstrap.model_files import size_text
+    from llx.cli.render import Column, emit, print_table, table
+
+    columns: list[Column[ModelOnHost]] = [
+        Column("host", lambda each: each.host),
+        Column("model", lambda each: each.name),
+        Column("state", lambda each: "complete" if each.is_complete else "partial"),
+        Column("size", lambda each: size_text(each.size_bytes), is_number=True),
+        Column("source", lambda each: each.source or "-"),
+    ]
+    emit(
+        session.out,
+        session.output,
+        rows,
+        sorted({each.name for each in rows}),
+        lambda is_wide: print_table(session.out, table(columns, rows, is_wide=is_wide)),
+    )
+
+
+def _say_how_to_use(session: Session, name: str, hosts: list[str]) -> None:
+    session.out.print(f"{name} is on {', '.join(hosts)}", markup=False, soft_wrap=True)
+    session.out.print(f'in cluster.yaml: model: "@models/{name}"', markup=False, soft_wrap=True)
