@@ -3,6 +3,7 @@
 What may be said, and what contradicts itself; reading files is `llx.settings`.
 """
 
+import ipaddress
 import os
 import re
 from collections.abc import Iterable
@@ -28,6 +29,8 @@ from llx.yaml_reader import nearest
 
 _CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
+_SSH_WORD = re.compile(r"[A-Za-z0-9_:\[][A-Za-z0-9._:%@\[\]+-]*")
 _RESERVED_NAMES = frozenset({"head", "gateway"})
 _PATH_ARGUMENTS = ("chat_template", "chat-template")
 
@@ -50,13 +53,62 @@ class Settings(BaseModel):
 
 
 class HostSettings(Settings):
-    """One machine reached by SSH."""
+    """One machine reached by SSH.
 
-    name: str
+    `address` is what ``ssh`` would be given: a name or an alias of ``~/.ssh/config`` too. What is
+    None is as ``~/.ssh/config`` says. `cluster_address` is the IP address under which the other
+    hosts reach it; None: the one that SSH arrives at. `python` overrides ``runtime.python``.
+    """
+
+    name: str = ""
     address: str
     user: str | None = None
-    port: Port = 22
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
     identity_file: ConfigPath | None = None
+    cluster_address: str | None = None
+    python: ConfigPath | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_follows_address(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = {"address": value}
+        if (
+            isinstance(value, dict)
+            and "name" not in value
+            and isinstance(value.get("address"), str)
+        ):
+            return {**value, "name": value["address"]}
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _usable_host_name(cls, name: str) -> str:
+        if not _HOST_NAME.fullmatch(name) or name in _RESERVED_NAMES:
+            raise PydanticCustomError(
+                "name",
+                f'"{name}" cannot name a host: letters, digits, "-", "." (64 at most), '
+                'not "head" or "gateway"',
+            )
+        return name
+
+    @field_validator("address", "user")
+    @classmethod
+    def _no_option(cls, value: str | None) -> str | None:
+        # What stands here may reach a shell: as %h or %r of a ProxyCommand.
+        if value is not None and not _SSH_WORD.fullmatch(value):
+            raise PydanticCustomError("address", f"{value!r} is no address or user name")
+        return value
+
+    @field_validator("cluster_address")
+    @classmethod
+    def _ip_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                ipaddress.ip_address(value)
+            except ValueError:
+                raise PydanticCustomError("address", f'"{value}" is no IP address') from None
+        return value
 
 
 class InstanceRange(Settings):
@@ -184,8 +236,19 @@ class GatewaySettings(Settings):
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    count: int | None = Field(default=None, ge=1, le=16)
     max_requests: int = Field(default=1024, ge=1)
     api_keys: tuple[ApiKeySettings, ...] = ()
+
+
+class NetworkSettings(Settings):
+    """Ports that hosts use among themselves, and whether Ray's traffic is encrypted.
+
+    The cluster listens within [first_port, first_port + 1000) on every host (`llx.host_ports`).
+    """
+
+    first_port: int = Field(default=20000, ge=1024, le=64000)
+    tls: bool = True
 
 
 class ControlSettings(Settings):
@@ -227,6 +290,8 @@ class ClusterSettings(Settings):
 
     cluster: str = "local"
     hosts: tuple[HostSettings, ...] = ()
+    head: str | None = None
+    network: NetworkSettings = NetworkSettings()
     models: tuple[ModelSettings, ...]
     priority_classes: tuple[PriorityClassSettings, ...] = Field(default_factory=_default_classes)
     gateway: GatewaySettings = GatewaySettings()
@@ -247,6 +312,13 @@ class ClusterSettings(Settings):
         if not self.models:
             raise PydanticCustomError("models", '"models" is empty: name at least one')
         _unique("hosts", (host.name for host in self.hosts))
+        if self.head is not None and self.head not in {host.name for host in self.hosts}:
+            hint = nearest(self.head, [host.name for host in self.hosts])
+            raise PydanticCustomError("head", f'head: no host "{self.head}"{hint}')
+        if self.gateway.count is not None and self.gateway.count > max(1, len(self.hosts)):
+            raise PydanticCustomError(
+                "gateway", f"gateway.count: {self.gateway.count}, but at most one runs on a host"
+            )
         _unique("models", (model.name for model in self.models))
         _unique("priority_classes", (each.name for each in self.priority_classes))
         _unique("priority_classes", (str(each.priority) for each in self.priority_classes))
@@ -264,6 +336,18 @@ class ClusterSettings(Settings):
         if ports[0] == ports[1] != 0:
             raise PydanticCustomError("ports", f"gateway and control share port {ports[0]}")
         return self
+
+    @property
+    def head_host(self) -> HostSettings | None:
+        """The host of the control plane; None in a cluster on this machine."""
+        if not self.hosts:
+            return None
+        return next((host for host in self.hosts if host.name == self.head), self.hosts[0])
+
+    @property
+    def num_gateways(self) -> int:
+        """How many gateways there are: two on two hosts or more, unless said otherwise."""
+        return self.gateway.count or min(2, max(1, len(self.hosts)))
 
 
 def is_model_path(model: str) -> bool:

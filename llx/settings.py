@@ -26,6 +26,7 @@ from llx.cluster_file import (
     HostSettings,
     InstanceRange,
     ModelSettings,
+    NetworkSettings,
     PriorityClassSettings,
     RuntimeSettings,
     Settings,
@@ -47,6 +48,7 @@ __all__ = [
     "HostSettings",
     "InstanceRange",
     "ModelSettings",
+    "NetworkSettings",
     "OutputFormat",
     "Platform",
     "PriorityClassSettings",
@@ -54,6 +56,7 @@ __all__ = [
     "differing_keys",
     "dump_cluster",
     "example_cluster",
+    "example_with_hosts",
     "is_model_path",
     "load_client_options",
     "load_cluster",
@@ -61,6 +64,7 @@ __all__ = [
     "resolve_api_keys",
     "resolve_model",
     "to_dict",
+    "with_hosts",
 ]
 
 TINY_MODEL = "llx/tiny"
@@ -95,9 +99,33 @@ def example_cluster() -> str:
     raise ConfigError("llx's own example of a cluster.yaml is missing", remedy="install llx again")
 
 
+def example_with_hosts(hosts: list[str]) -> str:
+    """`example_cluster` for these addresses.
+
+    Raises:
+        ConfigError: One is no address.
+    """
+    checked = [HostSettings.model_validate({"address": each}) for each in hosts]
+    lines = "".join(f"  - {{name: {each.name}, address: {each.address}}}\n" for each in checked)
+    text = example_cluster().replace("cluster: local\n", "cluster: main\n", 1)
+    return text.replace("hosts: []\n", f"hosts:\n{lines}", 1)
+
+
 def dump_cluster(settings: ClusterSettings) -> str:
     """`settings` as YAML that `load_cluster` reads back to an equal object."""
     return yaml.safe_dump(to_dict(settings), sort_keys=False)
+
+
+def with_hosts(
+    settings: ClusterSettings, hosts: list[dict[str, Any]], *, base: Path
+) -> ClusterSettings:
+    """`settings` with other hosts, checked like a file.
+
+    Raises:
+        ConfigError: A host is wrong, or used twice.
+    """
+    values = {**to_dict(settings), "hosts": hosts}
+    return read_yaml("hosts", ClusterSettings, base=base, values=values)
 
 
 def to_dict(settings: BaseModel) -> dict[str, Any]:
@@ -105,8 +133,8 @@ def to_dict(settings: BaseModel) -> dict[str, Any]:
     return settings.model_dump(mode="json", by_alias=True)
 
 
-def differing_keys(one: ClusterSettings, other: ClusterSettings) -> list[str]:
-    """Dotted keys in which two clusters differ, sorted."""
+def differing_keys(one: Settings, other: Settings) -> list[str]:
+    """Dotted keys in which two settings of one kind differ, sorted."""
     a, b = _flat("", to_dict(one)), _flat("", to_dict(other))
     return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
 

@@ -1,9 +1,18 @@
-"""What every tier shares: golden files."""
+"""What every tier shares: golden files, the node environment, the oracle model."""
 
+import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests import node
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A script's background job ignores Ctrl-C, and so would all that the tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -27,3 +36,29 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8"), f"see {path}; pytest --rewrite"
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def node_python() -> str:
+    """The node environment's interpreter; `make test` makes it before pytest runs."""
+    prefix = os.environ.get("LLX_NODE_PREFIX")
+    assert prefix, "tests of the node tier need LLX_NODE_PREFIX: run them with `make test`"
+    return f"{prefix}/bin/python"
+
+
+@pytest.fixture(scope="session")
+def node_environment() -> dict[str, str]:
+    """The environment llx gives its own CPU processes."""
+    return node.node_environment()
+
+
+@pytest.fixture(scope="session")
+def oracle(tmp_path_factory, node_python, node_environment) -> Path:
+    """The oracle model's directory."""
+    folder = tmp_path_factory.mktemp("oracle") / "model"
+    script = str(node.ROOT / "tests/e2e/oracle_model.py")
+    subprocess.run(
+        [node_python, script, "make", str(folder)],
+        env=node_environment, check=True, capture_output=True,
+    )  # fmt: skip
+    return folder

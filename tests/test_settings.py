@@ -16,11 +16,13 @@ from llx.settings import (
     differing_keys,
     dump_cluster,
     example_cluster,
+    example_with_hosts,
     load_client_options,
     load_cluster,
     local_cluster,
     resolve_api_keys,
     resolve_model,
+    with_hosts,
 )
 from llx.specs import EngineKind, SimSpec
 from llx.yaml_reader import read_yaml
@@ -338,3 +340,52 @@ def test_read_yaml_explains_values_without_lines():
         read_yaml(
             "here", ClusterSettings, values={"models": [{"name": "m", "model": "/m"}], "x": 1}
         )
+
+
+class TestHosts:
+    def test_a_plain_address_is_a_host_of_that_name(self, tmp_path):
+        settings = load_cluster(write(tmp_path, MINIMAL + "hosts: [gpu-1, {address: 10.0.0.2}]\n"))
+        assert [(each.name, each.address) for each in settings.hosts] == [
+            ("gpu-1", "gpu-1"),
+            ("10.0.0.2", "10.0.0.2"),
+        ]
+        assert settings.head_host is settings.hosts[0]
+        assert settings.num_gateways == 2
+
+    def test_the_head_may_be_another_one(self, tmp_path):
+        text = MINIMAL + "hosts: [a, b, c]\nhead: b\ngateway: {count: 1}\n"
+        settings = load_cluster(write(tmp_path, text))
+        assert settings.head_host is settings.hosts[1]
+        assert settings.num_gateways == 1
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("hosts: [a, a]", '"a" is used twice'),
+            ("hosts: [{name: head, address: a}]", '"head" cannot name a host'),
+            ("hosts: [{name: a/b, address: a}]", '"a/b" cannot name a host'),
+            ("hosts: [{name: a, address: -oProxyCommand=x}]", "is no address or user name"),
+            ("hosts: [{name: a, address: b, user: 'x y'}]", "is no address or user name"),
+            ("hosts: [{name: a, address: 'b;id'}]", "is no address or user name"),
+            ("hosts: [{name: a, address: b, user: '$(id)'}]", "is no address or user name"),
+            ("hosts: [{name: a, address: b, cluster_address: b}]", '"b" is no IP address'),
+            ("hosts: [a]\nhead: b", 'no host "b"'),
+            ("hosts: [a]\ngateway: {count: 2}", "at most one runs on a host"),
+        ],
+    )
+    def test_mistakes(self, tmp_path, text, words):
+        assert words in mistake(tmp_path, MINIMAL + text + "\n")
+
+    def test_init_with_hosts_is_a_cluster_of_these(self, tmp_path):
+        path = write(tmp_path, example_with_hosts(["gpu-1", "10.0.0.2"]))
+        settings = load_cluster(path)
+        assert [each.address for each in settings.hosts] == ["gpu-1", "10.0.0.2"]
+        assert settings.cluster != local_cluster(environment(tmp_path)).cluster
+
+    def test_other_hosts_are_checked_like_a_file(self, tmp_path):
+        settings = load_cluster(write(tmp_path, MINIMAL + "hosts: [a]\n"))
+        more = with_hosts(settings, [{"address": "a"}, {"address": "b"}], base=tmp_path)
+        assert [each.name for each in more.hosts] == ["a", "b"]
+        assert differing_keys(settings, more)[0].startswith("hosts")
+        with pytest.raises(ConfigError, match="used twice"):
+            with_hosts(settings, [{"address": "a"}, {"address": "a"}], base=tmp_path)

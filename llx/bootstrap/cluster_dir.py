@@ -19,14 +19,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from llx.errors import ConfigError, ConflictError, LlxError, NotFoundError
 from llx.settings import ClusterSettings, Environment, load_cluster
 
 SETTINGS_FILE = "cluster.yaml"
+DOWN_FILE = "down.yaml"
+"""The settings of a cluster on hosts that is down: what a later purge has to visit."""
 LOCK_FILE = "up.lock"
 PROCS = "procs"
+CHOICE_FILE = "context"
 
-_KEPT_FILES = frozenset({"events.jsonl", "term", LOCK_FILE})
+_KEPT_FILES = frozenset({"events.jsonl", "term", LOCK_FILE, DOWN_FILE})
 _KEPT_PROCESS_FILES = frozenset({"log", "log.1"})
 
 
@@ -55,8 +60,28 @@ def contexts(environment: Environment) -> list[Context]:
     return found
 
 
+def choose_context(environment: Environment, name: str) -> Context:
+    """Make a cluster the one meant by default (`llx context use`).
+
+    Raises:
+        NotFoundError: There is none of that name.
+    """
+    chosen = pick_context(environment, name)
+    path = environment.state_home / CHOICE_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{name}\n")
+    return chosen
+
+
+def _chosen(environment: Environment) -> str | None:
+    try:
+        return (environment.state_home / CHOICE_FILE).read_text().strip()
+    except OSError:
+        return None
+
+
 def pick_context(environment: Environment, name: str | None) -> Context:
-    """The cluster called `name`, else the only or the latest one that is up, else the latest.
+    """The cluster called `name`, else the chosen one, else the latest that is up, else the latest.
 
     Raises:
         NotFoundError: There is none.
@@ -72,6 +97,10 @@ def pick_context(environment: Environment, name: str | None) -> Context:
         )
     if not known:
         raise NotFoundError("no cluster was started here", remedy="llx up")
+    chosen = _chosen(environment)
+    for each in known:
+        if each.name == chosen:
+            return each
     return max(known, key=lambda each: (each.is_up, each.changed_at))
 
 
@@ -102,6 +131,21 @@ def cluster_lock(state_dir: Path, verb: str) -> Iterator[None]:
         os.close(handle)
 
 
+def lock_holder(state_dir: Path) -> str:
+    """Who holds the cluster's lock on this machine, in words; empty if nobody does."""
+    try:
+        handle = os.open(state_dir / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return ""
+    except BlockingIOError:
+        return _who(os.pread(handle, 1000, 0))
+    finally:
+        os.close(handle)
+
+
 def running_settings(state_dir: Path) -> ClusterSettings | None:
     """The settings the cluster was started with; None if it is not up."""
     path = state_dir / SETTINGS_FILE
@@ -114,6 +158,29 @@ def running_settings(state_dir: Path) -> ClusterSettings | None:
             f"cluster {state_dir.name} was started by another llx: {error.message}",
             remedy="llx down",
         ) from None
+
+
+def hosts_to_visit(state_dir: Path, *, is_purge: bool) -> ClusterSettings | None:
+    """The settings of a cluster on hosts that `down` has to go to; None: it is none.
+
+    Raises:
+        ConflictError: It is one, but of another llx, whose settings cannot be read.
+    """
+    try:
+        settings = running_settings(state_dir)
+    except ConflictError as error:
+        with contextlib.suppress(OSError, yaml.YAMLError):
+            values = yaml.safe_load((state_dir / SETTINGS_FILE).read_text())
+            if isinstance(values, dict) and values.get("hosts"):
+                raise ConflictError(
+                    error.message, remedy="take it down with the llx that started it"
+                ) from None
+        return None  # of this machine: taken down by what is found here
+    down = state_dir / DOWN_FILE
+    if settings is None and is_purge and down.exists():
+        with contextlib.suppress(ConfigError):
+            settings = load_cluster(down)
+    return settings if settings is not None and settings.hosts else None
 
 
 def clear(state_dir: Path) -> None:
@@ -155,12 +222,16 @@ def _acquire(path: Path) -> int:
 
 
 def _held(path: Path, record: bytes) -> ConflictError:
+    return ConflictError(
+        f"cluster {path.parent.name}: {_who(record)}",
+        remedy="wait for it, or end it with Ctrl-C",
+    )
+
+
+def _who(record: bytes) -> str:
     try:
         holder = json.loads(record)
         since = time.strftime("%H:%M:%S", time.localtime(holder["since"]))
-        who = f"another llx {holder['verb']} is at work (pid {holder['pid']}, since {since})"
+        return f"another llx {holder['verb']} is at work (pid {holder['pid']}, since {since})"
     except (ValueError, KeyError, TypeError):
-        who = "another llx is at work"
-    return ConflictError(
-        f"cluster {path.parent.name}: {who}", remedy="wait for it, or end it with Ctrl-C"
-    )
+        return "another llx is at work"

@@ -44,7 +44,20 @@ class Checklist:
         self._clock = clock
         self._wall = wall
         self._rows: dict[str, _Row] = {}
-        self._began = clock()
+        self._live: Live | None = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the terminal to a question for a while."""
+        live = self._live
+        if live is None:
+            yield
+            return
+        live.stop()
+        try:
+            yield
+        finally:
+            live.start()
 
     @contextmanager
     def shown(self) -> Iterator["Checklist"]:
@@ -59,8 +72,12 @@ class Checklist:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        with live:
-            yield self
+        self._live = live
+        try:
+            with live:
+                yield self
+        finally:
+            self._live = None
 
     def observe(self, event: StepEvent) -> None:
         """Take in one piece of news."""
@@ -82,7 +99,7 @@ class Checklist:
         grid.add_column(no_wrap=True, justify="right", style="dim")
         grid.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)
         now = self._clock()
-        for name, row in self._rows.items():
+        for name, row in list(self._rows.items()):
             elapsed = (now if row.ended is None else row.ended) - row.began
             mark = _MARKS.get(row.state) or self._spinner(row)
             detail = row.detail.splitlines()[0] if row.detail else ""

@@ -1,17 +1,14 @@
 """`llx context`: the clusters known here."""
 
+from typing import Annotated
+
 import typer
 
 from llx.cli.failures import command
-from llx.cli.parameters import OutputOption
+from llx.cli.parameters import OutputOption, complete_cluster
 from llx.cli.session import Session
 
 app = typer.Typer(help="Clusters known here; --context NAME picks one.", no_args_is_help=True)
-
-
-@app.callback()
-def _noun() -> None:
-    """Keep `ls` a verb of its own, though it is the only one."""
 
 
 @app.command("ls")
@@ -57,3 +54,18 @@ def ls(output: OutputOption = None) -> None:
         [each.name for each in rows],
         lambda is_wide: print_table(session.out, table(columns, rows, is_wide=is_wide)),
     )
+
+
+@app.command("use")
+@command
+def use(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", autocompletion=complete_cluster, show_default=False)
+    ],
+) -> None:
+    """Mean this cluster from now on, where --context says nothing."""
+    from llx.bootstrap.cluster_dir import choose_context
+
+    session = Session()
+    chosen = choose_context(session.environment, name)
+    session.out.print(f"{chosen.name} is meant from now on", markup=False)

@@ -1,12 +1,15 @@
 """`llx down`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llx.cli.failures import Interruptions, command
 from llx.cli.parameters import ContextOption, YesOption, parse_duration
 from llx.cli.session import Session, confirmed, local_ports
+
+if TYPE_CHECKING:
+    from llx.settings import ClusterSettings
 
 
 @command
@@ -31,6 +34,7 @@ def down(
     context: ContextOption = None,
 ) -> None:
     """Take a cluster down; streams may finish first. Clears whatever is left, safe to repeat."""
+    from llx.bootstrap.cluster_dir import hosts_to_visit
     from llx.bootstrap.local_stop import DownResult, down_and_purge, purge_list
     from llx.bootstrap.local_stop import down as take_down
     from llx.cli.checklist import Checklist
@@ -44,6 +48,10 @@ def down(
         if name is not None:
             raise
         state_dir = session.environment.cluster_dir("local")
+    settings = hosts_to_visit(state_dir, is_purge=purge)
+    if settings is not None:
+        _down_hosts(session, settings, deadline, is_purge=purge, is_yes=yes)
+        return
     doomed = [state_dir, *purge_list(state_dir, session.environment)] if purge else []
     if doomed:
         for each in doomed:
@@ -71,3 +79,36 @@ def down(
         session.out.print(f"cluster {state_dir.name} is down")
     else:
         session.out.print(f"cluster {state_dir.name} was not running: nothing to stop")
+
+
+def _down_hosts(
+    session: Session,
+    settings: "ClusterSettings",
+    deadline_s: float,
+    *,
+    is_purge: bool,
+    is_yes: bool,
+) -> None:
+    from llx.bootstrap.hosts_stop import down as take_down
+    from llx.cli.checklist import Checklist
+    from llx.cli.session import hosts_world
+    from llx.errors import LlxError
+
+    state_dir = session.context().state_dir
+    names = ", ".join(each.name for each in settings.hosts)
+    what = f"cluster {settings.cluster} on {names}"
+    extra = ", with all that llx put there" if is_purge else ""
+    if not confirmed(session, f"Take down {what}{extra}?", is_yes=is_yes):
+        raise LlxError("not confirmed: nothing was changed")
+    interruptions = Interruptions(last_words="left at once; `llx down` again goes on from here")
+    checklist = Checklist(session.err)
+    with interruptions.installed(), checklist.shown():
+        take_down(
+            settings,
+            state_dir,
+            hosts_world(session, interruptions),
+            checklist.observe,
+            deadline_s=deadline_s,
+            is_purge=is_purge,
+        )
+    session.out.print(f"{what} is down", markup=False, soft_wrap=True)

@@ -29,12 +29,13 @@ def ls(output: OutputOption = None, context: ContextOption = None) -> None:
     session = Session(context_name=context, output_name=output)
     with session.control() as control:
         found = control.status().instances
+    columns = instance_columns(shows_host=len({each.host for each in found}) > 1)
     emit(
         session.out,
         session.output,
         found,
         [each.name for each in found],
-        lambda is_wide: print_table(session.out, table(instance_columns(), found, is_wide=is_wide)),
+        lambda is_wide: print_table(session.out, table(columns, found, is_wide=is_wide)),
     )
 
 

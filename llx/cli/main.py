@@ -13,12 +13,17 @@ from llx.cli import (
     completion,
     context,
     demo,
+    doctor,
     down,
     generate,
+    host,
     init,
     inst,
+    lock,
     logs,
+    model,
     node,
+    play,
     status,
     up,
 )
@@ -64,14 +69,19 @@ def _root(
 app.command("init")(init.init)
 app.command("up")(up.up)
 app.command("down")(down.down)
+app.command("doctor")(doctor.doctor)
 app.command("status")(status.status)
+app.add_typer(host.app, name="host")
 app.add_typer(inst.app, name="inst")
 app.command("logs")(logs.logs)
+app.command("play")(play.play)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("demo")(demo.demo)
 app.add_typer(node.app, name="node")
+app.add_typer(model.app, name="model")
 app.add_typer(context.app, name="context")
+app.add_typer(lock.app, name="lock")
 app.command("completion")(completion.completion)
 
 

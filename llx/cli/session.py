@@ -13,11 +13,16 @@ from llx.cli.failures import Interruptions
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llx.api import ClusterStatus
     from llx.bootstrap.cluster_dir import Context
+    from llx.bootstrap.hosts_world import HostsWorld
     from llx.bootstrap.local_ports import LocalPorts
+    from llx.bootstrap.remote_control import TunnelTransport
+    from llx.bootstrap.shell import Shell
+    from llx.bootstrap.ssh import AskHostKey
     from llx.client import ControlClient
     from llx.openai_client import OpenAIClient
-    from llx.settings import ClientOptions, Environment
+    from llx.settings import ClientOptions, ClusterSettings, Environment, HostSettings
 
 
 @dataclass
@@ -66,6 +71,13 @@ class Session:
 
         return make_console(self.environment, stderr=True)
 
+    @property
+    def user(self) -> str:
+        """Who is at work, for the audit trail."""
+        from llx.bootstrap.hosts_world import Asker
+
+        return str(Asker.current())
+
     def context(self) -> "Context":
         """The cluster meant.
 
@@ -76,30 +88,97 @@ class Session:
 
         return pick_context(self.environment, self.options.context)
 
+    def cluster(self) -> "ClusterSettings":
+        """The settings of the cluster meant.
+
+        Raises:
+            NotFoundError: There is no such cluster.
+            UnreachableError: It is down.
+        """
+        from llx.bootstrap.cluster_dir import running_settings
+        from llx.errors import UnreachableError
+
+        context = self.context()
+        settings = running_settings(context.state_dir)
+        if settings is None:
+            raise UnreachableError(f"cluster {context.name} is down", remedy="llx up")
+        return settings
+
     def control(self) -> "ControlClient":
-        """The control API of the cluster meant.
+        """The control API of the cluster meant; of a cluster on hosts through its head's SSH.
 
         Raises:
             NotFoundError: There is no such cluster.
             UnreachableError: It is down, or its head is.
         """
         from llx.client import ControlClient
-        from llx.errors import UnreachableError
 
-        context = self.context()
-        if not context.is_up:
-            raise UnreachableError(f"cluster {context.name} is down", remedy="llx up")
-        return ControlClient.for_cluster(context.state_dir)
+        settings = self.cluster()
+        head = settings.head_host
+        if head is None:
+            return ControlClient.for_cluster(self.context().state_dir)
+        from llx.bootstrap.hosts_world import layout_of
+        from llx.bootstrap.remote_control import open_control
+
+        shell = self.connect(head)
+        try:
+            return open_control(shell, layout_of(shell, settings.cluster), closes_shell=True)
+        except BaseException:
+            shell.close()
+            raise
+
+    def connect(self, host: "HostSettings") -> "Shell":
+        """SSH to a host of a cluster that is up: nobody is asked about its key.
+
+        Raises:
+            UnreachableError: It cannot be reached.
+        """
+        return hosts_world(self).connect(host)
 
     def gateway(self) -> "OpenAIClient":
         """The gateway meant: of ``--url``, else of the cluster."""
         from llx.openai_client import OpenAIClient
 
-        url = self.options.url
+        url, transport = self.options.url, None
         if url is None:
             with self.control() as control:
-                url = control.status().url
-        return OpenAIClient(url, self.environment.api_key)
+                status = control.status()
+            url, transport = self._way_to(status)
+        return OpenAIClient(url, self.environment.api_key, transport=transport)
+
+    def _way_to(self, status: "ClusterStatus") -> "tuple[str, TunnelTransport | None]":
+        """A gateway's URL and, if only its own host can reach it, a tunnel."""
+        hosts = {each.name: each for each in self.cluster().hosts}
+        if not hosts:
+            return status.url, None
+        from llx.bootstrap.remote_control import needs_tunnel, open_gateway
+
+        gateway = next((each for each in status.gateways if each.url == status.url), None)
+        if gateway is None or not needs_tunnel(gateway) or gateway.host not in hosts:
+            return status.url, None
+        shell = self.connect(hosts[gateway.host])
+        return status.url, open_gateway(shell, status.url, closes_shell=True)
+
+
+def hosts_world(
+    session: Session,
+    interruptions: Interruptions | None = None,
+    ask: "AskHostKey | None" = None,
+) -> "HostsWorld":
+    """What verbs on hosts reach out with; `ask` decides about unknown host keys."""
+    import time
+
+    from llx.bootstrap.first_token import ask_gateway
+    from llx.bootstrap.hosts_world import HostsWorld
+    from llx.bootstrap.remote_control import open_control
+    from llx.bootstrap.ssh import connect, resolve
+
+    return HostsWorld(
+        connect=lambda host: connect(resolve(host, session.environment), ask=ask or _nobody),
+        control=open_control,
+        first_token=ask_gateway,
+        sleep=time.sleep if interruptions is None else interruptions.sleep,
+    )
 
 
 def local_ports(
@@ -129,6 +208,11 @@ def confirmed(session: Session, question: str, *, is_yes: bool) -> bool:
     if is_yes or not (sys.stdin.isatty() and session.err.is_terminal):
         return True
     return typer.confirm(question, err=True)
+
+
+def _nobody(_host: str, _kind: str, _fingerprint: str) -> bool:
+    """Nobody is there to say whether an unknown host key is right."""
+    return False
 
 
 def _launch_head(plan: object, python: Path, variables: object) -> object:

@@ -6,16 +6,18 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from llx.api import ClusterStatus, GatewayStatus, InstanceStatus, ModelStatus
+from llx.api import ClusterStatus, GatewayStatus, HostStatus, InstanceStatus, ModelStatus
 from llx.cli.render import Column, age, print_table, span, styled, table
 
 
-def instance_columns(now: float | None = None) -> list[Column[InstanceStatus]]:
-    """Of `llx inst ls`."""
+def instance_columns(
+    now: float | None = None, *, shows_host: bool = False
+) -> list[Column[InstanceStatus]]:
+    """Of `llx inst ls`; `shows_host`: there are several."""
     return [
         Column("name", lambda each: each.name),
         Column("model", lambda each: each.model),
-        Column("host", lambda each: each.host, is_wide_only=True),
+        Column("host", lambda each: each.host or "-", is_wide_only=not shows_host),
         Column("engine", lambda each: each.engine, is_wide_only=True),
         Column("state", lambda each: str(each.state)),
         Column("run", lambda each: _load(each, "running"), is_number=True),
@@ -30,11 +32,13 @@ def instance_columns(now: float | None = None) -> list[Column[InstanceStatus]]:
     ]
 
 
-def gateway_columns(now: float | None = None) -> list[Column[GatewayStatus]]:
+def gateway_columns(
+    now: float | None = None, *, shows_host: bool = False
+) -> list[Column[GatewayStatus]]:
     """Of the gateways in `llx status`."""
     return [
         Column("gateway", lambda each: each.name),
-        Column("host", lambda each: each.host, is_wide_only=True),
+        Column("host", lambda each: each.host or "-", is_wide_only=not shows_host),
         Column("state", lambda each: str(each.state)),
         Column("now", lambda each: str(each.in_flight), is_number=True),
         Column("requests", lambda each: str(each.requests), is_number=True),
@@ -46,6 +50,24 @@ def gateway_columns(now: float | None = None) -> list[Column[GatewayStatus]]:
         Column("pid", lambda each: _or_dash(each.pid), is_number=True, is_wide_only=True),
         Column("url", lambda each: each.url, is_wide_only=True),
         Column("detail", lambda each: _one_line(each.detail), is_wide_only=True),
+    ]
+
+
+def host_columns() -> list[Column[HostStatus]]:
+    """Of `llx host ls`, and of `llx status` where there are several."""
+    return [
+        Column("host", lambda each: each.name),
+        Column("state", lambda each: f"{each.state}{', cordoned' if each.is_cordoned else ''}"),
+        Column("address", lambda each: each.address or "-"),
+        Column("cpus", lambda each: str(each.cpus or "-"), is_number=True),
+        Column("gpus", _gpus, is_number=True),
+        Column("instances", lambda each: str(len(each.instances)), is_number=True),
+        Column("gateways", lambda each: str(len(each.gateways)), is_number=True, is_wide_only=True),
+        Column("memory", lambda each: _gib(each.memory_free_bytes), is_number=True),
+        Column("disk", lambda each: _gib(each.disk_free_bytes), is_number=True, is_wide_only=True),
+        Column("heard", lambda each: _heard(each.last_heard_s), is_number=True),
+        Column("llx", lambda each: each.llx_version or "-", is_wide_only=True),
+        Column("detail", lambda each: _one_line(each.detail)),
     ]
 
 
@@ -61,7 +83,7 @@ MODEL_COLUMNS: list[Column[ModelStatus]] = [
 def cluster_parts(
     status: ClusterStatus, *, is_wide: bool, now: float | None = None
 ) -> list[Text | Table]:
-    """The headline and the three tables of `llx status`."""
+    """The headline and the tables of `llx status`."""
     up_for = span((time.time() if now is None else now) - status.started_at)
     headline = Text.assemble(
         (status.cluster, "bold"),
@@ -71,11 +93,13 @@ def cluster_parts(
     )
     if is_wide:
         headline.append(f", llx {status.llx_version}, term {status.term}")
+    is_many = len(status.hosts) > 1
     return [
         headline,
-        table(gateway_columns(now), status.gateways, is_wide=is_wide),
+        *([table(host_columns(), status.hosts, is_wide=is_wide)] if is_many else []),
+        table(gateway_columns(now, shows_host=is_many), status.gateways, is_wide=is_wide),
         table(MODEL_COLUMNS, status.models, is_wide=is_wide),
-        table(instance_columns(now), status.instances, is_wide=is_wide),
+        table(instance_columns(now, shows_host=is_many), status.instances, is_wide=is_wide),
     ]
 
 
@@ -107,6 +131,19 @@ def without_ages(status: ClusterStatus) -> str:
         for each in status.instances
     ]
     return status.model_copy(update={"instances": quiet}).model_dump_json()
+
+
+def _gpus(each: HostStatus) -> str:
+    busy = sum(gpu.is_busy for gpu in each.gpus)
+    return f"{len(each.gpus)} ({busy} busy)" if busy else str(len(each.gpus) or "-")
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 30):.0f}G" if size_bytes else "-"
+
+
+def _heard(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{span(seconds)} ago"
 
 
 def _load(each: InstanceStatus, field: str) -> str:

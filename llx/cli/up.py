@@ -57,7 +57,11 @@ def up(
         ),
     ] = None,
 ) -> None:
-    """Bring a cluster up: FILE's, or a local one of two instances.
+    """Bring a cluster up: FILE's, on its hosts or on this machine; or a local one.
+
+    On hosts: checks them all, shows what will be done, asks; then installs what is missing, starts
+    agents, gateways and instances. Safe to repeat and to interrupt; a cluster that is up is changed
+    to what FILE says, and what fits is left alone.
 
     Without FILE: two instances on this machine, on its GPUs if it has some, else on the CPU; of
     --model, or of a tiny model that llx makes itself. On a cluster that is up already: sees that it
@@ -71,7 +75,13 @@ def up(
     session = Session()
     if file is not None:
         _refuse_local_flags(model, instances, engine, platform, port, control_port)
-        plan = make_plan(load_cluster(file), session.environment)
+        settings = load_cluster(file)
+        if settings.hosts:
+            from llx.cli.hosts import converge
+
+            converge(session, settings, verb="up", is_yes=yes, is_dry_run=dry_run)
+            return
+        plan = make_plan(settings, session.environment)
     else:
         plan = plan_local(
             session.environment,

@@ -12,6 +12,7 @@ from llx.bootstrap.local import StartError, up
 from llx.bootstrap.local_stop import down, down_and_purge, purge_list
 from llx.bootstrap.plan import describe
 from llx.bootstrap.preflight import PreflightError
+from llx.bootstrap.readiness import reason
 from llx.errors import (
     ConflictError,
     DeadlineError,
@@ -362,5 +363,6 @@ def test_the_plan_in_words(world):
 def test_a_reason_is_one_line(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "log"
     path.write_text(text + "\nKeyError: 'x'\nafter", encoding="utf-8", errors="replace")
-    assert "\n" not in local.reason(path)
-    assert local.reason(path)
+    found = reason(local.log_end(path))
+    assert "\n" not in found
+    assert found

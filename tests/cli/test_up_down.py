@@ -45,7 +45,11 @@ BAD = [
         'vLLM has no argument "max_modl_len"; did you mean "max_model_len"?',
     ),
     (model(engine_args={"tensor_parallel_size": 2}), 2, "use `tensor_parallel`"),
-    ({"hosts": [{"name": "a", "address": "10.9.8.7"}]}, 2, "serves from this machine only"),
+    (
+        {"hosts": [{"name": "a", "address": "127.0.0.1", "port": 1}], "runtime": {}},
+        3,
+        "a: connection: 127.0.0.1 port 1: connection refused",
+    ),
     (
         {"gateway": {"port": 0, "api_keys": [{"tenant": "ada", "key_env": "NO_SUCH_KEY"}]}},
         2,

@@ -4,15 +4,11 @@ Everything is done the way a user does it: `llx up FILE`, the OpenAI endpoint, `
 """
 
 import json
-import os
 import random
-import subprocess
-from pathlib import Path
 
 import pytest
 
-from tests import node
-from tests.e2e.rig import ROOT, Cluster, Llx, processes_of, sweep
+from tests.e2e.rig import Cluster, Llx, processes_of, sweep
 
 ENGINE_ARGS = {
     "max_model_len": 2048,
@@ -22,32 +18,6 @@ ENGINE_ARGS = {
     "dtype": "float32",
     "enable_prefix_caching": False,
 }
-
-
-@pytest.fixture(scope="session")
-def node_python() -> str:
-    """The node environment's interpreter; `make test` makes it before pytest runs."""
-    prefix = os.environ.get("LLX_NODE_PREFIX")
-    assert prefix, "tests of the node tier need LLX_NODE_PREFIX: run them with `make test`"
-    return f"{prefix}/bin/python"
-
-
-@pytest.fixture(scope="session")
-def node_environment() -> dict[str, str]:
-    """The environment llx gives its own CPU processes."""
-    return node.node_environment()
-
-
-@pytest.fixture(scope="session")
-def oracle(tmp_path_factory, node_python, node_environment) -> Path:
-    """The oracle model's directory."""
-    folder = tmp_path_factory.mktemp("oracle") / "model"
-    script = str(ROOT / "tests/e2e/oracle_model.py")
-    subprocess.run(
-        [node_python, script, "make", str(folder)],
-        env=node_environment, check=True, capture_output=True,
-    )  # fmt: skip
-    return folder
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
     python tests/e2e/oracle_model.py make DIR      write it (float32, random weights, seeded)
     python tests/e2e/oracle_model.py check DIR     measure it; one JSON line
+    python tests/e2e/oracle_model.py greedy DIR    prompts and lengths on standard input (JSON:
+                                                   [[token ids, length], …]), tokens on output
 
 Run by the node's Python. A random Llama whose attention is strong (so the next token depends on
 the whole context) and whose output head is scaled up (so the best token leads by a margin that no
@@ -74,10 +76,18 @@ def check(folder: Path) -> dict[str, float]:
     }
 
 
-def _greedy(model: LlamaForCausalLM, prompt: torch.Tensor) -> tuple[list[int], list[float]]:
+def greedy(folder: Path, cases: list[tuple[list[int], int]]) -> list[list[int]]:
+    """What the model says, by the plainest of loops."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return [_greedy(model, torch.tensor([prompt]), length)[0] for prompt, length in cases]
+
+
+def _greedy(
+    model: LlamaForCausalLM, prompt: torch.Tensor, length: int = STEPS
+) -> tuple[list[int], list[float]]:
     tokens, margins, cache = [], [], None
     with torch.no_grad():
-        for _ in range(STEPS):
+        for _ in range(length):
             output = model(prompt, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             best = output.logits[0, -1].topk(2)
@@ -91,5 +101,7 @@ if __name__ == "__main__":
     command, directory = sys.argv[1], Path(sys.argv[2])
     if command == "make":
         make(directory)
+    elif command == "greedy":
+        sys.stdout.write(json.dumps(greedy(directory, json.load(sys.stdin))) + "\n")
     else:
         sys.stdout.write(json.dumps(check(directory)) + "\n")

@@ -1,0 +1,204 @@
+"""The look before the leap, on hosts: connect, gather facts, refuse what cannot work, say the plan.
+
+Changes nothing on any host. Acting on what was found is `llx.bootstrap.hosts_up`'s.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llx import __version__
+from llx.bootstrap import host_preflight
+from llx.bootstrap.facts import load_vllm_arguments
+from llx.bootstrap.fan_out import fan_out
+from llx.bootstrap.host_facts import HostFacts, gather
+from llx.bootstrap.hosts_plan import HostsPlan
+from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all
+from llx.bootstrap.local_ports import Observer
+from llx.bootstrap.preflight import GIB, PreflightError, find_arguments
+from llx.bootstrap.readiness import step
+from llx.errors import ConflictError, LlxError
+from llx.settings import ClusterSettings, HostSettings, Platform
+
+_QUIET = frozenset({"sudo"})
+"""What `llx doctor` warns of and `up` need not: only the firewall playbook wants it."""
+
+
+@dataclass(slots=True)
+class Outlook:
+    """What `look` found. Close it.
+
+    Attributes:
+        plan: What is asked for.
+        crew: Connections to the hosts asked for.
+        leaving: To those that are no longer, whose settings are in `leaving_hosts`.
+        facts: Of the hosts that can be reached.
+        platform: What engines compute on.
+        python_version: The release of Python that all hosts use.
+        addresses: By which hosts reach each other.
+        before: The settings the cluster runs with, as this machine remembers them.
+        is_running: Its head's host says that it is up.
+        warnings: What does not stand in the way but should be known.
+    """
+
+    plan: HostsPlan
+    crew: Crew
+    leaving: Crew
+    leaving_hosts: tuple[HostSettings, ...]
+    facts: dict[str, HostFacts]
+    platform: Platform
+    python_version: str
+    addresses: dict[str, str]
+    before: ClusterSettings | None
+    is_running: bool
+    warnings: list[host_preflight.HostFinding] = field(default_factory=list)
+
+    def close(self) -> None:
+        """End the connections."""
+        self.crew.close()
+        self.leaving.close()
+
+
+def look(
+    plan: HostsPlan, before: ClusterSettings | None, world: HostsWorld, observe: Observer
+) -> Outlook:
+    """Connect, gather facts, and refuse what cannot work. Changes nothing on any host.
+
+    Raises:
+        PreflightError: With all findings, of all hosts.
+        ConflictError: The cluster runs and the change asked for needs `down` first.
+    """
+    settings = plan.settings
+    _refuse_other_head(before, plan)
+    _refuse_arguments(settings)
+    with step("connect", observe) as say:
+        crew = connect_all(settings.hosts, settings.cluster, world.connect)
+        say.conclude(f"{len(crew.shells)} of {len(settings.hosts)} hosts")
+    leaving_hosts = _leaving(before, settings)
+    leaving = connect_all(leaving_hosts, settings.cluster, world.connect)
+    try:
+        with step("preflight", observe) as say:
+            found = _facts(crew, plan)
+            facts = {name: each for name, each in found.items() if isinstance(each, HostFacts)}
+            head = facts.get(plan.head.name)
+            is_running = head is not None and head.is_cluster_running
+            platform = host_preflight.decide_platform(settings, facts)
+            findings = host_preflight.find(
+                settings,
+                found,
+                platform=platform,
+                has_tiny_model=plan.has_tiny_model,
+                copies=host_preflight.copy_sizes(settings),
+                running=[each.name for each in before.hosts] if before and is_running else [],
+            )
+            fatal = [each for each in findings if each.is_fatal]
+            if fatal:
+                raise host_preflight.HostPreflightError(fatal)
+            say.conclude(_in_short(facts))
+    except BaseException:
+        crew.close()
+        leaving.close()
+        raise
+    crew.errors |= {name: each for name, each in found.items() if isinstance(each, LlxError)}
+    return Outlook(
+        plan=plan,
+        crew=crew,
+        leaving=leaving,
+        leaving_hosts=leaving_hosts,
+        facts=facts,
+        platform=platform,
+        python_version=host_preflight.python_version(settings, facts, platform),
+        addresses=_addresses(settings, facts, before),
+        before=before,
+        is_running=is_running,
+        warnings=[each for each in findings if not each.is_fatal and each.subject not in _QUIET],
+    )
+
+
+def describe(outlook: Outlook) -> list[tuple[str, str]]:
+    """The plan in words: (what, how), in the order of doing."""
+    plan, settings = outlook.plan, outlook.plan.settings
+    rows = [("cluster", f"{settings.cluster}, llx {__version__}, {outlook.platform}")]
+    for host in settings.hosts:
+        role = "head, " if host.name == plan.head.name else ""
+        facts = outlook.facts.get(host.name)
+        what = _host_in_short(facts) if facts is not None else "out of reach: left alone"
+        rows.append((f"host {host.name}", f"{role}{host.address}: {what}"))
+    rows += [
+        (f"host {each.name}", "is to leave the cluster: emptied, stopped")
+        for each in outlook.leaving_hosts
+    ]
+    rows += [
+        (
+            f"model {model.name}",
+            f"{model.instances.min} × {model.engine} of {model.model}"
+            + (f", tensor parallel {model.tensor_parallel}" if model.tensor_parallel > 1 else ""),
+        )
+        for model in settings.models
+    ]
+    keys = len(settings.gateway.api_keys)
+    access = f"{keys} API keys" if keys else "no API keys: open to whoever reaches it"
+    gateway = settings.gateway
+    rows.append(("gateways", f"{settings.num_gateways} × {gateway.host}:{gateway.port}, {access}"))
+    first = settings.network.first_port
+    secured = "TLS and token" if settings.network.tls else "token, no TLS"
+    rows.append(("ports", f"{first}-{first + 999} between hosts; Ray with {secured}"))
+    return rows
+
+
+def _host_in_short(facts: HostFacts) -> str:
+    gpus = f", {len(facts.gpus)} GPUs" if facts.gpus else ""
+    memory = f"{(facts.memory_available_bytes or 0) / GIB:.0f} GiB free"
+    return f"{facts.cpu_count} cores, {memory}{gpus}"
+
+
+def _in_short(facts: Mapping[str, HostFacts]) -> str:
+    cores = sum(each.cpu_count or 0 for each in facts.values())
+    gpus = sum(len(each.gpus) for each in facts.values())
+    memory = sum(each.memory_available_bytes or 0 for each in facts.values()) / GIB
+    return f"{cores} cores, {memory:.0f} GiB free" + (f", {gpus} GPUs" if gpus else "")
+
+
+def _facts(crew: Crew, plan: HostsPlan) -> dict[str, HostFacts | LlxError]:
+    by_name = {each.name: each for each in plan.settings.hosts}
+
+    def work(name: str) -> HostFacts:
+        return gather(crew.shells[name], by_name[name], plan.settings)
+
+    return {**crew.errors, **fan_out(list(crew.shells), work)}
+
+
+def _addresses(
+    settings: ClusterSettings, facts: Mapping[str, HostFacts], before: ClusterSettings | None
+) -> dict[str, str]:
+    """Cluster addresses; of hosts out of reach, what was said or remembered."""
+    remembered = {each.name: each.cluster_address for each in before.hosts} if before else {}
+    found = {}
+    for host in settings.hosts:
+        seen = facts[host.name].server_address if host.name in facts else None
+        address = host.cluster_address or seen or remembered.get(host.name)
+        if address:
+            found[host.name] = address
+    return found
+
+
+def _leaving(before: ClusterSettings | None, settings: ClusterSettings) -> tuple[HostSettings, ...]:
+    if before is None:
+        return ()
+    kept = {each.name for each in settings.hosts}
+    return tuple(each for each in before.hosts if each.name not in kept)
+
+
+def _refuse_arguments(settings: ClusterSettings) -> None:
+    arguments = load_vllm_arguments()
+    findings = [each for model in settings.models for each in find_arguments(model, arguments)]
+    if findings:
+        raise PreflightError(findings)
+
+
+def _refuse_other_head(before: ClusterSettings | None, plan: HostsPlan) -> None:
+    was = before.head_host if before is not None else None
+    if was is not None and (was.name, was.address) != (plan.head.name, plan.head.address):
+        raise ConflictError(
+            f"cluster {plan.settings.cluster}: its head is {was.name}, not {plan.head.name}",
+            remedy=f"set `head: {was.name}`, or `llx down` and `llx up` again",
+        )

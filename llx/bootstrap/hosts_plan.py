@@ -1,0 +1,186 @@
+"""What `llx up` is going to do on hosts: settings made concrete, paths and values per host.
+
+Reads the environment and key files; changes nothing. The counterpart of `llx.bootstrap.plan`.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from llx.bootstrap.cluster_secrets import ClusterSecrets
+from llx.bootstrap.host_layout import HostLayout
+from llx.errors import ConfigError
+from llx.secret import Secret
+from llx.settings import (
+    TINY_MODEL,
+    ClusterSettings,
+    Environment,
+    HostSettings,
+    ModelSettings,
+    Platform,
+    resolve_api_keys,
+)
+from llx.specs import HostSpec
+
+TINY_ON_HOSTS = "tiny-1"
+MODELS = "@models/"
+"""Begins the `model` of a spec whose weights lie in the host's own models directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostsPlan:
+    """A cluster on hosts to be brought up.
+
+    Attributes:
+        settings: As the file says, API keys as hashes; what the operator's state keeps.
+        environment: Of the caller.
+        state_dir: The cluster's directory here.
+        probe_key: A key to ask the gateway with.
+        hub_token: The Hugging Face token, if the caller has one.
+        copies: Directories here that go to the hosts, by the name they get there.
+    """
+
+    settings: ClusterSettings
+    environment: Environment
+    state_dir: Path
+    probe_key: Secret | None
+    hub_token: Secret | None
+    copies: Mapping[str, Path]
+
+    @property
+    def can_probe(self) -> bool:
+        """Whether a request of ours would be let in."""
+        return self.probe_key is not None or not self.settings.gateway.api_keys
+
+    @property
+    def head(self) -> HostSettings:
+        """The head's host."""
+        head = self.settings.head_host
+        assert head is not None, "a cluster on hosts has a head"
+        return head
+
+    @property
+    def has_tiny_model(self) -> bool:
+        """Whether some model is llx's own tiny one."""
+        return any(each.model == TINY_MODEL for each in self.settings.models)
+
+    @property
+    def instance_names(self) -> list[str]:
+        """The instances to start."""
+        return [
+            f"{model.name}-{index}"
+            for model in self.settings.models
+            for index in range(model.instances.min)
+        ]
+
+
+def make_hosts_plan(settings: ClusterSettings, environment: Environment) -> HostsPlan:
+    """Make `settings` concrete.
+
+    A model that is a directory on this machine is copied to the hosts; any other path is one on
+    the hosts.
+
+    Raises:
+        ConfigError: An API key's variable or file is missing, or a setting does not go with hosts.
+    """
+    assert settings.hosts, "hosts, or it is a local cluster"
+    if settings.runtime.prefix is not None:
+        raise ConfigError(
+            "runtime.prefix: hosts have their environment in ~/.llx",
+            remedy="leave it out, or set hosts[].python to an environment that is there",
+        )
+    resolved, key = resolve_api_keys(settings, environment)
+    token = environment.get("HF_TOKEN")
+    copies = {
+        copied_name(path): path
+        for model in resolved.models
+        if (path := model.model_path) is not None and (path / "config.json").is_file()
+    }
+    return HostsPlan(
+        settings=resolved,
+        environment=environment,
+        state_dir=environment.cluster_dir(resolved.cluster),
+        probe_key=key,
+        hub_token=None if token is None else Secret(token),
+        copies=copies,
+    )
+
+
+def copied_name(path: Path) -> str:
+    """What a directory of the operator's is called on the hosts."""
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '-', path.name)}-{digest}"
+
+
+def head_settings(
+    plan: HostsPlan, platform: Platform, addresses: Mapping[str, str]
+) -> ClusterSettings:
+    """The settings as the head reads them: all decided, nothing of the operator's machine."""
+    hosts = tuple(
+        each.model_copy(
+            update={
+                "identity_file": None,
+                "python": None,
+                "cluster_address": addresses.get(each.name) or each.cluster_address,
+            }
+        )
+        for each in plan.settings.hosts
+    )
+    runtime = plan.settings.runtime.model_copy(
+        update={"platform": platform, "python": None, "wheelhouse": None}
+    )
+    return plan.settings.model_copy(
+        update={
+            "hosts": hosts,
+            "head": plan.head.name,
+            "runtime": runtime,
+            "models": tuple(_on_hosts(each, plan) for each in plan.settings.models),
+        }
+    )
+
+
+def host_spec(
+    plan: HostsPlan,
+    layout: HostLayout,
+    host: str,
+    python: PurePosixPath,
+    platform: Platform,
+    addresses: Mapping[str, str],
+    cluster: ClusterSecrets,
+) -> HostSpec:
+    """What the processes of one host are told."""
+    settings, head = plan.settings, plan.head.name
+    return HostSpec(
+        cluster=settings.cluster,
+        cluster_id=cluster.cluster_id,
+        host=host,
+        address=addresses[host],
+        head=head,
+        head_address=addresses[head],
+        state_dir=str(layout.state),
+        models_dir=str(layout.models),
+        python=str(python),
+        platform=str(platform),
+        first_port=settings.network.first_port,
+        is_tls=settings.network.tls,
+        ray_tmp=str(layout.ray_tmp),
+        kv_cache_gib=settings.runtime.kv_cache_gib,
+    )
+
+
+def spec_text(spec: HostSpec) -> str:
+    """The content of a host's spec file."""
+    return msgspec.json.format(msgspec.json.encode(spec), indent=2).decode() + "\n"
+
+
+def _on_hosts(model: ModelSettings, plan: HostsPlan) -> ModelSettings:
+    if model.model == TINY_MODEL:
+        return model.model_copy(update={"model": f"{MODELS}{TINY_ON_HOSTS}"})
+    path = model.model_path
+    if path is not None and plan.copies.get(copied_name(path)) == path:
+        return model.model_copy(update={"model": f"{MODELS}{copied_name(path)}"})
+    return model

@@ -1,0 +1,429 @@
+"""`llx up` of a cluster on hosts, and everything else that makes one match its settings.
+
+    look (`hosts_look`) → lock → per host: directories, llx, node environment, models, secrets, Ray
+    → head answers → settings reach it → hosts, instances, gateways ready → first token
+    → hosts that are no longer asked for are emptied and left
+
+Each step looks first and acts only on what is not as it should be, so all of it may be repeated,
+interrupted anywhere and taken up again. A host that fails does not stop the others.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from llx.api import ClusterStatus, HostState, InstanceState
+from llx.bootstrap.cluster_dir import SETTINGS_FILE, cluster_lock
+from llx.bootstrap.cluster_secrets import ClusterSecrets, new_secrets, read_secrets
+from llx.bootstrap.fan_out import FanOutError, fan_out, remedies_of
+from llx.bootstrap.host_lock import Held, hold
+from llx.bootstrap.host_steps import HostWork, configure_host, prepare_host, start_host
+from llx.bootstrap.hosts_look import Outlook
+from llx.bootstrap.hosts_plan import head_settings
+from llx.bootstrap.hosts_stop import leave_hosts
+from llx.bootstrap.hosts_world import HostsWorld
+from llx.bootstrap.local_ports import Observer, StepEvent, StepState
+from llx.bootstrap.readiness import Outside, Readiness, step
+from llx.bootstrap.wheel import portable_wheel
+from llx.client import ControlClient
+from llx.errors import (
+    ConflictError,
+    DeadlineError,
+    ExitCode,
+    LlxError,
+    UnreachableError,
+)
+from llx.settings import ClusterSettings, HostSettings, dump_cluster
+
+_HEAD_START_S = 120.0
+_AGENTS_S = 120.0
+_EMPTY_S = 120.0
+_POLL_S = 0.2
+
+
+class HostsError(FanOutError):
+    """Some hosts failed. The exit code says whether the others serve."""
+
+    def __init__(self, errors: Mapping[str, LlxError], *, is_partial: bool, cluster: str) -> None:
+        outcome = "the rest serves" if is_partial else "nothing serves"
+        headline = f"cluster {cluster}: {', '.join(errors)} failed, {outcome}:"
+        remedy = "; ".join(filter(None, [remedies_of(errors), "then `llx up` again"]))
+        super().__init__(headline, errors, is_partial=is_partial, remedy=remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class HostsResult:
+    """A cluster that answers.
+
+    Attributes:
+        status: Its state.
+        was_running: It was up before.
+        changes: What was done, in words; empty: all was as it should be.
+    """
+
+    status: ClusterStatus
+    was_running: bool
+    changes: tuple[str, ...]
+
+
+def apply(outlook: Outlook, world: HostsWorld, observe: Observer, verb: str = "up") -> HostsResult:
+    """Make the cluster match the plan.
+
+    Raises:
+        ConflictError: Another llx is at work on it.
+        HostsError: Hosts failed; the others were brought up as far as that goes.
+        StartError: Something did not start.
+        DeadlineError: Not ready in time.
+    """
+    plan = outlook.plan
+    with cluster_lock(plan.state_dir, verb):
+        head = plan.head.name
+        shell, layout = outlook.crew.shells[head], outlook.crew.layouts[head]
+        asker = world.asker
+        with hold(shell, layout, verb, asker.user, asker.machine, asker.pid) as held:
+            return _Apply(outlook, world, observe, held).run()
+
+
+class _Apply:
+    """One run of `apply`."""
+
+    def __init__(self, outlook: Outlook, world: HostsWorld, observe: Observer, held: Held) -> None:
+        self._outlook = outlook
+        self._plan = outlook.plan
+        self._crew = outlook.crew
+        self._world = world
+        self._observe = observe
+        self._held = held
+        self._changes: list[str] = []
+        self._num_changed: dict[str, int] = {}
+        self._head = self._plan.head.name
+        self._is_running = outlook.is_running or self._answers()
+
+    def run(self) -> HostsResult:
+        shell, layout = self._crew.shells[self._head], self._crew.layouts[self._head]
+        cluster = read_secrets(shell, layout)
+        if cluster is None:
+            self._refuse_running()
+            cluster = new_secrets()
+        settings = head_settings(self._plan, self._outlook.platform, self._outlook.addresses)
+        if self._is_running:
+            self._ask_head(settings)
+        self._remember(self._outlook.leaving_hosts)
+        self._prepare_hosts(cluster, settings)
+        if self._head in self._crew.errors:
+            raise HostsError(self._crew.errors, is_partial=False, cluster=settings.cluster)
+        with self._control() as control:
+            if self._is_running:
+                user = str(self._world.asker)
+                self._changes += control.put_settings(dump_cluster(settings), user=user)
+            self._wait_agents(control)
+            self._restart_failed(control)
+            self._leave(control)
+            self._wait_serving(control)
+            status = control.status()
+        if self._crew.errors:
+            raise HostsError(self._crew.errors, is_partial=True, cluster=settings.cluster)
+        return HostsResult(status, self._is_running, tuple(self._changes))
+
+    def _refuse_running(self) -> None:
+        """The head has none of the cluster's secrets: nothing of it may be running anywhere."""
+        cluster = self._plan.settings.cluster
+        running = [
+            name
+            for name, facts in self._outlook.facts.items()
+            if facts.is_cluster_running and facts.claim is not None
+        ]
+        if running:
+            raise ConflictError(
+                f"cluster {cluster} runs on {', '.join(running)}, but {self._head} is not its head,"
+                " or was brought up by another release of llx",
+                remedy="set `head:` to its head; or `llx down` with the llx that started it",
+            )
+
+    def _answers(self) -> bool:
+        """Somebody else's `up` may have ended while ours asked for a yes."""
+        shell, layout = self._crew.shells[self._head], self._crew.layouts[self._head]
+        try:
+            with self._world.control(shell, layout) as control:
+                control.status()
+        except LlxError:
+            return False
+        return True
+
+    def _ask_head(self, settings: ClusterSettings) -> None:
+        """Before any host is touched: may a running cluster become that?
+
+        A head that does not answer cannot be asked; it reads its settings when it starts.
+        """
+        shell, layout = self._crew.shells[self._head], self._crew.layouts[self._head]
+        with contextlib.suppress(UnreachableError), self._world.control(shell, layout) as control:
+            control.put_settings(dump_cluster(settings), is_dry_run=True)
+            self._refuse_strangers(yaml.safe_load(control.settings()))
+
+    def _refuse_strangers(self, running: dict[str, Any]) -> None:
+        """Hosts that this machine knows nothing of would be emptied and never left."""
+        known = {each.name for each in self._plan.settings.hosts}
+        known |= {each.name for each in self._outlook.leaving_hosts}
+        strange = [each["name"] for each in running["hosts"] if each["name"] not in known]
+        if strange:
+            raise ConflictError(
+                f"cluster {self._plan.settings.cluster} has hosts that this machine does not know:"
+                f" {', '.join(strange)}",
+                remedy="add them to cluster.yaml; to remove them, `llx host rm` after an `up` that"
+                " has them",
+            )
+
+    def _remember(self, leaving: Sequence[HostSettings]) -> None:
+        """From now on the verbs of this machine know the cluster, whatever becomes of it.
+
+        Hosts that leave are remembered until they have been left: `up` and `down` go there, too.
+        """
+        addresses = self._outlook.addresses
+        hosts = [
+            each.model_copy(update={"cluster_address": addresses.get(each.name)})
+            for each in self._plan.settings.hosts
+        ]
+        settings = self._plan.settings.model_copy(update={"hosts": (*hosts, *leaving)})
+        path = self._plan.state_dir / SETTINGS_FILE
+        text = dump_cluster(settings)
+        if not path.exists() or path.read_text() != text:
+            _write_private(path, text)
+
+    # ------------------------------------------------------------------ hosts
+
+    def _prepare_hosts(self, cluster: ClusterSecrets, settings: ClusterSettings) -> None:
+        """All hosts at once; who fails is noted and left.
+
+        The head is given the secrets before anybody else: whatever comes in between, a later `up`
+        finds there what the others were given. Ray starts when all hosts are through with what may
+        take long: a node that waits for its head would be taken for one that failed.
+        """
+        for name, error in self._crew.errors.items():
+            self._observe(StepEvent(_row(name), StepState.FAILED, error.message))
+        wheel = self._wheel()
+        works = {name: self._work(name, cluster, settings, wheel) for name in self._crew.good}
+        pythons: dict[str, PurePosixPath] = {}
+
+        def prepare(name: str) -> list[str]:
+            pythons[name], changed = prepare_host(works[name], self._teller(name))
+            return changed
+
+        def configure(name: str) -> list[str]:
+            return configure_host(works[name], pythons[name], self._teller(name))
+
+        def start(name: str) -> list[str]:
+            return start_host(works[name], pythons[name], self._teller(name))
+
+        self._on_hosts(self._crew.good, prepare)
+        if self._head in self._crew.good:
+            self._on_hosts([self._head], configure)
+        if self._head in self._crew.good:
+            self._on_hosts(self._crew.good, start, is_last=True)
+
+    def _work(
+        self, name: str, cluster: ClusterSecrets, settings: ClusterSettings, wheel: Path
+    ) -> HostWork:
+        outlook = self._outlook
+        return HostWork(
+            plan=self._plan,
+            host=next(each for each in self._plan.settings.hosts if each.name == name),
+            shell=self._crew.shells[name],
+            layout=self._crew.layouts[name],
+            facts=outlook.facts[name],
+            platform=outlook.platform,
+            python_version=outlook.python_version,
+            addresses=outlook.addresses,
+            cluster=cluster,
+            settings=settings,
+            wheel=wheel,
+            is_running=self._is_running,
+            log=self._plan.state_dir / "hosts" / f"{name}.log",
+            proceed=self._held.require,
+        )
+
+    def _on_hosts(
+        self, names: Sequence[str], work: Callable[[str], list[str]], *, is_last: bool = False
+    ) -> None:
+        """One stage, on many hosts at once."""
+
+        def told(name: str) -> list[str]:
+            try:
+                changed = work(name)
+            except LlxError as error:
+                self._observe(StepEvent(_row(name), StepState.FAILED, error.message))
+                raise
+            self._num_changed[name] = self._num_changed.get(name, 0) + len(changed)
+            if is_last:
+                count = self._num_changed[name]
+                done = f"{count} steps done" if count else "as it should be"
+                self._observe(StepEvent(_row(name), StepState.DONE, done))
+            return changed
+
+        for name, result in fan_out(names, told).items():
+            if isinstance(result, LlxError):
+                self._crew.errors[name] = result
+            else:
+                self._changes += [f"{name}: {each}" for each in result]
+
+    def _wheel(self) -> Path:
+        """llx's own wheel, as a file to send."""
+        folder = self._plan.state_dir / "wheels"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return portable_wheel().write_into(folder)
+
+    def _teller(self, name: str) -> Callable[[str], None]:
+        return lambda detail: self._observe(StepEvent(_row(name), StepState.RUNNING, detail))
+
+    # ------------------------------------------------------------------ the head and its agents
+
+    @contextlib.contextmanager
+    def _control(self) -> Iterator[ControlClient]:
+        """The control API, as soon as it answers."""
+        shell, layout = self._crew.shells[self._head], self._crew.layouts[self._head]
+        with step("head", self._observe) as say:
+            deadline = self._world.clock() + _HEAD_START_S
+            while True:
+                client = self._try_control(say)
+                if client is not None:
+                    break
+                if self._world.clock() > deadline:
+                    log = f"{layout.procs}/ray/log"
+                    raise DeadlineError(
+                        f"{self._head}: the head does not answer after {_HEAD_START_S:.0f} s",
+                        detail=shell.run(["tail", "-n", "20", log]).stdout,
+                        remedy=f"llx logs {self._head}; llx down",
+                    )
+                self._world.sleep(_POLL_S)
+            say.conclude("control API answers")
+        with client:
+            yield client
+
+    def _try_control(self, say: Callable[[str], None]) -> ControlClient | None:
+        try:
+            client = self._world.control(
+                self._crew.shells[self._head], self._crew.layouts[self._head]
+            )
+        except UnreachableError as error:
+            say(error.detail or "starting")
+            return None
+        try:
+            client.status()
+        except UnreachableError:
+            client.close()
+            return None
+        return client
+
+    def _wait_agents(self, control: ControlClient) -> None:
+        """Until the agent of every host that did not fail has been heard of."""
+        wanted = set(self._crew.good)
+        with step("agents", self._observe) as say:
+            deadline = self._world.clock() + _AGENTS_S
+            while True:
+                self._held.require()
+                status = control.status()
+                hosts = {each.name: each for each in status.hosts}
+                ready = {n for n, each in hosts.items() if each.state is HostState.READY}
+                missing = wanted - ready
+                if not missing:
+                    break
+                say(f"waiting for {', '.join(sorted(missing))}")
+                if self._world.clock() > deadline:
+                    self._note_missing(missing, hosts)
+                    break
+                self._world.sleep(_POLL_S)
+            say.conclude(f"{len(ready)} of {len(self._plan.settings.hosts)} hosts")
+
+    def _restart_failed(self, control: ControlClient) -> None:
+        for each in control.status().instances:
+            if each.state is InstanceState.FAILED:
+                with contextlib.suppress(ConflictError):  # it is being started already
+                    control.restart_instance(each.name, user=str(self._world.asker))
+                    self._changes.append(f"{each.name}: started again")
+
+    def _note_missing(self, missing: set[str], hosts: Mapping[str, object]) -> None:
+        for name in sorted(missing):
+            known = hosts.get(name)
+            detail = getattr(known, "detail", "") or "it did not join"
+            self._crew.errors[name] = DeadlineError(
+                f"{name}: no word of its agent after {_AGENTS_S:.0f} s: {detail}",
+                remedy=f"llx logs {name}",
+            )
+            self._observe(StepEvent(_row(name), StepState.FAILED, detail))
+
+    def _wait_serving(self, control: ControlClient) -> None:
+        """Until all serves. A host that failed explains what does not, and is told first."""
+        try:
+            self._serve(control)
+        except LlxError as error:
+            if not self._crew.errors:
+                raise
+            errors = {**self._crew.errors, "the cluster": error}
+            name, is_partial = self._plan.settings.cluster, error.exit_code is ExitCode.PARTIAL
+            raise HostsError(errors, is_partial=is_partial, cluster=name) from None
+
+    def _serve(self, control: ControlClient) -> None:
+        settings = self._plan.settings
+        outside = Outside(
+            status=control.status,
+            log_end=lambda name: _log_end(control, name),
+            log_place=lambda name: f"llx logs {name}",
+            clock=self._world.clock,
+            sleep=self._world.sleep,
+        )
+        readiness = Readiness(outside, self._observe)
+        status = readiness.wait(settings.runtime.start_timeout_s, self._is_complete)
+        readiness.require_all(status)
+        if self._plan.can_probe:
+            readiness.first_token(status, self._probe)
+        else:
+            readiness.skip_first_token("only hashes of API keys are known")
+
+    def _probe(self, status: ClusterStatus, model: str) -> None:
+        self._world.first_token(self._crew.shells, status, model, self._plan.probe_key)
+
+    def _is_complete(self, status: ClusterStatus) -> bool:
+        self._held.require()
+        wanted = set(self._plan.instance_names)
+        return wanted <= {each.name for each in status.instances} and bool(status.gateways)
+
+    # ------------------------------------------------------------------ hosts that leave
+
+    def _leave(self, control: ControlClient) -> None:
+        leaving = {each.name for each in self._outlook.leaving_hosts}
+        if not leaving:
+            return
+        with step("leaving hosts", self._observe) as say:
+            deadline = self._world.clock() + _EMPTY_S
+            while left := leaving & {each.name for each in control.status().hosts}:
+                say(f"waiting until {', '.join(sorted(left))} is empty")
+                if self._world.clock() > deadline:
+                    break
+                self._world.sleep(_POLL_S)
+            crew = self._outlook.leaving
+            left_behind = leave_hosts(crew, self._plan.state_dir, lambda name, text: say(text))
+            self._crew.errors |= left_behind
+            self._remember([h for h in self._outlook.leaving_hosts if h.name in left_behind])
+            self._changes += [f"{name}: left" for name in leaving - left_behind.keys()]
+            say.conclude(", ".join(sorted(leaving)))
+
+
+def _log_end(control: ControlClient, name: str) -> str:
+    try:
+        return control.logs(name, tail=400).text
+    except LlxError:
+        return ""
+
+
+def _row(name: str) -> str:
+    return f"host {name}"
+
+
+def _write_private(path: Path, text: str) -> None:
+    new = path.with_suffix(".new")
+    new.touch(mode=0o600)
+    new.write_text(text)
+    new.replace(path)

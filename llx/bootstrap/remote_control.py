@@ -1,0 +1,88 @@
+"""The control API and gateways of a cluster on hosts, reached through SSH tunnels.
+
+Both listen on their hosts' loopback unless told otherwise. A tunnel is a unix socket in a private
+directory here, so that nobody else on this machine can use it.
+"""
+
+from types import TracebackType
+
+import httpx
+import msgspec
+
+from llx.api import GatewayStatus
+from llx.bootstrap.host_layout import HostLayout
+from llx.bootstrap.shell import Shell
+from llx.bootstrap.ssh import Tunnel
+from llx.client import HEAD_STATUS_FILE, TOKEN_FILE, ControlClient
+from llx.errors import UnreachableError
+from llx.secret import Secret
+from llx.specs import Phase, ProcessStatus
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class TunnelTransport(httpx.BaseTransport):
+    """HTTP through a tunnel that it owns; with `closes_shell`, the connection under it, too."""
+
+    def __init__(
+        self, shell: Shell, address: str, port: int, *, closes_shell: bool = False
+    ) -> None:
+        self._shell = shell if closes_shell else None
+        self._tunnel = Tunnel(shell, address, port)
+        self._tunnel.__enter__()
+        self._http = httpx.HTTPTransport(uds=str(self._tunnel.path))
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one request."""
+        return self._http.handle_request(request)
+
+    def close(self) -> None:
+        """Close connections, tunnel and, if owned, the shell."""
+        self._http.close()
+        self._tunnel.__exit__(None, None, None)
+        if self._shell is not None:
+            self._shell.close()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def open_control(shell: Shell, layout: HostLayout, *, closes_shell: bool = False) -> ControlClient:
+    """A client of the control API on the head's host that `shell` reaches.
+
+    Raises:
+        UnreachableError: The head is not up, or not yet; or the host does not answer.
+    """
+    down = f'cluster "{layout.cluster}": its head on {shell.host} is not running'
+    content = shell.read(f"{layout.state}/{HEAD_STATUS_FILE}")
+    token = shell.read(f"{layout.state}/{TOKEN_FILE}")
+    if content is None or token is None:
+        raise UnreachableError(down, remedy="llx up")
+    try:
+        status = msgspec.json.decode(content, type=ProcessStatus)
+    except msgspec.DecodeError:
+        raise UnreachableError(f"{down} yet", remedy="wait for `llx up` to finish") from None
+    if status.phase in {Phase.FAILED, Phase.STOPPING}:
+        raise UnreachableError(down, detail=status.detail, remedy="llx up")
+    if not status.addresses:
+        raise UnreachableError(f"{down} yet", remedy="wait for `llx up` to finish")
+    url = httpx.URL(status.addresses[0])
+    transport = TunnelTransport(shell, url.host, url.port or 80, closes_shell=closes_shell)
+    return ControlClient(status.addresses[0], Secret(token.decode().strip()), transport=transport)
+
+
+def needs_tunnel(gateway: GatewayStatus) -> bool:
+    """Whether a gateway can be reached from its own host only."""
+    return bool(gateway.url) and httpx.URL(gateway.url).host in _LOOPBACK
+
+
+def open_gateway(shell: Shell, url: str, *, closes_shell: bool = False) -> TunnelTransport:
+    """The way to a gateway that listens on the loopback of the host that `shell` reaches."""
+    parsed = httpx.URL(url)
+    return TunnelTransport(shell, parsed.host, parsed.port or 80, closes_shell=closes_shell)

@@ -1,0 +1,189 @@
+"""`llx host`: the machines of a cluster."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llx.cli.failures import command
+from llx.cli.parameters import ContextOption, OutputOption, YesOption, parse_duration
+from llx.cli.session import Session, confirmed
+
+if TYPE_CHECKING:
+    from llx.api import HostStatus
+    from llx.settings import ClusterSettings, HostSettings
+
+app = typer.Typer(help="Hosts: list, add, remove, cordon, drain.", no_args_is_help=True)
+
+HostArgument = Annotated[str, typer.Argument(metavar="HOST", show_default=False)]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Check and show the plan; change nothing.")
+]
+
+
+@app.command("ls")
+@command
+def ls(output: OutputOption = None, context: ContextOption = None) -> None:
+    """List the hosts."""
+    session = Session(context_name=context, output_name=output)
+    with session.control() as control:
+        _table(session, control.status().hosts)
+
+
+@app.command("add")
+@command
+def add(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="As `ssh` would be given it.")],
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Default: the address.")
+    ] = None,
+    user: Annotated[str | None, typer.Option("--user", metavar="USER")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, metavar="PORT")] = None,
+    identity_file: Annotated[
+        Path | None, typer.Option("--identity-file", metavar="FILE", help="A private key.")
+    ] = None,
+    python: Annotated[
+        Path | None,
+        typer.Option(
+            "--python", metavar="PATH", help="There, with the right vLLM; else llx's own."
+        ),
+    ] = None,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    context: ContextOption = None,
+) -> None:
+    """Add a host to a running cluster: bootstrap it, start its agent, use it."""
+    from llx.cli.hosts import converge
+    from llx.settings import with_hosts
+
+    session = Session(context_name=context)
+    settings = _of_hosts(session)
+    given = {
+        "name": name or address,
+        "address": address,
+        "user": user,
+        "port": port,
+        "identity_file": identity_file,
+        "python": python,
+    }
+    hosts = [*map(_plain, settings.hosts), {k: v for k, v in given.items() if v is not None}]
+    wanted = with_hosts(settings, hosts, base=session.environment.cwd)
+    converge(session, wanted, verb="host add", is_yes=yes, is_dry_run=dry_run)
+    if not dry_run:
+        note = (
+            f"add it to your cluster.yaml, too, or the next `llx up FILE` removes {name or address}"
+        )
+        session.err.print(note, markup=False, soft_wrap=True)
+
+
+@app.command("rm")
+@command
+def rm(
+    host: HostArgument,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    context: ContextOption = None,
+) -> None:
+    """Take a host out of a running cluster: emptied first, then stopped. Its logs stay there."""
+    from llx.cli.hosts import converge
+    from llx.errors import ConflictError, NotFoundError
+    from llx.settings import with_hosts
+
+    session = Session(context_name=context)
+    settings = _of_hosts(session)
+    names = [each.name for each in settings.hosts]
+    if host not in names:
+        raise NotFoundError(f'no host "{host}"', remedy=f"there are: {', '.join(names)}")
+    head = settings.head_host
+    if head is not None and head.name == host:
+        raise ConflictError(
+            f"{host} is the head: the control plane runs there",
+            remedy="`llx down`, and `llx up` with another `head`",
+        )
+    kept = [_plain(each) for each in settings.hosts if each.name != host]
+    wanted = with_hosts(settings, kept, base=session.environment.cwd)
+    converge(session, wanted, verb="host rm", is_yes=yes, is_dry_run=dry_run)
+    if not dry_run:
+        note = f"remove it from your cluster.yaml, too, or the next `llx up FILE` adds {host} again"
+        session.err.print(note, markup=False, soft_wrap=True)
+
+
+@app.command("cordon")
+@command
+def cordon(host: HostArgument, output: OutputOption = None, context: ContextOption = None) -> None:
+    """Give a host nothing new; what runs there goes on."""
+    _set_cordon(host, output, context, is_on=True)
+
+
+@app.command("uncordon")
+@command
+def uncordon(
+    host: HostArgument, output: OutputOption = None, context: ContextOption = None
+) -> None:
+    """Use a host again."""
+    _set_cordon(host, output, context, is_on=False)
+
+
+@app.command("drain")
+@command
+def drain(
+    host: HostArgument,
+    deadline: Annotated[
+        float,
+        typer.Option(
+            "--deadline",
+            parser=parse_duration,
+            metavar="DURATION",
+            help="Streams may go on so long; then they are cut.",
+            show_default="60s",
+        ),
+    ] = 60.0,
+    yes: YesOption = False,
+    context: ContextOption = None,
+) -> None:
+    """Cordon a host, let its streams finish, stop its instances."""
+    from llx.errors import LlxError
+
+    session = Session(context_name=context)
+    question = f"Drain {host}? What has not finished after {deadline:g} s is cut."
+    if not confirmed(session, question, is_yes=yes):
+        raise LlxError("not confirmed: nothing was changed")
+    with session.control() as control:
+        report = control.drain_host(host, deadline_s=deadline, user=session.user)
+    session.out.print(f"{host} is empty: {report.finished} streams finished, {report.cut} cut")
+
+
+def _set_cordon(name: str, output: OutputOption, context: str | None, *, is_on: bool) -> None:
+    session = Session(context_name=context, output_name=output)
+    with session.control() as control:
+        host = control.cordon_host(name, is_on=is_on, user=session.user)
+    _table(session, [host])
+
+
+def _table(session: Session, hosts: "list[HostStatus]") -> None:
+    from llx.cli.render import emit, print_table, table
+    from llx.cli.tables import host_columns
+
+    emit(
+        session.out,
+        session.output,
+        hosts,
+        [each.name for each in hosts],
+        lambda is_wide: print_table(session.out, table(host_columns(), hosts, is_wide=is_wide)),
+    )
+
+
+def _of_hosts(session: Session) -> "ClusterSettings":
+    from llx.errors import ConflictError
+
+    settings = session.cluster()
+    if not settings.hosts:
+        raise ConflictError(
+            f"cluster {settings.cluster} runs on this machine, not on hosts",
+            remedy="llx init --hosts ADDRESS,…; llx up cluster.yaml",
+        )
+    return settings
+
+
+def _plain(host: "HostSettings") -> "dict[str, Any]":
+    return host.model_dump(mode="json", exclude_none=True)

@@ -1,0 +1,137 @@
+"""What `up`, `down` and `host` share for clusters on hosts: questions, look, confirm, apply."""
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llx.cli.checklist import Checklist
+from llx.cli.failures import Interruptions
+from llx.cli.session import Session, confirmed, hosts_world
+
+if TYPE_CHECKING:
+    from llx.bootstrap.hosts_look import Outlook
+    from llx.bootstrap.hosts_plan import HostsPlan
+    from llx.bootstrap.hosts_up import HostsResult
+    from llx.settings import ClusterSettings
+
+LAST_WORDS = "left at once; `llx up` goes on from here, `llx down` clears what is left"
+
+
+def converge(
+    session: Session,
+    settings: "ClusterSettings",
+    *,
+    verb: str,
+    is_yes: bool,
+    is_dry_run: bool = False,
+) -> None:
+    """Make the cluster on hosts match `settings`; shows the plan first, and asks.
+
+    Raises:
+        LlxError: As `hosts_look.look` and `hosts_up.apply` say.
+    """
+    from llx.bootstrap.cluster_dir import running_settings
+    from llx.bootstrap.hosts_look import look
+    from llx.bootstrap.hosts_plan import make_hosts_plan
+    from llx.errors import ConflictError
+
+    plan = make_hosts_plan(settings, session.environment)
+    interruptions = Interruptions(last_words=LAST_WORDS)
+    checklist = Checklist(session.err)
+    world = hosts_world(session, interruptions, host_key_question(session, checklist))
+    before = running_settings(plan.state_dir)
+    if before is not None and not before.hosts:
+        raise ConflictError(
+            f"cluster {settings.cluster} is up on this machine, without hosts",
+            remedy=f"give this one another name (`cluster:`), or llx down --context "
+            f"{settings.cluster}",
+        )
+    with interruptions.installed():
+        with checklist.shown():
+            outlook = look(plan, before, world, checklist.observe)
+        try:
+            _show(session, outlook, is_result=is_dry_run)
+            if is_dry_run:
+                session.err.print("nothing stands in the way; nothing was changed")
+                return
+            _confirm(session, is_yes=is_yes)
+            _apply(session, outlook, verb, interruptions, checklist)
+        finally:
+            outlook.close()
+
+
+def host_key_question(session: Session, checklist: Checklist) -> Callable[[str, str, str], bool]:
+    """Asks whether an unknown host key is right; nobody there to ask: no."""
+    one_at_a_time = threading.Lock()
+
+    def ask(host: str, kind: str, fingerprint: str) -> bool:
+        import sys
+
+        import typer
+
+        if not (sys.stdin.isatty() and session.err.is_terminal):
+            return False
+        with one_at_a_time, checklist.paused():
+            session.err.print(f"{host} shows a key not seen before:\n  {kind} {fingerprint}")
+            return typer.confirm("Is it the host's own?", err=True)
+
+    return ask
+
+
+def _show(session: Session, outlook: "Outlook", *, is_result: bool) -> None:
+    from llx.bootstrap.hosts_look import describe
+
+    if is_result or session.err.is_terminal:
+        rows = describe(outlook)
+        width = max(len(what) for what, _ in rows)
+        console = session.out if is_result else session.err
+        for what, how in rows:
+            console.print(f"{what:<{width}}  {how}", markup=False, soft_wrap=True)
+    for each in outlook.warnings:
+        session.err.print(f"warning: {each}", markup=False, soft_wrap=True)
+        session.err.print(f"  remedy: {each.remedy}", markup=False, soft_wrap=True)
+
+
+def _confirm(session: Session, *, is_yes: bool) -> None:
+    from llx.errors import LlxError
+
+    if not confirmed(session, "Go ahead?", is_yes=is_yes):
+        raise LlxError("not confirmed: nothing was changed")
+
+
+def _apply(
+    session: Session,
+    outlook: "Outlook",
+    verb: str,
+    interruptions: Interruptions,
+    checklist: Checklist,
+) -> None:
+    from llx.bootstrap.hosts_up import apply
+
+    world = hosts_world(session, interruptions)
+    with checklist.shown():
+        result = apply(outlook, world, checklist.observe, verb)
+    _summary(session, outlook.plan, result)
+
+
+def _summary(session: Session, plan: "HostsPlan", result: "HostsResult") -> None:
+    from llx.bootstrap.remote_control import needs_tunnel
+
+    status = result.status
+    ready = sum(model.instances_ready for model in status.models)
+    if result.was_running and not result.changes:
+        verb = "is up already, nothing to change"
+    else:
+        verb = "is up, changed" if result.was_running else "is up"
+    lines = [f"cluster {status.cluster} {verb}: {len(status.hosts)} hosts, {ready} instances"]
+    lines += [f"  {each}" for each in result.changes if result.was_running]
+    for gateway in status.gateways:
+        lines.append(f"  OpenAI API  {gateway.url}/v1 ({gateway.name} on {gateway.host})")
+        if needs_tunnel(gateway):
+            port = gateway.url.rpartition(":")[2]
+            address = {each.name: each.address for each in plan.settings.hosts}[gateway.host]
+            lines.append(f"              through ssh -N -L {port}:127.0.0.1:{port} {address}")
+    lines.append(f"  models      {', '.join(model.name for model in status.models)}")
+    lines.append('  next        llx generate "Hello" · llx status · llx logs NAME -f · llx down')
+    for line in lines:
+        session.out.print(line, markup=False, soft_wrap=True)
