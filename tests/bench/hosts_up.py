@@ -1,0 +1,76 @@
+"""How long hosts take from the first connection to their agents, one host against three.
+
+    .venv/bin/python -m tests.bench.hosts_up NODE_PYTHON [PAIRS]
+
+As root, on namespace hosts, with a node environment that is there and simulated engines (whose
+start is not counted). Interleaved; each cluster is taken down and purged in between. Prints the
+times, the ratio with its 95% interval, and how long an `up` takes that finds nothing to do.
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from tests.bench.intervals import interval_of_median
+from tests.hosts.operator_machine import Operator
+from tests.hosts.rig import HostOptions, Rig, new_rig, python_binds
+
+_COUNTS = (1, 3)
+
+
+def main(argv: list[str]) -> None:
+    python, pairs = Path(argv[0]), int(argv[1]) if len(argv) > 1 else 5
+    ready: dict[int, list[float]] = {count: [] for count in _COUNTS}
+    again: dict[int, list[float]] = {count: [] for count in _COUNTS}
+    with new_rig() as rig:
+        for pair in range(pairs):
+            for count in _COUNTS if pair % 2 == 0 else reversed(_COUNTS):
+                rig.up(count, HostOptions(binds=python_binds(python), size="16g"))
+                first, second = _measure(rig, str(python))
+                ready[count].append(first)
+                again[count].append(second)
+                sys.stderr.write(f"{count} hosts: agents {first:.1f} s, up again {second:.1f} s\n")
+    one, three = ready[1], ready[3]
+    ratios = [b / a for a, b in zip(one, three, strict=True)]
+    print(
+        json.dumps(
+            {
+                "connect_to_agents_s": {n: statistics.median(ready[n]) for n in _COUNTS},
+                "ratio_three_to_one": statistics.median(ratios),
+                "ratio_95": interval_of_median(ratios),
+                "second_up_s": {n: statistics.median(again[n]) for n in _COUNTS},
+                "second_up_max_s": {n: max(again[n]) for n in _COUNTS},
+                "pairs": pairs,
+            }
+        )
+    )
+
+
+def _measure(rig: Rig, python: str) -> tuple[float, float]:
+    """Seconds from the first connection to the agents, and of a second `up`."""
+    operator = Operator(rig, python=python)
+    path = operator.config()
+    process = operator.start("up", "-y", path)
+    assert process.stderr is not None
+    began = agents = 0.0
+    said = ""
+    for line in process.stderr:
+        said += line
+        if " connect\n" in line:
+            began = time.monotonic()
+        elif " agents done" in line:
+            agents = time.monotonic()
+    process.communicate()
+    assert process.returncode == 0, said
+    at = time.monotonic()
+    done = operator("up", "-y", path)
+    second = time.monotonic() - at
+    assert "nothing to change" in done.stdout, done.stdout + done.stderr
+    operator("down", "-y", "--purge", "--deadline", "1s")
+    return agents - began, second
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

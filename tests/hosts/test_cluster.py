@@ -1,0 +1,287 @@
+"""A cluster on three hosts from its first day to its last: real SSH, Ray, TLS and vLLM.
+
+One cluster for the module, in the order of a life: up, first tokens, agents and Ray killed under
+load, hosts added and removed, down and away. h1 and h2 use an environment that is there; h3 has
+nothing of ours and no network but its cable, and is built from a wheelhouse.
+"""
+
+import json
+import os
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.rig import ROOT
+from tests.hosts.operator_machine import Operator, eventually
+from tests.hosts.rig import USER, Host, HostOptions, Rig, python_binds
+from tests.hosts.traffic import Traffic
+
+pytestmark = [pytest.mark.hosts, pytest.mark.node, pytest.mark.e2e]
+
+ENGINE_ARGS = {
+    "max_model_len": 2048,
+    "block_size": 32,
+    "max_num_seqs": 16,
+    "enforce_eager": True,
+    "dtype": "float32",
+    "enable_prefix_caching": False,
+}
+LENGTHS = (300, 120)
+rng = random.Random(7)
+PROMPTS = [[rng.randrange(3, 540) for _ in range(length)] for length in (40, 9)]
+
+
+@pytest.fixture(scope="module")
+def rig(host_rig: Rig, node_python):
+    """Four hosts; the cluster begins with three of them."""
+    binds = python_binds(Path(node_python))
+    host_rig.up(4, HostOptions(binds=binds, size="16g"))
+    host_rig["h3"].restart(binds=(), keeps_disk=True)
+    host_rig["h3"].wait_for_sshd()
+    yield host_rig
+    host_rig.down()
+
+
+@pytest.fixture(scope="module")
+def before(rig) -> dict[str, str]:
+    """What lies on each host before llx has been there."""
+    return {host.name: belongings(host) for host in rig.hosts}
+
+
+@pytest.fixture(scope="module")
+def operator(rig, before, oracle, node_python) -> Operator:
+    operator = Operator(rig)
+    operator.config(hosts=described(rig, node_python, "h1", "h2", "h3"), **cluster(oracle))
+    done = operator("up", "-y", "cluster.yaml", timeout_s=1200)
+    assert done.returncode == 0, done.stderr
+    return operator
+
+
+@pytest.fixture(scope="module")
+def cases(oracle, node_python, node_environment) -> list[tuple[list[int], list[int]]]:
+    """Prompts, and what the model says to them."""
+    script = str(ROOT / "tests/e2e/oracle_model.py")
+    asked = list(zip(PROMPTS, LENGTHS, strict=True))
+    done = subprocess.run(
+        [node_python, script, "greedy", str(oracle)],
+        input=json.dumps(asked), env=node_environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return list(zip(PROMPTS, json.loads(done.stdout), strict=True))
+
+
+def cluster(oracle: Path) -> dict:
+    """The changes to the operator's standard cluster.yaml."""
+    wheelhouse = os.environ.get("LLX_WHEELHOUSE")
+    assert wheelhouse, "host tests need LLX_WHEELHOUSE: run them with `make test`"
+    model = {
+        "name": "oracle",
+        "model": str(oracle),
+        "instances": {"min": 2, "max": 4},
+        "engine_args": ENGINE_ARGS,
+    }
+    runtime = {"platform": "cpu", "cpu_threads": 1, "wheelhouse": wheelhouse}
+    return {"models": [model], "runtime": runtime}
+
+
+def described(rig: Rig, python: str, *names: str) -> list[dict]:
+    """Hosts of cluster.yaml; h3 gets an environment of llx's making."""
+    hosts = {each["name"]: each for each in rig.cluster_hosts()}
+    return [hosts[n] if n == "h3" else {**hosts[n], "python": python} for n in names]
+
+
+def belongings(host: Host) -> str:
+    """Files of the user's, users, sockets that listen, processes."""
+    look = (
+        "find /home /tmp /dev/shm /root /var/tmp -not -path '*/.ssh*' | sort; cat /etc/passwd; "
+        "grep -h ' 0A ' /proc/net/tcp /proc/net/tcp6 | cut -d' ' -f-5 | sort; "
+        "ps -eo user,args | grep -v -e 'ps -eo' -e sshd -e 'sh -c' -e sleep -e grep -e cut -e sort"
+    )
+    return host.x("sh", "-c", look).stdout
+
+
+def url_of(operator: Operator) -> str:
+    return operator.json("status")["url"]
+
+
+def serving(operator: Operator) -> dict[str, int]:
+    """Process ids of what serves, by name."""
+    status = operator.json("status")
+    return {each["name"]: each["pid"] for each in status["instances"] + status["gateways"]}
+
+
+def is_well(operator: Operator) -> bool:
+    done = operator("status", "-o", "json")
+    if done.returncode:
+        return False
+    status = json.loads(done.stdout)
+    states = [each["state"] for each in status["hosts"] + status["instances"] + status["gateways"]]
+    return set(states) == {"ready"}
+
+
+def test_the_oracle_speaks_through_the_cluster(operator, cases):
+    status = operator.json("status")
+    assert {each["host"] for each in status["instances"]} <= {"h1", "h2", "h3"}
+    assert len({each["host"] for each in status["instances"]}) == 2
+    assert [each["state"] for each in status["hosts"]] == ["ready"] * 3
+    with Traffic(status["url"], "oracle", cases, threads=4) as traffic:
+        eventually(lambda: traffic.finished >= 6 or bool(traffic.failures), 120)
+    assert traffic.failures == []
+
+
+def test_llx_generate_goes_through(operator):
+    done = operator("generate", "Hello", "--max-tokens", "4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_a_second_up_changes_nothing(operator):
+    pids = serving(operator)
+    done = operator("up", "-y", "cluster.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "nothing to change" in done.stdout
+    assert serving(operator) == pids
+
+
+def test_no_secret_can_be_seen(operator, rig):
+    """Not in arguments or environments, and in no file but the 0600 ones that are for it."""
+    head = rig["h1"]
+    state = f"/home/{USER}/.llx/clusters/c"
+    paths = ["token", "ray.token", "tls/host.key", "tls/ca.key", "keys.json"]
+    contents = [head.x("cat", f"{state}/{each}").stdout.strip() for each in paths]
+    assert all(contents)
+    keys = [value for name, value in json.loads(contents[-1]).items() if "secret" in name]
+    secrets = [*contents[:2], *(each.splitlines()[2] for each in contents[2:4]), *keys]
+    big = "-not -path '*/.llx/node/*' -not -path '*/.llx/wheelhouse/*'"
+    look = (
+        f"find /home /tmp /dev/shm -type f {big} -print0 | xargs -0 grep -alFf /run/secrets; "
+        "grep -alFf /run/secrets /proc/[0-9]*/cmdline /proc/[0-9]*/environ"
+    )
+    for host in rig.hosts[:3]:
+        host.write("/run/secrets", "".join(f"{each}\n" for each in secrets), mode=0o600)
+        found = host.x("sh", "-c", f"{look} 2>/dev/null").stdout.split()
+        assert found, "its own files at least"
+        assert set(found) <= {f"{state}/{each}" for each in paths}
+        modes = host.x("stat", "-c", "%a %U", *found).stdout.splitlines()
+        assert set(modes) == {f"600 {USER}"}
+    here = [path for path in rig.home.rglob("*") if path.is_file() and path.suffix != ".whl"]
+    for path in here:
+        text = path.read_text(errors="replace")
+        assert not any(secret in text for secret in secrets), path
+
+
+KILLS = {
+    "SIGKILL of an agent": lambda rig, python: rig["h2"].kill("ray::NodeAgentActor"),
+    "SIGKILL of a raylet": lambda rig, python: rig["h2"].kill("raylet/raylet"),
+    "ray stop": lambda rig, python: (
+        rig["h2"].x(str(Path(python).with_name("ray")), "stop", "--force", user=USER).returncode
+        == 0
+    ),
+    "SIGKILL of Ray's head": lambda rig, python: rig["h1"].kill("gcs_server"),
+    "ray.kill of an agent": lambda rig, python: ray_kill(rig["h1"], python),
+}
+
+
+def ray_kill(head: Host, python: str) -> bool:
+    """`ray.kill` of h2's agent, without restart, from a driver on the head."""
+    script = (
+        "import ray, sys\n"
+        "from llx.cluster.ray_paths import NAMESPACE, actor_name\n"
+        "ray.init(address=sys.argv[1], namespace=NAMESPACE, log_to_driver=False)\n"
+        "ray.kill(ray.get_actor(actor_name('h2'), namespace=NAMESPACE), no_restart=True)\n"
+    )
+    state = f"/home/{USER}/.llx/clusters/c"
+    environment = [
+        "RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={state}/ray.token", "RAY_USE_TLS=1",
+        f"RAY_TLS_SERVER_CERT={state}/tls/host.pem", f"RAY_TLS_SERVER_KEY={state}/tls/host.key",
+        f"RAY_TLS_CA_CERT={state}/tls/ca.pem",
+    ]  # fmt: skip
+    address = f"{head.address}:20000"
+    done = head.x("env", *environment, python, "-c", script, address, user=USER, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return True
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=str)
+def test_control_dies_and_streams_go_on(operator, rig, cases, node_python, kill):
+    eventually(lambda: is_well(operator), 90)
+    pids, url = serving(operator), url_of(operator)
+    held = ledgers(rig)
+    with Traffic(url, "oracle", cases) as traffic:
+        eventually(lambda: traffic.finished >= 1 or bool(traffic.failures), 60)
+        assert KILLS[kill](rig, node_python)
+        begun = traffic.finished
+        eventually(lambda: traffic.finished > begun + 1 or bool(traffic.failures), 60)
+        eventually(lambda: is_well(operator), 90, f"{kill}: {operator('status').stdout}")
+    assert traffic.failures == []
+    assert serving(operator) == pids
+    assert ledgers(rig) == held
+
+
+def ledgers(rig: Rig) -> dict[str, str]:
+    """Who holds which core, on each host's disk."""
+    path = f"/home/{USER}/.llx/clusters/c/devices.json"
+    return {host.name: host.x("cat", path).stdout for host in rig.hosts}
+
+
+def test_a_strange_peer_is_refused(operator, rig, node_python):
+    """Somebody on the network, without token, certificate or secret key, at each kind of port."""
+    script = (
+        "import sys, zmq\n"
+        "from zmq.utils.monitor import recv_monitor_message as next_event\n"
+        "socket = zmq.Context().socket(zmq.DEALER)\n"
+        "monitor = socket.get_monitor_socket()\n"
+        "public, secret = zmq.curve_keypair()\n"
+        "socket.curve_publickey, socket.curve_secretkey = public, secret\n"
+        "socket.curve_serverkey = sys.argv[2].encode()\n"
+        "socket.connect(sys.argv[1])\n"
+        "while monitor.poll(10000):\n"
+        "    event = next_event(monitor)['event']\n"
+        "    if event == zmq.EVENT_HANDSHAKE_SUCCEEDED: sys.exit('let in')\n"
+        "    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH: sys.exit(0)\n"
+        "sys.exit('no answer')\n"
+    )
+    stranger = rig["h4"]
+    keys = json.loads(rig["h1"].x("cat", f"/home/{USER}/.llx/clusters/c/keys.json").stdout)
+    status = operator.json("status")
+    addresses = [a for each in status["instances"] for a in each["addresses"]]
+    for address in [*addresses, f"tcp://{rig['h1'].address}:20009"]:
+        done = stranger.x(node_python, "-c", script, address, keys["listener_public"], timeout=60)
+        assert done.returncode == 0, (address, done.stderr)
+    ray = "import ray, sys\nray.init(address=sys.argv[1], log_to_driver=False)\n"
+    head = f"{rig['h1'].address}:20000"
+    done = stranger.x("timeout", "15", node_python, "-c", ray, head, timeout=60)
+    assert done.returncode != 0
+    assert "Failed to connect to GCS" in done.stderr
+    refused = stranger.x("curl", "-s", "-m", "5", f"http://{rig['h1'].address}:8900/v1/status")
+    assert refused.returncode != 0, "the control API listens on loopback only"
+
+
+def test_a_host_is_added_and_one_removed(operator, rig, cases, node_python):
+    url = url_of(operator)
+    fourth = described(rig, node_python, "h4")[0]
+    with Traffic(url, "oracle", cases) as traffic:
+        done = operator(
+            "host", "add", fourth["address"], "--name", "h4", "--user", USER,
+            "--identity-file", fourth["identity_file"], "--python", node_python, "-y",
+            timeout_s=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert {each["name"] for each in operator.json("host", "ls")} == {"h1", "h2", "h3", "h4"}
+        done = operator("host", "rm", "h2", "-y", timeout_s=600)
+        assert done.returncode == 0, done.stderr
+    assert traffic.failures == []
+    status = operator.json("status")
+    assert {each["name"] for each in status["hosts"]} == {"h1", "h3", "h4"}
+    assert len(status["instances"]) == 2
+    assert is_well(operator)
+    assert not rig["h2"].processes("llx")
+
+
+def test_down_leaves_nothing(operator, rig, before):
+    done = operator("down", "--purge", "-y", "--deadline", "5s", timeout_s=300)
+    assert done.returncode == 0, done.stderr
+    for name in ("h1", "h3", "h4"):
+        assert belongings(rig[name]) == before[name]
+    assert not operator.state_dir.exists()

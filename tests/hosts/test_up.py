@@ -1,0 +1,227 @@
+"""`llx up` where something comes in between; the cluster goes on, or is taken up from there.
+
+One cluster of simulated engines for the module, in the order of its life.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.hosts.operator_machine import Operator, eventually
+from tests.hosts.rig import USER, HostOptions, Rig, python_binds
+
+pytestmark = [pytest.mark.hosts, pytest.mark.node, pytest.mark.e2e]
+
+
+@pytest.fixture(scope="module")
+def operator(host_rig: Rig, node_python):
+    binds = python_binds(Path(node_python))
+    host_rig.up(3, HostOptions(binds=binds, size="16g", keeps_disk=True))
+    operator = Operator(host_rig, python=node_python)
+    yield operator
+    host_rig.down()
+
+
+def hosts(operator: Operator, *names: str) -> list[dict]:
+    return [each for each in operator.rig.cluster_hosts() if each["name"] in names]
+
+
+def wait_for(process, words: str, timeout_s: float = 60) -> str:
+    """Read what `llx` says until it says `words`."""
+    said, end = "", time.monotonic() + timeout_s
+    while words not in said:
+        assert time.monotonic() < end, said
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    return said
+
+
+def states(operator: Operator) -> dict[str, str]:
+    """States of hosts, instances and gateways; empty while nobody answers."""
+    done = operator("status", "-o", "json")
+    if done.returncode:
+        return {}
+    status = json.loads(done.stdout)
+    rows = status["hosts"] + status["instances"] + status["gateways"]
+    return {each["name"]: each["state"] for each in rows}
+
+
+def is_well(operator: Operator) -> bool:
+    return set(states(operator).values()) == {"ready"}
+
+
+def test_two_operators_at_once(operator):
+    path = operator.config(hosts(operator, "h1", "h2"))
+    first = operator.start("up", "-y", path)
+    wait_for(first, "host h1")
+    other = operator.rig.home / "other"
+    environment = {**operator.rig.operator_environment(), "XDG_STATE_HOME": str(other)}
+    second = subprocess.run(
+        [sys.executable, "-m", "llx", "up", "-y", path],
+        env=environment, capture_output=True, text=True, timeout=60, cwd=operator.rig.home,
+    )  # fmt: skip
+    assert second.returncode == 5, second.stderr
+    assert "llx up of root@" in second.stderr
+    assert f"(pid {first.pid}" in second.stderr
+    said = first.communicate(timeout=200)
+    assert first.returncode == 0, said
+    assert operator("lock", "show").stdout == "nobody holds the lock\n"
+    assert is_well(operator)
+
+
+def test_a_crashed_instance_is_started_again_and_the_reason_kept(operator):
+    name = "sim-0"
+    before = operator.json("inst", "get", name)
+    host = operator.rig[before["host"]]
+    assert host.kill(f"procs/{name}/spec.json") >= 1
+    eventually(lambda: operator.json("inst", "get", name)["restarts"] == 1, 30)
+    eventually(lambda: is_well(operator), 60)
+    after = operator.json("inst", "get", name)
+    assert after["pid"] != before["pid"]
+    events = host_events(operator)
+    assert "instance.failed" in events
+
+
+def host_events(operator: Operator) -> str:
+    return operator.rig["h1"].x("cat", f"/home/{USER}/.llx/clusters/c/events.jsonl").stdout
+
+
+def test_a_partitioned_host_is_lost_and_comes_back_by_itself(operator):
+    h1, h2 = operator.rig["h1"], operator.rig["h2"]
+    before = operator.json("status")
+    h2.drop(h1)
+    try:
+        eventually(lambda: states(operator).get("h2") == "lost", 60)
+        done = operator("generate", "Hello", "--max-tokens", "4")
+        assert done.returncode == 0, done.stderr
+    finally:
+        h2.heal()
+    eventually(lambda: is_well(operator), 120)
+    after = operator.json("status")
+    assert [each["pid"] for each in after["instances"]] == [
+        each["pid"] for each in before["instances"]
+    ], "nothing was started again on the way"
+
+
+def test_a_rebooted_host_is_taken_back_by_up(operator):
+    rig = operator.rig
+    rig["h2"].off()
+    eventually(lambda: states(operator).get("h2") == "lost", 60)
+    assert states(operator)["h1"] == "ready"
+    rig["h2"].on()
+    rig["h2"].wait_for_sshd()
+    done = operator("up", "-y", operator.config(hosts(operator, "h1", "h2")))
+    assert done.returncode == 0, done.stderr
+    assert is_well(operator)
+
+
+def test_a_host_that_dies_in_the_middle_leaves_the_others_unharmed(operator):
+    rig = operator.rig
+    pids = {each["name"]: each["pid"] for each in operator.json("status")["instances"]}
+    adding = operator.start("up", "-y", operator.config())
+    wait_for(adding, "host h3")
+    rig["h3"].off()
+    _, said = adding.communicate(timeout=300)
+    assert adding.returncode == 6, said
+    assert "h3" in said.partition("error:")[2]
+    assert "remedy:" in said
+    now = operator.json("status")
+    assert {each["name"]: each["pid"] for each in now["instances"]} == pids
+    rig["h3"].on()
+    rig["h3"].wait_for_sshd()
+    done = operator("up", "-y", operator.config())
+    assert done.returncode == 0, done.stderr
+    assert states(operator)["h3"] == "ready"
+
+
+def test_ctrl_c_leaves_what_up_goes_on_from(operator):
+    model = {"name": "sim", "model": "llx/tiny", "engine": "sim", "instances": {"min": 3}}
+    path = operator.config(models=[model])
+    going = operator.start("up", "-y", path)
+    wait_for(going, "host h1")
+    going.send_signal(signal.SIGINT)
+    going.communicate(timeout=60)
+    assert going.returncode == 130
+    assert operator("lock", "show").stdout == "nobody holds the lock\n"
+    done = operator("up", "-y", path)
+    assert done.returncode == 0, done.stderr
+    status = operator.json("status")
+    assert len(status["instances"]) == 3
+    assert {each["host"] for each in status["instances"]} == {"h1", "h2", "h3"}
+    assert is_well(operator)
+
+
+def test_fewer_instances_and_hosts_leave_what_fits_alone(operator):
+    status = operator.json("status")
+    kept = {each["name"]: each["pid"] for each in status["instances"] if each["name"] != "sim-2"}
+    path = operator.config(hosts(operator, "h1", "h2"))
+    done = operator("up", "-y", path)
+    assert done.returncode == 0, done.stderr
+    eventually(lambda: len(operator.json("status")["instances"]) == 2, 30)
+    now = operator.json("status")
+    pids = {each["name"]: each["pid"] for each in now["instances"]}
+    stayed = {n: pid for n, pid in kept.items() if host_of(status, n) != "h3"}
+    assert {name: pids[name] for name in stayed} == stayed
+    assert {each["name"] for each in now["hosts"]} == {"h1", "h2"}
+    assert not operator.rig["h3"].processes("llx")
+
+
+def host_of(status: dict, name: str) -> str:
+    return next(each["host"] for each in status["instances"] if each["name"] == name)
+
+
+def test_a_change_that_needs_a_restart_is_refused_by_name(operator):
+    path = operator.config(hosts(operator, "h1", "h2"), network={"first_port": 22000})
+    pids = {host.name: sorted(host.processes("llx")) for host in operator.rig.hosts}
+    done = operator("up", "-y", path)
+    assert done.returncode == 5, done.stderr
+    assert "network.first_port" in done.stderr
+    assert {host.name: sorted(host.processes("llx")) for host in operator.rig.hosts} == pids
+    assert is_well(operator)
+
+
+def test_cordon_and_drain(operator):
+    assert operator("host", "cordon", "h2").returncode == 0
+    assert {each["name"]: each["is_cordoned"] for each in operator.json("host", "ls")} == {
+        "h1": False,
+        "h2": True,
+    }
+    assert operator("host", "uncordon", "h2").returncode == 0
+    assert operator("host", "cordon", "h9").returncode == 4
+
+
+def test_the_head_cannot_leave(operator):
+    done = operator("host", "rm", "h1", "-y")
+    assert done.returncode == 5
+    assert "h1 is the head" in done.stderr
+
+
+def test_logs_of_a_host(operator):
+    done = operator("logs", "h2", "--tail", "50")
+    assert done.returncode == 0, done.stderr
+    assert "ray.ready" in done.stdout
+
+
+def test_down_while_a_host_is_away_and_again(operator):
+    rig = operator.rig
+    rig["h2"].off()
+    done = operator("down", "-y", "--deadline", "1s")
+    assert done.returncode == 6, done.stderr
+    assert "h2" in done.stderr
+    rig["h2"].on()
+    rig["h2"].wait_for_sshd()
+    done = operator("down", "-y", "--deadline", "1s")
+    assert done.returncode == 0, done.stderr
+    assert rig["h2"].x("ls", f"/home/{USER}/.llx/models").stdout.split() == ["tiny-1"]
+    done = operator("down", "-y", "--purge", "--deadline", "1s")
+    assert done.returncode == 0, done.stderr
+    for name in ("h1", "h2"):
+        left = rig[name].x("sh", "-c", f"ls -A /home/{USER}; ls -d /tmp/llx*").stdout.split()
+        assert left == [".ssh"]
+        assert not rig[name].processes("llx")
