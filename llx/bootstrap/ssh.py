@@ -9,6 +9,7 @@ connection. So every connection asks its host something each second, behind jump
 
 import base64
 import contextlib
+import errno
 import logging
 import socket
 import threading
@@ -53,6 +54,8 @@ __all__ = [
 _PULSE_S = 1.0
 _OPEN_TIMEOUT_S = 10.0
 _MAX_DROPS = 4
+_CHUNK = 1 << 15  # what one message carries
+_FULL_S = 0.005  # between two looks at a window that the host has to open
 _LOST = (EOFError, OSError, paramiko.SSHException)
 
 
@@ -119,16 +122,18 @@ class _Chain:
     @property
     def failure(self) -> str:
         """Of the first link that broke: it took the others along."""
-        broken = (each for each in self._links if not each.transport.is_active())
+        broken = (each for each in self._links if each.wire.failure is not None)
         link = next(broken, self._links[-1])
-        return f"{link.target.label}{link.wire.failure}"
+        return f"{link.target.label}{link.wire.failure or 'it was closed'}"
 
     def session(self) -> SessionChannel:
         return self._opened()
 
     def stream(self, address: str, port: int, timeout_s: float) -> Stream:
-        return self._transport.open_channel(
-            "direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=timeout_s
+        return _Stream(
+            self._transport.open_channel(
+                "direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=timeout_s
+            )
         )
 
     @contextlib.contextmanager
@@ -161,6 +166,55 @@ class _Chain:
                     reason = f"its sshd opens no session ({error}); is its MaxSessions small?"
                     raise paramiko.SSHException(reason) from None
             time.sleep(0.05)
+
+
+class _Stream:
+    """A channel that one thread may close while another sends.
+
+    Paramiko makes a message under the channel's lock and sends it after that: an end of data could
+    come behind the close of its channel, upon which sshd ends the whole connection. So here only
+    one thread at a time sends anything.
+    """
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+        self._sending = threading.Lock()
+
+    def recv(self, size: int, /) -> bytes:
+        return self._channel.recv(size)
+
+    def sendall(self, data: bytes, /) -> None:
+        num_done = 0
+        since = time.monotonic()
+        while num_done < len(data):
+            if num_sent := self._send_some(data[num_done : num_done + _CHUNK]):
+                num_done += num_sent
+                since = time.monotonic()
+                continue
+            timeout_s = self._channel.gettimeout()
+            if timeout_s is not None and time.monotonic() - since >= timeout_s:
+                raise TimeoutError
+            time.sleep(_FULL_S)
+
+    def _send_some(self, data: bytes) -> int:
+        """How much went out; 0: the host takes nothing now."""
+        with self._sending:
+            if not self._channel.send_ready():
+                return 0
+            if num_sent := self._channel.send(data):
+                return num_sent
+        raise BrokenPipeError(errno.EPIPE, "we have said that no more comes")
+
+    def shutdown(self, how: int, /) -> None:
+        with self._sending:
+            self._channel.shutdown(how)
+
+    def settimeout(self, timeout_s: float | None, /) -> None:
+        self._channel.settimeout(timeout_s)
+
+    def close(self) -> None:
+        with self._sending:
+            self._channel.close()
 
 
 def _link(hop: SshTarget, via: _Link | None, ask: AskHostKey, timeout_s: float) -> _Link:
@@ -235,7 +289,7 @@ def _through(via: _Link, hop: SshTarget, timeout_s: float) -> Wire:
             failure=ConnectFailure.UNREACHABLE,
             remedy=f"try on {via.target.address}: ssh -p {hop.port} {hop.user}@{hop.address}",
         ) from None
-    return Wire(channel)
+    return Wire(channel, carrier=via.wire)
 
 
 def _plain(key_type: str) -> str:

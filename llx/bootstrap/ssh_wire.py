@@ -15,6 +15,9 @@ from llx.bootstrap.ssh_target import ConnectError, ConnectFailure, SshTarget
 SILENCE_S = 5.0
 """How long a host that was asked something may say nothing at all."""
 
+_CARRIER_SILENCE_S = 2.0
+"""A carrier that was asked every second and said nothing for this long is in doubt itself."""
+
 _TCP_USER_TIMEOUT = 18  # <linux/tcp.h>; not in `socket` everywhere
 
 
@@ -38,15 +41,28 @@ class Wire:
     """An endpoint that fails when nothing comes for `SILENCE_S` once it is watched.
 
     Only time spent waiting counts: a process that was stopped or a laptop that slept is no silence.
+
+    Args:
+        endpoint: What bytes go through.
+        carrier: The wire that `endpoint` runs over, of a jump host. While nothing comes on that
+            one either, the silence is its own to judge, so that the host named is the one to blame.
+        process: The ProxyCommand at the other end of `endpoint`.
     """
 
-    def __init__(self, endpoint: Endpoint, process: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        carrier: "Wire | None" = None,
+        process: subprocess.Popen[bytes] | None = None,
+    ) -> None:
         self._endpoint = endpoint
+        self._carrier = carrier
         self._process = process
         self._is_watched = False
         self._waited_s = 0.0
         self._closed = False  # read by paramiko
-        self.failure = "it was closed by the host"
+        self.failure: str | None = None
+        """Why nothing comes any more; None while it does, or when we closed it."""
 
     def watch(self) -> None:
         """From here on the other end is asked something every second."""
@@ -65,13 +81,15 @@ class Wire:
             if error.errno is not None:  # the kernel's verdict, not ours
                 self._fail(f"no answer for {SILENCE_S:.0f} s")
             self._waited_s += min(time.monotonic() - before, 0.5)
-            if self._is_watched and self._waited_s >= SILENCE_S:
+            if self._is_silent(SILENCE_S) and not self._is_carrier_silent():
                 self._fail(f"no answer for {SILENCE_S:.0f} s")
             raise
         except OSError as error:
             self.failure = error.strerror or str(error)
             raise
         self._waited_s = 0.0
+        if not data:
+            self.failure = "it was closed by the host"
         return data
 
     def send(self, data: bytes) -> int:
@@ -93,6 +111,12 @@ class Wire:
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
+
+    def _is_silent(self, for_s: float) -> bool:
+        return self._is_watched and self._waited_s >= for_s
+
+    def _is_carrier_silent(self) -> bool:
+        return self._carrier is not None and self._carrier._is_silent(_CARRIER_SILENCE_S)
 
     def _fail(self, failure: str) -> None:
         self.failure = failure
@@ -147,7 +171,7 @@ def _through_command(target: SshTarget, command: str) -> Wire:
             stdout=theirs.fileno(),
             start_new_session=True,
         )
-    return Wire(ours, process)
+    return Wire(ours, process=process)
 
 
 def _refusal(target: SshTarget, error: OSError, timeout_s: float) -> ConnectError:

@@ -78,12 +78,12 @@ def test_a_bug_is_raised_at_once_and_the_rest_is_told() -> None:
 
 
 _INTERRUPTED = """
-import signal, threading, time
+import os, signal, threading, time
 from llx.bootstrap.fan_out import fan_out
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a script starts aside
 cancelled = threading.Event()
 def work(item):
-    print("begun", item, flush=True)
+    os.write(1, f"begun {item}\\n".encode())  # whole: two threads do
     time.sleep(600)
 try:
     fan_out(["a", "b"], work, cancelled=cancelled)

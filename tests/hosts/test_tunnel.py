@@ -136,6 +136,24 @@ def test_closing_ends_streams_threads_and_files(shell: SshShell) -> None:
     assert shell.run(["true"]).is_success
 
 
+def test_closing_over_and_over_costs_the_connection_nothing(shell: SshShell) -> None:
+    """An end of data behind the close of its channel makes sshd end the whole connection."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(40):
+            with Tunnel(shell, "127.0.0.1", PORT + 1) as tunnel:
+                connections = [dialled(tunnel) for _ in range(3)]
+                for connection in connections:
+                    connection.sendall(b"x")
+                time.sleep(0.05)
+            for connection in connections:
+                connection.close()
+    finally:
+        sys.setswitchinterval(interval)
+    assert shell.run(["true"]).is_success
+
+
 def test_a_dead_host_ends_the_streams_within_seconds(rig: Rig, shell: SshShell) -> None:
     with Tunnel(shell, "127.0.0.1", PORT + 1) as tunnel, dialled(tunnel) as connection:
         connection.sendall(b"x")
