@@ -1,4 +1,4 @@
-"""Files that a host sends as text: lines of base64, in them a gzipped tar archive.
+"""Files that a host sends as text: marked lines of base64, in them a gzipped tar archive.
 
 A shell hands on lines as they come, so neither end keeps the whole of it in memory, and nothing is
 written on the host.
@@ -16,6 +16,9 @@ from types import TracebackType
 from typing import Self
 
 from llx.errors import LlxError
+
+MARK = ":"
+"""Begins each line of an archive."""
 
 _BROKEN = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
 
@@ -43,9 +46,11 @@ class Receiver:
         self._file.close()
 
     def take_line(self, line: str) -> None:
-        """One line as it comes."""
+        """One line as it comes; what is not marked is somebody else's word."""
+        if not line.startswith(MARK):
+            return
         try:
-            self._file.write(base64.b64decode(line, validate=True))
+            self._file.write(base64.b64decode(line[len(MARK) :], validate=True))
         except (binascii.Error, ValueError):
             self._is_broken = True
 

@@ -28,8 +28,9 @@ def tied(
     """The line for `argv`, which is to read `num_input` bytes from the channel, then its end."""
     feed = f"head -c {num_input} <&3; {_LIFELINE}" if num_input else _LIFELINE
     # The trap keeps the shell, and thereby `timeout`, until what ignores SIGTERM has been killed.
+    # PYTHONSAFEPATH: what lies in the home directory is not to be taken for a module.
     script = (
-        f"trap : TERM; exec 3<&0; {{ {{ {feed}; }} 2>/dev/null & }} | "
+        f"trap : TERM; export PYTHONSAFEPATH=1; exec 3<&0; {{ {{ {feed}; }} 2>/dev/null & }} | "
         f"{{ exec 3<&-; exec {quoted(argv, environment)}; }}"
     )
     limit = str(max(1, math.ceil(timeout_s)))

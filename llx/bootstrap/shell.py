@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from llx.errors import UnreachableError
+
 OnLine = Callable[[str], None]
 OnProgress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -32,6 +34,10 @@ class Completed:
     def stderr_tail(self) -> str:
         """The last lines of its standard error."""
         return "\n".join(self.stderr.strip().splitlines()[-20:])
+
+
+class ForbiddenError(UnreachableError):
+    """The host's sshd forbids port forwarding."""
 
 
 class Shell(Protocol):
@@ -85,6 +91,7 @@ class Shell(Protocol):
         """A TCP connection made from the host.
 
         Raises:
+            ForbiddenError: The host's sshd makes none for anybody.
             UnreachableError: Nothing listens there, or the host does not answer.
         """
 
@@ -93,7 +100,7 @@ class Shell(Protocol):
 
 
 class Stream(Protocol):
-    """A byte stream: a socket, or an SSH channel."""
+    """A byte stream: a socket, or an SSH channel. Raises OSError; its `close` nothing."""
 
     def recv(self, size: int, /) -> bytes:
         """Some bytes; empty at the end."""

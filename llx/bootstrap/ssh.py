@@ -14,17 +14,18 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import paramiko
+from cryptography.exceptions import UnsupportedAlgorithm
 from paramiko.agent import AgentSSH
 from paramiko.pkey import UnknownKeyType
 
 from llx.bootstrap.known_hosts import HostKey
 from llx.bootstrap.shell import Stream
-from llx.bootstrap.ssh_host_key import AskHostKey, accept_new, asked_in_turn, is_known, wanted_types
+from llx.bootstrap.ssh_host_key import AskHostKey, accept_new, is_known, wanted_types
 from llx.bootstrap.ssh_shell import RemoteFile, SessionChannel, SshShell
 from llx.bootstrap.ssh_target import (
     AuthError,
@@ -46,7 +47,6 @@ __all__ = [
     "SshShell",
     "SshTarget",
     "Tunnel",
-    "asked_in_turn",
     "connect",
     "resolve",
 ]
@@ -54,8 +54,14 @@ __all__ = [
 _PULSE_S = 1.0
 _OPEN_TIMEOUT_S = 10.0
 _MAX_DROPS = 4
-_CHUNK = 1 << 15  # what one message carries
-_FULL_S = 0.005  # between two looks at a window that the host has to open
+_STALL_S = 60.0
+_CLOSE = b"\x61"  # SSH_MSG_CHANNEL_CLOSE
+_REKEY_BYTES = 1 << 35
+"""New keys after so much: half of what a 128-bit block cipher is good for (RFC 4344, 3.2).
+
+Paramiko's own 512 MiB would meet every large upload, and it cannot take a channel's close in the
+middle of a key exchange: it stands still until that has timed out.
+"""
 _LOST = (EOFError, OSError, paramiko.SSHException)
 
 
@@ -86,7 +92,18 @@ class _Link:
         self.target = target
         self.wire = wire
         self.transport = paramiko.Transport(wire)  # type: ignore[arg-type]
+        packetizer = self.transport.packetizer
+        packetizer.REKEY_BYTES = packetizer.REKEY_BYTES_OVERFLOW_MAX = _REKEY_BYTES
         self._ended = threading.Event()
+        self._failure: Exception | None = None
+
+    @property
+    def failure(self) -> str:
+        """Why it broke: what the wire met, or else what SSH did not like."""
+        if self._failure is None:
+            self._failure = self.transport.get_exception()  # once: it is forgotten then
+        said = None if self._failure is None else str(self._failure)
+        return self.wire.failure or said or "it was closed by the host"
 
     def close(self) -> None:
         self._ended.set()
@@ -122,32 +139,40 @@ class _Chain:
     @property
     def failure(self) -> str:
         """Of the first link that broke: it took the others along."""
-        broken = (each for each in self._links if each.wire.failure is not None)
+        broken = (e for e in self._links if e.wire.failure or not e.transport.is_active())
         link = next(broken, self._links[-1])
-        return f"{link.target.label}{link.wire.failure or 'it was closed'}"
+        return f"{link.target.label}{link.failure}"
 
     def session(self) -> SessionChannel:
         return self._opened()
 
     def stream(self, address: str, port: int, timeout_s: float) -> Stream:
-        return _Stream(
-            self._transport.open_channel(
-                "direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=timeout_s
-            )
+        channel = self._transport.open_channel(
+            "direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=timeout_s
         )
+        return _Stream(_gated(channel))
 
     @contextlib.contextmanager
     def upload(self, path: str) -> Iterator[RemoteFile]:
         channel = self._opened()
+        # A disk that hangs there: sshd still answers, and paramiko would wait for ever.
+        channel.settimeout(_STALL_S)
+        begun = threading.Timer(_STALL_S, channel.close)
+        begun.start()
         try:
             channel.invoke_subsystem("sftp")
             sftp = paramiko.SFTPClient(channel)
         except BaseException:
             channel.close()
             raise
-        with sftp, sftp.open(path, "r+") as file:
-            file.set_pipelined(True)
-            yield file
+        finally:
+            begun.cancel()
+        try:
+            with sftp, sftp.open(path, "r+") as file:
+                file.set_pipelined(True)
+                yield file
+        except TimeoutError:
+            raise TimeoutError(f"no progress for {_STALL_S:.0f} s") from None
 
     def close(self) -> None:
         for each in reversed(self._links):
@@ -158,7 +183,7 @@ class _Chain:
         deadline = time.monotonic() + _OPEN_TIMEOUT_S
         while True:
             try:
-                return self._transport.open_session(timeout=_OPEN_TIMEOUT_S)
+                return _gated(self._transport.open_session(timeout=_OPEN_TIMEOUT_S))
             except paramiko.SSHException as error:
                 if not self.is_active:
                     raise
@@ -168,53 +193,67 @@ class _Chain:
             time.sleep(0.05)
 
 
-class _Stream:
-    """A channel that one thread may close while another sends.
+class _Gate:
+    """A transport as one of its channels sees it: nothing of the channel leaves after its close.
 
-    Paramiko makes a message under the channel's lock and sends it after that: an end of data could
-    come behind the close of its channel, upon which sshd ends the whole connection. So here only
-    one thread at a time sends anything.
+    Paramiko makes a message under the channel's lock and sends it after that, so that data or its
+    end may come behind the close that another thread has sent. Then sshd, which knows the channel
+    no more, ends the whole connection.
     """
+
+    def __init__(self, transport: paramiko.Transport) -> None:
+        self._transport = transport
+        self._sending = threading.Lock()
+        self._is_shut = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _send_user_message(self, message: paramiko.Message) -> None:
+        with self._sending:
+            if not self._is_shut:
+                self._is_shut = message.asbytes()[:1] == _CLOSE
+                self._transport._send_user_message(message)  # type: ignore[attr-defined]
+
+
+def _gated(channel: paramiko.Channel) -> paramiko.Channel:
+    assert channel.transport is not None, "it has been opened"
+    channel.transport = _Gate(channel.transport)  # type: ignore[assignment]
+    return channel
+
+
+class _Stream:
+    """A channel as a socket: what paramiko raises besides OSError is one here."""
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
-        self._sending = threading.Lock()
 
     def recv(self, size: int, /) -> bytes:
-        return self._channel.recv(size)
+        with _as_os_error():
+            return self._channel.recv(size)
 
     def sendall(self, data: bytes, /) -> None:
-        num_done = 0
-        since = time.monotonic()
-        while num_done < len(data):
-            if num_sent := self._send_some(data[num_done : num_done + _CHUNK]):
-                num_done += num_sent
-                since = time.monotonic()
-                continue
-            timeout_s = self._channel.gettimeout()
-            if timeout_s is not None and time.monotonic() - since >= timeout_s:
-                raise TimeoutError
-            time.sleep(_FULL_S)
-
-    def _send_some(self, data: bytes) -> int:
-        """How much went out; 0: the host takes nothing now."""
-        with self._sending:
-            if not self._channel.send_ready():
-                return 0
-            if num_sent := self._channel.send(data):
-                return num_sent
-        raise BrokenPipeError(errno.EPIPE, "we have said that no more comes")
+        with _as_os_error():
+            self._channel.sendall(data)
 
     def shutdown(self, how: int, /) -> None:
-        with self._sending:
+        with _as_os_error():
             self._channel.shutdown(how)
 
     def settimeout(self, timeout_s: float | None, /) -> None:
         self._channel.settimeout(timeout_s)
 
     def close(self) -> None:
-        with self._sending:
+        with contextlib.suppress(*_LOST):
             self._channel.close()
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, paramiko.SSHException) as error:
+        raise ConnectionResetError(errno.ECONNRESET, str(error) or "connection lost") from None
 
 
 def _link(hop: SshTarget, via: _Link | None, ask: AskHostKey, timeout_s: float) -> _Link:
@@ -369,20 +408,29 @@ class _Wallet:
         try:
             key = paramiko.PKey.from_path(path)
         except FileNotFoundError:
-            if is_named:
-                self.skipped.append(f"{path} does not exist")
+            yield from self._from_agent(path, "does not exist" if is_named else "")
         except (paramiko.PasswordRequiredException, TypeError):
-            public = _public_blob(path)
-            held = [each for each in self._in_agent if each.asbytes() == public]
-            if held:
-                yield from self._once(held[0], f"{path} (agent)")
-            elif public not in self._offered:
-                self.skipped.append(f"{path} is encrypted and in no agent")
+            if not (yield from self._from_agent(path, "is encrypted and in no agent")):
                 self.encrypted.append(path)
+        except UnsupportedAlgorithm:
+            yield from self._from_agent(path, "is of a kind that an agent has to hold (ssh-add)")
         except (OSError, ValueError, paramiko.SSHException, UnknownKeyType) as error:
-            self.skipped.append(f"{path} cannot be read: {error}")
+            yield from self._from_agent(path, f"cannot be read: {error}")
         else:
             yield from self._once(key, str(path))
+
+    def _from_agent(
+        self, path: Path, otherwise: str
+    ) -> Generator[tuple[paramiko.PKey, str], None, bool]:
+        """The agent's key that `path` names by its public half; whether it has been offered."""
+        public = _public_blob(path)
+        held = [each for each in self._in_agent if each.asbytes() == public]
+        if held:
+            yield from self._once(held[0], f"{path} (agent)")
+        is_offered = public is not None and public in self._offered
+        if otherwise and not is_offered:
+            self.skipped.append(f"{path} {otherwise}")
+        return is_offered
 
     def _once(self, key: paramiko.PKey, name: str) -> Iterator[tuple[paramiko.PKey, str]]:
         if key.asbytes() not in self._offered:
@@ -391,11 +439,13 @@ class _Wallet:
 
 
 def _public_blob(path: Path) -> bytes | None:
-    """The public half that lies beside a private key."""
-    try:
-        return base64.b64decode(Path(f"{path}.pub").read_text(encoding="utf-8").split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
+    """The public half that lies beside a private key, or in `path` itself."""
+    for each in (Path(f"{path}.pub"), path):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            kind, blob = each.read_text(encoding="utf-8").split()[:2]
+            if kind.startswith(("ssh-", "ecdsa-", "sk-")):
+                return base64.b64decode(blob, validate=True)
+    return None
 
 
 @contextlib.contextmanager

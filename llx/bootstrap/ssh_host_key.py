@@ -8,18 +8,11 @@ from llx.bootstrap.known_hosts import HostKey, KnownKey, known_keys, remember
 from llx.bootstrap.ssh_target import HostKeyError, SshTarget, StrictHostKeys
 
 AskHostKey = Callable[[str, str, str], bool]
-"""``ask(host, key type, fingerprint)``: is this its key? Called from the thread that connects."""
+"""``ask(host, key type, fingerprint)``: is this its key? Called from the thread that connects, one
+question at a time.
+"""
 
-
-def asked_in_turn(ask: AskHostKey) -> AskHostKey:
-    """`ask`, one question at a time, for hosts that are connected to in parallel."""
-    lock = threading.Lock()
-
-    def in_turn(host: str, key_type: str, fingerprint: str) -> bool:
-        with lock:
-            return ask(host, key_type, fingerprint)
-
-    return in_turn
+_ASKING = threading.Lock()  # there is one person
 
 
 def wanted_types(target: SshTarget) -> frozenset[str]:
@@ -63,6 +56,12 @@ def accept_new(target: SshTarget, key: HostKey, ask: AskHostKey) -> None:
     Raises:
         HostKeyError: It was not confirmed, or cannot be written down.
     """
+    with _ASKING:  # hosts behind one jump host all come with its key
+        if not is_known(target, key):
+            _accept(target, key, ask)
+
+
+def _accept(target: SshTarget, key: HostKey, ask: AskHostKey) -> None:
     if not _is_accepted(target, key, ask):
         raise HostKeyError(
             f"{target.label}its {key.type} key {key.fingerprint} is unknown and was not accepted",

@@ -19,7 +19,7 @@ from llx.bootstrap.remote_session import (
     OverdueError,
     converse,
 )
-from llx.bootstrap.shell import Completed, OnLine, OnProgress, Stream
+from llx.bootstrap.shell import Completed, ForbiddenError, OnLine, OnProgress, Stream
 from llx.bootstrap.ssh_target import SshTarget
 from llx.errors import DeadlineError, HostError, UnreachableError
 
@@ -37,7 +37,10 @@ _PUT = _CREATE + (
     'cat >"$1" && [ "$(wc -c <"$1")" -eq "$3" ] && chmod "$4" "$1" && mv -f "$1" "$2" || '
     '{ rm -f "$1"; exit 1; }'
 )
-_OPEN = _CREATE + ': >"$1"'
+# What an upload that was broken off has left an hour ago goes first.
+_OPEN = _CREATE + (
+    'find "${2%/*}" -maxdepth 1 -name ".*.part" -mmin +60 -exec rm -f {} + 2>/dev/null; : >"$1"'
+)
 _PROBE = 'export LC_ALL=C; head -c 1000000 /dev/zero >>"$1"; rm -f "$1"'
 _FINISH = 'chmod "$4" "$1" && mv -f "$1" "$2" || { rm -f "$1"; exit 1; }'
 
@@ -168,11 +171,11 @@ class SshShell:
             if not self._connection.is_active:
                 raise self._lost(f"reach {address} port {port}") from None
             reason = getattr(error, "text", "") or str(error)
-            is_forbidden = "prohibited" in reason.lower()
-            raise UnreachableError(
-                f"{self.host}: {address} port {port} is not reached from there: {reason}",
-                remedy="set AllowTcpForwarding yes in its sshd_config" if is_forbidden else "",
-            ) from None
+            what = f"{self.host}: {address} port {port} is not reached from there: {reason}"
+            if "prohibited" in reason.lower():
+                remedy = "set AllowTcpForwarding yes in its sshd_config"
+                raise ForbiddenError(what, remedy=remedy) from None
+            raise UnreachableError(what) from None
 
     def close(self) -> None:
         """End the connection, and those under it."""

@@ -90,7 +90,7 @@ class SshTarget:
     Attributes:
         name: The host's name in cluster.yaml.
         address: Name or IP address to connect to.
-        key_name: Under what its key is known: `address`, or HostKeyAlias.
+        known_as: The name in known_hosts: address and port, or HostKeyAlias as it stands.
         identity_files: Private keys that were named, most wanted first.
         default_keys: Private keys to try when none was named.
         is_identities_only: Offer no other keys of the agent than those.
@@ -105,7 +105,7 @@ class SshTarget:
     address: str
     port: int
     user: str
-    key_name: str
+    known_as: str
     identity_files: tuple[Path, ...]
     default_keys: tuple[Path, ...]
     is_identities_only: bool
@@ -123,11 +123,6 @@ class SshTarget:
     def label(self) -> str:
         """Begins what is said about it."""
         return f"jump host {self}: " if self.is_jump else ""
-
-    @property
-    def known_as(self) -> str:
-        """The name in known_hosts."""
-        return self.key_name if self.port == 22 else f"[{self.key_name}]:{self.port}"
 
     def __str__(self) -> str:
         port = "" if self.port == 22 else f":{self.port}"
@@ -170,13 +165,14 @@ class _Resolver:
         )
         command = one.get("proxycommand", "none")
         jumps = self._jumps(one.get("proxyjump", "none"), host, tokens, seen)
+        place = address if port == 22 else f"[{address}]:{port}"
         has_command = command.lower() != "none" and not jumps
         return SshTarget(
             name=host.name,
             address=address,
             port=port,
             user=user,
-            key_name=one.get("hostkeyalias", address).lower(),
+            known_as=one.get("hostkeyalias", place).lower(),
             identity_files=tuple(each for each in dict.fromkeys(named) if each.name != "none"),
             default_keys=() if named else tuple(ssh / name for name in _DEFAULT_KEYS),
             is_identities_only=one.get("identitiesonly", "no").lower() == "yes",

@@ -85,16 +85,24 @@ class Wire:
                 self._fail(f"no answer for {SILENCE_S:.0f} s")
             raise
         except OSError as error:
-            self.failure = error.strerror or str(error)
+            self.failure = self.failure or error.strerror or str(error)
             raise
         self._waited_s = 0.0
-        if not data:
+        if not data and self.failure is None and not self._closed:
             self.failure = "it was closed by the host"
         return data
 
     def send(self, data: bytes) -> int:
-        """As a socket's."""
-        return self._endpoint.send(data)
+        """As a socket's. The kernel's verdict over a silent host may come here as well."""
+        try:
+            return self._endpoint.send(data)
+        except TimeoutError as error:
+            if error.errno is not None:
+                self._fail(f"no answer for {SILENCE_S:.0f} s")
+            raise
+        except OSError as error:
+            self.failure = self.failure or error.strerror or str(error)
+            raise
 
     def settimeout(self, timeout_s: float | None) -> None:
         """As a socket's."""
@@ -142,10 +150,12 @@ def dial(target: SshTarget, timeout_s: float) -> Wire:
         ) from None
     deadline = time.monotonic() + timeout_s
     failure: OSError = TimeoutError()
-    for family, kind, protocol, _, address in found:
+    for number, (family, kind, protocol, _, address) in enumerate(found):
         connection = socket.socket(family, kind, protocol)
         try:
-            connection.settimeout(max(0.1, deadline - time.monotonic()))
+            # A fair part for each: one that swallows everything must not take it all.
+            left_s = (deadline - time.monotonic()) / (len(found) - number)
+            connection.settimeout(max(0.5, left_s))
             connection.connect(address)
         except OSError as error:
             connection.close()

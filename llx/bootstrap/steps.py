@@ -12,6 +12,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from llx.bootstrap.archive import MARK
 from llx.bootstrap.host_layout import ROOT_NAME
 from llx.bootstrap.work import (
     LISTING_TIMEOUT_S,
@@ -205,10 +206,12 @@ _LISTING_PROBE = 'test ! -d "$1" || { cd -- "$1" && find . -type f -exec sha256s
 _ABSENT_PROBE = 'test ! -e "$1" && test ! -L "$1"'
 _KEPT_PROBE = 'test ! -d "$1" || test -z "$(find -H "$@")"'
 _KEPT_APPLY = 'find -H "$@" -exec rm -f -- {} + && find -H "$1" -depth -type d -empty -delete'
-# Text lines are what a shell hands on as they come; gzip's checksum tells whether all came.
+# Text lines are what a shell hands on as they come, marked, because others may come in between;
+# gzip's checksum tells whether all came.
 _COLLECT = (
     'cd -- "$1" 2>/dev/null || exit 0; shift; '
-    'find . "$@" -print0 | tar --null -T - -czf - 2>/dev/null | base64'
+    'find . "$@" -print0 2>/dev/null | tar --null -T - -czf - 2>/dev/null | base64 | '
+    f"sed 's/^/{MARK}/'"
 )
 
 

@@ -115,15 +115,15 @@ class Tunnel:
 
 def _carry(source: socket.socket | Stream, sink: socket.socket | Stream) -> None:
     """Carry bytes until the source ends, then say so to the sink."""
-    with contextlib.suppress(OSError, EOFError):
+    with contextlib.suppress(OSError):
         while data := source.recv(_CHUNK):
             sink.sendall(data)
-    with contextlib.suppress(OSError, EOFError):
+    with contextlib.suppress(OSError):
         sink.shutdown(SHUT_WR)
 
 
 def _end(end: socket.socket | Stream) -> None:
-    with contextlib.suppress(OSError, EOFError):
+    with contextlib.suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
     if not isinstance(end, socket.socket):
         end.close()

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import tarfile
 from pathlib import PurePosixPath
 
@@ -360,7 +361,8 @@ def archive(*names, cut=0, kind=tarfile.REGTYPE):
             member.type, member.size, member.linkname = kind, 5, "/etc"
             tar.addfile(member, io.BytesIO(b"evil\n"))
     data = buffer.getvalue()
-    return base64.encodebytes(data[: len(data) - cut]).decode()
+    lines = base64.encodebytes(data[: len(data) - cut]).decode().splitlines()
+    return "".join(f":{line}\n" for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +379,16 @@ def test_a_host_cannot_write_elsewhere(scene, stdout):
     assert scene.events[-1].detail == "0 files, 0.0 MB"
 
 
-@pytest.mark.parametrize("stdout", [archive("log", cut=20), "not base64!\n", "aGVsbG8=\n"])
+def test_what_a_host_says_besides_is_no_part_of_the_files(scene):
+    shell = FakeShell()
+    noise = "Welcome!\n"
+    shell.answer("sh", by=completed(noise + archive("log").replace("\n", f"\n{noise}", 1)))
+    steps = f"  - {{name: a, fetch: {{path: /x, to: {scene.operator}/got, names: [log]}}}}\n"
+    scene.play(steps, shell=shell)
+    assert (scene.operator / "got" / "log").read_text() == "evil\n"
+
+
+@pytest.mark.parametrize("stdout", [archive("log", cut=20), ":not base64!\n", ":aGVsbG8=\n"])
 def test_logs_that_did_not_come_whole_are_a_failure(scene, stdout):
     shell = FakeShell()
     shell.answer("sh", by=completed(stdout))
@@ -398,10 +409,11 @@ def wheel(scene):
 
 
 def configured(scene):
+    scene.play("claim", {"cluster_id": "1f"})
     scene.play("bootstrap", wheel(scene))
     keys = ("keys", "ray_token", "ca_key", "host_key", "control_token", "hub_token")
     values = {name: Secret(f"{name} 0123456789abcdef") for name in keys}
-    plain = {"cluster_id": "1f", "ca_cert": "ca", "host_cert": "host", "settings": "cluster: c\n"}
+    plain = {"ca_cert": "ca", "host_cert": "host", "settings": "cluster: c\n"}
     values |= plain | {"spec_text": '{\n  "python": "/nowhere/python",\n  "host": "h1"\n}\n'}
     names = ("configure", "configure-tls", "configure-head", "configure-settings", "configure-hub")
     return [scene.play(name, values) for name in names]
@@ -436,6 +448,23 @@ def test_bootstrap_and_configure_twice(scene):
     log = scene.log.read_text()
     assert "0123456789abcdef" not in log
     assert not any("0123456789abcdef" in word for argv in scene.shell.argvs for word in argv)
+
+
+def test_a_host_is_claimed_once_and_by_one_cluster(scene):
+    claim = scene.home / ".llx" / "host.json"
+    assert scene.play("claim", {"cluster_id": "1f"}).changed == ("llx's directory", "claim")
+    name = scene.layout.cluster
+    assert json.loads(claim.read_text()) == {"cluster": name, "id": "1f"}
+    assert claim.stat().st_mode & 0o777 == 0o600
+    assert scene.play("claim", {"cluster_id": "1f"}).changed == ()
+    # An `up` that was broken off, and whose secrets never reached the head.
+    assert scene.play("claim", {"cluster_id": "2f"}).changed == ("claim",)
+    claim.write_text('{"cluster": "theirs", "id": "3f"}')
+    with pytest.raises(HostError, match="claim") as caught:
+        scene.play("claim", {"cluster_id": "2f"})
+    assert "taken by another cluster" in caught.value.detail
+    assert "theirs" in caught.value.detail
+    assert "theirs" in claim.read_text()
 
 
 def test_clear_leaves_logs_and_what_must_outlive_a_start(scene):
