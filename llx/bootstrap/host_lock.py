@@ -20,6 +20,8 @@ from llx.errors import ConflictError, HostError, LlxError
 
 STALE_AFTER_S = 20
 _TOUCH_EVERY_S = 4.0
+_MARGIN_S = 5.0
+"""So long before others may take it over we act no more: a step that has begun goes on a little."""
 _HELD = 75
 
 # $1 directory, $2 lock, $3 record, $4 seconds. Prints the holder's record and age if there is one.
@@ -31,10 +33,10 @@ if [ -e "$2" ]; then
   if [ "$age" -lt "$4" ]; then echo "$age"; cat "$2"; exit 75; fi
 fi
 umask 077
-printf %s "$3" > "$2.new" && mv -f "$2.new" "$2"
+printf %s "$3" > "$2.new" && touch -d "@$(date +%s)" "$2.new" && mv -f "$2.new" "$2"
 """
-# $1 lock, $2 nonce: still ours? then fresh.
-_TOUCH = 'grep -q "$2" "$1" 2>/dev/null || exit 75; touch -c "$1"'
+# $1 lock, $2 nonce: still ours? then fresh. By this host's clock, should a server keep the file.
+_TOUCH = 'grep -q "$2" "$1" 2>/dev/null || exit 75; touch -c -d "@$(date +%s)" "$1"'
 # $1 directory, $2 lock, $3 nonce (empty: whoever holds it)
 _RELEASE = """
 exec 9<"$1" && flock -w 10 9 || exit 0
@@ -69,19 +71,26 @@ class Holder:
 
 
 class Held:
-    """A lock in our hands."""
+    """A lock in our hands.
 
-    def __init__(self, cluster: str) -> None:
+    Attributes:
+        is_lost: Somebody took it, or we have let go of it.
+        fresh_at: Before that moment it was ours for certain (`_now`).
+    """
+
+    def __init__(self, cluster: str, fresh_at: float) -> None:
         self._cluster = cluster
         self.is_lost = False
+        self.fresh_at = fresh_at
 
     def require(self) -> None:
-        """See that nobody took it away.
+        """See that it is ours still: nobody could have taken it over in the meantime.
 
         Raises:
-            ConflictError: Somebody did, or the head's host was out of reach for too long.
+            ConflictError: Somebody did, or may have: the head's host was out of reach, or this
+                process asleep, for too long.
         """
-        if self.is_lost:
+        if self.is_lost or _now() - self.fresh_at > STALE_AFTER_S - _MARGIN_S:
             raise ConflictError(
                 f"cluster {self._cluster}: this llx lost the cluster's lock",
                 remedy="llx lock show; repeat the command",
@@ -98,10 +107,10 @@ def hold(
         ConflictError: Another llx holds it; says who.
         HostError: The lock cannot be made there.
     """
-    nonce = secrets.token_hex(8)
+    nonce, began = secrets.token_hex(8), _now()
     record = {"verb": verb, "user": user, "machine": machine, "pid": pid, "since": time.time()}
     _acquire(shell, layout, json.dumps({**record, "nonce": nonce}))
-    held = Held(layout.cluster)
+    held = Held(layout.cluster, began)
     done = threading.Event()
     toucher = threading.Thread(
         target=_keep_fresh, args=(shell, layout, nonce, held, done), name="lock", daemon=True
@@ -110,6 +119,7 @@ def hold(
     try:
         yield held
     finally:
+        held.is_lost = True  # work that is still under way, after a Ctrl-C, goes no further
         done.set()
         toucher.join(_TOUCH_EVERY_S)
         with contextlib.suppress(LlxError):
@@ -152,17 +162,20 @@ def _acquire(shell: Shell, layout: HostLayout, record: str) -> None:
 def _keep_fresh(
     shell: Shell, layout: HostLayout, nonce: str, held: Held, done: threading.Event
 ) -> None:
-    heard_at = time.monotonic()
     while not done.wait(_TOUCH_EVERY_S):
+        began = _now()
         with contextlib.suppress(LlxError):
             answer = shell.run(["sh", "-c", _TOUCH, "sh", str(layout.lock), nonce], timeout_s=10)
             if answer.exit_code == _HELD:
                 held.is_lost = True
                 return
-            heard_at = time.monotonic()
-        if time.monotonic() - heard_at > STALE_AFTER_S:
-            held.is_lost = True
-            return
+            if answer.is_success:
+                held.fresh_at = began
+
+
+def _now() -> float:
+    """Seconds that go on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _sh(shell: Shell, script: str, *arguments: str) -> str:
