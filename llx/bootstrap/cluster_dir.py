@@ -27,11 +27,15 @@ from llx.settings import ClusterSettings, Environment, load_cluster
 SETTINGS_FILE = "cluster.yaml"
 DOWN_FILE = "down.yaml"
 """The settings of a cluster on hosts that is down: what a later purge has to visit."""
+ID_FILE = "id"
+"""Of a cluster on hosts: tells it from another of its name."""
+LEFT_FILE = "left.yaml"
+"""Hosts that were taken out of the cluster, and where llx's files still lie."""
 LOCK_FILE = "up.lock"
 PROCS = "procs"
 CHOICE_FILE = "context"
 
-_KEPT_FILES = frozenset({"events.jsonl", "term", LOCK_FILE, DOWN_FILE})
+_KEPT_FILES = frozenset({"events.jsonl", "term", LOCK_FILE, DOWN_FILE, LEFT_FILE, ID_FILE})
 _KEPT_PROCESS_FILES = frozenset({"log", "log.1"})
 
 
@@ -181,6 +185,22 @@ def hosts_to_visit(state_dir: Path, *, is_purge: bool) -> ClusterSettings | None
         with contextlib.suppress(ConfigError):
             settings = load_cluster(down)
     return settings if settings is not None and settings.hosts else None
+
+
+def id_of(state_dir: Path) -> str:
+    """Of the cluster on hosts that is known here; empty: none is."""
+    try:
+        return (state_dir / ID_FILE).read_text().strip()
+    except OSError:
+        return ""
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only this user may read, whole or not at all."""
+    new = path.with_suffix(".new")
+    new.touch(mode=0o600)
+    new.write_text(text)
+    new.replace(path)
 
 
 def clear(state_dir: Path) -> None:

@@ -36,10 +36,10 @@ class ClusterSecrets:
     authority: Authority
 
 
-def new_secrets() -> ClusterSecrets:
-    """Fresh ones."""
+def new_secrets(cluster_id: str = "") -> ClusterSecrets:
+    """Fresh ones, of a cluster that was called `cluster_id` before, if at all."""
     return ClusterSecrets(
-        cluster_id=secrets.token_hex(8),
+        cluster_id=cluster_id or secrets.token_hex(8),
         keys=Secret(ClusterKeys.create().dump()),
         ray_token=Secret(secrets.token_hex(32)),
         control_token=Secret(secrets.token_urlsafe(32)),

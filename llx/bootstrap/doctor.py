@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 
 from llx.api import ClusterStatus
 from llx.bootstrap import host_checks, host_preflight
+from llx.bootstrap.cluster_dir import running_settings
 from llx.bootstrap.fan_out import fan_out
 from llx.bootstrap.host_capacity import copy_sizes
 from llx.bootstrap.host_checks import Check, CheckState, DoctorReport
 from llx.bootstrap.host_facts import HostFacts, gather
 from llx.bootstrap.host_finding import CLUSTER, HostFinding
+from llx.bootstrap.hosts_look import refuse_arguments, refuse_other_head
+from llx.bootstrap.hosts_plan import make_hosts_plan
 from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all
 from llx.bootstrap.local_ports import Observer
 from llx.bootstrap.reachability import (
@@ -18,11 +21,12 @@ from llx.bootstrap.reachability import (
     exposed_ports,
     find_blocked,
     find_exposed,
+    find_forbidden,
     probe_routes,
 )
 from llx.bootstrap.readiness import step
 from llx.errors import LlxError, UnreachableError
-from llx.settings import ClusterSettings
+from llx.settings import ClusterSettings, Environment
 
 AskGateway = Callable[[ClusterStatus], str]
 """Has a gateway answer; what it said, in words. Raises LlxError."""
@@ -34,17 +38,21 @@ class _Examination:
 
     facts: dict[str, HostFacts | LlxError] = field(default_factory=dict)
     routes: list[Route] = field(default_factory=list)
+    forbidden: list[HostFinding] = field(default_factory=list)
 
     @property
     def known(self) -> dict[str, HostFacts]:
         return {name: e for name, e in self.facts.items() if isinstance(e, HostFacts)}
 
 
-def examine_plan(settings: ClusterSettings, world: HostsWorld, observe: Observer) -> DoctorReport:
+def examine_plan(
+    settings: ClusterSettings, environment: Environment, world: HostsWorld, observe: Observer
+) -> DoctorReport:
     """Whether a cluster could be brought up with these settings: the preflight, host by host."""
     with closing(_connected(settings, world, observe)) as crew:
         seen = _look(settings, crew, observe)
     good, findings = _judged(settings, seen, copy_sizes(settings))
+    findings += _of_settings(settings, environment)
     return host_checks.report(settings.cluster, good, findings, _order(settings))
 
 
@@ -93,6 +101,24 @@ def control_checks(
     return good, wrong
 
 
+def _of_settings(settings: ClusterSettings, environment: Environment) -> list[HostFinding]:
+    """What `up` would refuse without a look at any host."""
+
+    def plan() -> None:
+        made = make_hosts_plan(settings, environment)
+        refuse_other_head(running_settings(made.state_dir), made)
+
+    found = []
+    for refuse in (plan, lambda: refuse_arguments(settings)):
+        try:
+            refuse()
+        except LlxError as error:
+            found.append(
+                HostFinding(CLUSTER, "settings", error.message, error.remedy, error.exit_code)
+            )
+    return found
+
+
 def _order(settings: ClusterSettings) -> list[str]:
     return [each.name for each in settings.hosts]
 
@@ -110,7 +136,7 @@ def _look(settings: ClusterSettings, crew: Crew, observe: Observer) -> _Examinat
         facts = fan_out(
             list(crew.shells), lambda name: gather(crew.shells[name], by_name[name], settings)
         )
-    seen = _Examination({**crew.errors, **facts})
+    seen = _Examination({**crew.errors, **facts}, forbidden=find_forbidden(settings, crew.shells))
     addresses = {name: each.cluster_address for name, each in seen.known.items()}
     if len(addresses) > 1:
         with step("reachability", observe) as say:
@@ -127,7 +153,7 @@ def _judged(
 ) -> tuple[list[Check], list[HostFinding]]:
     platform = host_preflight.decide_platform(settings, seen.facts)
     findings = host_preflight.find(settings, seen.facts, platform=platform, copies=copies)
-    findings += find_blocked(seen.routes)
+    findings += [*find_blocked(seen.routes), *seen.forbidden]
     good = [
         check
         for each in seen.known.values()

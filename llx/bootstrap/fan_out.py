@@ -33,7 +33,7 @@ class FanOutError(LlxError):
         super().__init__(
             "\n".join([headline, *lines]),
             remedy=remedies_of(errors) if remedy is None else remedy,
-            detail=next(iter(errors.values())).detail,
+            detail=_evidence(errors),
         )
         codes = {each.exit_code for each in errors.values()}
         common = codes.pop() if len(codes) == 1 else ExitCode.FAILURE
@@ -100,3 +100,13 @@ def _gathered(futures: dict[str, "Future[_T | LlxError]"]) -> dict[str, _T | Llx
 def _by_name(name: str, error: LlxError) -> str:
     """Most messages begin with the host's name."""
     return error.message if error.message.startswith(name) else f"{name}: {error.message}"
+
+
+def _evidence(errors: Mapping[str, LlxError]) -> str:
+    """What each of them shows, by host."""
+    shown = {name: each.detail.splitlines() for name, each in errors.items() if each.detail}
+    return "\n".join(
+        f"{name}: {line}" if len(errors) > 1 else line
+        for name, lines in shown.items()
+        for line in lines
+    )

@@ -81,6 +81,7 @@ def prepare_host(work: HostWork, say: Say) -> tuple[PurePosixPath, list[str]]:
         UnreachableError: The host does not answer any more.
     """
     steps = _Steps(work, say)
+    steps.play("claim", cluster_id=work.cluster.cluster_id)
     steps.play("bootstrap")
     python = steps.node_environment()
     steps.models(python)
@@ -185,7 +186,6 @@ class _Steps:
         )
         self.play(
             "configure",
-            cluster_id=cluster.cluster_id,
             spec_text=spec_text(spec),
             keys=cluster.keys,
             ray_token=cluster.ray_token,

@@ -3,7 +3,7 @@
 Changes nothing on any host. Acting on what was found is `llx.bootstrap.hosts_up`'s.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llx import __version__
@@ -11,13 +11,15 @@ from llx.bootstrap import host_preflight
 from llx.bootstrap.facts import load_vllm_arguments
 from llx.bootstrap.fan_out import fan_out
 from llx.bootstrap.host_facts import HostFacts, gather
-from llx.bootstrap.hosts_plan import HostsPlan
-from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all
+from llx.bootstrap.hosts_plan import HostsPlan, head_settings
+from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all, settings_of
+from llx.bootstrap.left_hosts import is_same_place
 from llx.bootstrap.local_ports import Observer
 from llx.bootstrap.preflight import GIB, PreflightError, find_arguments
+from llx.bootstrap.reachability import Route, find_blocked, find_forbidden, probe_routes
 from llx.bootstrap.readiness import step
-from llx.errors import ConflictError, LlxError
-from llx.settings import ClusterSettings, HostSettings, Platform
+from llx.errors import ConflictError, LlxError, UnreachableError
+from llx.settings import ClusterSettings, HostSettings, Platform, differing_keys, dump_cluster
 
 _QUIET = frozenset({"sudo"})
 """What `llx doctor` warns of and `up` need not: only the firewall playbook wants it."""
@@ -35,8 +37,10 @@ class Outlook:
         platform: What engines compute on.
         python_version: The release of Python that all hosts use.
         addresses: By which hosts reach each other.
+        verb: What the operator called.
         before: The settings the cluster runs with, as this machine remembers them.
         is_running: Its head's host says that it is up.
+        changes: What the head says that the settings change, in words; None: it was not asked.
         warnings: What does not stand in the way but should be known.
     """
 
@@ -48,8 +52,10 @@ class Outlook:
     platform: Platform
     python_version: str
     addresses: dict[str, str]
+    verb: str
     before: ClusterSettings | None
     is_running: bool
+    changes: list[str] | None = None
     warnings: list[host_preflight.HostFinding] = field(default_factory=list)
 
     def close(self) -> None:
@@ -59,21 +65,29 @@ class Outlook:
 
 
 def look(
-    plan: HostsPlan, before: ClusterSettings | None, world: HostsWorld, observe: Observer
+    plan: HostsPlan,
+    before: ClusterSettings | None,
+    world: HostsWorld,
+    observe: Observer,
+    verb: str = "up",
 ) -> Outlook:
     """Connect, gather facts, and refuse what cannot work. Changes nothing on any host.
+
+    A `verb` other than ``up`` changes hosts alone: it goes by the settings that this machine
+    remembers.
 
     Raises:
         PreflightError: With all findings, of all hosts.
         ConflictError: The cluster runs and the change asked for needs `down` first.
     """
     settings = plan.settings
-    _refuse_other_head(before, plan)
-    _refuse_arguments(settings)
+    refuse_other_head(before, plan)
+    refuse_arguments(settings)
+    leaving_hosts = _leaving(before, settings)
+    _refuse_twins(leaving_hosts, settings, {})
     with step("connect", observe) as say:
         crew = connect_all(settings.hosts, settings.cluster, world.connect)
         say.conclude(f"{len(crew.shells)} of {len(settings.hosts)} hosts")
-    leaving_hosts = _leaving(before, settings)
     leaving = connect_all(leaving_hosts, settings.cluster, world.connect)
     try:
         with step("preflight", observe) as say:
@@ -90,28 +104,58 @@ def look(
                 copies=host_preflight.copy_sizes(settings),
                 running=[each.name for each in before.hosts] if before and is_running else [],
             )
+            addresses = _addresses(settings, facts, before)
+            _refuse_twins(leaving_hosts, settings, addresses)
+            findings += find_blocked(_new_routes(settings, crew, facts, addresses))
+            findings += find_forbidden(settings, crew.shells)
             fatal = [each for each in findings if each.is_fatal]
             if fatal:
                 raise host_preflight.HostPreflightError(fatal)
             say.conclude(_in_short(facts))
+        outlook = Outlook(
+            plan=plan,
+            crew=crew,
+            leaving=leaving,
+            leaving_hosts=leaving_hosts,
+            facts=facts,
+            platform=platform,
+            python_version=host_preflight.python_version(settings, facts, platform),
+            addresses=addresses,
+            verb=verb,
+            before=before,
+            is_running=is_running,
+            warnings=[e for e in findings if not e.is_fatal and e.subject not in _QUIET],
+        )
+        if is_running:
+            outlook.changes = ask_head(outlook, world)
     except BaseException:
         crew.close()
         leaving.close()
         raise
     crew.errors |= {name: each for name, each in found.items() if isinstance(each, LlxError)}
-    return Outlook(
-        plan=plan,
-        crew=crew,
-        leaving=leaving,
-        leaving_hosts=leaving_hosts,
-        facts=facts,
-        platform=platform,
-        python_version=host_preflight.python_version(settings, facts, platform),
-        addresses=_addresses(settings, facts, before),
-        before=before,
-        is_running=is_running,
-        warnings=[each for each in findings if not each.is_fatal and each.subject not in _QUIET],
-    )
+    return outlook
+
+
+def ask_head(outlook: Outlook, world: HostsWorld) -> list[str] | None:
+    """May the running cluster become that, and what does it change? None: the head is away.
+
+    A head that does not answer reads its settings when it starts.
+
+    Raises:
+        ConflictError: It may not; or it has hosts that this machine does not know.
+    """
+    plan, head = outlook.plan, outlook.plan.head.name
+    wanted = head_settings(plan, outlook.platform, outlook.addresses)
+    try:
+        with world.control(outlook.crew.shells[head], outlook.crew.layouts[head]) as control:
+            changes = control.put_settings(dump_cluster(wanted), is_dry_run=True)
+            running = settings_of(control)
+    except UnreachableError:
+        return None
+    _refuse_strangers(running, plan.settings, outlook.leaving_hosts)
+    if outlook.verb != "up":
+        _refuse_other_settings(running, wanted)
+    return changes
 
 
 def describe(outlook: Outlook) -> list[tuple[str, str]]:
@@ -142,6 +186,8 @@ def describe(outlook: Outlook) -> list[tuple[str, str]]:
     first = settings.network.first_port
     secured = "TLS and token" if settings.network.tls else "token, no TLS"
     rows.append(("ports", f"{first}-{first + 999} between hosts; Ray with {secured}"))
+    if outlook.changes is not None:
+        rows += [("change", each) for each in outlook.changes or ["nothing"]]
     return rows
 
 
@@ -188,17 +234,86 @@ def _leaving(before: ClusterSettings | None, settings: ClusterSettings) -> tuple
     return tuple(each for each in before.hosts if each.name not in kept)
 
 
-def _refuse_arguments(settings: ClusterSettings) -> None:
+def _new_routes(
+    settings: ClusterSettings,
+    crew: Crew,
+    facts: Mapping[str, HostFacts],
+    addresses: Mapping[str, str],
+) -> list[Route]:
+    """Between hosts that the cluster does not run on yet and the others."""
+    new = {name for name, each in facts.items() if not each.is_cluster_running}
+    if not new or len(facts) < 2:
+        return []
+    shells = {name: crew.shells[name] for name in facts}
+    routes = probe_routes(settings, shells, addresses)
+    return [each for each in routes if each.source in new or each.target in new]
+
+
+def _refuse_twins(
+    leaving: Sequence[HostSettings], settings: ClusterSettings, addresses: Mapping[str, str]
+) -> None:
+    """A machine under a new name would be brought up as the one and taken down as the other."""
+    for old in leaving:
+        for new in settings.hosts:
+            address = addresses.get(new.name)
+            is_one = is_same_place(old, new) or (address and address == old.cluster_address)
+            if is_one and old.user == new.user:
+                raise ConflictError(
+                    f"host {new.name} is the machine that the cluster calls {old.name}",
+                    remedy=f"keep the name {old.name}; or `llx host rm {old.name}` first",
+                )
+
+
+def _refuse_strangers(
+    running: ClusterSettings, wanted: ClusterSettings, leaving: Sequence[HostSettings]
+) -> None:
+    """Hosts that this machine knows nothing of would be emptied and never left."""
+    known = {each.name for each in (*wanted.hosts, *leaving)}
+    strange = [each.name for each in running.hosts if each.name not in known]
+    if strange:
+        raise ConflictError(
+            f"cluster {wanted.cluster} has hosts that this machine does not know:"
+            f" {', '.join(strange)}",
+            remedy="add them to cluster.yaml; to remove them, `llx host rm` after an `up` that"
+            " has them",
+        )
+
+
+def _refuse_other_settings(running: ClusterSettings, wanted: ClusterSettings) -> None:
+    """`host add` and `host rm` go by what this machine remembers: it may be out of date."""
+    ours, theirs = (
+        each.model_copy(update={"hosts": (), "head": None}) for each in (wanted, running)
+    )
+    keys = differing_keys(ours, theirs)
+    if keys:
+        raise ConflictError(
+            f"cluster {wanted.cluster} was changed from another machine: {', '.join(keys)}",
+            remedy="llx up FILE, with a file that has both that change and this one",
+        )
+
+
+def refuse_arguments(settings: ClusterSettings) -> None:
+    """See that vLLM knows all `engine_args` and `serve_args`.
+
+    Raises:
+        PreflightError: Some it does not; with the nearest that it does.
+    """
     arguments = load_vllm_arguments()
     findings = [each for model in settings.models for each in find_arguments(model, arguments)]
     if findings:
         raise PreflightError(findings)
 
 
-def _refuse_other_head(before: ClusterSettings | None, plan: HostsPlan) -> None:
+def refuse_other_head(before: ClusterSettings | None, plan: HostsPlan) -> None:
+    """See that the head stays where it is.
+
+    Raises:
+        ConflictError: It would not.
+    """
     was = before.head_host if before is not None else None
     if was is not None and (was.name, was.address) != (plan.head.name, plan.head.address):
         raise ConflictError(
             f"cluster {plan.settings.cluster}: its head is {was.name}, not {plan.head.name}",
-            remedy=f"set `head: {was.name}`, or `llx down` and `llx up` again",
+            remedy=f"set `head: {was.name}`; or `llx down` first (with --forget {was.name} if it "
+            "is gone for good)",
         )

@@ -1,56 +1,98 @@
 """`llx down` of a cluster on hosts, and leaving a host that is no longer part of one.
 
 With the head's help if it answers, without it if not; safe to repeat. A host that cannot be reached
-does not keep the others up; the cluster stays known here until it, too, was taken down.
+does not keep the others up; the cluster stays known here until it, too, was taken down, or is given
+up.
 """
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from llx.api import StopReport
-from llx.bootstrap.cluster_dir import DOWN_FILE, SETTINGS_FILE, clear, cluster_lock, purge
+from llx.bootstrap.cluster_dir import (
+    DOWN_FILE,
+    SETTINGS_FILE,
+    clear,
+    cluster_lock,
+    id_of,
+    purge,
+    write_private,
+)
 from llx.bootstrap.fan_out import FanOutError, fan_out
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.host_lock import hold
-from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all
+from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all, settings_of
+from llx.bootstrap.left_hosts import load_left, named_apart, save_left
 from llx.bootstrap.local_ports import Observer, StepEvent, StepState
 from llx.bootstrap.play import Proceed, play
 from llx.bootstrap.playbook import load_playbook
 from llx.bootstrap.shell import Shell
 from llx.client import ControlClient
-from llx.errors import LlxError, UnreachableError
+from llx.errors import ConfigError, LlxError, UnreachableError
 from llx.secret import Secret
-from llx.settings import ClusterSettings
+from llx.settings import ClusterSettings, HostSettings, dump_cluster
 
 _POLL_S = 0.25
-_GRACE_S = 10
+_GRACE_S = 10.0
+_MAX_GRACE_S = 3600.0  # `timeout_s` of playbooks/stop.yaml has room for it
+_HEAD_AWAY_S = 20.0
+"""A head that has died is there again after that, or has to be done without."""
+_STREAMS = "streams"
 
 Tell = Callable[[str, str], None]
+IsOurs = Callable[[Shell, HostLayout], bool]
 
 
 class LeftBehindError(FanOutError):
     """Some hosts could not be taken down."""
 
     def __init__(self, cluster: str, errors: Mapping[str, LlxError], *, is_partial: bool) -> None:
+        away = [name for name, each in errors.items() if isinstance(each, UnreachableError)]
+        give_up = " ".join(f"--forget {name}" for name in away)
+        remedy = "`llx down` again when they can be reached; whatever runs there goes on"
         super().__init__(
             f"cluster {cluster}: {', '.join(errors)} could not be taken down:",
             errors,
             is_partial=is_partial,
-            remedy="`llx down` again when they can be reached; whatever runs there goes on",
+            remedy=remedy + (f"; gone for good: llx down {give_up}" if away else ""),
         )
 
 
 @dataclass(frozen=True, slots=True)
+class Farewell:
+    """How hosts are left.
+
+    Attributes:
+        is_purge: Nothing of llx stays there; else node environments, models and logs do.
+        forget: Names of hosts that are given up if they are out of reach.
+    """
+
+    is_purge: bool = False
+    forget: frozenset[str] = frozenset()
+
+    def given_up(self, crew: Crew) -> list[str]:
+        """Those of `forget` that could not be connected to."""
+        return [name for name in crew.errors if name in self.forget and name not in crew.shells]
+
+
+@dataclass(frozen=True, slots=True)
 class HostsDownResult:
-    """What `down` did. `report` is the head's; None when it could not be asked."""
+    """What `down` did.
+
+    Attributes:
+        report: The head's; None when it could not be asked.
+        hosts: Those that were taken down.
+        forgotten: Those that were given up; what runs there goes on.
+    """
 
     report: StopReport | None
     hosts: tuple[str, ...]
+    forgotten: tuple[str, ...] = ()
 
 
 def down(
@@ -60,26 +102,16 @@ def down(
     observe: Observer,
     *,
     deadline_s: float,
-    is_purge: bool = False,
+    farewell: Farewell,
 ) -> HostsDownResult:
     """Take the cluster down; streams may finish until the deadline.
-
-    Without `is_purge` the node environments, models and logs stay on the hosts.
 
     Raises:
         ConflictError: Another llx is at work on it.
         LeftBehindError: Hosts could not be reached or failed; the others are down.
     """
     with cluster_lock(state_dir, "down"):
-        observe(StepEvent("connect", StepState.RUNNING))
-        crew = connect_all(settings.hosts, settings.cluster, world.connect)
-        found = f"{len(crew.shells)} of {len(settings.hosts)} hosts"
-        state = StepState.DONE if crew.shells else StepState.FAILED
-        observe(StepEvent("connect", state, found))
-        try:
-            return _down(settings, state_dir, crew, world, observe, deadline_s, is_purge=is_purge)
-        finally:
-            crew.close()
+        return _Down(settings, state_dir, world, observe, deadline_s, farewell).run()
 
 
 def leave_hosts(
@@ -89,19 +121,29 @@ def leave_hosts(
     *,
     head: str = "",
     is_purge: bool = False,
+    grace_s: float = _GRACE_S,
     proceed: Proceed = lambda: None,
+    is_ours: IsOurs | None = None,
 ) -> dict[str, LlxError]:
     """End everything of the cluster on these hosts and take away what belongs to a start.
 
-    `proceed` is called before each step and may raise. Returns what went wrong, by host; hosts that
-    were not connected to among them.
+    `proceed` is called before each step and may raise; what still runs has `grace_s` to end by
+    itself. A host that is not ours is only rid of our traces. Returns what went wrong, by host;
+    hosts that were not connected to among them.
     """
+    cluster_id = id_of(state_dir)
 
     def work(name: str) -> None:
         shell, layout = crew.shells[name], crew.layouts[name]
-        for each in _playbooks(shell, layout, is_purge=is_purge):
+        if is_ours is not None:
+            is_free = is_ours(shell, layout)
+        else:
+            is_free = _is_claimed_by(shell, layout, cluster_id)
+        for each in _playbooks(shell, layout, is_purge=is_purge, is_ours=is_free):
             tell(name, each)
-            _play(each, shell, layout, state_dir, proceed)
+            # With the last of a purge the lock goes, too, and is no reason to stop.
+            may_go_on = (lambda: None) if each == "purge" and name == head else proceed
+            _play(each, shell, layout, state_dir, grace_s, may_go_on)
 
     # The head's host last: with it a purge takes the lock away that guards the others.
     others = [name for name in crew.shells if name != head]
@@ -112,60 +154,193 @@ def leave_hosts(
     return {**crew.errors, **failed}
 
 
-def _down(
-    settings: ClusterSettings,
-    state_dir: Path,
-    crew: Crew,
-    world: HostsWorld,
-    observe: Observer,
-    deadline_s: float,
-    *,
-    is_purge: bool,
-) -> HostsDownResult:
-    head = settings.head_host
-    assert head is not None, "a cluster on hosts has a head"
-    report = None
-    proceed: Proceed = lambda: None  # noqa: E731 - the head away: there is no lock to lose
-    with contextlib.ExitStack() as stack:
-        shell = crew.shells.get(head.name)
+class _Down:
+    """One run of `down`."""
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        state_dir: Path,
+        world: HostsWorld,
+        observe: Observer,
+        deadline_s: float,
+        farewell: Farewell,
+    ) -> None:
+        head = settings.head_host
+        assert head is not None, "a cluster on hosts has a head"
+        self._settings = settings
+        self._head = head.name
+        self._state_dir = state_dir
+        self._world = world
+        self._observe = observe
+        self._deadline_s = deadline_s
+        self._farewell = farewell
+
+    def run(self) -> HostsDownResult:
+        self._observe(StepEvent("connect", StepState.RUNNING))
+        with contextlib.closing(self._connected(self._settings.hosts)) as crew:
+            found = f"{len(crew.shells)} of {len(self._settings.hosts)} hosts"
+            state = StepState.DONE if crew.shells else StepState.FAILED
+            self._observe(StepEvent("connect", state, found))
+            with contextlib.ExitStack() as stack:
+                report, errors = self._stop(crew, stack)
+            forgotten = self._farewell.given_up(crew)
+            errors = {name: e for name, e in errors.items() if name not in forgotten}
+            if self._farewell.is_purge and not errors:
+                errors = self._purge_left()
+            self._tell_ends(crew, errors)
+        if errors:
+            is_partial = any(name not in errors for name in crew.shells)
+            raise LeftBehindError(self._settings.cluster, errors, is_partial=is_partial)
+        if self._farewell.is_purge:
+            purge(self._state_dir)
+        else:
+            self._keep_for_purge(forgotten)
+            clear(self._state_dir)
+        return HostsDownResult(report, tuple(crew.shells), tuple(forgotten))
+
+    def _connected(self, hosts: Sequence[HostSettings]) -> Crew:
+        return connect_all(hosts, self._settings.cluster, self._world.connect)
+
+    def _stop(
+        self, crew: Crew, stack: contextlib.ExitStack
+    ) -> tuple[StopReport | None, dict[str, LlxError]]:
+        """Everything of the cluster ends; what the head said, what went wrong."""
+        proceed: Proceed = lambda: None  # noqa: E731 - the head away: there is no lock to lose
+        report = None
+        shell = crew.shells.get(self._head)
         if shell is not None:
-            layout, asker = crew.layouts[head.name], world.asker
+            layout, asker = crew.layouts[self._head], self._world.asker
             held = stack.enter_context(
                 hold(shell, layout, "down", asker.user, asker.machine, asker.pid)
             )
             proceed = held.require
-            report = _ask_head(shell, layout, world, observe, deadline_s)
-        tell = _teller(observe)
+            with self._control(shell, layout) as control:
+                if control is not None:
+                    self._meet_strangers(control, crew)
+                    report = self._ask_head(control)
         errors = leave_hosts(
-            crew, state_dir, tell, head=head.name, is_purge=is_purge, proceed=proceed
+            crew,
+            self._state_dir,
+            self._teller(),
+            head=self._head,
+            is_purge=self._farewell.is_purge,
+            # What the head has not ended gets the time that it would have given.
+            grace_s=_GRACE_S if report is not None else max(_GRACE_S, self._deadline_s),
+            proceed=proceed,
         )
+        return report, errors
+
+    @contextlib.contextmanager
+    def _control(self, shell: Shell, layout: HostLayout) -> Iterator[ControlClient | None]:
+        """The head, if it answers; one that is being started again is waited for."""
+        deadline = self._world.clock() + _HEAD_AWAY_S
+        while True:
+            try:
+                control = self._world.control(shell, layout)
+            except UnreachableError as error:
+                failure = error
+            else:
+                with control:
+                    try:
+                        control.status()
+                    except UnreachableError as error:
+                        failure = error
+                    else:
+                        yield control
+                        return
+            if self._world.clock() > deadline or not _is_kept(shell, layout):
+                self._observe(StepEvent(_STREAMS, StepState.SKIPPED, failure.message))
+                yield None
+                return
+            self._observe(StepEvent(_STREAMS, StepState.RUNNING, "waiting for the head"))
+            self._world.sleep(_POLL_S)
+
+    def _meet_strangers(self, control: ControlClient, crew: Crew) -> None:
+        """Hosts that another operator has added are taken down with the rest."""
+        known = {each.name for each in self._settings.hosts}
+        strangers: list[HostSettings] = []
+        with contextlib.suppress(ConfigError):  # a head of another release: what we know will do
+            strangers = [each for each in settings_of(control).hosts if each.name not in known]
+        if strangers:
+            met = self._connected(strangers)
+            crew.shells |= met.shells
+            crew.layouts |= met.layouts
+            crew.errors |= met.errors
+
+    def _ask_head(self, control: ControlClient) -> StopReport | None:
+        """Have it stop everything, telling how many streams are left; None if it cannot."""
+        reports: list[StopReport] = []
+        failures: list[LlxError] = []
+        within = f"may finish within {self._deadline_s:.0f} s"
+        self._observe(StepEvent(_STREAMS, StepState.RUNNING, within))
+
+        def ask() -> None:
+            user = str(self._world.asker)
+            try:
+                reports.append(control.stop(deadline_s=self._deadline_s, user=user))
+            except LlxError as error:
+                failures.append(error)
+
+        asking = threading.Thread(target=ask, name="stop", daemon=True)
+        asking.start()
+        while asking.is_alive():
+            self._world.sleep(_POLL_S)
+            with contextlib.suppress(LlxError):
+                count = sum(each.in_flight for each in control.status().gateways)
+                if count:
+                    self._observe(StepEvent(_STREAMS, StepState.RUNNING, f"{count} still going"))
+        if reports:
+            cut = f", {reports[0].cut} cut at the deadline" if reports[0].cut else ""
+            said = f"{reports[0].finished} finished{cut}"
+            self._observe(StepEvent(_STREAMS, StepState.DONE, said))
+            return reports[0]
+        note = failures[0].message if failures else "the head does not answer"
+        self._observe(StepEvent(_STREAMS, StepState.SKIPPED, note))
+        return None
+
+    def _purge_left(self) -> dict[str, LlxError]:
+        """Hosts that were left long ago; what went wrong there. The others are done with."""
+        left = named_apart(load_left(self._state_dir), self._settings.hosts)
+        with contextlib.closing(self._connected(left)) as crew:
+            errors = leave_hosts(
+                crew, self._state_dir, self._teller(), is_purge=True, is_ours=_is_nobodys
+            )
+            for name in self._farewell.given_up(crew):
+                del errors[name]
+            self._tell_ends(crew, errors)
+        save_left(self._state_dir, [each for each in left if each.name in errors])
+        return errors
+
+    def _keep_for_purge(self, forgotten: Sequence[str]) -> None:
+        """A later `down --purge` must know which hosts to visit."""
+        path = self._state_dir / SETTINGS_FILE
+        if not path.exists():
+            return
+        kept = tuple(each for each in self._settings.hosts if each.name not in forgotten)
+        if not kept:
+            path.unlink()
+            return
+        head = self._settings.head if self._head not in forgotten else None
+        settings = self._settings.model_copy(update={"hosts": kept, "head": head})
+        write_private(self._state_dir / DOWN_FILE, dump_cluster(settings))
+        path.unlink()
+
+    def _tell_ends(self, crew: Crew, errors: Mapping[str, LlxError]) -> None:
+        well = "nothing of llx is left" if self._farewell.is_purge else "stopped"
         for name in crew.shells:
             error = errors.get(name)
-            done = StepState.DONE if error is None else StepState.FAILED
-            what = ("nothing of llx is left" if is_purge else "stopped") if error is None else ""
-            observe(StepEvent(f"host {name}", done, what or str(error)))
-    if errors:
-        raise LeftBehindError(
-            settings.cluster, errors, is_partial=len(errors) < len(settings.hosts)
-        )
-    if is_purge:
-        purge(state_dir)
-    else:
-        _keep_for_purge(state_dir)
-        clear(state_dir)
-    return HostsDownResult(report, tuple(crew.shells))
+            state = StepState.DONE if error is None else StepState.FAILED
+            what = well if error is None else error.message
+            self._observe(StepEvent(f"host {name}", state, what))
+
+    def _teller(self) -> Tell:
+        return lambda name, text: self._observe(StepEvent(f"host {name}", StepState.RUNNING, text))
 
 
-def _keep_for_purge(state_dir: Path) -> None:
-    """A later `down --purge` must know which hosts to visit."""
-    settings = state_dir / SETTINGS_FILE
-    if settings.exists():
-        settings.replace(state_dir / DOWN_FILE)
-
-
-def _playbooks(shell: Shell, layout: HostLayout, *, is_purge: bool) -> list[str]:
+def _playbooks(shell: Shell, layout: HostLayout, *, is_purge: bool, is_ours: bool) -> list[str]:
     """What is played on a host; one that another cluster has taken since is left to that one."""
-    if not _is_ours(shell, layout):
+    if not is_ours:
         return ["forget"]
     if not is_purge:
         return ["stop", "clear"]
@@ -173,24 +348,38 @@ def _playbooks(shell: Shell, layout: HostLayout, *, is_purge: bool) -> list[str]
     return ["stop", "clear", *firewall, "purge"]
 
 
-def _is_ours(shell: Shell, layout: HostLayout) -> bool:
+def _is_nobodys(shell: Shell, layout: HostLayout) -> bool:
+    """Whether no cluster has taken the host since it was left; not even one of our name."""
+    return shell.read(str(layout.claim)) is None
+
+
+def _is_claimed_by(shell: Shell, layout: HostLayout, cluster_id: str) -> bool:
+    """Whether no other cluster has taken the host, one of our name neither."""
     claim = shell.read(str(layout.claim))
-    if claim is None:
-        return True
     with contextlib.suppress(msgspec.DecodeError):
-        owner = msgspec.json.decode(claim, type=dict[str, object]).get("cluster")
-        return owner in {None, layout.cluster}
+        owner = msgspec.json.decode(claim or b"", type=dict[str, object])
+        name, given = owner.get("cluster"), owner.get("id")
+        return name in {None, layout.cluster} and (
+            given == cluster_id or not (given and cluster_id)
+        )
     return True
 
 
-def _play(name: str, shell: Shell, layout: HostLayout, state_dir: Path, proceed: Proceed) -> None:
+def _play(
+    name: str,
+    shell: Shell,
+    layout: HostLayout,
+    state_dir: Path,
+    grace_s: float,
+    proceed: Proceed,
+) -> None:
     values: dict[str, str | Secret] = {
         "root": str(layout.root),
         "state": str(layout.state),
         "spec": str(layout.spec),
         "claim": str(layout.claim),
         "ray_tmp": str(layout.ray_tmp),
-        "grace_s": str(_GRACE_S),
+        "grace_s": str(min(grace_s, _MAX_GRACE_S)),
     }
     playbook = load_playbook(name)
     values = {key: value for key, value in values.items() if key in playbook.parameters}
@@ -206,43 +395,8 @@ def _has_firewall(shell: Shell, layout: HostLayout) -> bool:
     ).is_success
 
 
-def _ask_head(
-    shell: Shell, layout: HostLayout, world: HostsWorld, observe: Observer, deadline_s: float
-) -> StopReport | None:
-    """Have the head stop everything, telling how many streams are left; None if it cannot."""
-    reports: list[StopReport] = []
-    failures: list[LlxError] = []
-    row = "streams"
-    observe(StepEvent(row, StepState.RUNNING, f"may finish within {deadline_s:.0f} s"))
-    try:
-        control = world.control(shell, layout)
-    except UnreachableError as error:
-        observe(StepEvent(row, StepState.SKIPPED, error.message))
-        return None
-
-    def ask(control: ControlClient) -> None:
-        try:
-            reports.append(control.stop(deadline_s=deadline_s, user=str(world.asker)))
-        except LlxError as error:
-            failures.append(error)
-
-    with control:
-        asking = threading.Thread(target=ask, args=(control,), name="stop", daemon=True)
-        asking.start()
-        while asking.is_alive():
-            world.sleep(_POLL_S)
-            with contextlib.suppress(LlxError):
-                count = sum(each.in_flight for each in control.status().gateways)
-                if count:
-                    observe(StepEvent(row, StepState.RUNNING, f"{count} still going"))
-    if reports:
-        cut = f", {reports[0].cut} cut at the deadline" if reports[0].cut else ""
-        observe(StepEvent(row, StepState.DONE, f"{reports[0].finished} finished{cut}"))
-        return reports[0]
-    note = failures[0].message if failures else "the head does not answer"
-    observe(StepEvent(row, StepState.SKIPPED, note))
-    return None
-
-
-def _teller(observe: Observer) -> Tell:
-    return lambda name, text: observe(StepEvent(f"host {name}", StepState.RUNNING, text))
+def _is_kept(shell: Shell, layout: HostLayout) -> bool:
+    """Whether Ray's keeper lives on the head's host: then a head that is away comes back."""
+    lock = f"{layout.procs}/ray/shim.lock"
+    done = shell.run(["sh", "-c", '[ -e "$1" ] && ! flock -n "$1" true', "sh", lock], timeout_s=15)
+    return done.is_success

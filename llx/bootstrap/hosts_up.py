@@ -12,22 +12,26 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import yaml
-
-from llx.api import ClusterStatus, HostState, InstanceState
-from llx.bootstrap.cluster_dir import SETTINGS_FILE, cluster_lock
+from llx.api import ClusterStatus, HostState, HostStatus, InstanceState
+from llx.bootstrap.cluster_dir import (
+    ID_FILE,
+    SETTINGS_FILE,
+    cluster_lock,
+    id_of,
+    write_private,
+)
 from llx.bootstrap.cluster_secrets import ClusterSecrets, new_secrets, read_secrets
 from llx.bootstrap.fan_out import FanOutError, fan_out, remedies_of
 from llx.bootstrap.host_lock import Held, hold
 from llx.bootstrap.host_steps import HostWork, configure_host, prepare_host, start_host
-from llx.bootstrap.hosts_look import Outlook
+from llx.bootstrap.hosts_look import Outlook, ask_head
 from llx.bootstrap.hosts_plan import head_settings
-from llx.bootstrap.hosts_stop import leave_hosts
+from llx.bootstrap.hosts_stop import Farewell, leave_hosts
 from llx.bootstrap.hosts_world import HostsWorld
+from llx.bootstrap.left_hosts import load_left, save_left, take_over_down_file
 from llx.bootstrap.local_ports import Observer, StepEvent, StepState
-from llx.bootstrap.readiness import Outside, Readiness, step
+from llx.bootstrap.readiness import Outside, Readiness, rows_of, step
 from llx.bootstrap.wheel import portable_wheel
 from llx.client import ControlClient
 from llx.errors import (
@@ -70,8 +74,16 @@ class HostsResult:
     changes: tuple[str, ...]
 
 
-def apply(outlook: Outlook, world: HostsWorld, observe: Observer, verb: str = "up") -> HostsResult:
+def apply(
+    outlook: Outlook, world: HostsWorld, observe: Observer, farewell: Farewell
+) -> HostsResult:
     """Make the cluster match the plan.
+
+    Args:
+        outlook: Of `hosts_look.look`.
+        world: To act in.
+        observe: Told what goes on.
+        farewell: How hosts are left that are no longer asked for.
 
     Raises:
         ConflictError: Another llx is at work on it.
@@ -80,24 +92,32 @@ def apply(outlook: Outlook, world: HostsWorld, observe: Observer, verb: str = "u
         DeadlineError: Not ready in time.
     """
     plan = outlook.plan
-    with cluster_lock(plan.state_dir, verb):
+    with cluster_lock(plan.state_dir, outlook.verb):
         head = plan.head.name
         shell, layout = outlook.crew.shells[head], outlook.crew.layouts[head]
         asker = world.asker
-        with hold(shell, layout, verb, asker.user, asker.machine, asker.pid) as held:
-            return _Apply(outlook, world, observe, held).run()
+        with hold(shell, layout, outlook.verb, asker.user, asker.machine, asker.pid) as held:
+            return _Apply(outlook, world, observe, held, farewell).run()
 
 
 class _Apply:
     """One run of `apply`."""
 
-    def __init__(self, outlook: Outlook, world: HostsWorld, observe: Observer, held: Held) -> None:
+    def __init__(
+        self,
+        outlook: Outlook,
+        world: HostsWorld,
+        observe: Observer,
+        held: Held,
+        farewell: Farewell,
+    ) -> None:
         self._outlook = outlook
         self._plan = outlook.plan
         self._crew = outlook.crew
         self._world = world
         self._observe = observe
         self._held = held
+        self._farewell = farewell
         self._changes: list[str] = []
         self._num_changed: dict[str, int] = {}
         self._head = self._plan.head.name
@@ -108,10 +128,12 @@ class _Apply:
         cluster = read_secrets(shell, layout)
         if cluster is None:
             self._refuse_running()
-            cluster = new_secrets()
+            cluster = new_secrets(self._former_id())
         settings = head_settings(self._plan, self._outlook.platform, self._outlook.addresses)
+        write_private(self._plan.state_dir / ID_FILE, cluster.cluster_id)
         if self._is_running:
-            self._ask_head(settings)
+            ask_head(self._outlook, self._world)  # again: somebody may have changed it meanwhile
+        take_over_down_file(self._plan.state_dir, self._plan.settings)
         self._remember(self._outlook.leaving_hosts)
         self._prepare_hosts(cluster, settings)
         if self._head in self._crew.errors:
@@ -144,6 +166,13 @@ class _Apply:
                 remedy="set `head:` to its head; or `llx down` with the llx that started it",
             )
 
+    def _former_id(self) -> str:
+        """By which an `up` that did not get far has claimed hosts; empty if there was none."""
+        claim = self._outlook.facts[self._head].claim
+        if claim is not None and claim.cluster == self._plan.settings.cluster:
+            return claim.cluster_id
+        return id_of(self._plan.state_dir)
+
     def _answers(self) -> bool:
         """Somebody else's `up` may have ended while ours asked for a yes."""
         shell, layout = self._crew.shells[self._head], self._crew.layouts[self._head]
@@ -153,29 +182,6 @@ class _Apply:
         except LlxError:
             return False
         return True
-
-    def _ask_head(self, settings: ClusterSettings) -> None:
-        """Before any host is touched: may a running cluster become that?
-
-        A head that does not answer cannot be asked; it reads its settings when it starts.
-        """
-        shell, layout = self._crew.shells[self._head], self._crew.layouts[self._head]
-        with contextlib.suppress(UnreachableError), self._world.control(shell, layout) as control:
-            control.put_settings(dump_cluster(settings), is_dry_run=True)
-            self._refuse_strangers(yaml.safe_load(control.settings()))
-
-    def _refuse_strangers(self, running: dict[str, Any]) -> None:
-        """Hosts that this machine knows nothing of would be emptied and never left."""
-        known = {each.name for each in self._plan.settings.hosts}
-        known |= {each.name for each in self._outlook.leaving_hosts}
-        strange = [each["name"] for each in running["hosts"] if each["name"] not in known]
-        if strange:
-            raise ConflictError(
-                f"cluster {self._plan.settings.cluster} has hosts that this machine does not know:"
-                f" {', '.join(strange)}",
-                remedy="add them to cluster.yaml; to remove them, `llx host rm` after an `up` that"
-                " has them",
-            )
 
     def _remember(self, leaving: Sequence[HostSettings]) -> None:
         """From now on the verbs of this machine know the cluster, whatever becomes of it.
@@ -191,7 +197,7 @@ class _Apply:
         path = self._plan.state_dir / SETTINGS_FILE
         text = dump_cluster(settings)
         if not path.exists() or path.read_text() != text:
-            _write_private(path, text)
+            write_private(path, text)
 
     # ------------------------------------------------------------------ hosts
 
@@ -283,7 +289,6 @@ class _Apply:
     @contextlib.contextmanager
     def _control(self) -> Iterator[ControlClient]:
         """The control API, as soon as it answers."""
-        shell, layout = self._crew.shells[self._head], self._crew.layouts[self._head]
         with step("head", self._observe) as say:
             deadline = self._world.clock() + _HEAD_START_S
             while True:
@@ -291,10 +296,9 @@ class _Apply:
                 if client is not None:
                     break
                 if self._world.clock() > deadline:
-                    log = f"{layout.procs}/ray/log"
                     raise DeadlineError(
                         f"{self._head}: the head does not answer after {_HEAD_START_S:.0f} s",
-                        detail=shell.run(["tail", "-n", "20", log]).stdout,
+                        detail=self._end_of_ray_log(self._head),
                         remedy=f"llx logs {self._head}; llx down",
                     )
                 self._world.sleep(_POLL_S)
@@ -338,21 +342,29 @@ class _Apply:
             say.conclude(f"{len(ready)} of {len(self._plan.settings.hosts)} hosts")
 
     def _restart_failed(self, control: ControlClient) -> None:
-        for each in control.status().instances:
+        for each in rows_of(control.status()):
             if each.state is InstanceState.FAILED:
                 with contextlib.suppress(ConflictError):  # it is being started already
                     control.restart_instance(each.name, user=str(self._world.asker))
                     self._changes.append(f"{each.name}: started again")
 
-    def _note_missing(self, missing: set[str], hosts: Mapping[str, object]) -> None:
+    def _note_missing(self, missing: set[str], hosts: Mapping[str, HostStatus]) -> None:
         for name in sorted(missing):
             known = hosts.get(name)
-            detail = getattr(known, "detail", "") or "it did not join"
+            said = (known.detail if known is not None else "") or "it did not join"
             self._crew.errors[name] = DeadlineError(
-                f"{name}: no word of its agent after {_AGENTS_S:.0f} s: {detail}",
+                f"{name}: no word of its agent after {_AGENTS_S:.0f} s: {said}",
+                detail=self._end_of_ray_log(name),
                 remedy=f"llx logs {name}",
             )
-            self._observe(StepEvent(_row(name), StepState.FAILED, detail))
+            self._observe(StepEvent(_row(name), StepState.FAILED, said))
+
+    def _end_of_ray_log(self, name: str) -> str:
+        log = f"{self._crew.layouts[name].procs}/ray/log"
+        try:
+            return self._crew.shells[name].run(["tail", "-n", "20", log]).stdout
+        except LlxError as error:
+            return str(error)
 
     def _wait_serving(self, control: ControlClient) -> None:
         """Until all serves. A host that failed explains what does not, and is told first."""
@@ -403,12 +415,29 @@ class _Apply:
                 if self._world.clock() > deadline:
                     break
                 self._world.sleep(_POLL_S)
-            crew = self._outlook.leaving
-            left_behind = leave_hosts(crew, self._plan.state_dir, lambda name, text: say(text))
-            self._crew.errors |= left_behind
-            self._remember([h for h in self._outlook.leaving_hosts if h.name in left_behind])
-            self._changes += [f"{name}: left" for name in leaving - left_behind.keys()]
+            self._crew.errors |= self._take_leave(say)
             say.conclude(", ".join(sorted(leaving)))
+
+    def _take_leave(self, say: Callable[[str], None]) -> dict[str, LlxError]:
+        """End what runs there; what went wrong, by host. Those stay known here."""
+        hosts, crew = self._outlook.leaving_hosts, self._outlook.leaving
+        state_dir, is_purge = self._plan.state_dir, self._farewell.is_purge
+        behind = leave_hosts(
+            crew,
+            state_dir,
+            lambda name, text: say(text),
+            is_purge=is_purge,
+            proceed=self._held.require,
+        )
+        for name in self._farewell.given_up(crew):
+            del behind[name]
+            self._changes.append(f"{name}: out of reach, forgotten; what runs there goes on")
+        self._changes += [f"{name}: left" for name in crew.shells if name not in behind]
+        if not is_purge:
+            left = [each for each in hosts if each.name in crew.shells]
+            save_left(state_dir, [*load_left(state_dir), *left])
+        self._remember([each for each in hosts if each.name in behind])
+        return behind
 
 
 def _log_end(control: ControlClient, name: str) -> str:
@@ -420,10 +449,3 @@ def _log_end(control: ControlClient, name: str) -> str:
 
 def _row(name: str) -> str:
     return f"host {name}"
-
-
-def _write_private(path: Path, text: str) -> None:
-    new = path.with_suffix(".new")
-    new.touch(mode=0o600)
-    new.write_text(text)
-    new.replace(path)

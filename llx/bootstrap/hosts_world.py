@@ -9,7 +9,9 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+
+import yaml
 
 from llx.api import ClusterStatus
 from llx.bootstrap.fan_out import fan_out
@@ -18,7 +20,8 @@ from llx.bootstrap.shell import Shell
 from llx.client import ControlClient
 from llx.errors import HostError, LlxError
 from llx.secret import Secret
-from llx.settings import HostSettings
+from llx.settings import ClusterSettings, HostSettings
+from llx.yaml_reader import read_yaml
 
 Connect = Callable[[HostSettings], Shell]
 FirstToken = Callable[[Mapping[str, Shell], ClusterStatus, str, Secret | None], None]
@@ -127,3 +130,13 @@ def layout_of(shell: Shell, cluster: str) -> HostLayout:
             "not interactive",
         )
     return HostLayout(PurePosixPath(home), int(uid), cluster)
+
+
+def settings_of(control: ControlClient) -> ClusterSettings:
+    """The settings that the head goes by.
+
+    Raises:
+        ConfigError: It is of another release of llx.
+    """
+    values = yaml.safe_load(control.settings())
+    return read_yaml("the head's settings", ClusterSettings, base=Path("/"), values=values)

@@ -4,6 +4,7 @@ A port that refuses is as good as one that answers: something came back. Silence
 firewall that refuses by itself (REJECT) looks like a port nobody listens on, and is not noticed.
 """
 
+import contextlib
 import ipaddress
 import re
 import socket
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from llx.bootstrap.fan_out import fan_out
 from llx.bootstrap.host_facts import HostFacts
 from llx.bootstrap.host_finding import HostFinding
-from llx.bootstrap.shell import Shell
+from llx.bootstrap.remote_control import LOOPBACK
+from llx.bootstrap.shell import ForbiddenError, Shell
 from llx.errors import ExitCode, LlxError
 from llx.host_ports import HostPorts
 from llx.settings import ClusterSettings
@@ -24,6 +26,7 @@ _WAIT_S = 3
 _EXPOSURE_WAIT_S = 2.0
 _SILENCE = re.compile(r"timed out|oute to host|unreachable", re.IGNORECASE)
 _TIMED_OUT = 124
+_NOBODYS_PORT = 1
 
 # Tries all of ADDRESS PORT … at once and says of each: exit code, message. Some systems' bash has
 # no /dev/tcp; a port of loopback tells.
@@ -136,6 +139,32 @@ def find_blocked(routes: Sequence[Route]) -> Iterator[HostFinding]:
             "install bash there",
             is_fatal=False,
         )
+
+
+def find_forbidden(settings: ClusterSettings, shells: Mapping[str, Shell]) -> list[HostFinding]:
+    """Hosts whose sshd does not let `llx` reach what listens on their loopback; tries it."""
+    head = settings.head_host.name if settings.head_host is not None else ""
+    num_private = settings.num_gateways if settings.gateway.host in LOOPBACK else 0
+    others = [each.name for each in settings.hosts if each.name != head]
+    needed = {head: "the control API"} | dict.fromkeys(
+        others[: max(0, num_private - 1)], "gateways"
+    )
+
+    def work(name: str) -> None:
+        with contextlib.closing(shells[name].dial("127.0.0.1", _NOBODYS_PORT, timeout_s=_WAIT_S)):
+            pass
+
+    tried = fan_out([name for name in needed if name in shells], work)
+    return [
+        HostFinding(
+            name,
+            "ssh",
+            f"its sshd forbids port forwarding, by which `llx` reaches {needed[name]} there",
+            error.remedy,
+        )
+        for name, error in tried.items()
+        if isinstance(error, ForbiddenError)
+    ]
 
 
 def exposed_ports(facts: Mapping[str, HostFacts], settings: ClusterSettings) -> dict[str, set[int]]:

@@ -18,7 +18,7 @@ from llx.errors import UnreachableError
 from llx.secret import Secret
 from llx.specs import Phase, ProcessStatus
 
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class TunnelTransport(httpx.BaseTransport):
@@ -79,7 +79,7 @@ def open_control(shell: Shell, layout: HostLayout, *, closes_shell: bool = False
 
 def needs_tunnel(gateway: GatewayStatus) -> bool:
     """Whether a gateway can be reached from its own host only."""
-    return bool(gateway.url) and httpx.URL(gateway.url).host in _LOOPBACK
+    return bool(gateway.url) and httpx.URL(gateway.url).host in LOOPBACK
 
 
 def open_gateway(shell: Shell, url: str, *, closes_shell: bool = False) -> TunnelTransport:

@@ -60,7 +60,7 @@ def _planned(
     checklist = Checklist(session.err)
     world = hosts_world(session, interruptions, host_key_question(session, checklist))
     with checklist.shown():
-        return examine_plan(settings, world, checklist.observe)
+        return examine_plan(settings, session.environment, world, checklist.observe)
 
 
 def _live(session: Session, interruptions: Interruptions) -> "DoctorReport":

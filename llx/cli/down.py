@@ -9,6 +9,7 @@ from llx.cli.parameters import ContextOption, YesOption, parse_duration
 from llx.cli.session import Session, confirmed, local_ports
 
 if TYPE_CHECKING:
+    from llx.bootstrap.hosts_stop import Farewell
     from llx.settings import ClusterSettings
 
 
@@ -30,11 +31,18 @@ def down(
             "--purge", help="Also remove logs, the node environment and the tiny model llx made."
         ),
     ] = False,
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--forget", metavar="HOST", help="Give a host up if it is out of reach for good."
+        ),
+    ] = None,
     yes: YesOption = False,
     context: ContextOption = None,
 ) -> None:
     """Take a cluster down; streams may finish first. Clears whatever is left, safe to repeat."""
     from llx.bootstrap.cluster_dir import hosts_to_visit
+    from llx.bootstrap.hosts_stop import Farewell
     from llx.bootstrap.local_stop import DownResult, down_and_purge, purge_list
     from llx.bootstrap.local_stop import down as take_down
     from llx.cli.checklist import Checklist
@@ -50,7 +58,8 @@ def down(
         state_dir = session.environment.cluster_dir("local")
     settings = hosts_to_visit(state_dir, is_purge=purge)
     if settings is not None:
-        _down_hosts(session, settings, deadline, is_purge=purge, is_yes=yes)
+        farewell = Farewell(is_purge=purge, forget=frozenset(forget or ()))
+        _down_hosts(session, settings, deadline, farewell, is_yes=yes)
         return
     doomed = [state_dir, *purge_list(state_dir, session.environment)] if purge else []
     if doomed:
@@ -85,8 +94,8 @@ def _down_hosts(
     session: Session,
     settings: "ClusterSettings",
     deadline_s: float,
+    farewell: "Farewell",
     *,
-    is_purge: bool,
     is_yes: bool,
 ) -> None:
     from llx.bootstrap.hosts_stop import down as take_down
@@ -97,18 +106,21 @@ def _down_hosts(
     state_dir = session.context().state_dir
     names = ", ".join(each.name for each in settings.hosts)
     what = f"cluster {settings.cluster} on {names}"
-    extra = ", with all that llx put there" if is_purge else ""
+    extra = ", with all that llx put there" if farewell.is_purge else ""
     if not confirmed(session, f"Take down {what}{extra}?", is_yes=is_yes):
         raise LlxError("not confirmed: nothing was changed")
     interruptions = Interruptions(last_words="left at once; `llx down` again goes on from here")
     checklist = Checklist(session.err)
     with interruptions.installed(), checklist.shown():
-        take_down(
+        result = take_down(
             settings,
             state_dir,
             hosts_world(session, interruptions),
             checklist.observe,
             deadline_s=deadline_s,
-            is_purge=is_purge,
+            farewell=farewell,
         )
     session.out.print(f"{what} is down", markup=False, soft_wrap=True)
+    for each in result.forgotten:
+        note = f"{each}: out of reach, forgotten; what runs there goes on"
+        session.err.print(note, markup=False, soft_wrap=True)

@@ -42,6 +42,10 @@ def add(
     identity_file: Annotated[
         Path | None, typer.Option("--identity-file", metavar="FILE", help="A private key.")
     ] = None,
+    cluster_address: Annotated[
+        str | None,
+        typer.Option("--cluster-address", metavar="IP", help="Where the other hosts reach it."),
+    ] = None,
     python: Annotated[
         Path | None,
         typer.Option(
@@ -64,6 +68,7 @@ def add(
         "user": user,
         "port": port,
         "identity_file": identity_file,
+        "cluster_address": cluster_address,
         "python": python,
     }
     hosts = [*map(_plain, settings.hosts), {k: v for k, v in given.items() if v is not None}]
@@ -80,11 +85,18 @@ def add(
 @command
 def rm(
     host: HostArgument,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Leave nothing of llx there; else `down --purge` does.")
+    ] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Give it up if it is out of reach for good.")
+    ] = False,
     dry_run: DryRunOption = False,
     yes: YesOption = False,
     context: ContextOption = None,
 ) -> None:
     """Take a host out of a running cluster: emptied first, then stopped. Its logs stay there."""
+    from llx.bootstrap.hosts_stop import Farewell
     from llx.cli.hosts import converge
     from llx.errors import ConflictError, NotFoundError
     from llx.settings import with_hosts
@@ -98,11 +110,13 @@ def rm(
     if head is not None and head.name == host:
         raise ConflictError(
             f"{host} is the head: the control plane runs there",
-            remedy="`llx down`, and `llx up` with another `head`",
+            remedy=f"`llx down` (`--forget {host}` if it is gone for good), then `llx up` with "
+            "another `head`",
         )
     kept = [_plain(each) for each in settings.hosts if each.name != host]
     wanted = with_hosts(settings, kept, base=session.environment.cwd)
-    converge(session, wanted, verb="host rm", is_yes=yes, is_dry_run=dry_run)
+    farewell = Farewell(is_purge=purge, forget=frozenset([host] if forget else []))
+    converge(session, wanted, verb="host rm", is_yes=yes, is_dry_run=dry_run, farewell=farewell)
     if not dry_run:
         note = f"remove it from your cluster.yaml, too, or the next `llx up FILE` adds {host} again"
         session.err.print(note, markup=False, soft_wrap=True)

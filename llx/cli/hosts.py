@@ -11,6 +11,7 @@ from llx.cli.session import Session, confirmed, hosts_world
 if TYPE_CHECKING:
     from llx.bootstrap.hosts_look import Outlook
     from llx.bootstrap.hosts_plan import HostsPlan
+    from llx.bootstrap.hosts_stop import Farewell
     from llx.bootstrap.hosts_up import HostsResult
     from llx.settings import ClusterSettings
 
@@ -24,8 +25,11 @@ def converge(
     verb: str,
     is_yes: bool,
     is_dry_run: bool = False,
+    farewell: "Farewell | None" = None,
 ) -> None:
     """Make the cluster on hosts match `settings`; shows the plan first, and asks.
+
+    `farewell` is how hosts are left that are not in `settings` any more.
 
     Raises:
         LlxError: As `hosts_look.look` and `hosts_up.apply` say.
@@ -33,6 +37,7 @@ def converge(
     from llx.bootstrap.cluster_dir import running_settings
     from llx.bootstrap.hosts_look import look
     from llx.bootstrap.hosts_plan import make_hosts_plan
+    from llx.bootstrap.hosts_stop import Farewell
     from llx.errors import ConflictError
 
     plan = make_hosts_plan(settings, session.environment)
@@ -48,14 +53,14 @@ def converge(
         )
     with interruptions.installed():
         with checklist.shown():
-            outlook = look(plan, before, world, checklist.observe)
+            outlook = look(plan, before, world, checklist.observe, verb)
         try:
             _show(session, outlook, is_result=is_dry_run)
             if is_dry_run:
                 session.err.print("nothing stands in the way; nothing was changed")
                 return
             _confirm(session, is_yes=is_yes)
-            _apply(session, outlook, verb, interruptions, checklist)
+            _apply(session, outlook, farewell or Farewell(), interruptions, checklist)
         finally:
             outlook.close()
 
@@ -102,7 +107,7 @@ def _confirm(session: Session, *, is_yes: bool) -> None:
 def _apply(
     session: Session,
     outlook: "Outlook",
-    verb: str,
+    farewell: "Farewell",
     interruptions: Interruptions,
     checklist: Checklist,
 ) -> None:
@@ -110,7 +115,7 @@ def _apply(
 
     world = hosts_world(session, interruptions)
     with checklist.shown():
-        result = apply(outlook, world, checklist.observe, verb)
+        result = apply(outlook, world, checklist.observe, farewell)
     _summary(session, outlook.plan, result)
 
 

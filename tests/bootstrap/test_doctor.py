@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +13,9 @@ from llx.bootstrap.host_checks import report
 from llx.bootstrap.host_finding import HostFinding
 from llx.bootstrap.hosts_world import HostsWorld
 from llx.bootstrap.local_ports import StepState
+from llx.bootstrap.shell import ForbiddenError
 from llx.errors import ExitCode, RemoteError, UnreachableError
-from llx.settings import ClusterSettings
+from llx.settings import ClusterSettings, Environment
 from tests.bootstrap.fake_shell import FakeShell, completed
 from tests.bootstrap.host_said import CPU_HOST, said
 from tests.cli.servers import cluster_status
@@ -53,6 +55,7 @@ class Hosts:
     """A world of hosts h1, h2, … that say what a test has them say."""
 
     def __init__(self, count=2):
+        self.environment = Environment({"HOME": "/nowhere"}, Path("/nowhere"))
         self.shells = {}
         self.away = set()
         self.status = well()
@@ -97,7 +100,7 @@ class Hosts:
         self.steps[event.step] = event
 
     def plan(self):
-        return examine_plan(self.settings, self.world, self.observe)
+        return examine_plan(self.settings, self.environment, self.world, self.observe)
 
     def live(self, ask=lambda _: "answers"):
         return examine_cluster(self.settings, self.world, self.observe, ask)
@@ -107,7 +110,35 @@ def checks(found, host):
     return {each.subject: each for each in found.checks if each.host == host}
 
 
+class Forbidding(FakeShell):
+    """A host whose sshd makes no connections for anybody."""
+
+    def dial(self, address, port, *, timeout_s=10.0):
+        raise ForbiddenError("h1: prohibited", remedy="set AllowTcpForwarding yes")
+
+
 class TestPlan:
+    def test_what_up_would_refuse_without_a_look_at_hosts(self):
+        hosts = Hosts()
+        model = {"name": "m", "model": "x", "engine_args": {"max_model_lenn": 5}}
+        keys = {"api_keys": [{"tenant": "a", "key_env": "NOT_THERE"}]}
+        changes = {"hosts": ["h1", "h2"], "models": [model], "gateway": keys}
+        hosts.settings = ClusterSettings.model_validate({"cluster": "prod", **changes})
+        found = hosts.plan()
+        said = [each.detail for each in found.checks if each.subject == "settings"]
+        assert len(said) == 2
+        assert "NOT_THERE" in said[0]
+        assert "max_model_lenn" in said[1]
+        assert not found.is_healthy
+
+    def test_a_head_that_forbids_port_forwarding(self):
+        hosts = Hosts()
+        plain, hosts.shells["h1"] = hosts.shells["h1"], Forbidding("h1")
+        hosts.shells["h1"]._answers = plain._answers
+        found = checks(hosts.plan(), "h1")["ssh"]
+        assert "the control API" in found.detail
+        assert "AllowTcpForwarding" in found.remedy
+
     def test_good_hosts(self):
         hosts = Hosts()
         found = hosts.plan()

@@ -1,6 +1,8 @@
 """`llx doctor FILE` against real machines."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -9,6 +11,8 @@ from typer.testing import CliRunner
 
 from llx.cli.doctor import doctor
 from llx.errors import ExitCode
+from tests.hosts.operator_machine import Operator
+from tests.hosts.rig import python_binds
 
 pytestmark = pytest.mark.hosts
 
@@ -38,6 +42,17 @@ def test_good_hosts_pass_and_nothing_is_left_on_them(hosts, tmp_path):
         part = done.stdout.partition(f"{name}\n")[2]
         assert f"reaches {other}" in part
     assert [host.x(*home).stdout for host in rig.hosts] == before
+
+
+def test_hosts_that_do_not_reach_each_other_are_told_before_anything_is_done(hosts):
+    rig = hosts(2, binds=python_binds(Path(sys.executable)), size="8g")
+    rig["h2"].drop(rig["h1"])
+    done = Operator(rig)("up", "-y", Operator(rig).config())
+    assert done.returncode == ExitCode.UNREACHABLE, done.stderr
+    assert "reachability" in done.stderr
+    assert f"({rig['h1'].address})" in done.stderr
+    assert "hosts[].cluster_address" in done.stderr
+    assert not rig["h1"].x("ls", "-d", "/home/llx/.llx").stdout
 
 
 def test_each_bad_host_is_named_and_the_good_one_is_looked_at(hosts, tmp_path):

@@ -186,6 +186,30 @@ def test_a_change_that_needs_a_restart_is_refused_by_name(operator):
     assert is_well(operator)
 
 
+def test_a_machine_under_a_new_name_is_refused(operator):
+    """It would be brought up as the one, and taken down as the other."""
+    first, second = hosts(operator, "h1", "h2")
+    done = operator("up", "-y", operator.config([first, {**second, "name": "gpu-2"}]))
+    assert done.returncode == 5, done.stderr
+    assert "host gpu-2 is the machine that the cluster calls h2" in done.stderr
+    assert is_well(operator)
+
+
+def test_a_host_that_is_gone_for_good_is_forgotten(operator):
+    rig, path = operator.rig, operator.config(hosts(operator, "h1", "h2"))
+    rig["h2"].off()
+    done = operator("host", "rm", "h2", "--forget", "-y")
+    assert done.returncode == 0, done.stderr
+    assert "h2: out of reach, forgotten" in done.stdout
+    assert {each["name"] for each in operator.json("host", "ls")} == {"h1"}
+    rig["h2"].on()
+    rig["h2"].wait_for_sshd()
+    done = operator("up", "-y", path)
+    assert done.returncode == 0, done.stderr
+    assert set(states(operator)) >= {"h1", "h2"}
+    assert is_well(operator)
+
+
 def test_cordon_and_drain(operator):
     assert operator("host", "cordon", "h2").returncode == 0
     assert {each["name"]: each["is_cordoned"] for each in operator.json("host", "ls")} == {
@@ -214,6 +238,7 @@ def test_down_while_a_host_is_away_and_again(operator):
     done = operator("down", "-y", "--deadline", "1s")
     assert done.returncode == 6, done.stderr
     assert "h2" in done.stderr
+    assert "llx down --forget h2" in done.stderr
     rig["h2"].on()
     rig["h2"].wait_for_sshd()
     done = operator("down", "-y", "--deadline", "1s")
@@ -221,7 +246,7 @@ def test_down_while_a_host_is_away_and_again(operator):
     assert rig["h2"].x("ls", f"/home/{USER}/.llx/models").stdout.split() == ["tiny-1"]
     done = operator("down", "-y", "--purge", "--deadline", "1s")
     assert done.returncode == 0, done.stderr
-    for name in ("h1", "h2"):
+    for name in ("h1", "h2", "h3"):
         left = rig[name].x("sh", "-c", f"ls -A /home/{USER}; ls -d /tmp/llx*").stdout.split()
         assert left == [".ssh"]
         assert not rig[name].processes("llx")
