@@ -166,6 +166,62 @@ def test_nothing_is_open_and_nothing_is_told_without_the_token(made):
     assert plain.stdout == "401"
 
 
+KNOCK = """
+import json, os, socket, ssl, sys
+def said(connection, words):
+    connection.settimeout(3)
+    try:
+        connection.sendall(words)
+        return connection.recv(200).decode("latin-1")
+    except OSError as error:
+        return type(error).__name__
+def over_tls(address, port):  # as gRPC does
+    context = ssl._create_unverified_context()
+    if os.environ.get("TLS_DIR"):
+        context.load_cert_chain(*(f"{os.environ['TLS_DIR']}/host.{end}" for end in ("pem", "key")))
+    context.set_alpn_protocols(["h2"])
+    try:
+        with context.wrap_socket(socket.create_connection((address, port), 3)) as secured:
+            preface = b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n"
+            return said(secured, preface + bytes(3) + b"\\x04" + bytes(5))
+    except OSError as error:
+        return type(error).__name__
+found = {}
+for port in map(int, sys.argv[2:]):
+    get = f"GET /{'v1/models' if port == 8000 else ''} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n".encode()
+    with socket.create_connection((sys.argv[1], port), 3) as plain:
+        found[port] = [said(plain, get), over_tls(sys.argv[1], port)]
+print(json.dumps(found))
+"""
+
+
+def test_each_open_port_refuses_a_stranger(made):
+    """Whoever listens on the network, knocked at in clear and with TLS, by somebody with no key."""
+    stranger = made.rig["h2"]
+    await_whole(made)
+    gateway = 8000
+    open_to_all = {gateway: "HTTP/1.1 200", PORTS.metrics_export: "HTTP/1.1"}
+    for host in made.rig.hosts:
+        ports = {port for address, port in listening(host) if address != "127.0.0.1"} - {22}
+        assert {PORTS.node_manager, PORTS.object_manager, PORTS.runtime_env_agent} <= ports
+        words = [host.address, *map(str, sorted(ports))]
+        done = stranger.x(str(PYTHON), "-c", KNOCK, *words, check=True, timeout=120)
+        for port, (plain, secured) in json.loads(done.stdout).items():
+            where = f"{host.name} port {port}: {plain!r}, {secured!r}"
+            if int(port) in open_to_all:
+                assert plain.startswith(open_to_all[int(port)]), where
+            elif plain.startswith("\xff"):  # ZeroMQ's greeting; keys come next
+                assert secured.endswith(("Error", "timeout")), where
+            else:
+                assert "200" not in plain, where
+                assert not secured or secured.endswith(("Error", "timeout")), where
+    # The same knock of one who belongs there is answered.
+    tls_dir = f"TLS_DIR={made.layout.state}/tls"
+    knock = [str(PYTHON), "-c", KNOCK, made.head.address, str(PORTS.gcs)]
+    _, secured = json.loads(stranger.x("env", tls_dir, *knock, check=True).stdout)[str(PORTS.gcs)]
+    assert secured.startswith("\0\0"), secured
+
+
 def listening(host: Host) -> set[tuple[str, int]]:
     lines = host.x("ss", "-Hltn").stdout.splitlines()
     pairs = [line.split()[3].rpartition(":") for line in lines]
@@ -173,7 +229,7 @@ def listening(host: Host) -> set[tuple[str, int]]:
 
 
 def test_a_stream_goes_on_whatever_happens_to_ray(made, tmp_path):
-    """Done 2 of the issue: agent, raylet, `ray stop`, control store, scheduler, keeper."""
+    """Agent, raylet, `ray stop`, control store, scheduler, keeper."""
     h1, h2 = made.rig.hosts
     await_whole(made)
     url = f"http://{h1.address}:8000/v1/completions"
