@@ -61,7 +61,7 @@ class Checklist:
 
     @contextmanager
     def shown(self) -> Iterator["Checklist"]:
-        """Show it for a while; on a terminal it stays as it was last."""
+        """Show it for a while; on a terminal it stays as it was last, and is not shown again."""
         if not self._console.is_terminal:
             yield self
             return
@@ -78,6 +78,7 @@ class Checklist:
                 yield self
         finally:
             self._live = None
+            self._rows = {name: row for name, row in self._rows.items() if row.ended is None}
 
     def observe(self, event: StepEvent) -> None:
         """Take in one piece of news."""
