@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from llx.agent.shim import KEEPS_MARK
 from llx.choices import Platform
 from llx.errors import ConfigError, ConflictError, HostError
 from llx.log import get_log
@@ -200,6 +201,7 @@ def child_environment(
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "PYTHONUNBUFFERED": "1",
         "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
+        **KEEPS_MARK,
     }
     match allocation.kind:
         case DeviceKind.GPU:

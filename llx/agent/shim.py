@@ -37,6 +37,9 @@ import time
 
 MARK = "LLX_SHIM"
 """Environment variable whose value is this run's mark; every descendant carries it."""
+KEEPS_MARK = {"SPT_NOENV": "1"}
+"""To be in the environment of whatever may set its title: setproctitle, of which Ray has a copy,
+then leaves the memory alone that the environment lies in, and ``/proc`` still shows the mark."""
 TAIL_BYTES = 4096
 MAX_GRACE_S = 86400.0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llx.agent.actor import HOST_SPEC, RAY
 from llx.agent.node import AGENT, HEAD
+from llx.agent.shim import KEEPS_MARK
 from llx.specs import HostSpec
 
 SESSION = "s"
@@ -40,6 +41,7 @@ _SETTINGS = {
     "RAY_enable_metrics_collection": "0",
     "RAY_ROTATION_MAX_BYTES": str(_LOG_BYTES),
     "RAY_ROTATION_BACKUP_COUNT": "1",
+    **KEEPS_MARK,
 }
 
 

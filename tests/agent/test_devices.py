@@ -191,6 +191,7 @@ def test_the_environment_of_a_gpu_instance_names_its_gpus_by_uuid() -> None:
     assert made["VLLM_NO_USAGE_STATS"] == made["DO_NOT_TRACK"] == "1"
     assert made["TOKENIZERS_PARALLELISM"] == "false"
     assert made["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    assert made["SPT_NOENV"] == "1", "else workers that set their titles hide the shim's mark"
     assert "OMP_NUM_THREADS" not in made
     assert base["CUDA_VISIBLE_DEVICES"] == "7"
 

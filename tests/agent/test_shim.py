@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from llx.agent import shim
+from llx.agent.devices import Allocation, DeviceKind, child_environment
 from llx.agent.processes import Process, ProcessState, attach, spawn
 from llx.errors import ConflictError, RemoteError
 
@@ -172,6 +173,24 @@ def test_what_left_the_group_goes_too(place: Path) -> None:
     eventually(lambda: process.log_path.read_text().endswith("\n"), "the grandchild is there")
     grandchild = int(process.log_path.read_text())
     assert os.getsid(grandchild) != os.getsid(process.status().child_pid)
+    process.stop(5)
+    assert not is_running(grandchild)
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("library", ["setproctitle", "ray._raylet"])
+def test_what_set_its_title_goes_too(place: Path, node_python: str, library: str) -> None:
+    """As vLLM's workers and Ray's actors do: that must not take the mark out of ``/proc``."""
+    code = (
+        f"import os, signal, {library}; signal.alarm({SCRIPT_MAX_S}); os.setsid();"
+        f"{library}.setproctitle('a title'); print(os.getpid(), flush=True); signal.pause()"
+    )
+    shell = f'"{node_python}" -c "{code}" & wait'
+    environment = child_environment(ENV, Allocation(DeviceKind.CPU, []))
+    process = spawn(place, ["sh", "-c", shell], environment)
+    eventually(lambda: "\n" in process.log_path.read_text(), "the grandchild is there", 60)
+    grandchild = int(process.log_path.read_text())
+    assert Path(f"/proc/{grandchild}/cmdline").read_bytes().startswith(b"a title")
     process.stop(5)
     assert not is_running(grandchild)
 

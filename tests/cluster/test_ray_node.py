@@ -312,6 +312,9 @@ class TestEnvironment:
         assert "RAY_AUTH_TOKEN" not in found
         assert found["PATH"] == "/bin"
 
+    def test_actors_that_set_their_titles_keep_the_shims_mark(self, rig):
+        assert ray_environment(rig.spec, rig.path, {})["SPT_NOENV"] == "1"
+
     def test_only_the_head_keeps_what_the_control_store_knows(self, rig):
         assert "RAY_gcs_storage" in ray_environment(rig.spec, rig.path, {})
         rig.save(head="h0")
