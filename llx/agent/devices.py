@@ -364,7 +364,7 @@ def _plan_cores(
     taken = {each for allocation in held.values() for each in allocation.devices}
     free = [each for each in cores if each not in taken]
     is_shared = count * len(names) > len(free)
-    source = cores if is_shared else free
+    source = _least_held_first(cores, held) if is_shared else free
     return {
         name: Allocation(
             DeviceKind.CPU,
@@ -373,6 +373,16 @@ def _plan_cores(
         )
         for index, name in enumerate(names)
     }
+
+
+def _least_held_first(cores: Sequence[str], held: Mapping[str, Allocation]) -> list[str]:
+    """Free ones, then those that are shared already, then those that somebody counts on alone."""
+
+    def burden(core: str) -> tuple[bool, int]:
+        holders = [each for each in held.values() if core in each.devices]
+        return any(not each.is_shared for each in holders), len(holders)
+
+    return sorted(cores, key=burden)
 
 
 def _mib(text: str) -> int:

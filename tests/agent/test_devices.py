@@ -121,6 +121,28 @@ def test_a_core_that_is_held_is_not_given_again_while_others_are_free() -> None:
     assert plan(cores(2), held, needs(2)) == {"m-0": Allocation(CPU, ["cpu:1"])}
 
 
+def test_cores_are_shared_free_ones_first_those_held_alone_last() -> None:
+    held = {
+        "alone": Allocation(CPU, ["cpu:0"]),
+        "x": Allocation(CPU, ["cpu:1", "cpu:2"], is_shared=True),
+        "y": Allocation(CPU, ["cpu:1"], is_shared=True),
+    }
+    found = plan(cores(4), held, needs(4), 1)
+    assert [each.devices for each in found.values()] == [["cpu:3"], ["cpu:2"], ["cpu:1"], ["cpu:0"]]
+    assert all(each.is_shared for each in found.values())
+
+
+def test_who_is_started_one_after_the_other_spreads_over_the_cores() -> None:
+    held: dict[str, Allocation] = {}
+    for need in needs(3):
+        held[need.name] = plan(cores(4), held, needs(3), 2)[need.name]
+    assert [each.devices for each in held.values()] == [
+        ["cpu:0", "cpu:1"],
+        ["cpu:2", "cpu:3"],
+        ["cpu:0", "cpu:1"],
+    ]
+
+
 def test_the_ledger_remembers_and_refuses(tmp_path: Path) -> None:
     path = tmp_path / "devices.json"
     ledger = DeviceLedger(path, gpus(0, 0))
