@@ -48,6 +48,9 @@ _MAX_CLIENTS = 64
 _LOOK_EVERY_S = 5.0
 _KILL_AGAIN_S = 1.0
 _SWEEP_S = 5.0
+_LAST_RECORD_S = 4.0
+"""Less than who waits for the end waits beyond the grace."""
+_WRITE_AGAIN_S = 0.1
 _OWN_STOP_GRACE_S = 10.0
 _PR_SET_PDEATHSIG = 1
 
@@ -135,16 +138,18 @@ class Shim:
     def start(self) -> None:
         """Take the lock, listen, start the child, write the first record.
 
+        The record of the run before stays until this one replaces it.
+
         Raises:
-            StartError: Another shim holds the directory, or the command cannot be run.
+            StartError: Another shim holds the directory, the command cannot be run, or nothing can
+                be written there: then the child has been killed again.
+            OSError: Likewise, before there was a child.
         """
         self._lock = os.open("shim.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StartError("conflict", "a process is already running there") from None
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink("shim.json")
         self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -153,15 +158,15 @@ class Shim:
             signal.signal(ignored, signal.SIG_IGN)
         self._poll.register(self._wake, select.POLLIN)
         self._listen()
-        log = self._open_log()
         try:
+            log = self._open_log()
             self._child = self._start_child(log)
+            os.dup2(log, 2)
+            os.close(log)
+            self._write_first_record()
         except BaseException:
             os.unlink("shim.sock")
             raise
-        os.dup2(log, 2)
-        os.close(log)
-        self._write_record(state="running")
 
     def run(self) -> None:
         """Serve until the child has ended, then clear up, record it and answer who waits."""
@@ -177,11 +182,16 @@ class Shim:
     def _listen(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink("shim.sock")
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.setblocking(False)
-        self._listener.bind("shim.sock")  # relative: a long DIR does not matter
-        self._listener.listen(_MAX_CLIENTS)
-        self._poll.register(self._listener, select.POLLIN)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.setblocking(False)
+            listener.bind("shim.sock")  # relative: a long DIR does not matter
+            listener.listen(_MAX_CLIENTS)
+        except OSError:
+            listener.close()
+            raise
+        self._poll.register(listener, select.POLLIN)
+        self._listener = listener
 
     def _open_log(self) -> int:
         with contextlib.suppress(FileNotFoundError):
@@ -268,9 +278,11 @@ class Shim:
                 self._stop(_OWN_STOP_GRACE_S)
             return
         if not os.path.exists("shim.sock"):  # a cleaner took it
-            self._poll.unregister(self._listener)
-            self._listener.close()
-            self._listen()
+            former = self._listener
+            with contextlib.suppress(OSError):  # no room, say: the next look tries again
+                self._listen()
+                self._poll.unregister(former)
+                former.close()
 
     # ------------------------------------------------------------------ clients
 
@@ -348,13 +360,14 @@ class Shim:
         assert info is not None, "a blocking waitid returns"
         has_exited = info.si_code == os.CLD_EXITED
         kill_marked(self._mark)
-        self._write_record(
-            state="exited",
-            exit_code=info.si_status if has_exited else None,
-            signal=None if has_exited else info.si_status,
-            stderr_tail=_tail("log"),
-            exited_at=time.time(),
-        )
+        self._record |= {
+            "state": "exited",
+            "exit_code": info.si_status if has_exited else None,
+            "signal": None if has_exited else info.si_status,
+            "stderr_tail": _tail("log"),
+            "exited_at": time.time(),
+        }
+        self._write_last_record()
         with contextlib.suppress(OSError):
             os.unlink("shim.sock")
         os.close(self._lock)  # before the answers: who hears of the end may start anew at once
@@ -362,26 +375,52 @@ class Shim:
             if client.awaits_end:
                 self._send(client, self._record)
 
-    def _write_record(self, **changes: object) -> None:
-        if not self._record:
-            self._record = {
-                "shim_pid": os.getpid(),
-                "shim_start": start_time(os.getpid()),
-                "child_pid": self._child,
-                "child_start": start_time(self._child) or 0,
-                "mark": self._mark,
-                "exit_code": None,
-                "signal": None,
-                "stderr_tail": "",
-                "started_at": time.time(),
-                "exited_at": None,
-            }
-        self._record |= changes
-        with contextlib.suppress(OSError):  # DIR was deleted, or the disk is full: go on
-            fd = os.open("shim.json.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    def _write_first_record(self) -> None:
+        self._record = {
+            "shim_pid": os.getpid(),
+            "shim_start": start_time(os.getpid()),
+            "child_pid": self._child,
+            "child_start": start_time(self._child) or 0,
+            "state": "running",
+            "mark": self._mark,
+            "exit_code": None,
+            "signal": None,
+            "stderr_tail": "",
+            "started_at": time.time(),
+            "exited_at": None,
+        }
+        try:
+            self._write_record()
+        except OSError as error:  # a child that nobody could find must not run
+            self._signal_group(signal.SIGKILL)
+            os.waitpid(self._child, 0)
+            kill_marked(self._mark)
+            raise StartError("start", f"its record cannot be written: {error}") from None
+
+    def _write_last_record(self) -> None:
+        """Room on a full disk may be made in these seconds; without a record it counts as lost."""
+        end = time.monotonic() + _LAST_RECORD_S
+        while True:
+            try:
+                self._write_record()
+                return
+            except FileNotFoundError:  # DIR was deleted
+                return
+            except OSError:
+                if time.monotonic() >= end:
+                    return
+            time.sleep(_WRITE_AGAIN_S)
+
+    def _write_record(self) -> None:
+        fd = os.open("shim.json.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
             with os.fdopen(fd, "w") as file:
                 json.dump(self._record, file)
             os.replace("shim.json.new", "shim.json")
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink("shim.json.new")
+            raise
 
 
 def _number(value: object, low: float, high: float) -> float:

@@ -47,6 +47,16 @@ def is_running(pid: int) -> bool:
     return shim.start_time(pid) is not None
 
 
+def found_in(directory: Path) -> list[int]:
+    """Processes whose current directory that is."""
+    found = []
+    for each in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if each.name.isdigit() and (each / "cwd").readlink() == directory:
+                found.append(int(each.name))
+    return found
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
     """A directory for one process; whatever runs there is ended with the test."""
@@ -121,6 +131,46 @@ def test_a_command_that_does_not_exist_is_reported_and_leaves_nothing(place: Pat
     assert attach(place) is None
     assert not (place / "shim.sock").exists()
     spawn(place, SLEEP, ENV)  # and the place can be used at once
+
+
+def test_a_start_whose_record_cannot_be_written_fails_and_leaves_no_child(
+    place: Path, tmp_path: Path
+) -> None:
+    """As on a full disk: what nobody could find again must not run."""
+    cramped = tmp_path / "python"
+    cramped.write_text(f'#!/bin/sh\nulimit -f 0\nexec "{sys.executable}" "$@"\n')
+    cramped.chmod(0o700)
+    earlier = spawn(place, ["true"], ENV)
+    eventually(lambda: not earlier.is_alive(), "the run before ends")
+    before = earlier.status()
+    with pytest.raises(RemoteError, match="p: cannot be started: its record cannot be written"):
+        spawn(place, SLEEP, ENV, python=str(cramped))
+    eventually(lambda: not found_in(place), "child and shim are gone")
+    assert earlier.status() == before, "the record of the run before is still there"
+    assert not (place / "shim.sock").exists()
+    assert not (place / "shim.json.new").exists()
+    assert spawn(place, SLEEP, ENV).is_alive()
+
+
+def test_the_end_is_written_as_soon_as_there_is_room(place: Path) -> None:
+    process = spawn(place, SLEEP, ENV)
+    blocked = place / "shim.json.new"
+    blocked.mkdir()  # nothing can be written
+    process.signal(signal.SIGTERM)
+    eventually(lambda: not is_running(process.status().child_pid), "the child ends")
+    time.sleep(0.3)
+    assert process.is_alive(), "its shim tries again"
+    blocked.rmdir()
+    eventually(lambda: not process.is_alive(), "the end is written")
+    assert process.status().ending == "killed by SIGTERM"
+
+
+def test_a_shim_that_cannot_write_the_end_ends_all_the_same(place: Path) -> None:
+    process = spawn(place, SLEEP, ENV)
+    (place / "shim.json.new").mkdir()
+    process.stop(0)
+    eventually(lambda: not is_running(process.status().shim_pid), "the shim ends")
+    assert process.status().state is ProcessState.LOST
 
 
 def test_a_second_start_in_the_same_place_is_refused(place: Path) -> None:
@@ -235,6 +285,21 @@ def test_a_lost_socket_is_made_anew(place: Path) -> None:
     process = spawn(place, SLEEP, ENV)
     (place / "shim.sock").unlink()
     os.kill(process.status().shim_pid, signal.SIGCHLD)
+    eventually((place / "shim.sock").exists, "the socket is back")
+    assert process.ask().state is ProcessState.RUNNING
+
+
+def test_a_shim_that_cannot_listen_anew_goes_on_and_tries_again(place: Path) -> None:
+    process = spawn(place, SLEEP, ENV)
+    pid = process.status().shim_pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))  # no further descriptor
+    (place / "shim.sock").unlink()
+    os.kill(pid, signal.SIGCHLD)
+    time.sleep(0.2)
+    assert process.is_alive()
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    os.kill(pid, signal.SIGCHLD)
     eventually((place / "shim.sock").exists, "the socket is back")
     assert process.ask().state is ProcessState.RUNNING
 
