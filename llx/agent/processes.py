@@ -27,6 +27,8 @@ from llx.errors import ConflictError, DeadlineError, NotFoundError, RemoteError,
 _SHIM_FILE = Path(shim.__file__)
 _ANSWER_S = 2
 _STOP_MARGIN_S = 5.0
+_KILLED_S = 1.0
+"""What is killed is gone by then, unless the kernel does not let it go."""
 _MAX_ANSWER_BYTES = 64 << 10
 
 
@@ -197,17 +199,13 @@ def spawn(
     if earlier is not None and earlier.status().state is ProcessState.LOST:
         shim.kill_marked(earlier.status().mark)
     argv = [python, "-I", "-S", str(_SHIM_FILE), str(directory), "--", *command]
-    with subprocess.Popen(
-        argv,
-        env={key: value for key, value in environment.items() if key != shim.MARK},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
-        assert process.stdout is not None, "asked for a pipe"
-        pipe = process.stdout.fileno()
-        answer = _read_line(pipe, time.monotonic() + deadline_s, lambda n: os.read(pipe, n))
+    kept = {key: value for key, value in environment.items() if key != shim.MARK}
+    try:
+        answer = _launch(argv, kept, deadline_s)
+    except DeadlineError:
+        raise DeadlineError(
+            f"{directory.name}: no word from its shim in {deadline_s:g} s"
+        ) from None
     return _started(directory, answer)
 
 
@@ -223,6 +221,35 @@ def list_processes(procs_dir: Path) -> list[Process]:
     except FileNotFoundError:
         return []
     return [process for each in directories if (process := attach(each)) is not None]
+
+
+def _launch(argv: Sequence[str], environment: Mapping[str, str], deadline_s: float) -> bytes:
+    """Run what becomes a shim; returns its first line, nothing if it ended without a word."""
+    deadline = time.monotonic() + deadline_s
+    process = subprocess.Popen(
+        argv,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert process.stdout is not None, "asked for a pipe"
+    with process.stdout as pipe:  # not `with process`: that would wait for as long as it takes
+        try:
+            return _read_line(pipe.fileno(), deadline, lambda n: os.read(pipe.fileno(), n))
+        finally:
+            _reap(process, deadline)
+
+
+def _reap(process: "subprocess.Popen[bytes]", deadline: float) -> None:
+    """Wait for what has done its work; kill it if it hangs, and leave it if even that hangs."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.0, deadline - time.monotonic()))
+        return
+    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_KILLED_S)
 
 
 def _started(directory: Path, answer: bytes) -> Process:

@@ -19,7 +19,13 @@ from llx.agent.processes import (
     list_processes,
     spawn,
 )
-from llx.errors import ConflictError, NotFoundError, RemoteError, UnreachableError
+from llx.errors import (
+    ConflictError,
+    DeadlineError,
+    NotFoundError,
+    RemoteError,
+    UnreachableError,
+)
 
 ENV = {"PATH": os.environ["PATH"]}
 SLEEP = ["sleep", "60"]
@@ -237,6 +243,17 @@ def test_errors_name_the_process_and_the_reason(procs: Path) -> None:
     spawn(procs / "c", SLEEP, ENV)
     with pytest.raises(ConflictError, match=r"c: cannot be started: .*already running"):
         spawn(procs / "c", SLEEP, ENV)
+
+
+def test_a_launcher_that_hangs_is_not_waited_for(procs: Path, tmp_path: Path) -> None:
+    hangs = tmp_path / "python"
+    hangs.write_text("#!/bin/sh\nexec sleep 60\n")
+    hangs.chmod(0o700)
+    begun = time.monotonic()
+    with pytest.raises(DeadlineError, match=r"a: no word from its shim in 0\.2 s"):
+        spawn(procs / "a", SLEEP, ENV, python=str(hangs), deadline_s=0.2)
+    assert time.monotonic() - begun < 10
+    assert spawn(procs / "a", SLEEP, ENV).is_alive()
 
 
 def test_the_environment_is_the_one_given(procs: Path) -> None:
