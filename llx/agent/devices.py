@@ -29,6 +29,7 @@ log = get_log(__name__)
 
 _QUERY = ("index", "uuid", "name", "memory.total", "memory.used")
 _QUERY_TIMEOUT_S = 20.0
+_KILLED_S = 1.0
 _LOOK_EVERY_S = 30.0
 _BUSY_MIB = 1024
 """A GPU with more memory in use than this, before llx uses it, is somebody else's."""
@@ -87,22 +88,56 @@ class Need:
 Query = Callable[[Sequence[str]], str]
 
 
-def run_query(command: Sequence[str]) -> str:
+def run_query(
+    command: Sequence[str],
+    timeout_s: float = _QUERY_TIMEOUT_S,
+    start: Callable[..., "subprocess.Popen[str]"] = subprocess.Popen,
+) -> str:
     """The command's output.
+
+    A driver that hangs lets nobody kill who waits for it. Such a query is left behind, and while it
+    is there no further one is begun.
 
     Raises:
         HostError: It is missing, fails, or takes too long.
     """
+    _hanging[:] = [each for each in _hanging if each.poll() is None]
+    if _hanging:
+        pids = ", ".join(str(each.pid) for each in _hanging)
+        raise _failed(command, f"hangs and cannot be killed (pid {pids})")
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        stderr = getattr(error, "stderr", "") or ""
-        raise HostError(
-            f"{command[0]}: {error}", host="localhost", step="list GPUs", stderr_tail=str(stderr)
-        ) from None
-    return done.stdout
+        process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    except OSError as error:
+        raise _failed(command, str(error)) from None
+    try:
+        stdout, stderr = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        _end(process)
+        raise _failed(command, f"no answer in {timeout_s:g} s") from None
+    if process.returncode != 0:
+        raise _failed(command, f"exit code {process.returncode}", stderr)
+    return stdout
+
+
+_hanging: "list[subprocess.Popen[str]]" = []
+"""Queries of this process that could not be killed."""
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+    try:
+        process.wait(_KILLED_S)
+    except subprocess.TimeoutExpired:
+        _hanging.append(process)
+
+
+def _failed(command: Sequence[str], why: str, stderr: str = "") -> HostError:
+    return HostError(
+        f"{command[0]}: {why}", host="localhost", step="list GPUs", stderr_tail=stderr[-2000:]
+    )
 
 
 def find_gpus(query: Query = run_query) -> Inventory:

@@ -89,7 +89,7 @@ class NodeAgent:
     shim_python: str = sys.executable
     place: Place = field(default_factory=Place)
     claiming: threading.Lock = field(default_factory=threading.Lock)
-    """Held from looking at the ledger to claiming."""
+    """Held from reading the ledger to claiming."""
 
     @classmethod
     def of_host(cls, spec: HostSpec, environment: Mapping[str, str]) -> "NodeAgent":
@@ -221,12 +221,12 @@ class NodeAgent:
 
     def _claim(self, name: str, needs: Sequence[Need], cores_each: int | None) -> Allocation:
         ledger = self.ledger
+        if ledger.inventory.kind is DeviceKind.GPU and name not in ledger.held():
+            ledger.look_again()  # may take its time: nobody else is held up meanwhile
         with self.claiming:
             held = ledger.held()
             if name in held:
                 return held[name]
-            if ledger.inventory.kind is DeviceKind.GPU:
-                ledger.look_again()
             allocation = plan(ledger.inventory, held, needs, cores_each).get(name)
             if allocation is None:
                 need = next((each for each in needs if each.name == name), Need(name, 0))

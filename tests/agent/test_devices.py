@@ -1,8 +1,12 @@
 """Devices: what nvidia-smi says, who gets what, the ledger and its refusals."""
 
+import contextlib
 import os
+import signal
 import stat
+import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +70,38 @@ def test_strange_words_of_nvidia_smi_are_shown() -> None:
 def test_a_query_that_fails_names_the_command(command: list[str]) -> None:
     with pytest.raises(HostError, match=command[0]):
         run_query(command)
+
+
+class Unkillable(subprocess.Popen[str]):
+    """As a process whose driver hangs."""
+
+    def kill(self) -> None: ...
+
+
+def test_a_query_that_cannot_be_killed_is_left_and_none_is_begun_beside_it() -> None:
+    begun = time.monotonic()
+    with pytest.raises(HostError, match=r"sleep: no answer in 0\.05 s"):
+        run_query(["sleep", "60"], 0.05, Unkillable)
+    try:
+        with pytest.raises(
+            HostError, match=r"true: hangs and cannot be killed \(pid \d+\)"
+        ) as hung:
+            run_query(["true"])
+        assert time.monotonic() - begun < 20
+    finally:
+        os.kill(int(str(hung.value).partition("pid ")[2].partition(")")[0]), signal.SIGKILL)
+    for _ in range(100):
+        with contextlib.suppress(HostError):
+            assert run_query(["echo", "fine"]) == "fine\n"
+            return
+        time.sleep(0.05)
+    pytest.fail("no query once the hanging one is gone")
+
+
+def test_a_query_that_takes_too_long_is_killed() -> None:
+    with pytest.raises(HostError, match="no answer"):
+        run_query(["sleep", "60"], 0.05)
+    assert run_query(["echo", "fine"]) == "fine\n"
 
 
 def test_cores_are_those_this_process_may_use() -> None:

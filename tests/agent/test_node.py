@@ -2,6 +2,7 @@
 
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -271,6 +272,31 @@ def test_gpus_are_given_once_and_looked_at_again_before(root: Path) -> None:
     agent.stop("m-0", 5)
     agent.release("m-0")
     assert agent.start_instance(instance("m-0"), needs) == ["b"]
+
+
+def test_a_look_at_the_gpus_that_hangs_holds_up_nobody_else(root: Path) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+    gpus = Inventory(DeviceKind.GPU, (Device("a", "0: X"),))
+
+    def find() -> Inventory:
+        begun.set()
+        goes_on.wait(20)
+        return gpus
+
+    agent = NodeAgent(
+        root / "procs", DeviceLedger(root / "devices.json", gpus, find), Commands(SLEEP, SLEEP),
+        {"PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    starting = threading.Thread(target=agent.start_instance, args=(instance(), [Need("m-0", 1)]))
+    starting.start()
+    try:
+        assert begun.wait(10)
+        assert agent.claiming.acquire(timeout=1)
+        agent.claiming.release()
+    finally:
+        goes_on.set()
+        starting.join(20)
+    assert list(agent.ledger.held()) == ["m-0"]
 
 
 def test_logs_are_read_by_name_and_nothing_else_is(root: Path) -> None:
