@@ -30,9 +30,16 @@ from llx.agent.devices import (
 from llx.agent.host_view import HostView, Observed
 from llx.agent.log_file import LogPart, read_log
 from llx.agent.place import Place, status_path
-from llx.agent.processes import Process, ShimRecord, attach, list_processes, spawn
+from llx.agent.processes import (
+    Process,
+    ShimRecord,
+    attach,
+    is_anything_left,
+    list_processes,
+    spawn,
+)
 from llx.choices import Platform
-from llx.errors import ConfigError, NotFoundError
+from llx.errors import ConfigError, ConflictError, NotFoundError
 from llx.log import get_log
 from llx.specs import (
     GatewaySpec,
@@ -113,12 +120,13 @@ class NodeAgent:
         )
 
     def __post_init__(self) -> None:
-        running = [name for name, each in self.observe().items() if each.is_running]
-        self.ledger.retain(running)
-        for name in running:  # the file may have been lost, what runs has its devices all the same
+        left = [each.name for each in _directories(self.procs_dir) if is_anything_left(each)]
+        self.ledger.retain(left)
+        for name in left:  # the file may have been lost, what runs has its devices all the same
             allocation = _read_allocation(self.procs_dir / name)
             if allocation is not None:
                 self.ledger.enter(name, allocation)
+        running = [name for name, each in self.observe().items() if each.is_running]
         if running:
             log.info("node.adopted", processes=",".join(running))
 
@@ -193,18 +201,31 @@ class NodeAgent:
         self._start(self.commands.gateway, spec, local, environment)
 
     def stop(self, name: str, grace_s: float) -> ShimRecord | None:
-        """Stop a process: TERM, KILL after `grace_s`. None if there is none; ended is no error."""
+        """Stop a process: TERM, KILL after `grace_s`. None if there is none; ended is no error.
+
+        Raises:
+            RemoteError: Something of it cannot be killed; names the pids.
+        """
         process = attach(self.procs_dir / name)
         return None if process is None else process.stop(grace_s)
 
     def release(self, name: str) -> None:
-        """Give the devices of an instance back."""
+        """Give the devices of an instance back.
+
+        Raises:
+            ConflictError: Something of it is still there, and may use them.
+        """
+        if is_anything_left(self.procs_dir / name):
+            raise ConflictError(
+                f"{name}: its devices are not given back while something of it runs",
+                remedy="stop it first",
+            )
         self.ledger.release(name)
 
     def forget(self, name: str) -> None:
-        """Forget a process that has ended, but for its logs."""
+        """Forget a process of which nothing is left, but for its logs."""
         process = attach(self.procs_dir / name)
-        if process is None or process.is_alive():
+        if process is None or is_anything_left(process.directory):
             return
         for file in ("shim.json", "status.json"):
             (process.directory / file).unlink(missing_ok=True)
@@ -254,6 +275,13 @@ class NodeAgent:
         started = spawn(directory, argv, environment, python=self.shim_python)
         log.info("process.started", process=wanted.name, pid=started.status().child_pid)
         return started
+
+
+def _directories(procs_dir: Path) -> list[Path]:
+    try:
+        return sorted(each for each in procs_dir.iterdir() if each.is_dir())
+    except FileNotFoundError:
+        return []
 
 
 def _read_allocation(directory: Path) -> Allocation | None:

@@ -6,6 +6,7 @@ process comes from three places, in this order: the shim's socket (only a living
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -125,28 +126,48 @@ class Process:
         """
         self._request({"op": "signal", "signal": number}, _ANSWER_S)
 
-    def stop(self, grace_s: float, *, margin_s: float = _STOP_MARGIN_S) -> ShimRecord:
+    def stop(
+        self,
+        grace_s: float,
+        *,
+        margin_s: float = _STOP_MARGIN_S,
+        sweep: Callable[[str], list[int]] = shim.kill_marked,
+    ) -> ShimRecord:
         """TERM to the child's group, KILL after `grace_s`; returns when all of it is gone.
 
         Stopping what has ended is no error. A shim that has not answered `margin_s` later is
         killed itself. A second stop with less grace cuts the first one short.
+
+        Args:
+            grace_s: Time to end by itself.
+            margin_s: Time beyond that for the shim to answer.
+            sweep: Kills what carries a mark; returns who is left.
+
+        Raises:
+            RemoteError: Something of it cannot be killed; names the pids.
         """
         grace_s = min(max(0.0, grace_s), shim.MAX_GRACE_S)
+        record = None
         if self.is_alive():
             try:
-                self._request({"op": "stop", "grace_s": grace_s}, grace_s + margin_s)
+                record = self._request({"op": "stop", "grace_s": grace_s}, grace_s + margin_s)
             except UnreachableError:
                 self._kill_with_shim()
-        record = self.status()
-        if record.state is ProcessState.LOST:
-            shim.kill_marked(record.mark)
+        if record is None:
+            record = self.status()
+        if record.state is ProcessState.RUNNING:
+            left = [record.shim_pid, record.child_pid]
+        else:
+            left = sweep(record.mark)
+        _refuse_left(self.name, left)
+        self._wait_let_go()
         return record
 
     def _kill_with_shim(self) -> None:
         record = self.status()
         if record.state is not ProcessState.RUNNING:
             return
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             handle = os.pidfd_open(record.shim_pid)
             try:
                 if shim.start_time(record.shim_pid) == record.shim_start:
@@ -154,6 +175,12 @@ class Process:
                     select.select([handle], [], [], _ANSWER_S)
             finally:
                 os.close(handle)
+
+    def _wait_let_go(self) -> None:
+        """A shim holds its directory for a moment after its last record."""
+        end = time.monotonic() + _ANSWER_S
+        while _is_held(self.directory) and time.monotonic() < end:
+            time.sleep(0.005)
 
     def _request(self, request: dict[str, object], timeout_s: float) -> ShimRecord:
         deadline = time.monotonic() + timeout_s
@@ -190,14 +217,14 @@ def spawn(
 
     Raises:
         ConflictError: A process is already running there.
-        RemoteError: The command cannot be run; says why.
+        RemoteError: The command cannot be run, or something of an earlier run cannot be killed.
         DeadlineError: No word from the shim in time.
     """
     assert command, "a process needs a command"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     earlier = attach(directory)
-    if earlier is not None and earlier.status().state is ProcessState.LOST:
-        shim.kill_marked(earlier.status().mark)
+    if earlier is not None and not earlier.is_alive():
+        _refuse_left(directory.name, shim.kill_marked(earlier.status().mark))
     argv = [python, "-I", "-S", str(_SHIM_FILE), str(directory), "--", *command]
     kept = {key: value for key, value in environment.items() if key != shim.MARK}
     try:
@@ -212,6 +239,18 @@ def spawn(
 def attach(directory: Path) -> Process | None:
     """The process that was started in `directory`, running or ended; None if there was none."""
     return Process(directory) if _read_record(directory) is not None else None
+
+
+def is_anything_left(directory: Path) -> bool:
+    """Whether something of a process is there.
+
+    Its shim, even one that has not written a record yet; or what a shim that has gone left behind.
+    """
+    process = attach(directory)
+    if _is_held(directory) or (process is not None and process.is_alive()):
+        return True
+    record = _read_record(directory)
+    return record is not None and _is_any_marked(record.mark)
 
 
 def list_processes(procs_dir: Path) -> list[Process]:
@@ -270,6 +309,39 @@ def _read_record(directory: Path) -> ShimRecord | None:
         return msgspec.json.decode((directory / "shim.json").read_bytes(), type=ShimRecord)
     except (OSError, msgspec.DecodeError):
         return None
+
+
+def _refuse_left(name: str, pids: Sequence[int]) -> None:
+    if pids:
+        raise RemoteError(
+            f"{name}: cannot be killed: pid {', '.join(map(str, pids))}",
+            remedy="a device or a file system hangs there; see `ps -o pid,stat,wchan:30,args`",
+        )
+
+
+def _is_held(directory: Path) -> bool:
+    """Whether a shim holds its lock there."""
+    try:
+        lock = os.open(directory / "shim.lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _is_any_marked(mark: str) -> bool:
+    needle = f"{shim.MARK}={mark}".encode()
+    for each in Path("/proc").iterdir():
+        if each.name.isdigit():
+            with contextlib.suppress(OSError):  # gone, or somebody else's
+                if needle in (each / "environ").read_bytes().split(b"\0"):
+                    return True
+    return False
 
 
 def _is_shim_alive(record: ShimRecord) -> bool:

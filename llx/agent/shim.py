@@ -47,6 +47,8 @@ _MAX_LINE = 4096
 _MAX_CLIENTS = 64
 _LOOK_EVERY_S = 5.0
 _KILL_AGAIN_S = 1.0
+_LOCK_S = 0.2
+"""Whoever looks whether the lock is taken has it for a moment."""
 _SWEEP_S = 5.0
 _LAST_RECORD_S = 4.0
 """Less than who waits for the end waits beyond the grace."""
@@ -146,10 +148,7 @@ class Shim:
             OSError: Likewise, before there was a child.
         """
         self._lock = os.open("shim.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StartError("conflict", "a process is already running there") from None
+        self._take_lock()
         self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -178,6 +177,17 @@ class Shim:
         self._finish()
 
     # ------------------------------------------------------------------ start
+
+    def _take_lock(self) -> None:
+        end = time.monotonic() + _LOCK_S
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise StartError("conflict", "a process is already running there") from None
+            time.sleep(0.01)
 
     def _listen(self) -> None:
         with contextlib.suppress(FileNotFoundError):

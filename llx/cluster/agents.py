@@ -53,10 +53,17 @@ class AgentPort(Protocol):
         """Stop a process: TERM, KILL after `grace_s`; returns when it is gone. None: there is none.
 
         Other calls go on meanwhile; a second stop with less grace cuts the first one short.
+
+        Raises:
+            RemoteError: Something of it cannot be killed; names the pids.
         """
 
     async def release(self, name: str) -> None:
-        """Give the devices of an instance back."""
+        """Give the devices of an instance back.
+
+        Raises:
+            ConflictError: Something of it is still there, and may use them.
+        """
 
     async def forget(self, name: str) -> None:
         """Forget a process that has ended, but for its logs."""

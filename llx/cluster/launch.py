@@ -4,13 +4,13 @@ What `llx up` and `llx down` do on the head's host before there is a control API
 none any more. Blocking.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llx.agent.processes import Process, attach, list_processes, spawn
 from llx.cluster.state_dir import HeadSpec, StateDir, write_private
-from llx.errors import ConflictError
+from llx.errors import ConflictError, RemoteError
 from llx.specs import save_spec
 
 _HEAD_GRACE_S = 10.0
@@ -52,17 +52,35 @@ def head_process(state_dir: Path) -> Process | None:
     return process if process is not None and process.is_alive() else None
 
 
-def stop_everything(state_dir: Path, grace_s: float) -> list[str]:
+def stop_everything(
+    state_dir: Path, grace_s: float, stop: Callable[[Process, float], object] = Process.stop
+) -> list[str]:
     """End every process of a cluster by its shim: the head first, then the others at once.
 
     For a cluster whose head is gone or does not answer; streams have `grace_s` to finish. Returns
     the names of what was running.
+
+    Args:
+        state_dir: The cluster's.
+        grace_s: For each process.
+        stop: Stops one.
+
+    Raises:
+        RemoteError: Something cannot be killed; everything else has been stopped.
     """
     procs = StateDir(state_dir).procs
     ended: list[str] = []
+    problems: list[RemoteError] = []
+
+    def end(process: Process, grace_s: float) -> None:
+        try:
+            stop(process, grace_s)
+        except RemoteError as error:
+            problems.append(error)
+
     head = head_process(state_dir)
     if head is not None:
-        head.stop(min(grace_s, _HEAD_GRACE_S))
+        end(head, min(grace_s, _HEAD_GRACE_S))
         ended.append(head.name)
     # Looked at anew each time: a head that was killed may have had a start under way.
     for _ in range(_ROUNDS):
@@ -70,6 +88,8 @@ def stop_everything(state_dir: Path, grace_s: float) -> list[str]:
         if not running:
             break
         with ThreadPoolExecutor(max_workers=len(running)) as pool:
-            list(pool.map(lambda process: process.stop(grace_s), running))
+            list(pool.map(lambda process: end(process, grace_s), running))
         ended += [each.name for each in running]
+    if problems:
+        raise problems[0]
     return ended

@@ -1,6 +1,7 @@
 """The node agent over real shims with trivial children."""
 
 import os
+import signal
 import stat
 import threading
 import time
@@ -182,6 +183,50 @@ def test_what_runs_has_its_devices_though_the_ledgers_file_is_lost(root: Path) -
     held = first.ledger.held()
     (first.procs_dir.parent / "devices.json").unlink()
     assert agent_in(root).ledger.held() == held != {}
+
+
+def test_what_runs_keeps_its_devices_though_its_files_cannot_be_read(root: Path) -> None:
+    first = agent_in(root)
+    process = start(first)
+    held = first.ledger.held()
+    (process.directory / "wanted.json").write_text("{ of another version")
+    assert agent_in(root).ledger.held() == held != {}
+    record = process.directory / "shim.json"
+    told = record.read_bytes()
+    record.unlink()  # the shim was just coming up
+    assert agent_in(root).ledger.held() == held
+    record.write_bytes(told)
+
+
+def test_what_a_killed_shim_left_behind_keeps_its_devices(root: Path) -> None:
+    code = "setsid sh -c 'echo up; exec sleep 60' & wait"
+    first = agent_in(root, ("sh", "-c", code, "sh"))
+    process = start(first)
+    eventually(lambda: "up" in process.log_path.read_text(), "the grandchild is there")
+    held = first.ledger.held()
+    os.kill(process.status().shim_pid, signal.SIGKILL)
+    eventually(lambda: not process.is_alive(), "the shim is gone")
+    second = agent_in(root)
+    assert second.ledger.held() == held
+    with pytest.raises(ConflictError, match="m-0: its devices are not given back"):
+        second.release("m-0")
+    second.forget("m-0")
+    assert "m-0" in second.observe(), "else nobody could find what is left of it"
+    second.stop("m-0", 5)
+    second.release("m-0")
+    assert second.ledger.held() == {}
+
+
+def test_devices_are_not_given_back_while_their_process_lives(root: Path) -> None:
+    agent = agent_in(root)
+    start(agent)
+    with pytest.raises(ConflictError, match="m-0: its devices are not given back"):
+        agent.release("m-0")
+    assert list(agent.ledger.held()) == ["m-0"]
+    agent.stop("m-0", 5)
+    agent.release("m-0")
+    agent.release("never-was")
+    assert agent.ledger.held() == {}
 
 
 def test_a_command_that_cannot_run_says_why(root: Path) -> None:

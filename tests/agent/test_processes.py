@@ -16,6 +16,7 @@ from llx.agent.processes import (
     Process,
     ProcessState,
     attach,
+    is_anything_left,
     list_processes,
     spawn,
 )
@@ -183,6 +184,82 @@ def test_a_frozen_shim_is_killed_by_stop(procs: Path) -> None:
     assert process.is_alive()
     assert process.stop(0, margin_s=0.2).state is ProcessState.LOST
     assert shim.start_time(record.child_pid) is None
+
+
+class Immortal(Process):
+    """Whose shim cannot be killed."""
+
+    def _kill_with_shim(self) -> None: ...
+
+
+def test_stop_names_whom_it_cannot_kill(procs: Path) -> None:
+    """As when a driver hangs, and its processes with it."""
+    process = spawn(procs / "a", SLEEP, ENV)
+    record = process.status()
+    os.kill(record.shim_pid, signal.SIGSTOP)
+    pids = f"{record.shim_pid}, {record.child_pid}"
+    with pytest.raises(RemoteError, match=f"a: cannot be killed: pid {pids}"):
+        Immortal(process.directory).stop(0, margin_s=0.2)
+    os.kill(record.shim_pid, signal.SIGKILL)
+    eventually(lambda: not process.is_alive(), "the shim is gone")
+    swept: list[str] = []
+    with pytest.raises(RemoteError, match="a: cannot be killed: pid 7, 8"):
+        process.stop(0, sweep=lambda mark: swept.append(mark) or [7, 8])
+    assert swept == [record.mark]
+
+
+def test_stop_kills_what_outlived_the_end_of_its_shim(procs: Path) -> None:
+    """The shim gives up on what does not die within seconds; a later stop tries again."""
+    process = spawn(procs / "a", ["true"], ENV)
+    eventually(lambda: not process.is_alive(), "it ends")
+    outlived = subprocess.Popen(SLEEP, env={**ENV, shim.MARK: process.status().mark})
+    try:
+        assert is_anything_left(process.directory)
+        process.stop(0)
+        assert outlived.wait(10) == -signal.SIGKILL
+        assert not is_anything_left(process.directory)
+    finally:
+        outlived.kill()
+
+
+def test_what_is_there_is_known_with_and_without_a_record(procs: Path) -> None:
+    assert not is_anything_left(procs / "a")
+    code = "setsid sh -c 'echo up; exec sleep 60' & wait"
+    process = spawn(procs / "a", ["sh", "-c", code], ENV)
+    says(process, "up")
+    record = process.directory / "shim.json"
+    told = record.read_bytes()
+    assert is_anything_left(process.directory)
+    record.unlink()  # as before it was written
+    assert attach(process.directory) is None
+    assert is_anything_left(process.directory)
+    record.write_bytes(told)
+    os.kill(process.status().shim_pid, signal.SIGKILL)
+    eventually(lambda: not process.is_alive(), "the shim is gone")
+    assert is_anything_left(process.directory), "a grandchild"
+    process.stop(5)
+    assert not is_anything_left(process.directory)
+
+
+def test_looking_does_not_keep_a_shim_from_starting(procs: Path) -> None:
+    looked, over = threading.Event(), threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            is_anything_left(procs / "a")
+            looked.set()
+
+    looking = [threading.Thread(target=look) for _ in range(2)]
+    for thread in looking:
+        thread.start()
+    try:
+        assert looked.wait(10)
+        for _ in range(10):
+            spawn(procs / "a", SLEEP, ENV).stop(5)
+    finally:
+        over.set()
+        for thread in looking:
+            thread.join()
 
 
 def test_a_reused_pid_is_not_taken_for_the_shim(procs: Path) -> None:

@@ -1,16 +1,18 @@
 """The state directory and the audit trail: modes, terms, tokens, bounds."""
 
 import json
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
+from llx.agent.processes import Process, spawn
 from llx.cluster.audit import AuditTrail
 from llx.cluster.launch import head_process, stop_everything
 from llx.cluster.state_dir import StateDir, write_private
 from llx.curve import ClusterKeys
-from llx.errors import ConfigError
+from llx.errors import ConfigError, RemoteError
 
 
 def mode(path: Path) -> int:
@@ -76,6 +78,21 @@ def test_the_audit_trail_is_lines_of_json_and_bounded(tmp_path: Path) -> None:
 def test_a_cluster_that_never_was_has_nothing_to_stop(tmp_path: Path) -> None:
     assert head_process(tmp_path / "nowhere") is None
     assert stop_everything(tmp_path / "nowhere", 1) == []
+
+
+def test_what_cannot_be_killed_is_said_when_all_else_has_been_stopped(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"]}
+    procs = StateDir(tmp_path).procs
+    started = [spawn(procs / name, ["sleep", "60"], environment) for name in ("a", "b", "head")]
+
+    def stop(process: Process, grace_s: float) -> None:
+        process.stop(grace_s)
+        if process.name != "b":
+            raise RemoteError(f"{process.name}: cannot be killed")
+
+    with pytest.raises(RemoteError, match="head: cannot be killed"):
+        stop_everything(tmp_path, 5, stop)
+    assert not any(each.is_alive() for each in started)
 
 
 def test_a_trail_that_cannot_be_written_does_not_raise(
