@@ -99,8 +99,9 @@ class PoolSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class GatewaySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="gateway"):
     """One gateway, for ``python -m llx.gateway.main SPEC``.
 
-    The head leaves `keys_path`, `status_path` and `url_host` empty for the node agent to fill in.
-    `url_host` is what clients put into a URL to reach `host`.
+    The head leaves `keys_path`, `status_path`, `url_host` and `on_host` empty for the node agent to
+    fill in. `host` is what it listens on, `url_host` what clients put into a URL to reach that,
+    `on_host` the name of the host that it runs on.
     """
 
     name: str
@@ -114,6 +115,7 @@ class GatewaySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     keys_path: str
     status_path: str
     url_host: str = ""
+    on_host: str = ""
 
 
 class HostSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

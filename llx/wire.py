@@ -51,8 +51,9 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False)
 class Hello(_Message, frozen=True, tag="hello"):
     """Opens a session; repeated until `Ready` or `Refused` arrives.
 
-    `session` is new for each connection attempt of a peer. An instance that sees a new session of
-    a peer it knows drops what the older session left behind before it answers.
+    `peer` is a process, not a role: two gateways of one name are two peers. `session` is new for
+    each connection attempt of a peer. An instance that sees a new session of a peer it knows drops
+    what the older session left behind before it answers.
     """
 
     peer: str
@@ -218,11 +219,16 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class GatewayHello(_Message, frozen=True, tag="gateway-hello"):
-    """A gateway presents itself to the scheduler; repeated as its heartbeat."""
+    """A gateway presents itself to the scheduler; repeated as its heartbeat.
+
+    `host` is where it runs: another than where a gateway of that name is to run, and it is one that
+    was given up, beyond a partition say.
+    """
 
     gateway: str
     url: str
     pid: int
+    host: str
     term: Term
     version: int
 

@@ -33,7 +33,7 @@ from_instance = st.one_of(
 )  # fmt: skip
 member = st.builds(wire.Member, ids, ids, ids, ids, st.booleans())
 to_scheduler = st.one_of(
-    st.builds(wire.GatewayHello, ids, ids, small, small, small),
+    st.builds(wire.GatewayHello, ids, ids, small, ids, small, small),
     st.builds(wire.GatewayReport, ids, *[small] * 6, st.lists(ids)),
 )
 members = st.builds(wire.Members, small, small, st.lists(member))

@@ -61,6 +61,8 @@ class _Peer:
     identity: bytes
     session: int
     expires_at: float
+    term: Term | None = None
+    """Of a scheduler; None: no scheduler."""
     is_gone: bool = False
     reported: tuple[Load, int] | None = None
     """Sender thread only: the load and `seen` last sent."""
@@ -250,7 +252,10 @@ class InstanceEndpoint:
                 return
             if peer is not None:
                 self._end(peer, "superseded")
+            self._end_older_schedulers()
             peer = self._new_peer(identity, hello.session, now)
+            if hello.role == "scheduler":
+                peer.term = hello.term
             self._peers[identity] = peer
             log.info("endpoint.joined peer=%s role=%s", hello.peer, hello.role)
         self.emit(peer.index, Ready(hello.session, self._info, self._engine_ready))
@@ -282,6 +287,12 @@ class InstanceEndpoint:
                 return f"term {hello.term} is over: term {self._term} has begun"
             self._term = hello.term
         return ""
+
+    def _end_older_schedulers(self) -> None:
+        """They dial again and hear why they may not."""
+        for peer in list(self._peers.values()):
+            if peer.term is not None and peer.term < self._term:
+                self._end(peer, "its term is over")
 
     def _end_leases(self, now: float) -> None:
         for peer in [p for p in self._peers.values() if p.expires_at < now]:

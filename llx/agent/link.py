@@ -61,6 +61,15 @@ _EVENTS = (
 )
 
 
+def peer_of_process(name: str) -> str:
+    """What this process calls itself where it dials: `name`, and what nobody else of it has.
+
+    Peers are processes. Two of one name can run at once: one beyond a partition, and one that was
+    started in its place. Neither may be taken for the other.
+    """
+    return f"{name}#{secrets.token_hex(6)}"
+
+
 class LinkEvents(Protocol):
     """What a link tells its owner; called on the event loop, must not block."""
 
@@ -84,7 +93,17 @@ class _SessionOver(Exception):
 
 
 class InstanceLink:
-    """A connection to one instance that re-establishes itself until closed."""
+    """A connection to one instance that re-establishes itself until closed.
+
+    Args:
+        context: Of this process.
+        keys: The cluster's keys.
+        member: The instance.
+        peer: This process (`peer_of_process`), the same on each of its links and sessions.
+        role: ``gateway`` or ``scheduler``.
+        events: Who is told.
+        term: The scheduler's.
+    """
 
     def __init__(
         self,

@@ -73,6 +73,7 @@ class Place:
             keys_path=_keys_path(procs_dir),
             status_path=str(status_path(procs_dir, spec.name)),
             url_host=self.address if spec.host in _WILDCARDS else spec.host,
+            on_host=self.host,
         )
 
     def _local(self, model: str) -> str:

@@ -3,10 +3,14 @@
 Level-triggered: a gateway's heartbeat carries the (term, version) of the list it knows; whoever
 knows an older one gets the whole list. Nothing is sent before the first `publish`, so that a head
 that has just come back cannot take away instances it has not looked for yet.
+
+Two gateways of one name may be there at once: the one of a host that was given up and has come
+back, and the one that was started in its place. Only that on the expected host is heard.
 """
 
 import asyncio
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import zmq
@@ -35,6 +39,9 @@ _PORTS = (20000, 32000)
 LOOPBACK = "127.0.0.1"
 _SILENT_AFTER_S = 5.0
 _MAX_GATEWAYS = 256
+
+HostOf = Callable[[str], str]
+"""Gateway → name of the host where it is to be; empty: nowhere."""
 
 
 @dataclass(slots=True)
@@ -67,6 +74,8 @@ class GatewayLine:
         self._version = 0
         self._members: list[Member] = []
         self._views: dict[str, GatewayView] = {}
+        self._host_of: HostOf | None = None
+        self._ignored: set[bytes] = set()
         self._decoder: Decoder[ToScheduler] = Decoder(ToScheduler)
         self._context = zmq.asyncio.Context()
         self._authenticator = Authenticator(self._context, keys)
@@ -74,6 +83,13 @@ class GatewayLine:
         make_listener(self._socket, keys)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.changed = asyncio.Event()
+
+    def expect(self, host_of: HostOf) -> None:
+        """Hear a gateway only if it runs where `host_of` says at that moment.
+
+        Until this is called every gateway is heard.
+        """
+        self._host_of = host_of
 
     async def bind(self, address: str | None) -> str:
         """Listen at that address, as running gateways dial it; None: anywhere on loopback.
@@ -122,7 +138,7 @@ class GatewayLine:
         """Whether every gateway that is heard of has the list of that version, or a later one."""
         return all(
             (view.hello.term, view.hello.version) >= (self._term, version)
-            for view in self._views.values()
+            for view in self._expected()
             if not view.is_silent
         )
 
@@ -133,12 +149,13 @@ class GatewayLine:
         self._members = members
         self._version += 1
         log.info("members.published", version=self._version, instances=_names(members))
-        for view in list(self._views.values()):
+        for view in list(self._expected()):
             await self._send(view.identity)
 
     def view(self, gateway: str) -> GatewayView | None:
         """What is known of a gateway of that name; None before its first heartbeat."""
-        return self._views.get(gateway)
+        view = self._views.get(gateway)
+        return view if view is not None and self._is_expected(view.hello) else None
 
     def drop(self, gateway: str) -> None:
         """Forget a gateway that has ended."""
@@ -148,22 +165,45 @@ class GatewayLine:
         now = time.monotonic()
         view = self._views.get(message.gateway)
         match message:
-            case GatewayHello(gateway=gateway, term=term, version=version):
-                if view is None or view.identity != identity or view.hello.pid != message.pid:
-                    if view is None and len(self._views) >= _MAX_GATEWAYS:
-                        raise WireError(f"more than {_MAX_GATEWAYS} gateways")
-                    view = GatewayView(identity, message, now)
-                    self._views[gateway] = view
-                    log.info("gateway.joined", gateway=gateway, url=message.url)
-                    self.changed.set()
+            case GatewayHello(term=term, version=version):
+                if not self._is_expected(message):
+                    self._ignore(identity, message)
+                    return
+                if view is None or view.identity != identity:
+                    view = self._join(identity, message, now)
                 view.hello, view.heard_at = message, now
                 if self._version and (term, version) < (self._term, self._version):
                     await self._send(identity)
             case GatewayReport():
-                if view is not None:
+                if view is not None and view.identity == identity:
                     if view.report is None or view.report.connected != message.connected:
                         self.changed.set()
                     view.report, view.heard_at = message, now
+
+    def _join(self, identity: bytes, hello: GatewayHello, now: float) -> GatewayView:
+        if hello.gateway not in self._views and len(self._views) >= _MAX_GATEWAYS:
+            raise WireError(f"more than {_MAX_GATEWAYS} gateways")
+        view = self._views[hello.gateway] = GatewayView(identity, hello, now)
+        log.info("gateway.joined", gateway=hello.gateway, host=hello.host, url=hello.url)
+        self.changed.set()
+        return view
+
+    def _is_expected(self, hello: GatewayHello) -> bool:
+        if self._host_of is None:
+            return True
+        host = self._host_of(hello.gateway)
+        return bool(host) and host == hello.host
+
+    def _expected(self) -> Iterator[GatewayView]:
+        return (view for view in self._views.values() if self._is_expected(view.hello))
+
+    def _ignore(self, identity: bytes, hello: GatewayHello) -> None:
+        if identity in self._ignored:
+            return
+        if len(self._ignored) >= _MAX_GATEWAYS:
+            self._ignored.clear()
+        self._ignored.add(identity)
+        log.warning("gateway.not_expected", gateway=hello.gateway, host=hello.host, url=hello.url)
 
     async def _send(self, identity: bytes) -> None:
         message = Members(self._term, self._version, self._members)

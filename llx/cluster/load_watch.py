@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import zmq.asyncio
 
-from llx.agent.link import InstanceLink
+from llx.agent.link import InstanceLink, peer_of_process
 from llx.core.model import InstanceId, InstanceLoad, Term
 from llx.curve import ClusterKeys
 from llx.log import get_log
@@ -24,6 +24,7 @@ class LoadWatch:
     def __init__(self, keys: ClusterKeys, term: Term) -> None:
         self._keys = keys
         self._term = term
+        self._peer = peer_of_process("scheduler")
         self._context = zmq.asyncio.Context()
         self._links: dict[InstanceId, InstanceLink] = {}
         self._reported_at: dict[InstanceId, float] = {}
@@ -42,7 +43,7 @@ class LoadWatch:
                     self._context,
                     self._keys,
                     member,
-                    peer="scheduler",
+                    peer=self._peer,
                     role="scheduler",
                     events=self,
                     term=self._term,

@@ -109,7 +109,7 @@ async def _serve(
     port = listener.getsockname()[1]
     host = spec.url_host or spec.host
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    hello = GatewayHello(spec.name, url, os.getpid(), Term(0), 0)
+    hello = GatewayHello(spec.name, url, os.getpid(), spec.on_host, Term(0), 0)
     report = ReportSource(spec.name, pools, lambda: app.num_refused)
     line = asyncio.create_task(membership.run(spec.scheduler_address, hello, report))
     status.write(Phase.READY, addresses=[url])

@@ -9,10 +9,11 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import zmq
 import zmq.asyncio
 
-from llx.agent.link import InstanceLink
+from llx.agent.link import InstanceLink, peer_of_process
 from llx.core.model import InstanceId, InstanceLoad, Term
 from llx.curve import ClusterKeys, make_dialer
 from llx.errors import WireError
@@ -44,7 +45,7 @@ class Membership:
     """
 
     def __init__(self, name: str, keys: ClusterKeys, pools: "dict[str, FrontEnd]") -> None:
-        self._name = name
+        self._peer = peer_of_process(name)
         self._keys = keys
         self._pools = pools
         self._context = zmq.asyncio.Context(io_threads=2)
@@ -55,18 +56,16 @@ class Membership:
     # ------------------------------------------------------------------ the scheduler's line
 
     async def run(self, address: str, hello: GatewayHello, report: "ReportSource") -> None:
-        """Keep the line until cancelled. `hello` gives name, url and pid."""
+        """Keep the line until cancelled. `hello` says who this is; what it knows is filled in."""
         socket = self._context.socket(zmq.DEALER)
         make_dialer(socket, self._keys)
-        socket.setsockopt(zmq.IDENTITY, self._name.encode())
+        socket.setsockopt(zmq.IDENTITY, self._peer.encode())
         socket.connect(address)
         receiver = asyncio.create_task(self._receive(socket))
         try:
             while True:
                 term, version = self._known
-                socket.send(
-                    encode(GatewayHello(hello.gateway, hello.url, hello.pid, term, version))
-                )
+                socket.send(encode(msgspec.structs.replace(hello, term=term, version=version)))
                 socket.send(encode(report()))
                 await asyncio.sleep(_HEARTBEAT_S)
         finally:
@@ -114,7 +113,7 @@ class Membership:
                 known.member = member
                 continue
             link = InstanceLink(
-                self._context, self._keys, member, peer=self._name, role="gateway", events=self
+                self._context, self._keys, member, peer=self._peer, role="gateway", events=self
             )
             pool.roster.join(link)
             link.start()

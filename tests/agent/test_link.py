@@ -10,7 +10,7 @@ import zmq.asyncio
 
 from llx import __version__, wire
 from llx.agent.endpoint import InstanceEndpoint
-from llx.agent.link import InstanceLink, encode_arguments
+from llx.agent.link import InstanceLink, encode_arguments, peer_of_process
 from llx.core.model import Blocks, Epoch, InstanceId, PoolName, RequestId, Term
 from llx.curve import Authenticator, ClusterKeys, make_dialer, make_listener
 from llx.errors import ConfigError, RemoteError, UnreachableError
@@ -283,6 +283,29 @@ async def test_a_new_session_supersedes_the_old_one_of_the_same_peer(serve, dial
     assert await sink.next() == ("drop", old_peer)
 
 
+async def test_two_processes_of_one_name_do_not_cut_each_other_off(serve, dial, sink):
+    """A gateway beyond a partition, and the one that was started in its place."""
+    endpoint, member = serve()
+    names = [peer_of_process("gateway-1") for _ in range(2)]
+    assert names[0] != names[1]
+    assert all(each.startswith("gateway-1#") for each in names)
+    dialled = [dial(member, peer=each) for each in names]
+    peers = []
+    for number, (link, events) in enumerate(dialled):
+        await soon(events.ready)
+        link.add(R, Epoch(1), Blocks(1), [b""])
+        kind, peer, *_ = await sink.next()
+        assert kind == "add"
+        peers.append(peer)
+        endpoint.report(load(), dict.fromkeys(peers, 1))
+        endpoint.emit(peer, wire.Outputs(0, [(Epoch(1), number)]), lambda: [b"outputs"])
+        assert (await soon(events.outputs))[0].owners == [(1, number)]
+    await asyncio.sleep(0.5)  # they would dial again every 0.2 s
+    assert all(events.down.empty() for _, events in dialled)
+    assert sink.events.empty()
+    assert [link.ledger.demand for link, _ in dialled] == [0, 0]
+
+
 async def test_two_peers_do_not_hear_each_other(serve, dial, sink):
     endpoint, member = serve()
     one, events_one = dial(member, peer="one")
@@ -348,6 +371,23 @@ async def test_a_scheduler_of_an_older_term_is_fenced(serve, dial):
         await asyncio.sleep(0.05)
     assert "term 1 is over" in old.refusal
     assert old_events.ready.empty()
+
+
+async def test_a_scheduler_of_a_newer_term_ends_the_session_of_an_older_one(serve, dial):
+    _, member = serve()
+    old, old_events = dial(member, peer="scheduler#a", role="scheduler", term=Term(1))
+    await soon(old_events.ready)
+    _, gateway = dial(member, peer="gw")
+    await soon(gateway.ready)
+    _, events = dial(member, peer="scheduler#b", role="scheduler", term=Term(2))
+    await soon(events.ready)
+    await soon(old_events.down)
+    async with asyncio.timeout(10):
+        while not old.refusal:
+            await asyncio.sleep(0.05)
+    assert "term 1 is over" in old.refusal
+    assert events.down.empty(), "the old one's dialling does not disturb the new one"
+    assert gateway.down.empty()
 
 
 async def test_malformed_messages_do_not_end_the_endpoint(keys, serve, dial, sink):

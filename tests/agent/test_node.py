@@ -267,6 +267,7 @@ def test_what_only_the_host_knows_is_filled_in_and_told_back_as_asked(root: Path
     agent.start_gateway(gateway(model="@models/big"))
     got = load_spec(root / "procs/gateway-0/spec.json", GatewaySpec)
     assert (got.host, got.url_host, got.pools[0].model) == ("0.0.0.0", "10.0.0.1", "/models/big")
+    assert got.on_host == "h1"
     assert got.pools[0].serve_args == {"chat_template": "/models/t"}
     assert agent.observe()["gateway-0"].spec == gateway(model="@models/big")
 

@@ -8,6 +8,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from llx.agent.link import peer_of_process
 from llx.cluster.gateway_line import GatewayLine
 from llx.core.model import InstanceId, PoolName, Term
 from llx.curve import ClusterKeys, make_dialer
@@ -31,16 +32,18 @@ TERM = Term(3)
 class Peer:
     """A gateway's end."""
 
-    def __init__(self, address: str, name: str = "g", keys: ClusterKeys = KEYS) -> None:
-        self.name = name
+    def __init__(
+        self, address: str, name: str = "g", keys: ClusterKeys = KEYS, host: str = "h1"
+    ) -> None:
+        self.name, self.host = name, host
         self.context = zmq.asyncio.Context()
         self.socket = self.context.socket(zmq.DEALER)
         make_dialer(self.socket, keys)
-        self.socket.setsockopt(zmq.IDENTITY, name.encode())
+        self.socket.setsockopt(zmq.IDENTITY, peer_of_process(name).encode())
         self.socket.connect(address)
 
     async def hello(self, term: int = 0, version: int = 0, pid: int = 7) -> None:
-        hello = GatewayHello(self.name, "http://g", pid, Term(term), version)
+        hello = GatewayHello(self.name, "http://g", pid, self.host, Term(term), version)
         await self.socket.send(encode(hello))
 
     async def members(self, timeout_s: float = 5.0) -> Members:
@@ -143,6 +146,38 @@ async def test_a_gateway_started_anew_takes_the_place_of_the_old(
         assert view.hello.pid == 8
     finally:
         again.close()
+
+
+async def test_a_gateway_is_heard_on_its_host_alone(
+    line: GatewayLine, peer: Peer, address: str
+) -> None:
+    """One that was given up with its host speaks again; another has long been put elsewhere."""
+    hosts = {"g": "h1"}
+    line.expect(lambda name: hosts.get(name, ""))
+    await line.publish(ONE)
+    await peer.hello()
+    await peer.members()
+    hosts["g"] = "h2"
+    assert line.view("g") is None
+    assert line.is_known(99), "it is waited for no more"
+    there, nobody = Peer(address, host="h2"), Peer(address, name="never-asked-for", host="")
+    try:
+        await there.hello(pid=8)
+        assert (await there.members()).members == ONE
+        for _ in range(3):
+            await peer.hello()
+            await nobody.hello()
+        await peer.socket.send(encode(GatewayReport("g", 99, 99, 0, 0, 0, 0, [])))
+        await line.publish(TWO)
+        assert (await there.members()).members == TWO
+        assert await peer.hears_nothing()
+        view = line.view("g")
+        assert view is not None
+        assert (view.hello.pid, view.report) == (8, None)
+        assert line.view("never-asked-for") is None
+    finally:
+        there.close()
+        nobody.close()
 
 
 @pytest.mark.parametrize("frames", [[b""], [b"\x01garbage"], [b"\xff"], [b"x"] * 300])

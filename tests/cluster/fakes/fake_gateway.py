@@ -14,6 +14,7 @@ from pathlib import Path
 import zmq
 import zmq.asyncio
 
+from llx.agent.link import peer_of_process
 from llx.core.model import Term
 from llx.curve import ClusterKeys, make_dialer
 from llx.specs import GatewaySpec, Phase, StatusFile, load_spec
@@ -37,13 +38,15 @@ class FakeGateway:
         context = zmq.asyncio.Context()
         dealer = context.socket(zmq.DEALER)
         make_dialer(dealer, ClusterKeys.load(Path(self.spec.keys_path)))
-        dealer.setsockopt(zmq.IDENTITY, self.spec.name.encode())
+        dealer.setsockopt(zmq.IDENTITY, peer_of_process(self.spec.name).encode())
         dealer.connect(self.spec.scheduler_address)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
         receiver = asyncio.create_task(self.receive(dealer))
         while not (self.stop_at is not None and self.in_flight == 0):
             self.work()
-            hello = GatewayHello(self.spec.name, "http://127.0.0.1:1", os.getpid(), *self.known)
+            hello = GatewayHello(
+                self.spec.name, "http://127.0.0.1:1", os.getpid(), self.spec.on_host, *self.known
+            )
             await dealer.send(encode(hello))
             await dealer.send(encode(self.report()))
             await asyncio.sleep(0.02)
