@@ -198,6 +198,11 @@ class InstanceLink:
         # A DEALER's send only waits at its high-water mark; the future is done at once otherwise.
         self._in.send_multipart([encode(message), *payload], copy=False)
 
+    async def _offer(self, message: ToInstance) -> None:
+        """Send what is repeated anyway; dropped while nobody takes it, lest it pile up."""
+        with contextlib.suppress(zmq.Again):
+            await self._in.send_multipart([encode(message)], zmq.DONTWAIT)
+
     # ------------------------------------------------------------------ the task
 
     async def _run(self) -> None:
@@ -223,6 +228,9 @@ class InstanceLink:
         self.ledger = InFlightLedger()
         self.load = None
         self._in, self._out = self._dial(), self._dial()
+        # Nothing is queued for who is not there. Not on `_out`: a connection that ends takes along
+        # what has arrived there and was not read yet.
+        self._in.setsockopt(zmq.IMMEDIATE, 1)
         monitors: list[zmq.asyncio.Socket] = [
             socket.get_monitor_socket(_EVENTS) for socket in (self._in, self._out)
         ]
@@ -255,10 +263,10 @@ class InstanceLink:
     async def _keep_lease(self) -> None:
         hello = Hello(self._peer, self._session, self._role, __version__, VLLM_VERSION, self._term)
         while not self.is_ready:
-            self._send(hello)
+            await self._offer(hello)
             await asyncio.sleep(_HELLO_EVERY_S)
         while True:
-            self._send(Ping(self._session))
+            await self._offer(Ping(self._session))
             await asyncio.sleep(_PING_EVERY_S)
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:

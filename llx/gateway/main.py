@@ -118,6 +118,7 @@ async def _serve(
         await server.serve(sockets=[listener])
     finally:
         line.cancel()
+        await asyncio.gather(line, return_exceptions=True)
         await membership.close()
         for pool in pools.values():
             await pool.close()

@@ -6,6 +6,7 @@ carries the (term, version) the gateway knows, makes it send the list again.
 """
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -36,15 +37,29 @@ log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 0.5
 _REOPEN_AFTER_S = 1.0
+_MAX_UNSENT = 4
 
 
 class Membership:
     """Makes the rosters of all pools match the scheduler's list.
 
     It is also the owner of the links: what they report is passed on to the pool they belong to.
+
+    Args:
+        name: The gateway's.
+        keys: The cluster's keys.
+        pools: By name.
+        heartbeat_s: How often the scheduler hears of this gateway.
     """
 
-    def __init__(self, name: str, keys: ClusterKeys, pools: "dict[str, FrontEnd]") -> None:
+    def __init__(
+        self,
+        name: str,
+        keys: ClusterKeys,
+        pools: "dict[str, FrontEnd]",
+        heartbeat_s: float = _HEARTBEAT_S,
+    ) -> None:
+        self._heartbeat_s = heartbeat_s
         self._peer = peer_of_process(name)
         self._keys = keys
         self._pools = pools
@@ -56,21 +71,55 @@ class Membership:
     # ------------------------------------------------------------------ the scheduler's line
 
     async def run(self, address: str, hello: GatewayHello, report: "ReportSource") -> None:
-        """Keep the line until cancelled. `hello` says who this is; what it knows is filled in."""
+        """Keep the line until cancelled; if it fails, open it anew.
+
+        Args:
+            address: The scheduler's.
+            hello: Who this gateway is; what it knows is filled in.
+            report: Gives a `GatewayReport` of this moment.
+        """
+        while True:
+            try:
+                await self._keep_line(address, hello, report)
+            except Exception:  # the line's edge: without it no news of instances would ever come
+                log.exception("members.line_failed")
+            await asyncio.sleep(_REOPEN_AFTER_S)
+
+    async def _keep_line(self, address: str, hello: GatewayHello, report: "ReportSource") -> None:
+        """Until either direction fails."""
         socket = self._context.socket(zmq.DEALER)
         make_dialer(socket, self._keys)
         socket.setsockopt(zmq.IDENTITY, self._peer.encode())
+        # Nothing is kept for a scheduler that is away: it wants to know what is, not what was.
+        socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.setsockopt(zmq.SNDHWM, _MAX_UNSENT)
         socket.connect(address)
-        receiver = asyncio.create_task(self._receive(socket))
+        tasks = [
+            asyncio.create_task(coroutine)
+            for coroutine in (self._receive(socket), self._beat(socket, hello, report))
+        ]
         try:
-            while True:
-                term, version = self._known
-                socket.send(encode(msgspec.structs.replace(hello, term=term, version=version)))
-                socket.send(encode(report()))
-                await asyncio.sleep(_HEARTBEAT_S)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            receiver.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             socket.close(0)
+        for task in done:
+            assert not task.cancelled(), "nobody else cancels it"
+            task.result()
+
+    async def _beat(
+        self, socket: zmq.asyncio.Socket, hello: GatewayHello, report: "ReportSource"
+    ) -> None:
+        while True:
+            await socket.poll(flags=zmq.POLLOUT)  # type: ignore[call-arg]  # not in the stub
+            term, version = self._known
+            hello = msgspec.structs.replace(hello, term=term, version=version)
+            for message in (hello, report()):
+                with contextlib.suppress(zmq.Again):  # it went away since, or does not read
+                    await socket.send(encode(message), zmq.DONTWAIT)
+            await asyncio.sleep(self._heartbeat_s)
 
     async def close(self) -> None:
         """Close every link."""

@@ -349,6 +349,31 @@ async def test_a_link_redials_an_instance_that_comes_back(keys, serve, dial, sin
     assert link.ledger.demand == 0, "a new session starts a new ledger"
 
 
+async def test_what_is_not_there_is_not_sent_hours_of_hellos_when_it_comes(keys, dial):
+    context = zmq.asyncio.Context()
+    authenticator = Authenticator(context, keys)
+    listeners = [context.socket(zmq.ROUTER) for _ in range(2)]
+    addresses = []
+    for listener in listeners:
+        make_listener(listener, keys)
+        listener.bind("tcp://127.0.0.1:*")
+        addresses.append(listener.getsockopt_string(zmq.LAST_ENDPOINT))
+        listener.unbind(addresses[-1])
+    dial(wire.Member(InstanceId("tiny-0"), PoolName("tiny"), *addresses))
+    await asyncio.sleep(1.5)  # 30 hellos
+    for listener, address in zip(listeners, addresses, strict=True):
+        listener.bind(address)
+    await asyncio.wait_for(listeners[0].recv_multipart(), 10)
+    await asyncio.sleep(0.1)
+    count = 0
+    while await listeners[0].poll(0):
+        await listeners[0].recv_multipart()
+        count += 1
+    assert count < 10
+    authenticator.stop()
+    context.destroy(linger=0)
+
+
 async def test_another_vllm_version_is_refused_with_the_reason(serve, dial):
     _, member = serve(info=info(vllm_version="0.31.0"))
     link, events = dial(member)

@@ -1,0 +1,176 @@
+"""The gateway's line to the scheduler and its links, over real sockets."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from llx.agent.endpoint import InstanceEndpoint
+from llx.agent.link import InstanceLink
+from llx.cluster.gateway_line import GatewayLine
+from llx.core.model import InstanceId, PoolName, Term
+from llx.curve import Authenticator, ClusterKeys, make_listener
+from llx.gateway.members import Membership
+from llx.gateway.roster import Roster
+from llx.pins import VLLM_VERSION
+from llx.wire import (
+    Decoder,
+    GatewayHello,
+    GatewayReport,
+    InstanceInfo,
+    Load,
+    Member,
+    ToScheduler,
+)
+
+KEYS = ClusterKeys.create()
+
+
+class SoreRoster(Roster):
+    """Fails once."""
+
+    has_failed = False
+
+    def links(self) -> list[InstanceLink]:
+        if not self.has_failed:
+            self.has_failed = True
+            raise RuntimeError("sore")
+        return super().links()
+
+
+class Gateway:
+    """A gateway's membership, with one pool and no front end."""
+
+    def __init__(self, address: str, roster: Roster | None = None, heartbeat_s: float = 0.02):
+        self.roster = roster or Roster(8)
+        self.num_reports = 0
+        pool: Any = SimpleNamespace(
+            roster=self.roster, spec=SimpleNamespace(name="m"), is_open=True, client=None
+        )
+        self.membership = Membership("gateway-1", KEYS, {"m": pool}, heartbeat_s)
+        hello = GatewayHello("gateway-1", "http://g", 7, "h1", Term(0), 0)
+        report: Any = self.report
+        self.line = asyncio.create_task(self.membership.run(address, hello, report))
+
+    def report(self) -> GatewayReport:
+        self.num_reports += 1
+        return GatewayReport("gateway-1", self.num_reports, 0, 0, 0, 0, 0, [])
+
+    def link(self) -> InstanceLink | None:
+        return self.roster.get(InstanceId("m-0"))
+
+    async def close(self) -> None:
+        self.line.cancel()
+        await asyncio.gather(self.line, return_exceptions=True)
+        await self.membership.close()
+
+
+Start = Callable[..., Gateway]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    started = []
+
+    def make(*args: Any) -> Gateway:
+        started.append(Gateway(*args))
+        return started[-1]
+
+    yield make
+    for each in started:
+        await each.close()
+
+
+@pytest.fixture
+async def line() -> AsyncIterator[GatewayLine]:
+    made = GatewayLine(KEYS, Term(1))
+    task = asyncio.create_task(made.run())
+    yield made
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    made.close()
+
+
+class NoEngine:
+    def __init__(self) -> None:
+        self.num_dropped = 0
+
+    def add(self, *_: object) -> None: ...
+    def abort(self, *_: object) -> None: ...
+    def call(self, *_: object) -> None: ...
+
+    def drop_peer(self, _: int) -> None:
+        self.num_dropped += 1
+
+
+async def until(check: Callable[[], object], what: str, timeout_s: float = 10.0) -> None:
+    end = asyncio.get_running_loop().time() + timeout_s
+    while not check():
+        assert asyncio.get_running_loop().time() < end, f"not in time: {what}"
+        await asyncio.sleep(0.01)
+
+
+async def test_a_head_that_comes_back_hears_what_is_not_what_was(start: Start) -> None:
+    context = zmq.asyncio.Context()
+    authenticator = Authenticator(context, KEYS)
+    socket = context.socket(zmq.ROUTER)
+    make_listener(socket, KEYS)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    socket.unbind(f"tcp://127.0.0.1:{port}")
+    try:
+        gateway = start(f"tcp://127.0.0.1:{port}", None, 0.002)
+        await asyncio.sleep(0.5)
+        socket.bind(f"tcp://127.0.0.1:{port}")
+        decoder: Decoder[ToScheduler] = Decoder(ToScheduler)
+        while True:
+            _, frame = await asyncio.wait_for(socket.recv_multipart(), 10)
+            message = decoder.decode(frame)
+            if isinstance(message, GatewayReport):
+                break
+        assert gateway.num_reports - message.in_flight <= 20
+    finally:
+        authenticator.stop()
+        context.destroy(linger=0)
+
+
+async def test_a_line_that_fails_is_opened_anew(start: Start, line: GatewayLine) -> None:
+    gateway = start(await line.bind(None), SoreRoster(8))
+    await line.publish([Member(InstanceId("m-0"), PoolName("m"), "tcp://a:1", "tcp://b:1")])
+    await until(gateway.link, "the list is applied in the end")
+    assert not gateway.line.done()
+    view = line.view("gateway-1")
+    assert view is not None
+    await until(lambda: view.hello.version == 1, "the head is told so")
+
+
+async def test_two_gateways_of_one_name_leave_each_other_their_sessions(
+    start: Start, line: GatewayLine
+) -> None:
+    info = InstanceInfo(
+        instance=InstanceId("m-0"), pool=PoolName("m"), engine="sim", llx_version="",
+        vllm_version=VLLM_VERSION, model="m", num_blocks=10, block_size=16, max_model_len=100,
+        max_num_seqs=4, max_num_batched_tokens=64, tensor_parallel=1, pid=1,
+    )  # fmt: skip
+    engine = NoEngine()
+    endpoint = InstanceEndpoint(
+        KEYS, "127.0.0.1", info=info, engine_ready=b"", sink=engine, allowed_calls=frozenset()
+    )
+    endpoint.report(Load(0, 0, 0, 10, 10, 16, 0, 0, 0, 0, 0, {}), {})  # type: ignore[arg-type]
+    try:
+        member = Member(InstanceId("m-0"), PoolName("m"), *endpoint.start())
+        address = await line.bind(None)
+        gateways = [start(address), start(address)]
+        await line.publish([member])
+        for gateway in gateways:
+            await until(lambda one=gateway: one.roster.ready(), "its session stands")
+        await asyncio.sleep(0.5)  # they would dial again every 0.2 s
+        assert all(gateway.roster.ready() for gateway in gateways)
+        assert engine.num_dropped == 0
+    finally:
+        for gateway in gateways:
+            await gateway.close()
+        endpoint.close("test over")
