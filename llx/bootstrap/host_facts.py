@@ -154,6 +154,7 @@ class HostFacts:
         driver_version: Of the NVIDIA driver.
         gpus: As nvidia-smi lists them.
         gpu_users: Who computes on them.
+        held_gpus: UUIDs of those that instances of this cluster run on, by our own records.
         listeners: On the cluster's ports, the gateway's and the control API's.
         claim: Which cluster it belongs to.
         has_state: The cluster's state directory exists.
@@ -202,6 +203,7 @@ class HostFacts:
     driver_version: str = ""
     gpus: tuple[Device, ...] = ()
     gpu_users: tuple[GpuUser, ...] = ()
+    held_gpus: frozenset[str] = frozenset()
     listeners: tuple[Listener, ...] = ()
     claim: Claim | None = None
     has_state: bool = False

@@ -26,8 +26,20 @@ owner_of() { # FILE: its owner's name
     ls -ld "$1" 2>/dev/null | { read -r _ _ owner _ && printf '%s' "$owner"; }
 }
 
+# A process that sets a title, as vLLM's workers do, writes it over its mark: then the first of its
+# session, the shim's child, still has it.
 mark_of() { # PID: the mark of the shim it runs under, if it can be told
+    mark=$(mark_in "$1")
+    [ -n "$mark" ] || mark=$(mark_in "$(stat_of "$1" 4)")
+    printf '%s' "$mark"
+}
+
+mark_in() { # PID: the mark in its own environment
     tr '\000' '\n' 2>/dev/null <"/proc/$1/environ" | sed -n 's/^LLX_SHIM=//p' | head -n 1
+}
+
+stat_of() { # PID FIELD: a field of /proc/PID/stat, counted from the state on
+    sed 's/.*) //' "/proc/${1:-none}/stat" 2>/dev/null | cut -d ' ' -f "$2"
 }
 
 field_of() { # FILE KEY: a number or string of a flat JSON object
@@ -204,11 +216,13 @@ llx_state() { # CLUSTER
     for each in "$root/clusters/$1"/procs/*/shim.json; do
         [ -r "$each" ] || continue
         pid=$(field_of "$each" shim_pid)
-        began=$(sed 's/.*) //' "/proc/${pid:-none}/stat" 2>/dev/null | cut -d ' ' -f 20)
+        began=$(stat_of "$pid" 20)
         [ -n "$began" ] && [ "$began" = "$(field_of "$each" shim_start)" ] || continue
         each=${each%/*}
         say process "${each##*/}" "$pid" "$(field_of "$each/shim.json" mark)" \
             "$(field_of "$each/status.json" phase)" "$(field_of "$each/status.json" detail)"
+        tr ',[' '\n\n' 2>/dev/null <"$each/devices.json" |
+            sed -n 's/^ *"\(GPU-[^"]*\)".*/held_gpu\t\1/p'
     done
 }
 

@@ -90,6 +90,7 @@ def parse(text: str, *, began: float = 0.0, heard: float = 0.0) -> HostFacts:
         driver_version=next((row[5] for row in _gpu_rows(rows["gpu"])), ""),
         gpus=tuple(_gpus(rows["gpu"])),
         gpu_users=tuple(_gpu_users(rows["gpu_user"])),
+        held_gpus=frozenset(said.column("held_gpu")),
         listeners=tuple(_listeners(rows["listener"])),
         claim=_claim(said.first("claim")),
         has_state=bool(rows["state"]),

@@ -74,9 +74,14 @@ def find_of_cluster(
 
 
 def _gpus_in_use(facts: HostFacts) -> dict[str, str]:
-    """By whom, for each GPU that somebody else uses."""
+    """By whom, for each GPU that somebody else uses.
+
+    Our own are known by our records: in a container nvidia-smi names no processes.
+    """
     found = {}
     for device in facts.gpus:
+        if device.id in facts.held_gpus:
+            continue
         users = [each for each in facts.gpu_users if each.gpu == device.id]
         theirs = [each for each in users if each.mark not in facts.marks]
         if device.is_busy and (theirs or not users):

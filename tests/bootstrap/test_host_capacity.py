@@ -237,6 +237,16 @@ class TestGpus:
         shims = (ShimFact("m-0", 4700, "cafe"),)
         assert self.findings(hosts(1, GPU_HOST, gpu_users=ours, processes=shims)) == []
 
+    @pytest.mark.parametrize(
+        "users", [(), (GpuUser("GPU-5f0c3a1e-2", 4712, "ann", "VLLM::Worker_TP0", 41190),)]
+    )
+    def test_ours_are_known_by_our_records_whatever_can_be_seen(self, users):
+        """Workers lose their marks when they set their titles; a container shows no processes."""
+        shims = (ShimFact("m-0", 4700, "cafe"),)
+        ours = frozenset({"GPU-5f0c3a1e-2"})
+        known = hosts(1, GPU_HOST, gpu_users=users, processes=shims, held_gpus=ours)
+        assert self.findings(known) == []
+
     def test_memory_that_nobody_seems_to_use_is_still_used(self):
         shown, _ = self.findings(hosts(1, GPU_HOST, gpu_users=()))
         assert "by nobody that can be seen" in shown.problem

@@ -194,6 +194,7 @@ class TestParse:
                 "llx_process\t99\tbob\t\tpython -m llx.cluster.ray_node run /home/bob/.llx/clusters"
                 "/lab/host.spec.json ",
                 "llx_process\t98\tbob\t\tpython -m llx.gateway.main",
+                "held_gpu\tGPU-1",
                 "state\t/home/ann/.llx/clusters/prod",
                 "node\t1.0-cpu",
                 "model\ttiny-1",
@@ -204,6 +205,7 @@ class TestParse:
         assert [each.cluster for each in found.llx_processes] == ["prod", "lab", ""]
         assert found.is_cluster_running
         assert found.marks == {"cafe"}
+        assert found.held_gpus == {"GPU-1"}
         assert (found.has_state, found.node_environments, found.models) == (
             True,
             {"1.0-cpu"},

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from llx.agent.devices import Device
+from llx.agent import node
+from llx.agent.devices import Allocation, Device, DeviceKind
 from llx.agent.shim import start_time
 from llx.bootstrap.facts import ModelFact
 from llx.bootstrap.host_facts import (
@@ -22,6 +24,7 @@ from llx.bootstrap.host_facts import (
 )
 from llx.bootstrap.host_facts_text import parse
 from llx.settings import ClusterSettings
+from llx.specs import save_spec
 from tests.bootstrap.fake_shell import LocalShell
 
 SETTINGS = ClusterSettings.model_validate(
@@ -136,6 +139,40 @@ class TestScript:
         ]
         assert found.gpu_users[0].user != "?"
 
+    def test_gpus_that_running_instances_hold(self, here, tmp_path):
+        alive = {"shim_pid": os.getpid(), "shim_start": start_time(os.getpid()), "mark": "cafe"}
+        ended = {**alive, "shim_start": 1}
+        for name, shim, kind, devices in (
+            ("m-0", alive, DeviceKind.GPU, ["GPU-1", "GPU-2"]),
+            ("m-1", ended, DeviceKind.GPU, ["GPU-3"]),
+            ("m-2", alive, DeviceKind.CPU, ["cpu:0"]),
+        ):
+            place = tmp_path / "home/.llx/clusters/prod/procs" / name
+            place.mkdir(parents=True)
+            (place / "shim.json").write_text(json.dumps(shim))
+            save_spec(place / node._ALLOCATION_FILE, Allocation(kind, devices))
+        assert gather(here, HOST, SETTINGS).held_gpus == {"GPU-1", "GPU-2"}
+
+    def test_a_worker_without_a_mark_has_its_sessions(self, here, tmp_path):
+        script = 'env -i "$0" -c "import time; time.sleep(60)" & echo $!; wait'
+        with subprocess.Popen(
+            ["sh", "-c", script, sys.executable],
+            env={"LLX_SHIM": "cafe", "PATH": os.defpath},
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        ) as child:
+            try:
+                pid = int(child.stdout.readline())
+                _wait_until(lambda: b"LLX_SHIM" not in Path(f"/proc/{pid}/environ").read_bytes())
+                says = (
+                    f'case "$1" in *compute-apps*) echo "GPU-1, {pid}, 2048, VLLM::Worker";; esac'
+                )
+                program(tmp_path, "nvidia-smi", says)
+                users = gather(here, HOST, SETTINGS).gpu_users
+            finally:
+                os.killpg(child.pid, signal.SIGKILL)
+        assert [(each.pid, each.mark) for each in users] == [(pid, "cafe")]
+
     def test_a_tool_that_hangs_costs_its_line_only(self, here, tmp_path):
         program(tmp_path, "nvidia-smi", "exec sleep 600")
         program(tmp_path, "timeout", 'shift 3; exec /usr/bin/timeout 0.3 "$@"')
@@ -188,7 +225,8 @@ class TestScript:
         code = "import time; time.sleep(60)"
         with subprocess.Popen([sys.executable, "-c", code, *words]) as child:
             try:
-                _wait_for_exec(child.pid)
+                cmdline = Path(f"/proc/{child.pid}/cmdline")
+                _wait_until(lambda: b"llx.cluster" in cmdline.read_bytes())
                 found = gather(here, HOST, SETTINGS).llx_processes
             finally:
                 child.kill()
@@ -196,13 +234,11 @@ class TestScript:
         assert [each.cluster for each in mine] == ["lab"]
 
 
-def _wait_for_exec(pid):
+def _wait_until(holds):
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if b"llx.cluster" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return
+    while not holds():
+        assert time.monotonic() < deadline, "it did not start"
         time.sleep(0.01)
-    raise AssertionError("it did not start")
 
 
 def _device_and_inode(path):
