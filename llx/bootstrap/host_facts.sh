@@ -64,7 +64,7 @@ identity() {
         say ephemeral_ports "$first" "$last"
     say open_files "$(ulimit -Sn)" "$(ulimit -Hn)"
     for each in /etc/systemd/logind.conf /etc/systemd/logind.conf.d/*.conf; do
-        [ -r "$each" ] && sed -n 's/^ *KillUserProcesses *= *\([a-z0-9]*\).*/logind\t\1/p' "$each"
+        [ -r "$each" ] && sed -n 's/^ *\(Kill[A-Za-z]*\) *= */logind\t\1\t/p' "$each"
     done
 }
 

@@ -29,6 +29,7 @@ _CLUSTER = re.compile(r"/clusters/([a-z0-9-]+)(?=[/ ]|$)")
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb2", "smb3", "lustre", "gpfs", "ceph", "afs", "fuse.sshfs", "gfs2"}
 )
+_YES = frozenset({"1", "yes", "y", "true", "t", "on"})
 _COARSE_CLOCK_S = 0.5
 """A clock that tells whole seconds is on average this much later than it says."""
 
@@ -102,7 +103,7 @@ def parse(text: str, *, began: float = 0.0, heard: float = 0.0) -> HostFacts:
         missing_tools=frozenset(said.column("missing")),
         ephemeral_ports=_range(said, "ephemeral_ports"),
         open_files=_number(said.at("open_files", 1)),
-        is_logout_deadly=any(value in {"yes", "true", "1", "on"} for value in said.last("logind")),
+        is_logout_deadly=_is_logout_deadly(rows["logind"], said.first("user")),
     )
 
 
@@ -118,9 +119,6 @@ class _Said:
 
     def first(self, key: str) -> str:
         return self.at(key, 0)
-
-    def last(self, key: str) -> list[str]:
-        return self.column(key)[-1:]
 
     def column(self, key: str) -> list[str]:
         return [fields[0] for fields in self.rows.get(key, []) if fields and fields[0]]
@@ -223,6 +221,22 @@ def _unique(pythons: Iterable[PythonFact]) -> tuple[PythonFact, ...]:
     for each in pythons:
         found.setdefault((each.version, each.prefix), each)
     return tuple(found.values())
+
+
+def _is_logout_deadly(rows: Iterable[Sequence[str]], user: str) -> bool:
+    """Whether logind ends a user's processes at logout; `rows` are its settings in order.
+
+    The last word counts on whether it does so at all; users add up, an empty list begins anew.
+    """
+    does_kill = False
+    users: dict[str, list[str]] = {"KillOnlyUsers": [], "KillExcludeUsers": []}
+    for key, value in (row for row in rows if len(row) == 2):
+        if key == "KillUserProcesses":
+            does_kill = value.strip().lower() in _YES
+        elif key in users:
+            users[key] = [*users[key], *value.split()] if value.strip() else []
+    only, spared = users.values()
+    return does_kill and user not in spared and (not only or user in only)
 
 
 def _gpu_rows(rows: Iterable[Sequence[str]]) -> Iterator[list[str]]:

@@ -214,10 +214,24 @@ class TestParse:
         assert found.model_paths == {"/data/m": ModelFact(True, True, 2048)}
 
     @pytest.mark.parametrize(
-        ("lines", "is_deadly"), [(["no", "yes"], True), (["yes", "no"], False)]
+        ("settings", "is_deadly"),
+        [
+            ([], False),
+            (["UserProcesses no", "UserProcesses yes"], True),
+            (["UserProcesses yes", "UserProcesses no"], False),
+            (["UserProcesses Yes", "ExcludeUsers root bob"], True),
+            (["UserProcesses yes", "ExcludeUsers root ann"], False),
+            (["UserProcesses yes", "ExcludeUsers ann", "ExcludeUsers bob"], False),
+            (["UserProcesses yes", "ExcludeUsers ann", "ExcludeUsers "], True),
+            (["UserProcesses yes", "OnlyUsers bob"], False),
+            (["UserProcesses yes", "OnlyUsers bob", "OnlyUsers ann"], True),
+            (["UserProcesses yes", "OnlyUsers ann", "ExcludeUsers ann"], False),
+            (["ExcludeUsers bob"], False),
+        ],
     )
-    def test_the_last_word_on_logout_counts(self, lines, is_deadly):
-        assert parse(said(CPU_HOST, *(f"logind\t{e}" for e in lines))).is_logout_deadly is is_deadly
+    def test_whose_processes_end_at_logout(self, settings, is_deadly):
+        lines = ["logind\tKill" + each.replace(" ", "\t", 1) for each in settings]
+        assert parse(said(CPU_HOST, *lines)).is_logout_deadly is is_deadly
 
 
 class TestGather:

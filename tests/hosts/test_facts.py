@@ -126,6 +126,23 @@ def test_a_host_without_python_and_with_a_small_disk(hosts):
     assert any("there is no Python" in each.problem for each in findings)
 
 
+def test_the_remedy_for_a_deadly_logout_works(hosts):
+    rig = hosts(1)
+    settings = settings_of(rig)
+    place = "/etc/systemd/logind.conf.d"
+    rig["h1"].write(f"{place}/10-kill.conf", "[Login]\nKillUserProcesses=yes\n")
+    with connected(rig, settings) as shells:
+        facts = facts_of(shells, settings)
+        findings = find(settings, facts, platform=Platform.CPU, copies={})
+        (finding,) = [each for each in findings if each.subject == "user"]
+        assert finding.is_fatal
+        assert "KillExcludeUsers=root llx," in finding.remedy
+        rig["h1"].write(f"{place}/20-spare.conf", "[Login]\nKillExcludeUsers=root llx\n")
+        facts = facts_of(shells, settings)
+    findings = find(settings, facts, platform=Platform.CPU, copies={})
+    assert "user" not in {each.subject for each in findings}
+
+
 def test_an_environment_that_is_there_is_looked_into(hosts):
     import sys
 
