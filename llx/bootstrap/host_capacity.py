@@ -5,16 +5,17 @@ by the scheduler (`llx.core.placement`); here they are taken to be spread evenly
 `llx.bootstrap.host_gpus`'s.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from llx.bootstrap import host_gpus
 from llx.bootstrap.facts import ModelFact
-from llx.bootstrap.host_facts import HostFacts, PythonFact
+from llx.bootstrap.host_facts import DiskFact, HostFacts, PythonFact
 from llx.bootstrap.host_finding import CLUSTER, HostFinding
 from llx.bootstrap.host_python import FetchedPython, plan_python
-from llx.bootstrap.hosts_plan import MODELS, copied_name
+from llx.bootstrap.hosts_plan import MODELS, TINY_ON_HOSTS, copied_name
+from llx.bootstrap.model_files import scan
 from llx.bootstrap.node_probe import NodeEnv, NodePlatform, verify
 from llx.bootstrap.preflight import GIB
 from llx.errors import ExitCode, HostError, InstallError, LlxError
@@ -48,14 +49,16 @@ def decide_platform(
 
 
 def copy_sizes(settings: ClusterSettings) -> dict[str, int]:
-    """Sizes in bytes of the models that are directories on this machine, by their path."""
-    found = {}
-    for model in settings.models:
-        path = model.model_path
-        if path is not None and (path / "config.json").is_file():
-            files = (each for each in path.rglob("*") if each.is_file())
-            found[str(path)] = sum(each.stat().st_size for each in files)
-    return found
+    """Sizes in bytes of the models that are directories on this machine, by their path.
+
+    Raises:
+        ConfigError: One of them holds what cannot be copied.
+    """
+    return {
+        str(path): sum(file.size for file in scan(path).values())
+        for model in settings.models
+        if (path := model.model_path) is not None and (path / "config.json").is_file()
+    }
 
 
 def find_of_host(
@@ -238,30 +241,53 @@ def _disk(
     has_tiny_model: bool,
     copies: Mapping[str, int] | None,
 ) -> Iterator[HostFinding]:
+    """What is there already of a copy or an install that was broken off needs no room."""
     layout = facts.layout(settings.cluster)
-    wants: list[tuple[str, int]] = []
+    node, models = [], []
     if facts.wanted_python is None and not _is_installed(settings, facts, platform):
-        wants.append(("the node environment", _INSTALL_BYTES[platform]))
+        there = facts.unfinished.get(f"node/{layout.node(str(platform)).name}", 0)
+        if settings.runtime.wheelhouse is not None:
+            there += facts.unfinished.get("wheelhouse", 0)
+        node.append(_Want("the node environment", max(0, _INSTALL_BYTES[platform] - there)))
+    names = {copied_name(Path(path)): size for path, size in (copies or {}).items()}
     missing = [
-        size for path, size in (copies or {}).items() if copied_name(Path(path)) not in facts.models
+        max(0, size - facts.unfinished.get(f"models/{name}", 0))
+        for name, size in names.items()
+        if name not in facts.models
     ]
     if missing:
-        wants.append(("models", sum(missing)))
-    needed = sum(size for _, size in wants) + _TINY_BYTES * has_tiny_model
-    needed = max(needed, _MARGIN_BYTES)
-    disk = facts.home_disk
-    if (
-        disk is not None
-        and disk.free_bytes < needed
-        and not (facts.is_cluster_running and not wants)
-    ):
-        why = " and ".join(f"{what} ({_gib(size)})" for what, size in wants) or "logs and state"
-        yield HostFinding(
-            facts.host,
-            "disk",
-            f"{_gib(disk.free_bytes)} free at {layout.root}; {_gib(needed)} needed, for {why}",
-            f"free some space there, or make {layout.root} a link to a larger disk",
-        )
+        models.append(_Want("models", sum(missing)))
+    if has_tiny_model and TINY_ON_HOSTS not in facts.models:
+        models.append(_Want("the tiny model", _TINY_BYTES))
+    if facts.models_disk is not None:
+        yield from _on_disk(facts, layout.root, facts.home_disk, node)
+        yield from _on_disk(facts, layout.models, facts.models_disk, models)
+    else:
+        yield from _on_disk(facts, layout.root, facts.home_disk, [*node, *models])
+
+
+@dataclass(frozen=True, slots=True)
+class _Want:
+    """Something that is going to lie on a disk."""
+
+    what: str
+    size_bytes: int
+
+
+def _on_disk(
+    facts: HostFacts, place: PurePosixPath, disk: DiskFact | None, wants: Sequence[_Want]
+) -> Iterator[HostFinding]:
+    needed = max(sum(each.size_bytes for each in wants), _MARGIN_BYTES)
+    if disk is None or disk.free_bytes >= needed or (facts.is_cluster_running and not wants):
+        return
+    what = (f"{each.what} ({_gib(each.size_bytes)})" for each in wants if each.size_bytes)
+    why = " and ".join(what) or "logs and state"
+    yield HostFinding(
+        facts.host,
+        "disk",
+        f"{_gib(disk.free_bytes)} free at {place}; {_gib(needed)} needed, for {why}",
+        f"free some space there, or make {place} a link to a larger disk",
+    )
 
 
 def _temporary_disks(facts: HostFacts) -> Iterator[HostFinding]:

@@ -199,7 +199,8 @@ def _lines(
         yield "clock", f"{facts.clock_offset_s:+.2f} s ± {facts.clock_error_s:.2f} s"
     yield "python", _python(settings, facts, platform)
     if facts.home_disk is not None:
-        yield "disk", f"{facts.home_disk.free_bytes / GIB:.1f} GiB free at {facts.home}"
+        place = facts.layout(settings.cluster).root
+        yield "disk", f"{facts.home_disk.free_bytes / GIB:.1f} GiB free at {place}"
     if facts.memory_available_bytes is not None:
         whole = f" of {facts.memory_bytes / GIB:.1f}" if facts.memory_bytes else ""
         yield "memory", f"{facts.memory_available_bytes / GIB:.1f}{whole} GiB available"

@@ -136,6 +136,7 @@ class HostFacts:
         memory_available_bytes: The machine's, or its control group's if that is less.
         memory_bytes: In all.
         home_disk: Where ``~/.llx`` lies or would lie.
+        models_disk: Where ``~/.llx/models`` lies, if that is another one.
         tmp_disk: Of ``/tmp``.
         shm_disk: Of ``/dev/shm``.
         home_identity: Tells whether two hosts have one home directory; "" if unknown.
@@ -160,6 +161,8 @@ class HostFacts:
         has_state: The cluster's state directory exists.
         node_environments: Finished ones, ``<version>-<platform>``.
         models: Complete ones below ``~/.llx/models``.
+        unfinished: Models and node environments that are not complete, and the wheelhouse: how many
+            bytes are there already, by their path below ``~/.llx``.
         model_paths: What lies there at the paths that models of cluster.yaml have.
         processes: Of this cluster, running.
         llx_processes: Of anybody, running.
@@ -185,6 +188,7 @@ class HostFacts:
     memory_available_bytes: int | None = None
     memory_bytes: int | None = None
     home_disk: DiskFact | None = None
+    models_disk: DiskFact | None = None
     tmp_disk: DiskFact | None = None
     shm_disk: DiskFact | None = None
     home_identity: str = ""
@@ -209,6 +213,7 @@ class HostFacts:
     has_state: bool = False
     node_environments: frozenset[str] = frozenset()
     models: frozenset[str] = frozenset()
+    unfinished: Mapping[str, int] = field(default_factory=dict)
     model_paths: Mapping[str, ModelFact] = field(default_factory=dict)
     processes: tuple[ShimFact, ...] = ()
     llx_processes: tuple[LlxProcess, ...] = ()

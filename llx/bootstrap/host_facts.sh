@@ -76,10 +76,19 @@ resources() {
         cgroup "/sys/fs/cgroup$group"
         case $group in ?*/*) group=${group%/*} ;; /?*) group= ;; *) break ;; esac
     done
-    disk home "$HOME"
+    place=$HOME # or where llx's directory is, if that is a link to a larger disk; likewise models
+    [ -d "$HOME/.llx/" ] && place=$HOME/.llx/
+    disk home "$place"
+    models=$HOME/.llx/models/
+    [ -d "$models" ] && [ "$(device_of "$models")" != "$(device_of "$place")" ] &&
+        disk models "$models"
     disk tmp /tmp
     disk shm /dev/shm
-    say home_identity "$(within 5 stat -c %d:%i "$HOME")" "$(within 5 stat -f -c %T "$HOME")"
+    say home_identity "$(within 5 stat -c %d:%i "$place")" "$(within 5 stat -f -c %T "$place")"
+}
+
+device_of() { # DIRECTORY
+    within 5 stat -c %d "$1"
 }
 
 cgroup() { # DIRECTORY: what memory it may have and has
@@ -211,6 +220,15 @@ llx_state() { # CLUSTER
     done
     for each in "$root"/models/*/llx-model.json "$root"/models/*/*/llx-model.json; do
         [ -r "$each" ] && each=${each%/*} && say model "${each#"$root"/models/}"
+    done
+    for each in "$root"/node/*/ "$root"/models/*/ "$root"/wheelhouse/; do
+        [ -d "$each" ] || continue
+        for marker in "$each"llx-node.json "$each"llx-model.json "$each"*/llx-model.json; do
+            [ -r "$marker" ] && continue 2
+        done
+        size=$(within 10 du -sk "$each" | cut -f 1)
+        each=${each%/}
+        say unfinished "${each#"$root"/}" "$size"
     done
     [ -d "$root/clusters/$1" ] && say state "$root/clusters/$1"
     for each in "$root/clusters/$1"/procs/*/shim.json; do

@@ -75,6 +75,7 @@ def parse(text: str, *, began: float = 0.0, heard: float = 0.0) -> HostFacts:
         memory_available_bytes=_memory_available(said),
         memory_bytes=_memory(said, "MemTotal"),
         home_disk=home_disk,
+        models_disk=_disk(said, "models"),
         tmp_disk=_disk(said, "tmp"),
         shm_disk=_disk(said, "shm"),
         home_identity=_home_identity(said, is_remote, home_disk, boot_id, identity),
@@ -97,6 +98,7 @@ def parse(text: str, *, began: float = 0.0, heard: float = 0.0) -> HostFacts:
         has_state=bool(rows["state"]),
         node_environments=frozenset(said.column("node")),
         models=frozenset(said.column("model")),
+        unfinished=dict(_sizes(rows["unfinished"])),
         model_paths=dict(_model_paths(rows["model_path"])),
         processes=tuple(_processes(rows["process"])),
         llx_processes=tuple(_llx_processes(rows["llx_process"])),
@@ -195,6 +197,11 @@ def _disk(said: _Said, name: str) -> DiskFact | None:
         if fields[0] == name and fields[1].isdigit() and fields[2].isdigit():
             return DiskFact(int(fields[1]) * 1024, int(fields[2]) * 1024, fields[3])
     return None
+
+
+def _sizes(rows: Iterable[Sequence[str]]) -> Iterator[tuple[str, int]]:
+    for path, size in (row for row in rows if len(row) == 2):
+        yield path, (_number(size) or 0) * 1024
 
 
 def _home_identity(

@@ -145,7 +145,7 @@ class TestPlan:
         assert [(e.host, e.subject, e.detail) for e in found.checks if e.state == "fail"] == [
             (name, "clock", checks(found, name)["clock"].detail) for name in ("h1", "h2")
         ]  # the recorded clock stands still
-        assert checks(found, "h1")["disk"].detail == "70.0 GiB free at /home/ann"
+        assert checks(found, "h1")["disk"].detail == "70.0 GiB free at /home/ann/.llx"
         assert checks(found, "h1")["memory"].detail == "50.0 of 62.5 GiB available"
         assert checks(found, "h1")["python"].detail == "3.11.2 at /usr/bin/python3.11"
         assert checks(found, "h1")["ports"].detail == "20000-20999 free"
@@ -197,6 +197,8 @@ class TestPlan:
         (tmp_path / "m").mkdir()
         (tmp_path / "m" / "config.json").write_text("{}")
         (tmp_path / "m" / "w.safetensors").write_bytes(b"x" * 998)
+        (tmp_path / "m" / ".git" / "lfs").mkdir(parents=True)  # hidden: is not copied
+        (tmp_path / "m" / ".git" / "lfs" / "w").write_bytes(b"x" * 998)
         models = [
             {"name": "a", "model": str(tmp_path / "m")},
             {"name": "b", "model": str(tmp_path / "none")},

@@ -3,6 +3,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from llx import __version__
 from llx.agent.devices import Device
 from llx.bootstrap.facts import ModelFact
 from llx.bootstrap.host_facts import (
@@ -29,6 +30,7 @@ from tests.bootstrap.preflight_of_hosts import (
 )
 
 MODEL = {"name": "m", "model": "/data/m", "instances": {"min": 1}}
+ENVIRONMENT = f"{__version__}-cpu"
 
 
 GPUS = (Device("GPU-1", "0: H100", 81559, 0),)
@@ -137,6 +139,35 @@ class TestDisk:
         there = frozenset({copied_name(Path("/data/m"))})
         known = hosts(1, home_disk=DiskFact(100 * GIB, 10 * GIB), models=there)
         assert found(known, copies={"/data/m": 8 * GIB}, models=[MODEL]) == []
+
+    def test_what_a_broken_off_copy_left_needs_no_room_again(self):
+        name = copied_name(Path("/data/m"))
+        half = {f"models/{name}": 6 * GIB, f"node/{ENVIRONMENT}": 2 * GIB}
+        known = hosts(1, home_disk=DiskFact(100 * GIB, 6 * GIB), unfinished=half)
+        assert found(known, copies={"/data/m": 8 * GIB}, models=[MODEL]) == []
+        known = hosts(1, home_disk=DiskFact(100 * GIB, 5 * GIB), unfinished=half)
+        finding = only(found(known, copies={"/data/m": 8 * GIB}, models=[MODEL]))
+        assert "the node environment (4.0 GiB) and models (2.0 GiB)" in finding.problem
+        all_of_it = {f"models/{name}": 9 * GIB, f"node/{ENVIRONMENT}": 7 * GIB}
+        known = hosts(1, home_disk=DiskFact(100 * GIB, GIB), unfinished=all_of_it)
+        assert found(known, copies={"/data/m": 8 * GIB}, models=[MODEL]) == []
+
+    def test_packages_that_were_sent_count_where_they_are_used(self, tmp_path):
+        sent = {"wheelhouse": GIB}
+        known = hosts(1, home_disk=DiskFact(100 * GIB, 5 * GIB), unfinished=sent)
+        assert found(known, runtime={"wheelhouse": str(tmp_path)}) == []
+        assert only(found(known)).subject == "disk"
+
+    def test_models_on_a_disk_of_their_own(self):
+        copies = {"/data/m": 8 * GIB}
+        disks = {"home_disk": DiskFact(9 * GIB, 6 * GIB), "models_disk": DiskFact(9 * GIB, 8 * GIB)}
+        assert found(hosts(1, **disks), copies=copies, models=[MODEL]) == []
+        disks["models_disk"] = DiskFact(9 * GIB, 7 * GIB)
+        finding = only(found(hosts(1, **disks), copies=copies, models=[MODEL]))
+        assert finding.problem == (
+            "7.0 GiB free at /home/ann/.llx/models; 8.0 GiB needed, for models (8.0 GiB)"
+        )
+        assert "make /home/ann/.llx/models a link" in finding.remedy
 
     def test_a_full_disk(self):
         known = {"home_disk": DiskFact(100 * GIB, 1 << 20), "node_environments": INSTALLED}

@@ -198,6 +198,8 @@ class TestParse:
                 "state\t/home/ann/.llx/clusters/prod",
                 "node\t1.0-cpu",
                 "model\ttiny-1",
+                "unfinished\tmodels/m-1234\t2048",
+                "unfinished\twheelhouse\t",
                 "model_path\t/data/m\t1\t1\t2048",
             )
         )
@@ -205,6 +207,7 @@ class TestParse:
         assert [each.cluster for each in found.llx_processes] == ["prod", "lab", ""]
         assert found.is_cluster_running
         assert found.marks == {"cafe"}
+        assert found.unfinished == {"models/m-1234": 2 << 20, "wheelhouse": 0}
         assert found.held_gpus == {"GPU-1"}
         assert (found.has_state, found.node_environments, found.models) == (
             True,

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def here(tmp_path):
     (tmp_path / "home").mkdir()
     path = f"{tmp_path}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     return LocalShell(environment={"HOME": str(tmp_path / "home"), "PATH": path, "LC_ALL": "C"})
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A directory on another file system."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="llx-test-") as place:
+        if Path(place).stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("/dev/shm is no file system of its own")
+        yield Path(place)
 
 
 def program(place, name, text):
@@ -203,6 +213,45 @@ class TestScript:
         assert found.node_environments == {"1.0-cpu"}
         assert found.models == {"tiny-1"}
         assert found.processes == (ShimFact("ray", os.getpid(), "cafe", "ready", "joined"),)
+
+    def test_a_directory_that_is_a_link_is_measured_where_it_leads(self, here, tmp_path, elsewhere):
+        home = tmp_path / "home"
+        before = gather(here, HOST, SETTINGS)
+        assert before.models_disk is None
+        (home / "models").symlink_to(elsewhere)  # the user's own
+        assert gather(here, HOST, SETTINGS).models_disk is None
+        (home / ".llx").mkdir()
+        (home / ".llx" / "models").symlink_to(elsewhere)
+        found = gather(here, HOST, SETTINGS)
+        size = shutil.disk_usage(elsewhere).total
+        assert found.models_disk.size_bytes == pytest.approx(size, rel=0.01)
+        assert found.home_disk.size_bytes == before.home_disk.size_bytes
+        shutil.rmtree(home / ".llx")
+        (home / ".llx").symlink_to(elsewhere)
+        (elsewhere / "models").mkdir()
+        found = gather(here, HOST, SETTINGS)
+        assert found.home_disk.size_bytes == pytest.approx(size, rel=0.01)
+        assert found.models_disk is None
+        assert found.home_identity == f"{found.boot_id} {_device_and_inode(elsewhere)}"
+
+    def test_what_was_broken_off(self, here, tmp_path):
+        root = tmp_path / "home" / ".llx"
+        for name, marker in (
+            ("models/half", ""),
+            ("models/whole", "llx-model.json"),
+            ("models/org", "name/llx-model.json"),
+            ("node/1.0-cpu", ""),
+            ("node/1.0-cuda", "llx-node.json"),
+            ("wheelhouse", ""),
+        ):
+            (root / name).mkdir(parents=True)
+            (root / name / "file").write_bytes(b"x" * (1 << 20))
+            if marker:
+                (root / name / marker).parent.mkdir(exist_ok=True)
+                (root / name / marker).write_text("{}")
+        found = gather(here, HOST, SETTINGS).unfinished
+        assert set(found) == {"models/half", "node/1.0-cpu", "wheelhouse"}
+        assert all(1 << 20 <= size < 2 << 20 for size in found.values())
 
     def test_models_at_their_paths(self, here, tmp_path):
         weights = tmp_path / "my model"
