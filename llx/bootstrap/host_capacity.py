@@ -1,25 +1,22 @@
-"""Whether hosts have what the cluster needs: a Python, disk, memory, models.
+"""Whether hosts have what the cluster needs: disk, memory, models.
 
-Of this machine it looks at the wheelhouse and at models. Where instances will run is decided later,
+Of this machine it looks at models. Where instances will run is decided later,
 by the scheduler (`llx.core.placement`); here they are taken to be spread evenly. GPUs are
-`llx.bootstrap.host_gpus`'s.
+`llx.bootstrap.host_gpus`'s, the Python environment `llx.bootstrap.host_environment`'s.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from llx.bootstrap import host_gpus
+from llx.bootstrap import host_environment, host_gpus
 from llx.bootstrap.facts import ModelFact
-from llx.bootstrap.host_facts import DiskFact, HostFacts, PythonFact
-from llx.bootstrap.host_finding import CLUSTER, HostFinding
-from llx.bootstrap.host_python import FetchedPython, plan_python
+from llx.bootstrap.host_facts import DiskFact, HostFacts
+from llx.bootstrap.host_finding import HostFinding
 from llx.bootstrap.hosts_plan import MODELS, TINY_ON_HOSTS, copied_name
 from llx.bootstrap.model_files import scan
-from llx.bootstrap.node_probe import NodeEnv, NodePlatform, verify
 from llx.bootstrap.preflight import GIB
-from llx.errors import ExitCode, HostError, InstallError, LlxError
-from llx.pins import VLLM_DISTRIBUTIONS
+from llx.errors import LlxError
 from llx.settings import TINY_MODEL, ClusterSettings, ModelSettings, Platform
 from llx.specs import EngineKind
 
@@ -74,7 +71,7 @@ def find_of_host(
 
     `python_version`: the release that all hosts use, of `host_python.common_version`.
     """
-    yield from _python(settings, facts, platform, python_version)
+    yield from host_environment.find_of_host(settings, facts, platform, python_version)
     yield from _models(settings, facts, copies)
     yield from _disk(settings, facts, platform, has_tiny_model=has_tiny_model, copies=copies)
     yield from _temporary_disks(facts)
@@ -90,117 +87,10 @@ def find_of_cluster(
     copies: Mapping[str, int] | None = None,
 ) -> Iterator[HostFinding]:
     """Findings of all hosts together. Those that run already have given what they need."""
-    wheelhouse = settings.runtime.wheelhouse
-    if wheelhouse is not None and _wheelhouse(settings) is None:
-        problem = f"wheelhouse {wheelhouse}: no such directory here"
-        remedy = f"llx node download {wheelhouse}, or leave runtime.wheelhouse out"
-        yield HostFinding(CLUSTER, "python", problem, remedy, ExitCode.USAGE)
+    yield from host_environment.find_of_cluster(settings)
     if platform is Platform.CUDA:
         yield from host_gpus.find_of_cluster(settings, facts)
     yield from _memory(settings, facts, platform, copies or {})
-
-
-# --- Python ----------------------------------------------------------------------------------
-
-
-def _python(
-    settings: ClusterSettings, facts: HostFacts, platform: Platform, only: str | None
-) -> Iterator[HostFinding]:
-    if facts.wanted_python is not None:
-        yield from _wanted_python(facts, facts.wanted_python, platform)
-        if facts.override is not None and only is not None:
-            yield from _release(facts, facts.override, only)
-        return
-    if _is_installed(settings, facts, platform):
-        return
-    try:
-        plan = plan_python(facts, NodePlatform(platform), _wheelhouse(settings), only=only)
-    except HostError as error:
-        problem = error.message.removeprefix(f"{error.host}: {error.step}: ")
-        yield HostFinding(facts.host, "python", problem, error.remedy)
-        return
-    if isinstance(plan, FetchedPython):
-        yield HostFinding(
-            facts.host,
-            "python",
-            f"{_pythons_in_words(facts)}; a standalone Python {plan.version} will be fetched from "
-            "the internet, by the host",
-            "to prevent that, install Python 3.11 or newer there, with venv "
-            "(apt-get install python3-venv), or set hosts[].python",
-            is_fatal=False,
-        )
-
-
-def _release(facts: HostFacts, given: PythonFact, only: str) -> Iterator[HostFinding]:
-    if given.version_text.startswith(f"{only}."):
-        return
-    yield HostFinding(
-        facts.host,
-        "python",
-        f"{given.path} is Python {given.version_text}, other hosts use {only}: Ray joins no two "
-        "releases",
-        f"set hosts[].python to an environment with Python {only}, or leave it out everywhere",
-    )
-
-
-def _pythons_in_words(facts: HostFacts) -> str:
-    if not facts.pythons:
-        return "there is no Python"
-    had = [
-        f"Python {each.version_text} ({each.path})" + ("" if each.has_venv else " without venv")
-        for each in facts.pythons
-    ]
-    return f"{', '.join(had)} will not do: 3.11 or newer with venv is needed"
-
-
-def _is_installed(settings: ClusterSettings, facts: HostFacts, platform: Platform) -> bool:
-    """Whether llx's own node environment is there, complete."""
-    return facts.layout(settings.cluster).node(str(platform)).name in facts.node_environments
-
-
-def _wheelhouse(settings: ClusterSettings) -> Path | None:
-    """If it is not there, one finding says so."""
-    wheelhouse = settings.runtime.wheelhouse
-    return wheelhouse if wheelhouse is not None and wheelhouse.is_dir() else None
-
-
-def _wanted_python(facts: HostFacts, path: str, platform: Platform) -> Iterator[HostFinding]:
-    found = facts.override
-    if found is None:
-        yield HostFinding(
-            facts.host,
-            "python",
-            f"no working Python at {path}",
-            "correct hosts[].python (or runtime.python), or leave it out: llx makes its own",
-        )
-        return
-    vllm = {each: found.versions.get(VLLM_DISTRIBUTIONS[each]) for each in NodePlatform}
-    had = next((each for each in NodePlatform if vllm[each] is not None), None)
-    version = vllm[had] if had is not None else None
-    if version is not None and version.partition("+")[2].startswith("cpu"):
-        had = NodePlatform.CPU
-    environment = NodeEnv(
-        prefix=Path(found.prefix),
-        python=Path(path),
-        platform=had or NodePlatform(platform),
-        python_version=found.version_text,
-        llx_version=found.versions.get("llx"),
-        vllm_version=version,
-        ray_version=found.versions.get("ray"),
-        managed=False,
-    )
-    try:
-        verify(environment)
-    except InstallError as error:
-        yield HostFinding(facts.host, "python", error.message, error.remedy)
-        return
-    if had != NodePlatform(platform):
-        yield HostFinding(
-            facts.host,
-            "python",
-            f"vLLM at {path} is built for {had}, the cluster is of platform {platform}",
-            f"set runtime.platform to {had}, or name another Python",
-        )
 
 
 # --- models and disk -------------------------------------------------------------------------
@@ -244,7 +134,7 @@ def _disk(
     """What is there already of a copy or an install that was broken off needs no room."""
     layout = facts.layout(settings.cluster)
     node, models = [], []
-    if facts.wanted_python is None and not _is_installed(settings, facts, platform):
+    if facts.wanted_python is None and not facts.has_node_environment(platform):
         there = facts.unfinished.get(f"node/{layout.node(str(platform)).name}", 0)
         if settings.runtime.wheelhouse is not None:
             there += facts.unfinished.get("wheelhouse", 0)

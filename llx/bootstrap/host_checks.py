@@ -231,9 +231,11 @@ def _membership(settings: ClusterSettings, facts: HostFacts) -> str:
 def _python(settings: ClusterSettings, facts: HostFacts, platform: Platform) -> str:
     if facts.override is not None:
         return f"{facts.override.version_text} at {facts.wanted_python}, with vLLM, Ray and llx"
-    place = facts.layout(settings.cluster).node(str(platform))
-    if place.name in facts.node_environments:
-        return f"node environment {place.name} installed"
+    if facts.has_node_environment(platform):
+        name = facts.layout(settings.cluster).node(platform).name
+        return (
+            f"node environment {name} installed, Python {facts.installed_python(platform) or '?'}"
+        )
     usable = (each for each in facts.pythons if each.has_venv)
     best = max(usable, key=lambda each: each.version, default=None)
     return "-" if best is None else f"{best.version_text} at {best.path}"

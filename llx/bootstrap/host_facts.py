@@ -159,7 +159,8 @@ class HostFacts:
         listeners: On the cluster's ports, the gateway's and the control API's.
         claim: Which cluster it belongs to.
         has_state: The cluster's state directory exists.
-        node_environments: Finished ones, ``<version>-<platform>``.
+        node_environments: Finished ones, ``<version>-<platform>``, and the version of Python in
+            each, such as ``3.12.1``; "" if unknown.
         models: Complete ones below ``~/.llx/models``.
         unfinished: Models and node environments that are not complete, and the wheelhouse: how many
             bytes are there already, by their path below ``~/.llx``.
@@ -211,7 +212,7 @@ class HostFacts:
     listeners: tuple[Listener, ...] = ()
     claim: Claim | None = None
     has_state: bool = False
-    node_environments: frozenset[str] = frozenset()
+    node_environments: Mapping[str, str] = field(default_factory=dict)
     models: frozenset[str] = frozenset()
     unfinished: Mapping[str, int] = field(default_factory=dict)
     model_paths: Mapping[str, ModelFact] = field(default_factory=dict)
@@ -236,6 +237,15 @@ class HostFacts:
     def marks(self) -> frozenset[str]:
         """Marks of what runs there of this cluster: its ports and GPUs are its own."""
         return frozenset(each.mark for each in self.processes if each.mark)
+
+    def has_node_environment(self, platform: str) -> bool:
+        """Whether llx's own environment of this release is there, complete."""
+        return self.layout("").node(platform).name in self.node_environments
+
+    def installed_python(self, platform: str) -> str | None:
+        """The release of Python in that environment, such as ``3.12``; None if there is none."""
+        version = self.node_environments.get(self.layout("").node(platform).name, "")
+        return ".".join(version.split(".")[:2]) or None
 
     def layout(self, cluster: str) -> HostLayout:
         """Where things of `cluster` lie there."""

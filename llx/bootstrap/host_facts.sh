@@ -216,7 +216,8 @@ llx_state() { # CLUSTER
     [ -d "$root" ] || return
     [ -r "$root/host.json" ] && say claim "$(one_line 2000 <"$root/host.json")"
     for each in "$root"/node/*/llx-node.json; do
-        [ -r "$each" ] && each=${each%/*} && say node "${each##*/}"
+        [ -r "$each" ] && each=${each%/*} &&
+            say node "${each##*/}" "$(sed -n 's/^version *= *//p' "$each/pyvenv.cfg" 2>/dev/null)"
     done
     for each in "$root"/models/*/llx-model.json "$root"/models/*/*/llx-model.json; do
         [ -r "$each" ] && each=${each%/*} && say model "${each#"$root"/models/}"

@@ -96,7 +96,7 @@ def parse(text: str, *, began: float = 0.0, heard: float = 0.0) -> HostFacts:
         listeners=tuple(_listeners(rows["listener"])),
         claim=_claim(said.first("claim")),
         has_state=bool(rows["state"]),
-        node_environments=frozenset(said.column("node")),
+        node_environments=dict(_node_environments(rows["node"])),
         models=frozenset(said.column("model")),
         unfinished=dict(_sizes(rows["unfinished"])),
         model_paths=dict(_model_paths(rows["model_path"])),
@@ -197,6 +197,11 @@ def _disk(said: _Said, name: str) -> DiskFact | None:
         if fields[0] == name and fields[1].isdigit() and fields[2].isdigit():
             return DiskFact(int(fields[1]) * 1024, int(fields[2]) * 1024, fields[3])
     return None
+
+
+def _node_environments(rows: Iterable[Sequence[str]]) -> Iterator[tuple[str, str]]:
+    for name, version in (row for row in rows if len(row) == 2):
+        yield name, version if _VERSION.fullmatch(version) else ""
 
 
 def _sizes(rows: Iterable[Sequence[str]]) -> Iterator[tuple[str, int]]:

@@ -83,8 +83,8 @@ def find(
 
 def python_version(
     settings: ClusterSettings, facts: Mapping[str, HostFacts], platform: Platform
-) -> str:
-    """The release of Python that all hosts use."""
+) -> str | None:
+    """The release of Python that all hosts use; None if no host can have any."""
     wheelhouse = settings.runtime.wheelhouse
     there = wheelhouse if wheelhouse is not None and wheelhouse.is_dir() else None
     return common_version(list(facts.values()), NodePlatform(platform), there)

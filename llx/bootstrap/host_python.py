@@ -14,7 +14,8 @@ import re
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -74,22 +75,30 @@ PythonPlan = FoundPython | ArchivedPython | FetchedPython
 
 def common_version(
     hosts: Sequence[HostFacts], platform: NodePlatform, wheelhouse: Path | None = None
-) -> str:
+) -> str | None:
     """The release of Python, such as ``3.12``, that all hosts use: Ray joins no others.
 
-    That of an environment which some host must use; else the newest that every host has; else what
-    llx brings along.
+    That of the hosts which run; else of an environment that some host must use; else of the node
+    environments that are there; else the newest that every host has; else one that most can be
+    brought. None: no host can have any.
     """
-    given = [_short(each.override.version) for each in hosts if each.override is not None]
-    if given:
-        return given[0]
+    running = [each for each in hosts if each.is_cluster_running]
+    given = [each for each in hosts if each.override is not None]
+    for some in (running, given, hosts):
+        fixed = [release for each in some if (release := _fixed_version(each, platform))]
+        if fixed:
+            return _most(fixed)
     had = [
         {_short(python.version) for python in each.pythons if python.has_venv}
         & _fitting_versions(each.machine, platform, wheelhouse)
         for each in hosts
     ]
     everywhere = set.intersection(*had) if had else set()
-    return max(everywhere, key=_number, default=_FETCHED)
+    if everywhere:
+        return max(everywhere, key=_number)
+    brought = [_brought_versions(each.machine, platform, wheelhouse) for each in hosts]
+    possible = [each for pair in zip(had, brought, strict=True) for each in set.union(*pair)]
+    return _most(possible) if possible else None
 
 
 def plan_python(
@@ -110,18 +119,17 @@ def plan_python(
     Raises:
         HostError: The packages of the wheelhouse fit none of its Pythons, and no archive is there.
     """
-    fitting = _fitting_versions(facts.machine, platform, wheelhouse)
-    if only is not None:
-        fitting &= {only}
+    packages = _fitting_versions(facts.machine, platform, wheelhouse)
+    fitting = packages if only is None else packages & {only}
     for each in facts.pythons:
-        if each.has_venv and f"{each.version[0]}.{each.version[1]}" in fitting:
+        if each.has_venv and _short(each.version) in fitting:
             return FoundPython(PurePosixPath(each.path))
     if wheelhouse is None:
         return FetchedPython(only or _FETCHED, facts.machine)
-    archive = _newest_archive(wheelhouse, facts.machine, fitting)
-    if archive is None:
-        raise _nothing_fits(facts, platform, wheelhouse, fitting)
-    return ArchivedPython(archive)
+    archives = _archives(wheelhouse, facts.machine, fitting)
+    if archives:
+        return ArchivedPython(max(archives)[1])
+    raise _nothing_fits(facts, platform, wheelhouse, packages, only)
 
 
 def base_python(
@@ -211,6 +219,14 @@ def fetch_uv(
 # --- deciding --------------------------------------------------------------------------------
 
 
+def _fixed_version(host: HostFacts, platform: NodePlatform) -> str | None:
+    """The release that a host has, whatever the others have."""
+    if host.override is not None:
+        is_too_old = host.override.version < (3, 11)  # that is its own problem alone
+        return None if is_too_old else _short(host.override.version)
+    return host.installed_python(platform) if host.wanted_python is None else None
+
+
 def _fitting_versions(
     machine: str, platform: NodePlatform, wheelhouse: Path | None
 ) -> frozenset[str]:
@@ -223,35 +239,59 @@ def _fitting_versions(
     )
 
 
-def _newest_archive(wheelhouse: Path, machine: str, fitting: frozenset[str]) -> Path | None:
+def _brought_versions(machine: str, platform: NodePlatform, wheelhouse: Path | None) -> set[str]:
+    """What llx can bring along for such a host."""
+    if wheelhouse is None:
+        return {_FETCHED}
+    fitting = _fitting_versions(machine, platform, wheelhouse)
+    return {f"3.{minor}" for (minor, _), _ in _archives(wheelhouse, machine, fitting)}
+
+
+def _archives(
+    wheelhouse: Path, machine: str, fitting: Collection[str]
+) -> list[tuple[tuple[int, int], Path]]:
+    """Standalone Pythons that lie there, with the last two parts of their versions."""
     found: list[tuple[tuple[int, int], Path]] = []
     for path in wheelhouse.glob("cpython-*.tar.gz"):
         named = _ARCHIVE.fullmatch(path.name)
         if named and named[1] in fitting and named[3] == machine:
-            found.append(((int(named[1].partition(".")[2]), int(named[2])), path))
-    return max(found, default=((0, 0), None))[1]
+            found.append(((_number(named[1]), int(named[2])), path))
+    return found
 
 
 def _nothing_fits(
-    facts: HostFacts, platform: NodePlatform, wheelhouse: Path, fitting: frozenset[str]
+    facts: HostFacts,
+    platform: NodePlatform,
+    wheelhouse: Path,
+    packages: frozenset[str],
+    only: str | None,
 ) -> HostError:
     has = [
         f"{each.version_text}{'' if each.has_venv else ' without venv'}" for each in facts.pythons
     ]
-    usable = [each for each in facts.pythons if each.has_venv and _short(each.version) in PYTHONS]
-    for_these = ", ".join(sorted(fitting)) or "none of its machine and platform"
+    usable = [_short(each.version) for each in facts.pythons if each.has_venv]
+    usable = [each for each in usable if each in PYTHONS and only in {None, each}]
+    for_these = ", ".join(sorted(packages)) or "none of its machine and platform"
+    sought = f"Python {only}" if only else "Python 3.11 or newer"
+    why = f"; all hosts are to use {only}, as Ray joins no two releases" if only else ""
     fill = f"llx node download {wheelhouse} --platform {platform} --machine {facts.machine}"
-    archive = f"put cpython-3.…-{facts.machine}-unknown-linux-gnu-install_only.tar.gz into it"
+    fill += f" --python-version {only or usable[0]}" if only or usable else ""
+    archive = f"cpython-{only or '3'}.…-{facts.machine}-unknown-linux-gnu-install_only.tar.gz"
+    install = f"install {sought} with venv there, or put {archive} into {wheelhouse}"
+    has_packages = only in packages if only else bool(packages)
     return HostError(
-        f"it has {'Python ' + ', '.join(has) if has else 'no Python 3.11 or newer'}, and "
-        f"{wheelhouse} has packages for Python {for_these}",
+        f"it has {'Python ' + ', '.join(has) if has else 'no ' + sought}, and {wheelhouse} has "
+        f"packages for Python {for_these}{why}",
         host=facts.host,
         step=STEP,
-        remedy=f"{fill} --python-version {_short(usable[0].version)}"
-        if usable
-        else f"install Python 3.11 or newer with venv there, or {archive}"
-        + ("" if fitting else f" and run {fill}"),
+        remedy=fill if usable else install if has_packages else f"{install}; and run {fill}",
     )
+
+
+def _most(versions: Sequence[str]) -> str:
+    """The most frequent; of several the newest."""
+    votes = Counter(versions)
+    return max(votes, key=lambda version: (votes[version], _number(version)))
 
 
 def _number(version: str) -> int:

@@ -40,7 +40,7 @@ class HostWork:
         layout: Where things lie there.
         facts: What is so there.
         platform: What engines compute on.
-        python_version: The release of Python that all hosts use.
+        python_version: The release of Python that all hosts use (`host_python.common_version`).
         addresses: By which hosts reach each other.
         cluster: The cluster's secrets.
         settings: As the head reads them.
@@ -56,7 +56,7 @@ class HostWork:
     layout: HostLayout
     facts: HostFacts
     platform: Platform
-    python_version: str
+    python_version: str | None
     addresses: Mapping[str, str]
     cluster: ClusterSecrets
     settings: ClusterSettings
@@ -144,6 +144,12 @@ class _Steps:
         if given is not None:
             self.play("node-existing", python=str(given))
             return PurePosixPath(given)
+        playbook = "node-network" if runtime.wheelhouse is None else "node-wheelhouse"
+        own = work.layout.node_python(str(work.platform))
+        # What is there and right is left alone, without a look for what it was made from.
+        is_right_release = work.facts.installed_python(str(work.platform)) == work.python_version
+        if is_right_release and not self._would_change(playbook, base_python=str(own)):
+            return own
         base = base_python(
             work.shell,
             work.layout,
@@ -154,12 +160,10 @@ class _Steps:
             only=work.python_version,
             uv_cache=work.plan.environment.data_home / "uv",
         )
-        if runtime.wheelhouse is None:
-            self.play("node-network", base_python=str(base))
-        elif self._would_change("node-wheelhouse", base_python=str(base)):
+        if runtime.wheelhouse is not None and self._would_change(playbook, base_python=str(base)):
             self.play("wheelhouse", wheelhouse_dir=str(runtime.wheelhouse))
-            self.play("node-wheelhouse", base_python=str(base))
-        return work.layout.node_python(str(work.platform))
+        self.play(playbook, base_python=str(base))
+        return own
 
     def models(self, python: PurePosixPath) -> None:
         """Copy what the operator has, make what llx makes."""

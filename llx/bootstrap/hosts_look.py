@@ -35,7 +35,7 @@ class Outlook:
         leaving: To those that are no longer, whose settings are in `leaving_hosts`.
         facts: Of the hosts that can be reached.
         platform: What engines compute on.
-        python_version: The release of Python that all hosts use.
+        python_version: The release of Python that all hosts use (`host_python.common_version`).
         addresses: By which hosts reach each other.
         verb: What the operator called.
         before: The settings the cluster runs with, as this machine remembers them.
@@ -50,7 +50,7 @@ class Outlook:
     leaving_hosts: tuple[HostSettings, ...]
     facts: dict[str, HostFacts]
     platform: Platform
-    python_version: str
+    python_version: str | None
     addresses: dict[str, str]
     verb: str
     before: ClusterSettings | None

@@ -81,6 +81,7 @@ def install(
     python: str | Path = sys.executable,
     wheelhouse: Path | None = None,
     wheel: Wheel | None = None,
+    release: str | None = None,
     run: Run = run_command,
 ) -> NodeEnv:
     """Make the node environment at ``prefix``, or leave it alone when it is already right.
@@ -94,6 +95,8 @@ def install(
         python: The interpreter to base the environment on.
         wheelhouse: Take every package from this folder, and ask no index.
         wheel: The llx to put there; None: the one that is running, see `own_wheel`.
+        release: The Python that it must be of, such as ``3.12``; None: an environment that is there
+            may be of any.
         run: Runs venv and pip; tests give their own.
 
     Returns:
@@ -109,7 +112,7 @@ def install(
     wanted = _wanted(platform, wheel)
     _claim(prefix)
     with _exclusive(prefix, report):
-        held = _held(prefix, wanted, report)
+        held = _held(prefix, wanted, release, report)
         if held is None:
             _clear(prefix)
             _create_venv(pip, platform, Path(python))
@@ -126,7 +129,13 @@ def install(
         return replace(made, managed=True)
 
 
-def check(prefix: Path, platform: NodePlatform, *, wheel: Wheel | None = None) -> NodeEnv:
+def check(
+    prefix: Path,
+    platform: NodePlatform,
+    *,
+    wheel: Wheel | None = None,
+    release: str | None = None,
+) -> NodeEnv:
     """The environment at `prefix`, if `install` would leave it as it is. Changes nothing.
 
     Raises:
@@ -138,6 +147,7 @@ def check(prefix: Path, platform: NodePlatform, *, wheel: Wheel | None = None) -
     if found is None:
         raise InstallError(f"no finished node environment at {prefix}")
     verify(held := inspect_python(_python(prefix)))
+    _verify_release(held, release)
     if found != wanted:
         is_only_llx = found.lock_sha256 == wanted.lock_sha256
         what = "another build of llx" if is_only_llx else "other packages"
@@ -191,7 +201,7 @@ def _write_marker(prefix: Path, marker: _Marker) -> None:
     unfinished.replace(prefix / MARKER_NAME)
 
 
-def _held(prefix: Path, wanted: _Marker, report: Report) -> NodeEnv | None:
+def _held(prefix: Path, wanted: _Marker, release: str | None, report: Report) -> NodeEnv | None:
     """What is there, if that is everything but perhaps the right llx."""
     marker = _read_marker(prefix)
     if marker is None or marker.lock_sha256 != wanted.lock_sha256:
@@ -199,10 +209,16 @@ def _held(prefix: Path, wanted: _Marker, report: Report) -> NodeEnv | None:
     try:
         held = inspect_python(_python(prefix))
         verify_packages(held)
+        _verify_release(held, release)
     except InstallError as error:
         report(f"{error.message}: installing anew")
         return None
     return held
+
+
+def _verify_release(held: NodeEnv, release: str | None) -> None:
+    if release is not None and not held.python_version.startswith(f"{release}."):
+        raise InstallError(f"{held.prefix} is of Python {held.python_version}, not {release}")
 
 
 # --- the directory ---------------------------------------------------------------------------
@@ -298,6 +314,11 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--prefix", type=Path, required=True)
         verb.add_argument("--platform", type=NodePlatform, default=None, help="cpu or cuda")
         verb.add_argument("--wheel", type=Path, default=None, help="llx itself; default: this one")
+        verb.add_argument(
+            "--same-release",
+            action="store_true",
+            help="of the release of Python that runs this; default: of any",
+        )
     installing.add_argument("--python", type=Path, default=Path(sys.executable))
     installing.add_argument("--wheelhouse", type=Path, default=None)
     return parser
@@ -309,8 +330,9 @@ def _perform(args: argparse.Namespace) -> None:
         return
     platform = args.platform or detect_platform()
     wheel = None if args.wheel is None else Wheel.read(args.wheel)
+    release = f"{sys.version_info[0]}.{sys.version_info[1]}" if args.same_release else None
     if args.verb == "check":
-        check(args.prefix, platform, wheel=wheel)
+        check(args.prefix, platform, wheel=wheel, release=release)
         return
     install(
         args.prefix,
@@ -319,6 +341,7 @@ def _perform(args: argparse.Namespace) -> None:
         python=args.python,
         wheelhouse=args.wheelhouse,
         wheel=wheel,
+        release=release,
     )
 
 

@@ -8,7 +8,7 @@ from llx.settings import ClusterSettings, Platform
 from tests.bootstrap.host_said import hosts
 
 GIB = 1 << 30
-INSTALLED = frozenset({f"{__version__}-cpu", f"{__version__}-cuda"})
+INSTALLED = {f"{__version__}-cpu": "3.11.2", f"{__version__}-cuda": "3.11.2"}
 
 
 def settings(*names, **changes):

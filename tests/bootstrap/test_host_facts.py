@@ -2,6 +2,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
+from llx import __version__
 from llx.agent.devices import Device
 from llx.bootstrap.facts import ModelFact
 from llx.bootstrap.host_facts import (
@@ -196,7 +197,9 @@ class TestParse:
                 "llx_process\t98\tbob\t\tpython -m llx.gateway.main",
                 "held_gpu\tGPU-1",
                 "state\t/home/ann/.llx/clusters/prod",
-                "node\t1.0-cpu",
+                "node\t1.0-cpu\t3.12.1",
+                "node\t1.0-cuda\t",
+                f"node\t{__version__}-cpu\t3.11.9",
                 "model\ttiny-1",
                 "unfinished\tmodels/m-1234\t2048",
                 "unfinished\twheelhouse\t",
@@ -207,11 +210,15 @@ class TestParse:
         assert [each.cluster for each in found.llx_processes] == ["prod", "lab", ""]
         assert found.is_cluster_running
         assert found.marks == {"cafe"}
+        assert found.has_node_environment("cpu")
+        assert found.installed_python("cpu") == "3.11"
+        assert not found.has_node_environment("cuda")
+        assert found.installed_python("cuda") is None
         assert found.unfinished == {"models/m-1234": 2 << 20, "wheelhouse": 0}
         assert found.held_gpus == {"GPU-1"}
         assert (found.has_state, found.node_environments, found.models) == (
             True,
-            {"1.0-cpu"},
+            {"1.0-cpu": "3.12.1", "1.0-cuda": "", f"{__version__}-cpu": "3.11.9"},
             {"tiny-1"},
         )
         assert found.model_paths == {"/data/m": ModelFact(True, True, 2048)}

