@@ -4,6 +4,7 @@ What the steps are is `llx.bootstrap.playbook`'s. Each command and its output go
 operator's side; a secret goes there and into messages as ``***``, and to the host by `Shell.put`.
 """
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,13 @@ from llx.settings import ClusterSettings, HostSettings
 
 _POLL_S = 0.5
 _PROGRESS_EVERY_S = 0.25
+_SUDO_REFUSES = re.compile(
+    r"\bsudo: (not found|a password|a terminal|sorry)|[Ss]orry, user|sudoers"
+)
+_SUDO_REMEDY = (
+    "log in as root (hosts[].user), or let the user run nft there by sudo without a password: "
+    "NOPASSWD in /etc/sudoers.d"
+)
 
 Proceed = Callable[[], None]
 
@@ -259,7 +267,8 @@ class _Player:
                 on_line = self._tell_lines(work)
                 done = self._run(work, deed.argv, stdin, deed.timeout_s, on_line=on_line)
                 if not done.is_success:
-                    raise self._failure(work, f"exit code {done.exit_code}", done)
+                    problem, remedy = _why(deed, done)
+                    raise self._failure(work, problem, done, remedy)
             case deeds.Put():
                 content, mode = deed.content, int(deed.mode, 8)
                 plain = content.reveal() if isinstance(content, Secret) else content
@@ -347,7 +356,7 @@ class _Player:
         self._journal.write(f"= exit code {done.exit_code}")
         return done
 
-    def _failure(self, work: Work, message: str, done: Completed) -> HostError:
+    def _failure(self, work: Work, message: str, done: Completed, remedy: str = "") -> HostError:
         evidence = replace(done, stderr=done.stderr if done.stderr.strip() else done.stdout)
         return HostError(
             message,
@@ -355,7 +364,7 @@ class _Player:
             step=self._step(work),
             process_exit_code=done.exit_code,
             stderr_tail=self._journal.masked(evidence.stderr_tail),
-            remedy=self._remedy(),
+            remedy=remedy or self._remedy(),
         )
 
     def _step(self, work: Work) -> str:
@@ -366,3 +375,10 @@ class _Player:
 
     def _tell(self, work: Work, state: StepState, detail: str = "") -> None:
         self._observe(StepEvent(work.step, state, detail))
+
+
+def _why(deed: deeds.Run, done: Completed) -> tuple[str, str]:
+    """What a failed command means, and what to do about it; "" where that is not known."""
+    if deed.argv[0] == "sudo" and _SUDO_REFUSES.search(done.stderr):
+        return "the user is not root and has no sudo without a password", _SUDO_REMEDY
+    return f"exit code {done.exit_code}", ""

@@ -559,15 +559,41 @@ def test_stop_where_nothing_was_started_or_the_environment_is_gone(scene):
         scene.play("stop", {"grace_s": "7"})
 
 
+FIREWALL = {
+    "first_port": "20000",
+    "last_port": "20999",
+    "cluster_addresses": "127.0.0.1, 10.0.0.1",
+    "cluster_addresses_v6": "::1",
+}
+
+
+@pytest.mark.parametrize(
+    ("stderr", "is_about_sudo"),
+    [
+        ("sh: 1: exec: sudo: not found", True),
+        ("bash: line 1: exec: sudo: not found", True),
+        ("sudo: a password is required", True),
+        ("ann is not in the sudoers file.", True),
+        ("Sorry, user ann is not allowed to execute '/usr/sbin/nft -f -' as root", True),
+        ("sudo: nft: command not found", False),
+        ("/dev/stdin:1:1-9: Error: Operation not permitted", False),
+    ],
+)
+def test_a_user_who_may_not_set_the_firewall_is_told_what_it_takes(scene, stderr, is_about_sudo):
+    shell = FakeShell()
+    shell.answer("sudo", by=completed(stderr=stderr, exit_code=1))
+    layout = HostLayout(PurePosixPath(scene.home), 1000, "c")
+    with pytest.raises(HostError) as caught:
+        scene.play("firewall", FIREWALL, shell=shell, layout=layout)
+    assert caught.value.detail == stderr
+    assert ("is not root and has no sudo" in caught.value.message) is is_about_sudo
+    assert ("NOPASSWD" in caught.value.remedy) is is_about_sudo
+
+
 def test_a_firewall_that_is_there_is_left(scene):
     rules = "".join(f'\t\trule comment "llx:{{}}:{index}"\n' for index in range(4))
     shell = FakeShell()
-    values = {
-        "first_port": "20000",
-        "last_port": "20999",
-        "cluster_addresses": "127.0.0.1, 10.0.0.1",
-        "cluster_addresses_v6": "::1",
-    }
+    values = FIREWALL
     dry = scene.play("firewall", values, dry_run=True, offline=True).commands[0].lines
     digest = next(line for line in dry if "llx:" in line).split("llx:")[1].split(":")[0]
     head = "table inet t {\n\tchain rules {\n\t\ttype filter hook input priority -10;\n"
