@@ -241,8 +241,9 @@ def _memory(
         yield HostFinding(
             name,
             "memory",
-            f"about {_gib(room.needed_bytes)} needed, for {room.num_instances} instances and "
-            f"what goes with them; {_gib(available)} available",
+            f"about {_gib(room.needed_bytes)} needed, for {room.num_instances} "
+            f"instance{'' if room.num_instances == 1 else 's'} and what else runs there; "
+            f"{_gib(available)} available",
             "ask for fewer instances or a smaller runtime.kv_cache_gib, end other processes "
             "there, or add hosts",
         )

@@ -144,6 +144,15 @@ def _wanted_python(facts: HostFacts, path: str, platform: Platform) -> Iterator[
         ray_version=found.versions.get("ray"),
         managed=False,
     )
+    if found.version < (3, 11):
+        yield HostFinding(
+            facts.host,
+            "python",
+            f"Python {found.version_text} at {path} is too old; llx needs 3.11 or newer",
+            "set hosts[].python (or runtime.python) to a newer one, or leave it out: llx makes its "
+            "own",
+        )
+        return
     try:
         verify(environment)
     except InstallError as error:
