@@ -55,9 +55,10 @@ class Settings(BaseModel):
 class HostSettings(Settings):
     """One machine reached by SSH.
 
-    `address` is what ``ssh`` would be given: a name or an alias of ``~/.ssh/config`` too. What is
-    None is as ``~/.ssh/config`` says. `cluster_address` is the IP address under which the other
-    hosts reach it; None: the one that SSH arrives at. `python` overrides ``runtime.python``.
+    `address` is what ``ssh`` would be given: a name or an alias of ``~/.ssh/config`` too; `name`
+    follows it. What is None is as ``~/.ssh/config`` says. `cluster_address` is the IP address under
+    which the other hosts reach it; None: the one that SSH arrives at. `python` overrides
+    ``runtime.python``.
     """
 
     name: str = ""
@@ -78,7 +79,7 @@ class HostSettings(Settings):
             and "name" not in value
             and isinstance(value.get("address"), str)
         ):
-            return {**value, "name": value["address"]}
+            return {**value, "name": host_name_of(value["address"])}
         return value
 
     @field_validator("name")
@@ -348,6 +349,12 @@ class ClusterSettings(Settings):
     def num_gateways(self) -> int:
         """How many gateways there are: two on two hosts or more, unless said otherwise."""
         return self.gateway.count or min(2, max(1, len(self.hosts)))
+
+
+def host_name_of(address: str) -> str:
+    """What llx calls a host of that address by itself: the address, as far as names go."""
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", address)[:64].strip("-.")
+    return f"host-{name}".strip("-") if not name or name in _RESERVED_NAMES else name
 
 
 def is_model_path(model: str) -> bool:

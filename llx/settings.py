@@ -9,7 +9,7 @@ here touches a socket or a process.
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from llx.cluster_file import (
     is_model_path,
 )
 from llx.errors import ConfigError, NotFoundError
+from llx.host_address import parse_host
 from llx.secret import Secret
 from llx.specs import EngineKind
 from llx.yaml_reader import read_yaml
@@ -99,14 +100,17 @@ def example_cluster() -> str:
     raise ConfigError("llx's own example of a cluster.yaml is missing", remedy="install llx again")
 
 
-def example_with_hosts(hosts: list[str]) -> str:
-    """`example_cluster` for these addresses.
+def example_with_hosts(hosts: Sequence[str]) -> str:
+    """`example_cluster` for these hosts, each ``[user@]host[:port]``; `load_cluster` reads it.
 
     Raises:
-        ConfigError: One is no address.
+        ConfigError: One is no host, two would have one name, or there is none.
     """
-    checked = [HostSettings.model_validate({"address": each}) for each in hosts]
-    lines = "".join(f"  - {{name: {each.name}, address: {each.address}}}\n" for each in checked)
+    if not hosts:
+        raise ConfigError("--hosts names no host", remedy="llx init --hosts gpu-1,gpu-2")
+    found = {each: parse_host(each) for each in hosts}
+    _refuse_same_names(hosts, found)
+    lines = "".join(f"  - {_one_line(each)}\n" for each in found.values())
     text = example_cluster().replace("cluster: local\n", "cluster: main\n", 1)
     return text.replace("hosts: []\n", f"hosts:\n{lines}", 1)
 
@@ -308,6 +312,26 @@ class Environment:
         given = Path(self.variables.get(name, ""))
         home = Path(self.variables.get("HOME") or Path.home())
         return (given if given.is_absolute() else home / default) / "llx"
+
+
+def _refuse_same_names(given: Sequence[str], found: Mapping[str, HostSettings]) -> None:
+    seen: dict[str, str] = {}
+    for text in given:
+        name = found[text].name
+        if name in seen:
+            what = "is given twice" if seen[name] == text else f'and "{seen[name]}" are both {name}'
+            raise ConfigError(
+                f'"{text}" {what}',
+                remedy="give it once; two hosts of one address, as with forwarded ports, need "
+                "names of their own: write them into cluster.yaml",
+            )
+        seen[name] = text
+
+
+def _one_line(host: HostSettings) -> str:
+    """The host as YAML in braces; quoted is what would be read as something else than text."""
+    values = host.model_dump(exclude_none=True)
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=True, width=1000).strip()
 
 
 def _as_model(given: str, cwd: Path) -> str:

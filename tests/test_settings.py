@@ -1,5 +1,6 @@
 """cluster.yaml: what it may say, how mistakes are named; options and environment."""
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -344,10 +345,13 @@ def test_read_yaml_explains_values_without_lines():
 
 class TestHosts:
     def test_a_plain_address_is_a_host_of_that_name(self, tmp_path):
-        settings = load_cluster(write(tmp_path, MINIMAL + "hosts: [gpu-1, {address: 10.0.0.2}]\n"))
+        settings = load_cluster(
+            write(tmp_path, MINIMAL + "hosts: [gpu-1, {address: 10.0.0.2}, gpu_2]\n")
+        )
         assert [(each.name, each.address) for each in settings.hosts] == [
             ("gpu-1", "gpu-1"),
             ("10.0.0.2", "10.0.0.2"),
+            ("gpu-2", "gpu_2"),
         ]
         assert settings.head_host is settings.hosts[0]
         assert settings.num_gateways == 2
@@ -381,6 +385,65 @@ class TestHosts:
         settings = load_cluster(path)
         assert [each.address for each in settings.hosts] == ["gpu-1", "10.0.0.2"]
         assert settings.cluster != local_cluster(environment(tmp_path)).cluster
+
+    @pytest.mark.parametrize(
+        ("given", "host"),
+        [
+            ("gpu-1", ("gpu-1", "gpu-1", None, None)),
+            ("ubuntu@gpu-1", ("gpu-1", "gpu-1", "ubuntu", None)),
+            ("ubuntu@10.0.0.2:2222", ("10.0.0.2", "10.0.0.2", "ubuntu", 2222)),
+            ("gpu_1", ("gpu-1", "gpu_1", None, None)),
+            ("2001:db8::1", ("2001-db8-1", "2001:db8::1", None, None)),
+            ("u@[fe80::1%eth0]:22", ("fe80-1-eth0", "fe80::1%eth0", "u", 22)),
+            ("[::1]", ("1", "::1", None, None)),
+            ("1234", ("1234", "1234", None, None)),
+            ("1e3", ("1e3", "1e3", None, None)),
+            ("null", ("null", "null", None, None)),
+            ("yes", ("yes", "yes", None, None)),
+            ("head", ("host-head", "head", None, None)),
+            ("_", ("host", "_", None, None)),
+        ],
+    )
+    def test_init_takes_hosts_as_ssh_does(self, tmp_path, given, host):
+        settings = load_cluster(write(tmp_path, example_with_hosts([given])))
+        found = settings.hosts[0]
+        assert (found.name, found.address, found.user, found.port) == host
+
+    @pytest.mark.parametrize(
+        ("hosts", "words"),
+        [
+            ([], "names no host"),
+            (["a", "a"], '"a" is given twice'),
+            (["a", "u@a:2222"], '"u@a:2222" and "a" are both a'),
+            (["gpu_1", "gpu-1"], '"gpu-1" and "gpu_1" are both gpu-1'),
+            (["a b"], "\"a b\" is no [user@]host[:port] (address: 'a b' is no address"),
+            (["-oProxyCommand=x"], "is no address or user name"),
+            (["@a"], "(user: '' is no address or user name)"),
+            (["a:ssh"], '"a:ssh" is no [user@]host[:port]'),
+            (["a:"], '"a:" is no'),
+            (["a:99999"], "(port: Input should be less than or equal to 65535)"),
+            (["a:" + "9" * 5000], "(port: "),
+            (["1:2:3"], '"1:2:3" is no'),
+            (["ssh://u@h"], "is no address or user name"),
+        ],
+    )
+    def test_init_refuses_what_is_no_host(self, hosts, words):
+        with pytest.raises(ConfigError) as caught:
+            example_with_hosts(hosts)
+        assert words in caught.value.message
+        assert caught.value.remedy
+
+    @given(
+        st.lists(st.text("aA1e-_.:@[]%~# '\"{},\\0n\u00e9", max_size=12), min_size=1, max_size=3)
+    )
+    def test_whatever_init_writes_can_be_read(self, tmp_path_factory, hosts):
+        text = ""
+        with contextlib.suppress(ConfigError):
+            text = example_with_hosts(hosts)
+        if text:
+            settings = load_cluster(write(tmp_path_factory.getbasetemp(), text))
+            pairs = zip(settings.hosts, hosts, strict=True)
+            assert all(host.address in given for host, given in pairs)
 
     def test_other_hosts_are_checked_like_a_file(self, tmp_path):
         settings = load_cluster(write(tmp_path, MINIMAL + "hosts: [a]\n"))

@@ -13,7 +13,7 @@ def init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.")] = Path("cluster.yaml"),
     hosts: Annotated[
         str | None,
-        typer.Option("--hosts", metavar="A,B,…", help="Machines, as `ssh` would be given them."),
+        typer.Option("--hosts", metavar="A,B,…", help="Machines: [user@]host[:port] each."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
@@ -24,8 +24,10 @@ def init(
     from llx.errors import ConflictError, LlxError
     from llx.settings import example_cluster, example_with_hosts
 
-    names = [each.strip() for each in (hosts or "").split(",") if each.strip()]
-    text = example_with_hosts(names) if names else example_cluster()
+    if hosts is None:
+        text = example_cluster()
+    else:
+        text = example_with_hosts([each.strip() for each in hosts.split(",") if each.strip()])
     try:
         with file.open("w" if force else "x", encoding="utf-8") as handle:
             handle.write(text)
@@ -34,5 +36,5 @@ def init(
     except OSError as error:
         raise LlxError(f"cannot write {file}: {error.strerror}") from None
     typer.echo(f"{file}")
-    first = f"llx doctor {file}" if names else f"llx up {file} --dry-run"
+    first = f"llx up {file} --dry-run" if hosts is None else f"llx doctor {file}"
     typer.echo(f"next: edit it, then {first}", err=True)

@@ -106,6 +106,22 @@ class TestInit:
         assert llx("init", "c.yaml", "--force").exit_code == 0
         assert Path("c.yaml").read_text() != "mine"
 
+    @pytest.mark.parametrize("hosts", ["ubuntu@gpu-1:2222, gpu_2", "2001:db8::1,1234,null"])
+    def test_with_hosts_writes_what_up_reads(self, llx, hosts):
+        done = llx("init", "--hosts", hosts)
+        assert (done.exit_code, done.stdout) == (0, "cluster.yaml\n")
+        assert "llx doctor cluster.yaml" in done.stderr
+        found = load_cluster(llx.root / "cluster.yaml").hosts
+        assert len(found) == len(hosts.split(","))
+
+    @pytest.mark.parametrize("hosts", ["a,a", "a b", ",", ""])
+    def test_of_what_is_no_host_writes_nothing(self, llx, hosts):
+        done = llx("init", "--hosts", hosts)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert "error: " in done.stderr
+        assert "remedy: " in done.stderr
+        assert not (llx.root / "cluster.yaml").exists()
+
     def test_nowhere_to_write(self, llx):
         done = llx("init", "no/such/c.yaml")
         assert (done.exit_code, "cannot write" in done.stderr) == (1, True)
