@@ -38,10 +38,21 @@ _PATH_ARGUMENTS = ("chat_template", "chat-template")
 def _resolved(path: Path, info: ValidationInfo) -> Path:
     """Paths in a file are relative to that file."""
     base = info.context if isinstance(info.context, Path) else Path.cwd()
-    return Path(os.path.normpath(base / path.expanduser()))
+    try:
+        return Path(os.path.normpath(base / path.expanduser()))
+    except RuntimeError:
+        raise PydanticCustomError("path", f'"{path}": no such home directory') from None
+
+
+def _resolved_there(path: Path, info: ValidationInfo) -> Path:
+    """Likewise, but for ``~/…``: whose home that is shows where the path is used."""
+    return path if path.parts[:1] == ("~",) else _resolved(path, info)
 
 
 ConfigPath = Annotated[Path, AfterValidator(_resolved)]
+"""A path on the machine that reads the file."""
+HostPath = Annotated[Path, AfterValidator(_resolved_there)]
+"""A path on a host, if there are hosts: ``~/…`` stays and means the home of the user there."""
 Port = Annotated[int, Field(ge=0, le=65535)]
 """A TCP port; 0 lets the system choose."""
 
@@ -67,7 +78,7 @@ class HostSettings(Settings):
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     identity_file: ConfigPath | None = None
     cluster_address: str | None = None
-    python: ConfigPath | None = None
+    python: HostPath | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -136,7 +147,8 @@ class ModelSettings(Settings):
     """One model: a pool of like instances, served under `name`.
 
     `model` is a directory when it starts with ``/``, ``./``, ``../`` or ``~`` (then it is absolute
-    here), else a Hugging Face id. `engine_args` and `serve_args` are vLLM's own, passed untouched.
+    here, or begins with ``~``), else a Hugging Face id. `engine_args` and `serve_args` are vLLM's
+    own, passed untouched.
     """
 
     name: str
@@ -163,7 +175,7 @@ class ModelSettings(Settings):
     def _absolute_if_path(cls, model: str, info: ValidationInfo) -> str:
         if not model.strip():
             raise PydanticCustomError("model", "names no model")
-        return str(_resolved(Path(model), info)) if is_model_path(model) else model
+        return str(_resolved_there(Path(model), info)) if is_model_path(model) else model
 
     @field_validator("serve_args")
     @classmethod
@@ -171,7 +183,7 @@ class ModelSettings(Settings):
         cls, args: dict[str, JsonValue], info: ValidationInfo
     ) -> dict[str, JsonValue]:
         return {
-            key: str(_resolved(Path(value), info))
+            key: str(_resolved_there(Path(value), info))
             if key in _PATH_ARGUMENTS and isinstance(value, str) and is_model_path(value)
             else value
             for key, value in args.items()
@@ -197,8 +209,19 @@ class ModelSettings(Settings):
 
     @property
     def model_path(self) -> Path | None:
-        """The model's directory, or None for a Hugging Face id."""
-        return Path(self.model) if is_model_path(self.model) else None
+        """The model's directory, or None for a Hugging Face id; ``~`` is the home of this user."""
+        return Path(self.model).expanduser() if is_model_path(self.model) else None
+
+    def at_home(self) -> Self:
+        """Its paths as those of this machine, if it is this machine that serves it."""
+        args = {
+            key: str(Path(value).expanduser())
+            if key in _PATH_ARGUMENTS and isinstance(value, str) and is_model_path(value)
+            else value
+            for key, value in self.serve_args.items()
+        }
+        model = self.model if self.model_path is None else str(self.model_path)
+        return self.model_copy(update={"model": model, "serve_args": args})
 
     @property
     def sim_spec(self) -> SimSpec | None:
@@ -262,7 +285,7 @@ class RuntimeSettings(Settings):
     """Where engines run and how long they may take to start."""
 
     platform: Platform = Platform.AUTO
-    python: ConfigPath | None = None
+    python: HostPath | None = None
     prefix: ConfigPath | None = None
     wheelhouse: ConfigPath | None = None
     start_timeout_s: float = Field(default=600, gt=0)

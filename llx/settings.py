@@ -181,10 +181,10 @@ def local_cluster(
 
 
 def resolve_model(model: ModelSettings, environment: "Environment") -> ModelSettings:
-    """`model` with the name of llx's own tiny model replaced by the directory where it lies."""
+    """`model` as this machine serves it: its paths absolute, llx's own tiny model where it lies."""
     if model.model != TINY_MODEL:
-        return model
-    return model.model_copy(update={"model": str(environment.tiny_model)})
+        return model.at_home()
+    return model.at_home().model_copy(update={"model": str(environment.tiny_model)})
 
 
 def resolve_api_keys(

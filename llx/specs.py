@@ -136,6 +136,7 @@ class HostSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         is_tls: Whether Ray's traffic is encrypted, with the files of `tls_dir`.
         ray_tmp: Ray's temporary directory.
         kv_cache_gib: On the CPU: KV cache of one instance.
+        home: The home directory that ``~/…`` means in the paths of models.
     """
 
     cluster: str
@@ -152,6 +153,7 @@ class HostSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is_tls: bool
     ray_tmp: str
     kv_cache_gib: int = 1
+    home: str = ""
 
     @property
     def is_head(self) -> bool:

@@ -188,6 +188,31 @@ class TestPaths:
         assert settings.runtime.wheelhouse == tmp_path / "wheels"
         assert settings.gateway.api_keys[0].key_file == tmp_path / "a.key"
 
+    def test_a_home_is_that_of_whoever_uses_the_path(self, tmp_path, monkeypatch):
+        """What may lie on hosts keeps its ~; what is the operator's own does not."""
+        monkeypatch.setenv("HOME", "/home/op")
+        text = (
+            "hosts: [{address: a, python: ~/py/bin/python, identity_file: ~/.ssh/k}]\n"
+            "models: [{name: m, model: ~/w/, serve_args: {chat_template: ~/t.jinja}}]\n"
+            "runtime: {python: ~/venv/bin/python}\n"
+            "gateway: {api_keys: [{tenant: a, key_file: ~/a.key}]}\n"
+        )
+        settings = load_cluster(write(tmp_path, text))
+        host, model = settings.hosts[0], settings.models[0]
+        assert (str(host.python), str(host.identity_file)) == ("~/py/bin/python", "/home/op/.ssh/k")
+        assert str(settings.runtime.python) == "~/venv/bin/python"
+        assert (model.model, model.serve_args) == ("~/w", {"chat_template": "~/t.jinja"})
+        assert model.model_path == Path("/home/op/w")
+        assert settings.gateway.api_keys[0].key_file == Path("/home/op/a.key")
+        assert load_cluster(write(tmp_path, dump_cluster(settings))) == settings
+        here = resolve_model(model, environment(tmp_path))
+        assert here.model == "/home/op/w"
+        assert here.serve_args == {"chat_template": "/home/op/t.jinja"}
+
+    def test_nobodys_home(self, tmp_path):
+        text = MINIMAL + "runtime: {wheelhouse: ~nobody-of-that-name/w}\n"
+        assert "no such home directory" in mistake(tmp_path, text)
+
     def test_a_hub_id_stays(self):
         model = ModelSettings(name="m", model="org/name")
         assert (model.model, model.model_path) == ("org/name", None)

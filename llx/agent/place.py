@@ -31,6 +31,7 @@ class Place:
         platform: ``cpu`` or ``cuda``.
         models_dir: Where models that llx keeps lie; empty: nowhere.
         port_range: Where instances listen; None: as the system chooses.
+        home: What ``~`` is in the paths of models; empty: there is none in them.
     """
 
     host: str = HERE
@@ -38,12 +39,13 @@ class Place:
     platform: str = "cpu"
     models_dir: str = ""
     port_range: tuple[int, int] | None = None
+    home: str = ""
 
     @classmethod
     def of_host(cls, spec: HostSpec) -> "Place":
         """The place that the spec describes."""
         ports = HostPorts(spec.first_port).instances
-        return cls(spec.host, spec.address, spec.platform, spec.models_dir, ports)
+        return cls(spec.host, spec.address, spec.platform, spec.models_dir, ports, spec.home)
 
     def instance(self, spec: InstanceSpec, procs_dir: Path) -> InstanceSpec:
         """`spec` as the instance gets it here."""
@@ -77,6 +79,8 @@ class Place:
         )
 
     def _local(self, model: str) -> str:
+        if self.home and (model == "~" or model.startswith("~/")):
+            return f"{self.home}{model[1:]}"
         if not self.models_dir or not model.startswith(MODELS):
             return model
         return f"{self.models_dir}/{model.removeprefix(MODELS)}"

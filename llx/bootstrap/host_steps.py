@@ -142,8 +142,9 @@ class _Steps:
         work, runtime = self._work, self._work.plan.settings.runtime
         given = work.host.python or runtime.python
         if given is not None:
-            self.play("node-existing", python=str(given))
-            return PurePosixPath(given)
+            python = work.layout.there(given)
+            self.play("node-existing", python=str(python))
+            return python
         playbook = "node-network" if runtime.wheelhouse is None else "node-wheelhouse"
         own = work.layout.node_python(str(work.platform))
         # What is there and right is left alone, without a look for what it was made from.

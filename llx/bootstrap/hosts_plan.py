@@ -82,7 +82,7 @@ def make_hosts_plan(settings: ClusterSettings, environment: Environment) -> Host
     """Make `settings` concrete.
 
     A model that is a directory on this machine is copied to the hosts; any other path is one on
-    the hosts.
+    the hosts, where ``~`` is the home of each host's own user.
 
     Raises:
         ConfigError: An API key's variable or file is missing, or a setting does not go with hosts.
@@ -163,6 +163,7 @@ def host_spec(
         head_address=addresses[head],
         state_dir=str(layout.state),
         models_dir=str(layout.models),
+        home=str(layout.home),
         python=str(python),
         platform=str(platform),
         first_port=settings.network.first_port,

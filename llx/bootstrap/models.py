@@ -166,7 +166,7 @@ def node_python(shell: Shell, layout: HostLayout, given: Path | None) -> PurePos
         InstallError: There is none yet.
     """
     if given is not None:
-        return PurePosixPath(given)
+        return layout.there(given)
     script = 'ls -d "$1/node/$2"-*/bin/python'
     listing = shell.run(["sh", "-c", script, "-", str(layout.root), __version__])
     if not listing.stdout.strip():

@@ -80,7 +80,9 @@ def make_plan(settings: ClusterSettings, environment: Environment) -> Plan:
     models = tuple(resolve_model(each, environment) for each in resolved.models)
     tiny = str(environment.tiny_model)
     node = _node_choice(resolved, environment)
-    runtime = resolved.runtime.model_copy(update={"platform": Platform(node.platform)})
+    runtime = resolved.runtime.model_copy(
+        update={"platform": Platform(node.platform), "python": node.python}
+    )
     return Plan(
         settings=resolved.model_copy(update={"models": models, "runtime": runtime}),
         environment=environment,
@@ -167,4 +169,5 @@ def _node_choice(settings: ClusterSettings, environment: Environment) -> NodeCho
         or environment.node_prefix
         or default_prefix(platform, environment.xdg_data_home)
     )
-    return NodeChoice(platform, prefix, runtime.python, runtime.wheelhouse)
+    python = None if runtime.python is None else runtime.python.expanduser()
+    return NodeChoice(platform, prefix, python, runtime.wheelhouse)

@@ -161,7 +161,8 @@ def standard_values(
         cluster_addresses: IP addresses of all hosts of the cluster.
     """
     ports = HostPorts(settings.network.first_port)
-    python = host.python or settings.runtime.python or layout.node_python(platform)
+    given = host.python or settings.runtime.python
+    python = layout.node_python(platform) if given is None else layout.there(given)
     v4 = [each for each in cluster_addresses if ":" not in each]
     v6 = [each for each in cluster_addresses if ":" in each]
     return {

@@ -56,7 +56,7 @@ def agent_in(
 ) -> NodeAgent:
     ledger = DeviceLedger(root / "devices.json", inventory)
     environment = {"PATH": os.environ["PATH"], "HF_TOKEN": "hf"}
-    place = Place("h1", "10.0.0.1", "cpu", "/models", (21100, 21999))
+    place = Place("h1", "10.0.0.1", "cpu", "/models", (21100, 21999), "/home/u")
     commands = Commands(command, command)
     return NodeAgent(root / "procs", ledger, commands, environment, 2, place=place)
 
@@ -254,22 +254,25 @@ def test_stopping_what_is_not_there(root: Path) -> None:
 def test_what_only_the_host_knows_is_filled_in_and_told_back_as_asked(root: Path) -> None:
     agent = agent_in(root)
     asked = msgspec.structs.replace(
-        instance(), model="@models/big", engine_args={"tokenizer": "@models/t", "n": 9}
+        instance(),
+        model="@models/big",
+        engine_args={"tokenizer": "@models/t", "hf_config_path": "~/c", "n": 9},
     )
     agent.start_instance(asked, [Need("m-0", 1)])
     got = load_spec(root / "procs/m-0/spec.json", InstanceSpec)
     assert (got.bind_host, got.port_range) == ("10.0.0.1", (21100, 21999))
-    assert (got.model, got.engine_args) == ("/models/big", {"tokenizer": "/models/t", "n": 9})
+    assert got.model == "/models/big"
+    assert got.engine_args == {"tokenizer": "/models/t", "hf_config_path": "/home/u/c", "n": 9}
     assert got.keys_path == str(root / "keys.json")
     assert got.status_path == str(root / "procs/m-0/status.json")
     assert agent.observe()["m-0"].spec == asked
 
-    agent.start_gateway(gateway(model="@models/big"))
+    agent.start_gateway(gateway(model="~/big"))
     got = load_spec(root / "procs/gateway-0/spec.json", GatewaySpec)
-    assert (got.host, got.url_host, got.pools[0].model) == ("0.0.0.0", "10.0.0.1", "/models/big")
+    assert (got.host, got.url_host, got.pools[0].model) == ("0.0.0.0", "10.0.0.1", "/home/u/big")
     assert got.on_host == "h1"
     assert got.pools[0].serve_args == {"chat_template": "/models/t"}
-    assert agent.observe()["gateway-0"].spec == gateway(model="@models/big")
+    assert agent.observe()["gateway-0"].spec == gateway(model="~/big")
 
 
 @pytest.mark.parametrize(

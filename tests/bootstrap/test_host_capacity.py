@@ -194,6 +194,15 @@ class TestDisk:
         assert ["14.0 GiB needed" in e.problem for e in findings] == [True, True]
         assert "models (8.0 GiB)" in findings[0].problem
 
+    def test_a_home_here_is_this_users_there_it_is_theirs(self, monkeypatch):
+        monkeypatch.setenv("HOME", "/home/op")
+        model = {"name": "m", "model": "~/m", "instances": {"min": 1}}
+        absent = {"~/m": ModelFact(is_directory=False, has_config=False)}
+        known = hosts(1, model_paths=absent)
+        assert found(known, copies={"/home/op/m": GIB}, models=[model]) == []
+        finding = only(found(known, copies={}, models=[model]))
+        assert finding.problem == "~/m: no such directory, neither there nor here"
+
     def test_models_that_were_copied_already(self):
         there = frozenset({copied_name(Path("/data/m"))})
         known = hosts(1, home_disk=DiskFact(100 * GIB, 10 * GIB), models=there)

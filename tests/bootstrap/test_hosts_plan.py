@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import pytest
 
+from llx.agent.place import Place
 from llx.bootstrap.cluster_secrets import new_secrets
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.hosts_plan import (
@@ -15,6 +16,7 @@ from llx.bootstrap.hosts_plan import (
     make_hosts_plan,
     spec_text,
 )
+from llx.bootstrap.play import standard_values
 from llx.errors import ConfigError
 from llx.settings import Environment, Platform, dump_cluster, load_cluster
 from llx.specs import HostSpec
@@ -56,6 +58,23 @@ def test_a_directory_here_is_copied_any_other_path_is_on_the_hosts(plan_of, tmp_
         "org/name",
         "@models/tiny-1",
     ]
+
+
+def test_a_home_on_hosts_is_that_of_their_own_user(plan_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    models = [{"name": "mine", "model": "~/weights"}, {"name": "theirs", "model": "~/llama"}]
+    plan = plan_of(models=models, runtime={"python": "~/venv/bin/python"})
+    name = copied_name(tmp_path / "weights")
+    assert plan.copies == {name: tmp_path / "weights"}
+    on_hosts = head_settings(plan, Platform.CPU, {"a": "10.0.0.1", "b": "10.0.0.2"})
+    assert [each.model for each in on_hosts.models] == [f"@models/{name}", "~/llama"]
+    layout = HostLayout(PurePosixPath("/home/u"), 1000, plan.settings.cluster)
+    values = standard_values(layout, plan.settings, plan.settings.hosts[0], platform="cpu")
+    assert values["python"] == "/home/u/venv/bin/python"
+    addresses = {"a": "10.0.0.1", "b": "10.0.0.2"}
+    python = PurePosixPath(values["python"])
+    spec = host_spec(plan, layout, "b", python, Platform.CPU, addresses, new_secrets())
+    assert Place.of_host(spec).home == "/home/u"
 
 
 def test_two_directories_of_one_name_stay_two(tmp_path):

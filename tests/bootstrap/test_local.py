@@ -1,5 +1,7 @@
 """`up` and `down` on a make-believe machine: every way in, every way out."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -350,6 +352,15 @@ class TestPurge:
         other.mkdir()
         (other / "cluster.yaml").touch()
         assert purge_list(world.state_dir, environment) == []
+
+
+def test_a_home_here_is_this_users(world, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/op")
+    plan = world.plan(
+        models=[{"name": "m", "model": "~/w"}], runtime={"platform": "cpu", "python": "~/py"}
+    )
+    assert plan.settings.models[0].model == "/home/op/w"
+    assert plan.node.python == plan.settings.runtime.python == Path("/home/op/py")
 
 
 def test_the_plan_in_words(world):

@@ -417,6 +417,7 @@ def test_a_pull_that_fails_says_why(layout, lines, stderr, message, remedy):
 
 def test_the_environment_that_pulls_is_the_one_given_or_the_one_that_is_there(layout):
     assert node_python(LocalShell(), layout, Path("/opt/py")) == PurePosixPath("/opt/py")
+    assert node_python(LocalShell(), layout, Path("~/py")) == layout.home / "py"
     with pytest.raises(InstallError, match="h1 has no node environment yet"):
         node_python(LocalShell(), layout, None)
     there = Path(layout.node_python("cuda"))
