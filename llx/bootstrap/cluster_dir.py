@@ -49,6 +49,21 @@ class Context:
     changed_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class LocalHolder:
+    """Who holds a cluster's lock on this machine; without a verb: that is not known."""
+
+    verb: str = ""
+    pid: int = 0
+    since: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.verb:
+            return "another llx is at work"
+        since = time.strftime("%H:%M:%S", time.localtime(self.since))
+        return f"another llx {self.verb} is at work (pid {self.pid}, since {since})"
+
+
 def contexts(environment: Environment) -> list[Context]:
     """Clusters with a state directory, by name; those taken down are kept for their logs."""
     if not environment.clusters_dir.is_dir():
@@ -135,15 +150,15 @@ def cluster_lock(state_dir: Path, verb: str) -> Iterator[None]:
         os.close(handle)
 
 
-def lock_holder(state_dir: Path) -> str:
-    """Who holds the cluster's lock on this machine, in words; empty if nobody does."""
+def lock_holder(state_dir: Path) -> LocalHolder | None:
+    """Who holds the cluster's lock on this machine; None if nobody does."""
     try:
         handle = os.open(state_dir / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        return ""
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return ""
+        return None
     except BlockingIOError:
         return _who(os.pread(handle, 1000, 0))
     finally:
@@ -203,6 +218,15 @@ def write_private(path: Path, text: str) -> None:
     new.replace(path)
 
 
+def remembered_hosts(state_dir: Path) -> ClusterSettings | None:
+    """The settings of a cluster on hosts, up or down, as this machine last had them; else None.
+
+    Raises:
+        ConflictError: They are those of another llx.
+    """
+    return hosts_to_visit(state_dir, is_purge=True)
+
+
 def clear(state_dir: Path) -> None:
     """Remove what belongs to a start; logs, the audit trail and the term stay."""
     for each in state_dir.iterdir():
@@ -248,10 +272,9 @@ def _held(path: Path, record: bytes) -> ConflictError:
     )
 
 
-def _who(record: bytes) -> str:
+def _who(record: bytes) -> LocalHolder:
     try:
         holder = json.loads(record)
-        since = time.strftime("%H:%M:%S", time.localtime(holder["since"]))
-        return f"another llx {holder['verb']} is at work (pid {holder['pid']}, since {since})"
+        return LocalHolder(str(holder["verb"]), int(holder["pid"]), float(holder["since"]))
     except (ValueError, KeyError, TypeError):
-        return "another llx is at work"
+        return LocalHolder()

@@ -93,7 +93,7 @@ class Held:
         if self.is_lost or _now() - self.fresh_at > STALE_AFTER_S - _MARGIN_S:
             raise ConflictError(
                 f"cluster {self._cluster}: this llx lost the cluster's lock",
-                remedy="llx lock show; repeat the command",
+                remedy="llx lock show --file FILE says who has it; then repeat the command",
             )
 
 
@@ -145,8 +145,8 @@ def _acquire(shell: Shell, layout: HostLayout, record: str) -> None:
         holder = _holder(done.stdout)
         raise ConflictError(
             f"cluster {layout.cluster} is locked: {holder or 'by another llx'}",
-            remedy=f"wait for it; an llx that died holds it for {STALE_AFTER_S} s at most "
-            "(llx lock show, llx lock release)",
+            remedy=f"wait for it; an llx that died holds it for {STALE_AFTER_S} s at most. Who has "
+            "the cluster's file can say llx lock show --file FILE and llx lock release --file FILE",
         )
     if not done.is_success:
         raise HostError(

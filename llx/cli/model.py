@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from llx.cli.failures import Interruptions, command
-from llx.cli.parameters import ContextOption, OutputOption, YesOption
+from llx.cli.parameters import ContextOption, FileOption, OutputOption, YesOption
 from llx.cli.session import Session, confirmed, hosts_world
 
 if TYPE_CHECKING:
@@ -21,12 +21,6 @@ app = typer.Typer(help="Models on hosts: list, copy, pull, remove.", no_args_is_
 
 HostsOption = Annotated[
     str, typer.Option("--hosts", metavar="HOSTS", help="Names with commas between; * is all.")
-]
-FileOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--file", metavar="FILE", help="The hosts of this cluster.yaml, not of a known cluster."
-    ),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import re
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -61,6 +62,12 @@ ContextOption = Annotated[
         metavar="NAME",
         help="The cluster meant; default: the one that is up, or was last.",
         autocompletion=complete_cluster,
+    ),
+]
+FileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--file", metavar="FILE", help="The hosts of this cluster.yaml, not of a known cluster."
     ),
 ]
 OutputOption = Annotated[

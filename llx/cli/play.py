@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llx.cli.failures import Interruptions, command
-from llx.cli.parameters import ContextOption, YesOption
+from llx.cli.parameters import ContextOption, FileOption, YesOption
 from llx.cli.session import Session, confirmed, hosts_world
 
 if TYPE_CHECKING:
@@ -42,12 +42,7 @@ def play(
             help="A parameter's value; =@FILE: a file's content, kept secret.",
         ),
     ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "--file", metavar="FILE", help="The hosts of this cluster.yaml, not of a known cluster."
-        ),
-    ] = None,
+    file: FileOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Look, and show the exact commands; change nothing.")
     ] = False,

@@ -127,13 +127,15 @@ class Session:
             shell.close()
             raise
 
-    def connect(self, host: "HostSettings") -> "Shell":
-        """SSH to a host of a cluster that is up: nobody is asked about its key.
+    def connect(self, host: "HostSettings", ask: "AskHostKey | None" = None) -> "Shell":
+        """SSH to a host; `ask` decides about an unknown key, without it such a host is refused.
 
         Raises:
             UnreachableError: It cannot be reached.
         """
-        return hosts_world(self).connect(host)
+        from llx.bootstrap.ssh import connect, resolve
+
+        return connect(resolve(host, self.environment), ask=ask or _nobody)
 
     def gateway(self) -> "OpenAIClient":
         """The gateway meant: of ``--url``, else of the cluster."""
@@ -171,10 +173,9 @@ def hosts_world(
     from llx.bootstrap.first_token import ask_gateway
     from llx.bootstrap.hosts_world import HostsWorld
     from llx.bootstrap.remote_control import open_control
-    from llx.bootstrap.ssh import connect, resolve
 
     return HostsWorld(
-        connect=lambda host: connect(resolve(host, session.environment), ask=ask or _nobody),
+        connect=lambda host: session.connect(host, ask),
         control=open_control,
         first_token=ask_gateway,
         sleep=time.sleep if interruptions is None else interruptions.sleep,

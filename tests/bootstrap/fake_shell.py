@@ -4,6 +4,7 @@
 does it for real, with this machine's ``sh``: give it paths within a temporary directory.
 """
 
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -212,7 +213,11 @@ class LocalShell:
             return None
 
     def dial(self, address: str, port: int, *, timeout_s: float = 10.0) -> Stream:
-        raise UnreachableError(f"{self.host}: nothing listens on {address}:{port}")
+        try:
+            return socket.create_connection((address, port), timeout=timeout_s)
+        except OSError:
+            message = f"{self.host}: nothing listens on {address}:{port}"
+            raise UnreachableError(message) from None
 
     def close(self) -> None:
         """Nothing to end."""

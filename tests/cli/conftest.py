@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from llx.cli.main import app
 from llx.settings import Environment
+from tests.cli.hosts_here import HostsHere
 from tests.cli.servers import FakeGateway, FakeHead, cluster_status
 
 
@@ -39,6 +40,11 @@ class Command:
 def llx(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return Command(tmp_path)
+
+
+@pytest.fixture
+def hosts(llx):
+    return HostsHere(llx)
 
 
 @pytest.fixture
