@@ -6,9 +6,11 @@ Fields are only ever added within a version. Times are Unix seconds, durations s
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 API_VERSION = "v1"
+MAX_VERB_CHARS = 100
+MAX_NOTE_CHARS = 2000
 
 
 class _Resource(BaseModel):
@@ -221,6 +223,23 @@ class ChangeReport(_Resource):
 
     api_version: Literal["v1"] = "v1"
     changes: list[str]
+
+
+class NoteRequest(_Resource):
+    """Body of ``POST /v1/events``: what an operator has done to the cluster past its head.
+
+    `verb`: of ``llx``, such as ``model add``; `text`: to what, in words.
+    """
+
+    verb: str = Field(min_length=1, max_length=MAX_VERB_CHARS)
+    text: str = Field(max_length=MAX_NOTE_CHARS)
+    user: str = ""
+
+
+class NoteReport(_Resource):
+    """The event is in the audit trail."""
+
+    api_version: Literal["v1"] = "v1"
 
 
 class ErrorBody(_Resource):

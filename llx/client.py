@@ -15,12 +15,16 @@ from pydantic import BaseModel, ValidationError
 
 from llx.api import (
     API_VERSION,
+    MAX_NOTE_CHARS,
+    MAX_VERB_CHARS,
     ChangeReport,
     ClusterStatus,
     ErrorBody,
     HostStatus,
     InstanceStatus,
     LogSlice,
+    NoteReport,
+    NoteRequest,
     SettingsDocument,
     SettingsUpdate,
     StopReport,
@@ -222,6 +226,17 @@ class ControlClient:
         """
         body = SettingsUpdate(yaml=yaml, user=user, is_dry_run=is_dry_run)
         return self._request("PUT", "settings", ChangeReport, json=body.model_dump()).changes
+
+    def note(self, verb: str, text: str, *, user: str = "") -> None:
+        """Leave an event in the audit trail, of what was done to the cluster past its head.
+
+        Args:
+            verb: Of ``llx``, such as ``model add``.
+            text: To what, in words; cut where it is too long.
+            user: Who did it.
+        """
+        body = NoteRequest(verb=verb[:MAX_VERB_CHARS], text=text[:MAX_NOTE_CHARS], user=user)
+        self._request("POST", "events", NoteReport, json=body.model_dump())
 
     def _request(self, method: str, path: str, kind: type[R], **options: Any) -> R:
         try:

@@ -45,6 +45,21 @@ def test_what_is_sent() -> None:
     assert request.extensions["timeout"]["read"] > 60  # a stop may take its deadline and more
 
 
+def test_a_note_is_cut_to_what_the_head_takes() -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json={"api_version": "v1"})
+
+    with client(answer) as control:
+        control.note("play " + "x" * 200, "y" * 9999, user="ann")
+    (request,) = seen
+    assert (request.method, request.url.path) == ("POST", "/v1/events")
+    body = json.loads(request.content)
+    assert (len(body["verb"]), len(body["text"]), body["user"]) == (100, 2000, "ann")
+
+
 def test_names_are_one_path_segment() -> None:
     seen: list[bytes] = []
 

@@ -26,6 +26,8 @@ from llx.api import (
     HostStatus,
     InstanceStatus,
     LogSlice,
+    NoteReport,
+    NoteRequest,
     SettingsDocument,
     SettingsUpdate,
     StopReport,
@@ -194,6 +196,12 @@ def _add_routes(app: FastAPI, driver: ClusterDriver) -> None:
     async def drain(name: str, request: StopRequest) -> StopReport:
         """Cordon a host and empty it; answers when it is empty."""
         return await driver.drain_host(name, _deadline_s(request), request.user[:256])
+
+    @app.post(f"/{API_VERSION}/events")
+    async def note(request: NoteRequest) -> NoteReport:
+        """Leave an event in the audit trail, of what was done to the cluster past its head."""
+        driver.note(request.verb, request.text, request.user[:256])
+        return NoteReport()
 
     @app.get(f"/{API_VERSION}/settings")
     async def settings() -> SettingsDocument:

@@ -262,6 +262,11 @@ class ClusterDriver:
         )
         return StopReport(finished=done.finished, cut=done.cut, not_stopped=done.left)
 
+    def note(self, verb: str, text: str, user: str) -> None:
+        """An operator has done something to the cluster past its head: for the audit trail."""
+        log.info("operator.note", verb=verb, text=text, user=user)
+        self._audit.record("operator.note", user=user, verb=verb, text=text)
+
     def settings(self) -> str:
         """What the cluster should be, as YAML."""
         return dump_cluster(self.fleet.settings)

@@ -78,6 +78,9 @@ class StandIn:
         self._note("ask" if is_dry_run else "reconfigure", settings.cluster, user)
         return ["model m: 1 → 2 instances"]
 
+    def note(self, verb: str, text: str, user: str) -> None:
+        self._note("note", verb, text, user)
+
     async def stop(self, deadline_s: float, user: str) -> StopReport:
         self._note("stop", deadline_s, user)
         return StopReport(finished=1, cut=0)
@@ -144,12 +147,15 @@ async def test_operations_on_hosts_and_settings_reach_the_driver(
     text = "cluster: c2\nmodels: [{name: m, model: /m, engine: sim}]"
     put = await http.put("/v1/settings", json={"yaml": text, "user": "ann"})
     assert put.json()["changes"] == ["model m: 1 → 2 instances"]
+    noted = {"verb": "model add", "text": "m on h1", "user": "ann"}
+    assert (await http.post("/v1/events", json=noted)).json() == {"api_version": "v1"}
     assert driver.asked == [
         ("cordon", "h1", True, "ann"),
         ("cordon", "h1", False, ""),
         ("drain", "h1", 3.0, "ann"),
         ("settings",),
         ("reconfigure", "c2", "ann"),
+        ("note", "model add", "m on h1", "ann"),
     ]
 
 
@@ -212,6 +218,9 @@ async def test_other_errors_are_internal(http: httpx.AsyncClient, driver: StandI
         ("POST", "/v1/stop", {"json": {"deadline_s": -1}}, 400),
         ("POST", "/v1/stop", {"json": {"deadline_s": 1e9}}, 400),
         ("POST", "/v1/hosts/h/drain", {"json": {"deadline_s": -1}}, 400),
+        ("POST", "/v1/events", {"json": {"verb": "", "text": ""}}, 422),
+        ("POST", "/v1/events", {"json": {"verb": "x" * 101, "text": ""}}, 422),
+        ("POST", "/v1/events", {"json": {"verb": "x", "text": "x" * 2001}}, 422),
         ("POST", f"/v1/instances/m-0/restart?user={'x' * 300}", {}, 422),
     ],
 )
@@ -257,6 +266,7 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
         "/v1/hosts/{name}/cordon",
         "/v1/hosts/{name}/uncordon",
         "/v1/hosts/{name}/drain",
+        "/v1/events",
         "/v1/settings",
     }
     conflict = schema["paths"]["/v1/instances/{name}/restart"]["post"]["responses"]["409"]

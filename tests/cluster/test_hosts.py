@@ -71,6 +71,10 @@ def test_a_cluster_spreads_over_its_hosts_and_goes(rig) -> None:
         assert "older settings" not in str(status)
 
         assert client.logs("m-2").text == "fake m-2: ready\n"
+        client.note("model add", "m on h1", user="ann@laptop")
+        (event,) = events(rig, "operator.note")
+        assert (event["verb"], event["text"]) == ("model add", "m on h1")
+        assert event["user"] == "ann@laptop"
         with pytest.raises(NotFoundError):
             client.logs("nobody")
         report = client.stop(deadline_s=5)
