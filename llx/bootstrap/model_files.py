@@ -64,6 +64,34 @@ class Manifest:
         return cls(str(data.get("source", "")), inside)
 
 
+@dataclass(frozen=True, slots=True)
+class CopyDue:
+    """What is to be done so that a host has a model as it is here.
+
+    Attributes:
+        files: To be sent, by name, with their sizes.
+        stale: To be removed.
+        is_complete: The host has a complete model of that name.
+    """
+
+    files: Mapping[str, int]
+    stale: tuple[str, ...]
+    is_complete: bool
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the host has it as it is here."""
+        return self.is_complete and not self.files and not self.stale
+
+    def __str__(self) -> str:
+        if self.is_nothing:
+            return "there already"
+        size = size_text(sum(self.files.values()))
+        stale = f", {len(self.stale)} to be removed" if self.stale else ""
+        files = f"{len(self.files)} file{'' if len(self.files) == 1 else 's'}"
+        return f"{files} to be copied ({size}){stale}"
+
+
 def check_name(name: str) -> str:
     """`name`, if a model may be called so on a host: one plain directory name.
 

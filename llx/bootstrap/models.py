@@ -17,6 +17,7 @@ from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.hosts_plan import MODELS, TINY_ON_HOSTS, copied_name
 from llx.bootstrap.model_files import (
     MANIFEST_NAME,
+    CopyDue,
     Manifest,
     ModelFile,
     check_name,
@@ -101,6 +102,11 @@ def ensure_model(
         ConfigError: `source` is no model's directory, or changes while it is copied.
     """
     return _Copy(shell, layout.models / check_name(name), source, scan(source)).run(on_progress)
+
+
+def copy_due(shell: Shell, layout: HostLayout, name: str, source: Path) -> CopyDue:
+    """What `ensure_model` would do. Changes nothing; raises as it does."""
+    return _Copy(shell, layout.models / check_name(name), source, scan(source)).due()
 
 
 def pull_model(
@@ -202,23 +208,29 @@ class _Copy:
         self._files = files
 
     def run(self, on_progress: OnProgress | None) -> bool:
+        due = self.due()
+        if due.is_nothing:
+            return False
+        names = list(due.files)
+        self._require_space(names)
+        self._begin()
+        self._send(names, on_progress)
+        self._each('rm -f -- "$name"', due.stale)
+        self._finish()
+        return True
+
+    def due(self) -> CopyDue:
+        """What differs; only looks."""
         before = _read_manifest(self._shell, self._place)
         sizes = self._sizes()
         known = before.files if before is not None else self._hashes(sizes)
-        due = [
-            name
+        due = {
+            name: file.size
             for name, file in self._files.items()
             if sizes.get(name) != file.size or not self._is_same(name, known.get(name))
-        ]
+        }
         stale = sorted(set(before.files) - set(self._files)) if before is not None else []
-        if before is not None and not due and not stale:
-            return False
-        self._require_space(due)
-        self._begin()
-        self._send(due, on_progress)
-        self._each('rm -f -- "$name"', stale)
-        self._finish()
-        return True
+        return CopyDue(due, tuple(stale), is_complete=before is not None)
 
     def _sizes(self) -> dict[str, int]:
         lines = self._each('stat -Lc "%s %n" -- "$name" 2>/dev/null', self._files)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from llx.cli.failures import command
-from llx.cli.parameters import ContextOption, FileOption, OutputOption, YesOption
+from llx.cli.parameters import ContextOption, DryRunOption, FileOption, OutputOption, YesOption
 from llx.cli.session import Session, confirmed
+from llx.cli.trail import note
 
 if TYPE_CHECKING:
     from llx.bootstrap.host_layout import HostLayout
@@ -61,15 +62,22 @@ def show_lock(session: Session, file: Path | None) -> None:
 
 @app.command("release")
 @command
-def release(yes: YesOption = False, file: FileOption = None, context: ContextOption = None) -> None:
+def release(
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    file: FileOption = None,
+    context: ContextOption = None,
+) -> None:
     """Take the lock from whoever holds it: that llx stops at its next step.
 
     Only for an llx that is gone or hangs on a machine out of reach.
     """
-    release_lock(Session(context_name=context), file, is_yes=yes)
+    release_lock(Session(context_name=context), file, is_yes=yes, is_dry_run=dry_run)
 
 
-def release_lock(session: Session, file: Path | None, *, is_yes: bool) -> None:
+def release_lock(
+    session: Session, file: Path | None, *, is_yes: bool = False, is_dry_run: bool = False
+) -> None:
     """`llx lock release`."""
     from llx.bootstrap.cluster_dir import lock_holder
     from llx.bootstrap.host_lock import release as take_away
@@ -89,11 +97,16 @@ def release_lock(session: Session, file: Path | None, *, is_yes: bool) -> None:
         if holder is None:
             session.out.print(_NOBODY)
             return
+        if is_dry_run:
+            session.out.print(f"to be taken from {holder}", markup=False, soft_wrap=True)
+            session.err.print("nothing was changed")
+            return
         session.err.print(f"held by {holder}", markup=False, soft_wrap=True)
         if not confirmed(session, "Take it away?", is_yes=is_yes):
             raise LlxError("not confirmed: nothing was changed")
         take_away(shell, layout)
     session.out.print(f"released; it was held by {holder}", markup=False, soft_wrap=True)
+    note(session, settings, "lock release", f"it was held by {holder}")
 
 
 def _cluster(session: Session, file: Path | None) -> "tuple[ClusterSettings | None, Path]":

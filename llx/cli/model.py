@@ -1,17 +1,19 @@
 """`llx model`: weights on the hosts of a cluster."""
 
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from llx.cli.failures import Interruptions, command
-from llx.cli.parameters import ContextOption, FileOption, OutputOption, YesOption
+from llx.cli.parameters import ContextOption, DryRunOption, FileOption, OutputOption, YesOption
 from llx.cli.session import Session, confirmed, hosts_world
+from llx.cli.trail import note_results
 
 if TYPE_CHECKING:
     from llx.bootstrap.model_hosts import ModelOnHost, Place
+    from llx.bootstrap.models import HostModel
     from llx.errors import LlxError
     from llx.settings import ClusterSettings
 
@@ -55,17 +57,39 @@ def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called there.")],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="With a config.json.")],
     hosts: HostsOption = "*",
+    dry_run: DryRunOption = False,
     file: FileOption = None,
     context: ContextOption = None,
 ) -> None:
     """Copy a model's directory to the hosts. Sends what differs; goes on where it was cut."""
-    from llx.bootstrap.model_files import check_name, scan
-    from llx.bootstrap.models import ensure_model
-
     session = Session(context_name=context)
+    add_model(session, name, directory, hosts, file, is_dry_run=dry_run)
+
+
+def add_model(
+    session: Session,
+    name: str,
+    directory: Path,
+    hosts: str = "*",
+    file: Path | None = None,
+    *,
+    is_dry_run: bool = False,
+) -> None:
+    """`llx model add`."""
+    from llx.bootstrap.model_files import check_name, scan
+    from llx.bootstrap.models import copy_due, ensure_model
+
     check_name(name)
     scan(directory)
     settings = _settings(session, file)
+    if is_dry_run:
+        _look(
+            session,
+            settings,
+            hosts,
+            lambda at: str(copy_due(at.shell, at.layout, name, directory)),
+        )
+        return
     results = _run(
         session,
         settings,
@@ -73,6 +97,7 @@ def add(
         lambda at: ensure_model(at.shell, at.layout, name, directory, at.on_progress),
         lambda is_new: "copied" if is_new else "there already",
     )
+    note_results(session, settings, "model add", f"{name} from {directory}", results)
     _require_all(f"copying {name}", results)
     _say_how_to_use(session, name, list(results))
 
@@ -85,6 +110,7 @@ def pull(
         str | None, typer.Option("--revision", metavar="R", help="Branch, tag or commit.")
     ] = None,
     hosts: HostsOption = "*",
+    dry_run: DryRunOption = False,
     file: FileOption = None,
     context: ContextOption = None,
 ) -> None:
@@ -92,32 +118,60 @@ def pull(
 
     HF_TOKEN and HF_ENDPOINT of this shell are used there. Needs the node environment: `llx up`.
     """
-    from llx.bootstrap.model_files import hub_name
+    session = Session(context_name=context)
+    pull_to_hosts(session, repository, revision, hosts, file, is_dry_run=dry_run)
+
+
+def pull_to_hosts(
+    session: Session,
+    repository: str,
+    revision: str | None = None,
+    hosts: str = "*",
+    file: Path | None = None,
+    *,
+    is_dry_run: bool = False,
+) -> None:
+    """`llx model pull`."""
+    from llx.bootstrap.model_files import hub_name, size_text
     from llx.bootstrap.models import node_python, pull_model
     from llx.secret import Secret
 
-    session = Session(context_name=context)
     name = hub_name(repository)
     settings = _settings(session, file)
     token = session.environment.get("HF_TOKEN")
     endpoint = session.environment.get("HF_ENDPOINT")
 
+    def python_at(at: "Place") -> PurePosixPath:
+        return node_python(at.shell, at.layout, at.host.python or settings.runtime.python)
+
+    def look(at: "Place") -> str:
+        python_at(at)
+        found = _model_at(at, name)
+        if found is None:
+            return f"to be fetched from {endpoint or 'the hub'}"
+        state = "complete" if found.is_complete else "a part of it is there"
+        return f"{state} ({size_text(found.size_bytes)}); what the hub has that differs is fetched"
+
     def work(at: "Place") -> bool:
-        given = at.host.python or settings.runtime.python
         return pull_model(
             at.shell,
             at.layout,
             repository,
-            python=node_python(at.shell, at.layout, given),
+            python=python_at(at),
             revision=revision,
             token=None if token is None else Secret(token),
             endpoint=endpoint,
             on_progress=at.on_progress,
         )
 
+    if is_dry_run:
+        _look(session, settings, hosts, look)
+        return
     results = _run(
         session, settings, hosts, work, lambda is_new: "fetched" if is_new else "there already"
     )
+    what = repository if revision is None else f"{repository}@{revision}"
+    note_results(session, settings, "model pull", what, results)
     _require_all(f"pulling {repository}", results)
     _say_how_to_use(session, name, list(results))
 
@@ -128,25 +182,48 @@ def rm(
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
     hosts: HostsOption = "*",
     force: Annotated[bool, typer.Option("--force", help="Also while the cluster uses it.")] = False,
+    dry_run: DryRunOption = False,
     yes: YesOption = False,
     file: FileOption = None,
     context: ContextOption = None,
 ) -> None:
     """Remove a model from the hosts. One that the cluster serves is kept, unless by force."""
-    from llx.bootstrap.model_files import check_name, hub_name
+    session = Session(context_name=context)
+    remove_from_hosts(session, name, hosts, file, is_forced=force, is_yes=yes, is_dry_run=dry_run)
+
+
+def remove_from_hosts(
+    session: Session,
+    name: str,
+    hosts: str = "*",
+    file: Path | None = None,
+    *,
+    is_forced: bool = False,
+    is_yes: bool = False,
+    is_dry_run: bool = False,
+) -> None:
+    """`llx model rm`."""
+    from llx.bootstrap.model_files import check_name, hub_name, size_text
     from llx.bootstrap.models import remove_model, users_of
     from llx.errors import ConflictError, LlxError, NotFoundError
 
-    session = Session(context_name=context)
     place = hub_name(name) if "/" in name else check_name(name)
     settings = _settings(session, file)
     users = users_of(place, settings)
-    if users and not force:
+    if users and not is_forced:
         raise ConflictError(
             f"{place} is what cluster {settings.cluster} serves as {', '.join(users)}",
             remedy="take it out of cluster.yaml and `llx up` first, or say --force",
         )
-    if not confirmed(session, f"Remove {place} from the hosts?", is_yes=yes):
+
+    def look(at: "Place") -> str:
+        found = _model_at(at, place)
+        return "is not there" if found is None else f"to be removed ({size_text(found.size_bytes)})"
+
+    if is_dry_run:
+        _look(session, settings, hosts, look)
+        return
+    if not confirmed(session, f"Remove {place} from the hosts?", is_yes=is_yes):
         raise LlxError("not confirmed: nothing was changed")
     results = _run(
         session,
@@ -155,9 +232,31 @@ def rm(
         lambda at: remove_model(at.shell, at.layout, place),
         lambda was_there: "removed" if was_there else "was not there",
     )
+    note_results(session, settings, "model rm", place, results)
     _require_all(f"removing {place}", results)
     if True not in results.values():
         raise NotFoundError(f"no host has a model {place}", remedy="llx model ls")
+
+
+def _model_at(at: "Place", name: str) -> "HostModel | None":
+    from llx.bootstrap.models import list_models
+
+    return next((each for each in list_models(at.shell, at.layout) if each.name == name), None)
+
+
+def _look(
+    session: Session,
+    settings: "ClusterSettings",
+    hosts: str,
+    look: "Callable[[Place], str]",
+) -> None:
+    """Say what would be done on each host."""
+    results = _run(session, settings, hosts, look, lambda _: "looked")
+    for name, found in results.items():
+        if isinstance(found, str):
+            session.out.print(f"{name}: {found}", markup=False, soft_wrap=True)
+    _require_all("looking", results)
+    session.err.print("nothing was changed")
 
 
 def _settings(session: Session, file: Path | None) -> "ClusterSettings":

@@ -74,6 +74,9 @@ OutputOption = Annotated[
     OutputFormat | None, typer.Option("-o", "--output", help="How to print; default: table.")
 ]
 YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
+]
 UrlOption = Annotated[
     str | None,
     typer.Option("--url", metavar="URL", help="Of a gateway; default: the cluster's own."),

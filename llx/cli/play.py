@@ -1,5 +1,6 @@
 """`llx play`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ import typer
 from llx.cli.failures import Interruptions, command
 from llx.cli.parameters import ContextOption, FileOption, YesOption
 from llx.cli.session import Session, confirmed, hosts_world
+from llx.cli.trail import note_results
 
 if TYPE_CHECKING:
     from llx.bootstrap.play import PlayResult
@@ -50,6 +52,28 @@ def play(
     context: ContextOption = None,
 ) -> None:
     """Bring hosts into the shape a playbook describes; doing it twice changes nothing more."""
+    perform(
+        Session(context_name=context),
+        playbook,
+        hosts,
+        values or [],
+        file,
+        is_yes=yes,
+        is_dry_run=dry_run,
+    )
+
+
+def perform(
+    session: Session,
+    playbook: str,
+    hosts: str = "*",
+    values: Sequence[str] = (),
+    file: Path | None = None,
+    *,
+    is_yes: bool = False,
+    is_dry_run: bool = False,
+) -> None:
+    """`llx play`."""
     from llx.bootstrap.play_hosts import (
         Performance,
         chosen_hosts,
@@ -62,21 +86,20 @@ def play(
     from llx.errors import LlxError
     from llx.settings import load_cluster
 
-    session = Session(context_name=context)
     book = _read(playbook)
     settings = load_cluster(file) if file is not None else session.cluster()
     performance = Performance(
         playbook=book,
         settings=settings,
         hosts=chosen_hosts(settings, hosts),
-        given=parse_values(book, values or []),
+        given=parse_values(book, values),
         log_dir=session.environment.cluster_dir(settings.cluster) / "hosts",
-        dry_run=dry_run,
+        dry_run=is_dry_run,
     )
-    if not dry_run:
+    if not is_dry_run:
         session.err.print(f"{book.name}: {book.description}", markup=False, soft_wrap=True)
         question = f"Play it on {', '.join(performance.hosts)}?"
-        if not confirmed(session, question, is_yes=yes):
+        if not confirmed(session, question, is_yes=is_yes):
             raise LlxError("not confirmed: nothing was changed")
     interruptions = Interruptions(last_words="left at once; playing it again goes on from here")
     checklist = Checklist(session.err)
@@ -85,7 +108,13 @@ def play(
         results = play_on_hosts(performance, world, checklist.observe)
     for name, result in results.items():
         if not isinstance(result, LlxError):
-            _show(session, name, result, is_dry_run=dry_run)
+            _show(session, name, result, is_dry_run=is_dry_run)
+    if not is_dry_run:
+        changes = {
+            name: result if isinstance(result, LlxError) else bool(result.changed)
+            for name, result in results.items()
+        }
+        note_results(session, settings, "play", book.name, changes)
     require_all(book, results)
 
 

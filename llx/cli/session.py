@@ -105,18 +105,26 @@ class Session:
         return settings
 
     def control(self) -> "ControlClient":
-        """The control API of the cluster meant; of a cluster on hosts through its head's SSH.
+        """The control API of the cluster meant.
 
         Raises:
             NotFoundError: There is no such cluster.
             UnreachableError: It is down, or its head is.
         """
+        return self.control_of(self.cluster())
+
+    def control_of(self, settings: "ClusterSettings") -> "ControlClient":
+        """The control API of the cluster of these settings; on hosts through its head's SSH.
+
+        Raises:
+            NotFoundError: There is no such cluster here.
+            UnreachableError: Its head is not up.
+        """
         from llx.client import ControlClient
 
-        settings = self.cluster()
         head = settings.head_host
         if head is None:
-            return ControlClient.for_cluster(self.context().state_dir)
+            return ControlClient.for_cluster(self.environment.cluster_dir(settings.cluster))
         from llx.bootstrap.hosts_world import layout_of
         from llx.bootstrap.remote_control import open_control
 

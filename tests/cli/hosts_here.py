@@ -1,11 +1,13 @@
 """A cluster on hosts, all of them this machine: a home each, and shells that need no SSH."""
 
 import os
+from contextlib import contextmanager
 
 from llx.bootstrap.host_layout import HostLayout
 from llx.cli.session import Session
 from llx.errors import UnreachableError
 from tests.bootstrap.fake_shell import LocalShell
+from tests.cli.servers import FakeHead
 
 CLUSTER = """
 cluster: c
@@ -46,6 +48,13 @@ class HostsHere:
     def session(self, **options):
         """A run of the command that reaches these hosts."""
         return HostsSession(self, **options)
+
+    @contextmanager
+    def head(self, status=None):
+        """A head that answers, on h1."""
+        with FakeHead(status).running() as server:
+            server.register(self.home("h1") / ".llx" / "clusters" / "c")
+            yield server
 
     def procs(self, host, **logs):
         """Logs of processes on a host."""

@@ -16,6 +16,7 @@ from llx.api import (
     LoadStatus,
     LogSlice,
     ModelStatus,
+    NoteReport,
     StopReport,
 )
 from llx.specs import Phase, ProcessStatus, save_spec
@@ -112,6 +113,7 @@ class FakeHead(Server):
         super().__init__()
         self.found = status or cluster_status()
         self.asked: list[str] = []
+        self.notes: list[dict] = []
         self.log = "one\ntwo\nthree\n"
 
     def register(self, state_dir):
@@ -131,6 +133,9 @@ class FakeHead(Server):
         match path.split("/")[2:]:
             case ["status"]:
                 found = self.found
+            case ["events"]:
+                self.notes.append(json.loads(body))
+                found = NoteReport()
             case ["stop"]:
                 found = StopReport(finished=1, cut=0)
             case ["logs", "head" | "gateway-0" | "tiny-0"]:

@@ -62,11 +62,32 @@ class TestOnHosts:
 
     def test_is_taken_away_by_somebody_else(self, hosts, held):
         release_lock(hosts.session(), hosts.file, is_yes=True)
-        assert self.said().out.startswith("released; it was held by llx up of ann@laptop")
+        said = self.said()
+        assert said.out.startswith("released; it was held by llx up of ann@laptop")
+        assert "(no event in the audit trail: " in said.err
         show_lock(hosts.session(), hosts.file)
         assert self.said().out == "nobody holds the lock\n"
         release_lock(hosts.session(), hosts.file, is_yes=True)
         assert self.said().out == "nobody holds the lock\n"
+
+    def test_that_it_was_taken_away_is_in_the_audit_trail(self, hosts, held):
+        with hosts.head() as head:
+            release_lock(hosts.session(), hosts.file, is_yes=True)
+        (event,) = head.notes
+        assert event["verb"] == "lock release"
+        assert event["text"].startswith("it was held by llx up of ann@laptop")
+        assert "@" in event["user"]
+        assert "audit" not in self.said().err
+
+    def test_a_dry_release_takes_nothing(self, hosts, held):
+        with hosts.head() as head:
+            release_lock(hosts.session(), hosts.file, is_dry_run=True)
+        said = self.said()
+        assert said.out.startswith("to be taken from llx up of ann@laptop")
+        assert said.err == "nothing was changed\n"
+        assert head.notes == []
+        show_lock(hosts.session(), hosts.file)
+        assert self.said().out.startswith("llx up of ann@laptop")
 
     def test_without_the_file_the_cluster_must_be_known(self, hosts):
         with pytest.raises(NotFoundError):
