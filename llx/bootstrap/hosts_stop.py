@@ -38,7 +38,7 @@ from llx.secret import Secret
 from llx.settings import ClusterSettings, HostSettings, dump_cluster
 
 _POLL_S = 0.25
-_GRACE_S = 10.0
+GRACE_S = 10.0
 _MAX_GRACE_S = 3600.0  # `timeout_s` of playbooks/stop.yaml has room for it
 _HEAD_AWAY_S = 20.0
 """A head that has died is there again after that, or has to be done without."""
@@ -121,7 +121,7 @@ def leave_hosts(
     *,
     head: str = "",
     is_purge: bool = False,
-    grace_s: float = _GRACE_S,
+    grace_s: float = GRACE_S,
     proceed: Proceed = lambda: None,
     is_ours: IsOurs | None = None,
 ) -> dict[str, LlxError]:
@@ -138,8 +138,8 @@ def leave_hosts(
         if is_ours is not None:
             is_free = is_ours(shell, layout)
         else:
-            is_free = _is_claimed_by(shell, layout, cluster_id)
-        for each in _playbooks(shell, layout, is_purge=is_purge, is_ours=is_free):
+            is_free = is_claimed_by(shell, layout, cluster_id)
+        for each in playbooks_for(shell, layout, is_purge=is_purge, is_ours=is_free):
             tell(name, each)
             # With the last of a purge the lock goes, too, and is no reason to stop.
             may_go_on = (lambda: None) if each == "purge" and name == head else proceed
@@ -152,6 +152,28 @@ def leave_hosts(
         results |= fan_out([head], work)
     failed = {name: each for name, each in results.items() if isinstance(each, LlxError)}
     return {**crew.errors, **failed}
+
+
+def playbooks_for(shell: Shell, layout: HostLayout, *, is_purge: bool, is_ours: bool) -> list[str]:
+    """What is played on a host; one that another cluster has taken since is left to that one."""
+    if not is_ours:
+        return ["forget"]
+    if not is_purge:
+        return ["stop", "clear"]
+    firewall = ["unfirewall"] if _has_firewall(shell, layout) else []
+    return ["stop", "clear", *firewall, "purge"]
+
+
+def is_claimed_by(shell: Shell, layout: HostLayout, cluster_id: str) -> bool:
+    """Whether no other cluster has taken the host, one of our name neither."""
+    claim = shell.read(str(layout.claim))
+    with contextlib.suppress(msgspec.DecodeError):
+        owner = msgspec.json.decode(claim or b"", type=dict[str, object])
+        name, given = owner.get("cluster"), owner.get("id")
+        return name in {None, layout.cluster} and (
+            given == cluster_id or not (given and cluster_id)
+        )
+    return True
 
 
 class _Down:
@@ -226,7 +248,7 @@ class _Down:
             head=self._head,
             is_purge=self._farewell.is_purge,
             # What the head has not ended gets the time that it would have given.
-            grace_s=_GRACE_S if report is not None else max(_GRACE_S, self._deadline_s),
+            grace_s=GRACE_S if report is not None else max(GRACE_S, self._deadline_s),
             proceed=proceed,
         )
         return report, errors
@@ -304,7 +326,7 @@ class _Down:
         left = named_apart(load_left(self._state_dir), self._settings.hosts)
         with contextlib.closing(self._connected(left)) as crew:
             errors = leave_hosts(
-                crew, self._state_dir, self._teller(), is_purge=True, is_ours=_is_nobodys
+                crew, self._state_dir, self._teller(), is_purge=True, is_ours=is_nobodys
             )
             for name in self._farewell.given_up(crew):
                 del errors[name]
@@ -338,31 +360,9 @@ class _Down:
         return lambda name, text: self._observe(StepEvent(f"host {name}", StepState.RUNNING, text))
 
 
-def _playbooks(shell: Shell, layout: HostLayout, *, is_purge: bool, is_ours: bool) -> list[str]:
-    """What is played on a host; one that another cluster has taken since is left to that one."""
-    if not is_ours:
-        return ["forget"]
-    if not is_purge:
-        return ["stop", "clear"]
-    firewall = ["unfirewall"] if _has_firewall(shell, layout) else []
-    return ["stop", "clear", *firewall, "purge"]
-
-
-def _is_nobodys(shell: Shell, layout: HostLayout) -> bool:
+def is_nobodys(shell: Shell, layout: HostLayout) -> bool:
     """Whether no cluster has taken the host since it was left; not even one of our name."""
     return shell.read(str(layout.claim)) is None
-
-
-def _is_claimed_by(shell: Shell, layout: HostLayout, cluster_id: str) -> bool:
-    """Whether no other cluster has taken the host, one of our name neither."""
-    claim = shell.read(str(layout.claim))
-    with contextlib.suppress(msgspec.DecodeError):
-        owner = msgspec.json.decode(claim or b"", type=dict[str, object])
-        name, given = owner.get("cluster"), owner.get("id")
-        return name in {None, layout.cluster} and (
-            given == cluster_id or not (given and cluster_id)
-        )
-    return True
 
 
 def _play(

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llx.cli import dry_run as dry
 from llx.cli.failures import Interruptions, command
-from llx.cli.parameters import ContextOption, YesOption, parse_duration
+from llx.cli.parameters import ContextOption, DryRunOption, YesOption, parse_duration
 from llx.cli.session import Session, confirmed, local_ports
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def down(
             "--forget", metavar="HOST", help="Give a host up if it is out of reach for good."
         ),
     ] = None,
+    dry_run: DryRunOption = False,
     yes: YesOption = False,
     context: ContextOption = None,
 ) -> None:
@@ -57,11 +59,17 @@ def down(
             raise
         state_dir = session.environment.cluster_dir("local")
     settings = hosts_to_visit(state_dir, is_purge=purge)
+    if settings is not None and dry_run:
+        dry.down_on_hosts(session, settings, deadline, is_purge=purge)
+        return
     if settings is not None:
         farewell = Farewell(is_purge=purge, forget=frozenset(forget or ()))
         _down_hosts(session, settings, deadline, farewell, is_yes=yes)
         return
     doomed = [state_dir, *purge_list(state_dir, session.environment)] if purge else []
+    if dry_run:
+        dry.down_here(session, state_dir, doomed, deadline)
+        return
     if doomed:
         for each in doomed:
             session.err.print(f"will be removed: {each}", markup=False, soft_wrap=True)
@@ -120,7 +128,8 @@ def _down_hosts(
             deadline_s=deadline_s,
             farewell=farewell,
         )
-    session.out.print(f"{what} is down", markup=False, soft_wrap=True)
+    done = f"cluster {settings.cluster} on {', '.join(result.hosts)} is down"
+    session.out.print(done, markup=False, soft_wrap=True)
     for each in result.forgotten:
         note = f"{each}: out of reach, forgotten; what runs there goes on"
         session.err.print(note, markup=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llx.cli import dry_run as dry
 from llx.cli.failures import command
 from llx.cli.parameters import ContextOption, OutputOption, YesOption, parse_duration
 from llx.cli.session import Session, confirmed
@@ -124,17 +125,31 @@ def rm(
 
 @app.command("cordon")
 @command
-def cordon(host: HostArgument, output: OutputOption = None, context: ContextOption = None) -> None:
+def cordon(
+    host: HostArgument,
+    dry_run: DryRunOption = False,
+    output: OutputOption = None,
+    context: ContextOption = None,
+) -> None:
     """Give a host nothing new; what runs there goes on."""
+    if dry_run:
+        dry.cordon(Session(context_name=context), host, is_on=True)
+        return
     _set_cordon(host, output, context, is_on=True)
 
 
 @app.command("uncordon")
 @command
 def uncordon(
-    host: HostArgument, output: OutputOption = None, context: ContextOption = None
+    host: HostArgument,
+    dry_run: DryRunOption = False,
+    output: OutputOption = None,
+    context: ContextOption = None,
 ) -> None:
     """Use a host again."""
+    if dry_run:
+        dry.cordon(Session(context_name=context), host, is_on=False)
+        return
     _set_cordon(host, output, context, is_on=False)
 
 
@@ -152,6 +167,7 @@ def drain(
             show_default="60s",
         ),
     ] = 60.0,
+    dry_run: DryRunOption = False,
     yes: YesOption = False,
     context: ContextOption = None,
 ) -> None:
@@ -159,6 +175,9 @@ def drain(
     from llx.errors import LlxError
 
     session = Session(context_name=context)
+    if dry_run:
+        dry.drain(session, host, deadline)
+        return
     question = f"Drain {host}? What has not finished after {deadline:g} s is cut."
     if not confirmed(session, question, is_yes=yes):
         raise LlxError("not confirmed: nothing was changed")

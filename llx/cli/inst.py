@@ -4,9 +4,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llx.cli import dry_run as dry
 from llx.cli.failures import command
 from llx.cli.logs import logs
-from llx.cli.parameters import ContextOption, OutputOption, YesOption, complete_process
+from llx.cli.parameters import (
+    ContextOption,
+    DryRunOption,
+    OutputOption,
+    YesOption,
+    complete_process,
+)
 from llx.cli.session import Session, confirmed
 
 if TYPE_CHECKING:
@@ -52,6 +59,7 @@ def get(name: InstanceArgument, output: OutputOption = None, context: ContextOpt
 @command
 def restart(
     name: InstanceArgument,
+    dry_run: DryRunOption = False,
     yes: YesOption = False,
     output: OutputOption = None,
     context: ContextOption = None,
@@ -60,11 +68,13 @@ def restart(
     from llx.errors import LlxError
 
     session = Session(context_name=context, output_name=output)
+    if dry_run:
+        dry.restart(session, name)
+        return
     if not confirmed(session, f"Restart {name}? Its streams end.", is_yes=yes):
         raise LlxError("not confirmed: nothing was changed")
-    user = session.environment.get("USER") or ""
     with session.control() as control:
-        _show(session, control.restart_instance(name, user=user))
+        _show(session, control.restart_instance(name, user=session.user))
 
 
 app.command("logs")(logs)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from llx.api import InstanceState
 from llx.bootstrap import local, local_stop
 from llx.bootstrap.cluster_dir import PROCS, cluster_lock
+from llx.bootstrap.down_plan import plan_here
 from llx.bootstrap.facts import NodeFact, PortFact
 from llx.bootstrap.local import StartError, up
 from llx.bootstrap.local_stop import down, down_and_purge, purge_list
@@ -352,6 +353,33 @@ class TestPurge:
         other.mkdir()
         (other / "cluster.yaml").touch()
         assert purge_list(world.state_dir, environment) == []
+
+
+class TestDownPlan:
+    def test_of_a_running_cluster(self, world, monkeypatch):
+        up(world.plan(), world.ports(), world.events.append)
+        world.calls.clear()
+        rows = plan_here(world.state_dir, world.ports(), [], deadline_s=60)
+        assert rows == [
+            ("cluster", "c, on this machine"),
+            ("streams", "none is going on"),
+            ("processes", "end gateway-0, head, m-0, m-1"),
+            ("keep", f"logs in {world.state_dir / PROCS}"),
+        ]
+        assert world.calls == ["control", "status"]
+        assert world.stopped == []
+
+    def test_of_one_whose_head_is_deaf_with_a_purge(self, world):
+        up(world.plan(), world.ports(), world.events.append)
+        world.is_head_deaf = True
+        rows = dict(plan_here(world.state_dir, world.ports(), [world.state_dir], deadline_s=60))
+        assert "the head does not answer (its head is not running)" in rows["streams"]
+        assert rows["remove"] == str(world.state_dir)
+        assert "keep" not in rows
+
+    def test_of_nothing(self, world):
+        rows = plan_here(world.state_dir, world.ports(), [], deadline_s=60)
+        assert rows == [("cluster", "c is not running: nothing to stop")]
 
 
 def test_a_home_here_is_this_users(world, monkeypatch):

@@ -1,7 +1,9 @@
 """Read verbs against a head that pretends; output formats, streams, exit codes."""
 
 import json
+import socket
 from io import StringIO
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -120,9 +122,10 @@ class TestInstances:
         assert (done.exit_code, done.stderr) == (4, 'error: no "nobody"\nremedy: look\n')
 
     def test_restart_says_who(self, llx, head):
-        done = llx("inst", "restart", "tiny-0", "-y", USER="ada")
+        done = llx("inst", "restart", "tiny-0", "-y", LOGNAME="ada")
         assert done.exit_code == 0
-        assert "POST /v1/instances/tiny-0/restart?user=ada" in head.asked
+        machine = quote(socket.gethostname(), safe="")
+        assert f"POST /v1/instances/tiny-0/restart?user=ada%40{machine}" in head.asked
 
 
 class TestLogs:

@@ -1,0 +1,115 @@
+"""``--dry-run`` of verbs that the head carries out: what its status says would become of whom."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llx.cli.session import Session, hosts_world, local_ports
+
+if TYPE_CHECKING:
+    from llx.api import ClusterStatus, HostStatus, InstanceStatus
+    from llx.settings import ClusterSettings
+
+
+def cordon(session: Session, name: str, *, is_on: bool) -> None:
+    """Of `llx host cordon` and `uncordon`."""
+    status = _status(session)
+    host = _host(name, status.hosts)
+    lines = [f"{name} gets nothing new" if is_on else f"{name} is used again"]
+    if host.is_cordoned is is_on:
+        lines = [f"{name} is {'' if is_on else 'not '}cordoned already"]
+    elif is_on:
+        lines += [f"{each} goes on" for each in (*host.gateways, *host.instances)]
+    _say(session, lines)
+
+
+def drain(session: Session, name: str, deadline_s: float) -> None:
+    """Of `llx host drain`."""
+    from llx.api import HostState
+    from llx.errors import ConflictError
+
+    status = _status(session)
+    host = _host(name, status.hosts)
+    others = [
+        each.name
+        for each in status.hosts
+        if each.name != name and each.state is HostState.READY and not each.is_cordoned
+    ]
+    if not others:
+        raise ConflictError(f"{name} is the only host in use", remedy="llx down")
+    if host.state is HostState.DRAINING:
+        raise ConflictError(f"{name} is being emptied already")
+    lines = [f"{name} gets nothing new"]
+    lines += [
+        f"{each.name}: {each.in_flight} streams going on; ends with them, after {deadline_s:g} s "
+        "at most"
+        for each in status.gateways
+        if each.host == name
+    ]
+    lines += [
+        f"{each.name}: {_requests(each)}; ends with them, after {deadline_s:g} s at most"
+        for each in status.instances
+        if each.host == name
+    ]
+    lines.append(f"what there is room for starts on {', '.join(others)}")
+    _say(session, lines)
+
+
+def restart(session: Session, name: str) -> None:
+    """Of `llx inst restart`."""
+    with session.control() as control:
+        found = control.instance(name)
+    where = f" on {found.host}" if found.host else ""
+    _say(session, [f"{name}{where}: {_requests(found)}, cut off; ends and is started anew"])
+
+
+def down_here(session: Session, state_dir: Path, doomed: Sequence[Path], deadline_s: float) -> None:
+    """Of `llx down` of a cluster on this machine."""
+    from llx.bootstrap.down_plan import plan_here
+
+    _table(session, plan_here(state_dir, local_ports(), doomed, deadline_s=deadline_s))
+
+
+def down_on_hosts(
+    session: Session, settings: "ClusterSettings", deadline_s: float, *, is_purge: bool
+) -> None:
+    """Of `llx down` of a cluster on hosts."""
+    from llx.bootstrap.down_plan import plan_on_hosts
+
+    world = hosts_world(session)
+    state_dir = session.context().state_dir
+    rows = plan_on_hosts(settings, state_dir, world, deadline_s=deadline_s, is_purge=is_purge)
+    _table(session, rows)
+
+
+def _status(session: Session) -> "ClusterStatus":
+    with session.control() as control:
+        return control.status()
+
+
+def _host(name: str, known: "Sequence[HostStatus]") -> "HostStatus":
+    from llx.errors import NotFoundError
+
+    for each in known:
+        if each.name == name:
+            return each
+    names = ", ".join(each.name for each in known)
+    raise NotFoundError(f'no host "{name}"', remedy=f"there are: {names}")
+
+
+def _requests(instance: "InstanceStatus") -> str:
+    load = instance.load
+    if load is None:
+        return f"{instance.state}, its requests are not known"
+    return f"{load.running} requests running, {load.waiting} waiting"
+
+
+def _table(session: Session, rows: Sequence[tuple[str, str]]) -> None:
+    width = max(len(what) for what, _ in rows)
+    _say(session, [f"{what:<{width}}  {how}" for what, how in rows])
+
+
+def _say(session: Session, lines: Sequence[str]) -> None:
+    for line in lines:
+        session.out.print(line, markup=False, soft_wrap=True)
+    session.err.print("nothing was changed")
