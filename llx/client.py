@@ -79,6 +79,8 @@ class ControlClient:
         token: The bearer token.
         timeout_s: Time for one answer.
         transport: How requests travel; None: over HTTP.
+        name: Who answers, to be named when nobody does; default: the URL.
+        remedy: What to do then.
     """
 
     def __init__(
@@ -88,8 +90,12 @@ class ControlClient:
         *,
         timeout_s: float = 10.0,
         transport: httpx.BaseTransport | None = None,
+        name: str = "",
+        remedy: str = "llx up",
     ) -> None:
         self.url = url
+        self._name = name or f"the control API at {url}"
+        self._remedy = remedy
         self._http = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {token.reveal()}"},
@@ -243,8 +249,8 @@ class ControlClient:
             response = self._http.request(method, f"/{API_VERSION}/{path}", **options)
         except httpx.HTTPError as error:
             raise UnreachableError(
-                f"the control API at {self.url} does not answer ({type(error).__name__}: {error})",
-                remedy="llx up",
+                f"{self._name} does not answer ({type(error).__name__}: {error})",
+                remedy=self._remedy,
             ) from None
         if response.is_success:
             try:

@@ -59,22 +59,29 @@ def open_control(shell: Shell, layout: HostLayout, *, closes_shell: bool = False
     Raises:
         UnreachableError: The head is not up, or not yet; or the host does not answer.
     """
-    down = f'cluster "{layout.cluster}": its head on {shell.host} is not running'
+    head = f'cluster "{layout.cluster}": its head on {shell.host}'
+    down = f"{head} is not running"
+    back = (
+        "streams go on without it, and it is started again within seconds; if it stays away: "
+        f"llx logs {shell.host}, llx up FILE"
+    )
     content = shell.read(f"{layout.state}/{HEAD_STATUS_FILE}")
     token = shell.read(f"{layout.state}/{TOKEN_FILE}")
     if content is None or token is None:
-        raise UnreachableError(down, remedy="llx up")
+        raise UnreachableError(down, remedy="llx up FILE")
     try:
         status = msgspec.json.decode(content, type=ProcessStatus)
     except msgspec.DecodeError:
         raise UnreachableError(f"{down} yet", remedy="wait for `llx up` to finish") from None
     if status.phase in {Phase.FAILED, Phase.STOPPING}:
-        raise UnreachableError(down, detail=status.detail, remedy="llx up")
+        raise UnreachableError(down, detail=status.detail, remedy=back)
     if not status.addresses:
         raise UnreachableError(f"{down} yet", remedy="wait for `llx up` to finish")
-    url = httpx.URL(status.addresses[0])
+    url_text = status.addresses[0]
+    url = httpx.URL(url_text)
     transport = TunnelTransport(shell, url.host, url.port or 80, closes_shell=closes_shell)
-    return ControlClient(status.addresses[0], Secret(token.decode().strip()), transport=transport)
+    secret = Secret(token.decode().strip())
+    return ControlClient(url_text, secret, transport=transport, name=head, remedy=back)
 
 
 def needs_tunnel(gateway: GatewayStatus) -> bool:

@@ -95,13 +95,16 @@ class Session:
             NotFoundError: There is no such cluster.
             UnreachableError: It is down.
         """
-        from llx.bootstrap.cluster_dir import running_settings
+        from llx.bootstrap.cluster_dir import remembered_hosts, running_settings
         from llx.errors import UnreachableError
 
         context = self.context()
         settings = running_settings(context.state_dir)
         if settings is None:
-            raise UnreachableError(f"cluster {context.name} is down", remedy="llx up")
+            # Without a file, `llx up` makes a cluster on this machine.
+            is_on_hosts = remembered_hosts(context.state_dir) is not None
+            remedy = "llx up FILE" if is_on_hosts else "llx up"
+            raise UnreachableError(f"cluster {context.name} is down", remedy=remedy)
         return settings
 
     def control(self) -> "ControlClient":
@@ -128,7 +131,7 @@ class Session:
         from llx.bootstrap.hosts_world import layout_of
         from llx.bootstrap.remote_control import open_control
 
-        shell = self.connect(head)
+        shell = self._connect_head(settings, head)
         try:
             return open_control(shell, layout_of(shell, settings.cluster), closes_shell=True)
         except BaseException:
@@ -144,6 +147,19 @@ class Session:
         from llx.bootstrap.ssh import connect, resolve
 
         return connect(resolve(host, self.environment), ask=ask or _nobody)
+
+    def _connect_head(self, settings: "ClusterSettings", head: "HostSettings") -> "Shell":
+        from llx.errors import UnreachableError
+
+        try:
+            return self.connect(head)
+        except UnreachableError as error:
+            away = "what runs on the other hosts goes on meanwhile"
+            raise UnreachableError(
+                f"cluster {settings.cluster}: its head's host is out of reach: {error.message}",
+                remedy="; ".join(filter(None, [error.remedy, away])),
+                detail=error.detail,
+            ) from None
 
     def gateway(self) -> "OpenAIClient":
         """The gateway meant: of ``--url``, else of the cluster."""

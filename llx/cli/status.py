@@ -23,9 +23,13 @@ def status(
     context: ContextOption = None,
 ) -> None:
     """Show the cluster: gateways, models, instances and their load."""
-    session = Session(context_name=context, output_name=output)
+    show_status(Session(context_name=context, output_name=output), is_watching=watch)
+
+
+def show_status(session: Session, *, is_watching: bool = False) -> None:
+    """`llx status`."""
     with session.control() as control:
-        if not watch:
+        if not is_watching:
             _show_once(session, control.status())
         else:
             _watch(session, control.status)

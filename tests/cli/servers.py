@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl
 
 from llx.api import (
     ClusterState,
@@ -69,6 +70,9 @@ class Server:
 
             def _answer(self):
                 length = int(self.headers.get("content-length") or 0)
+                if outer.is_gone:  # a thread of a server that is closed answers no more
+                    self.close_connection = True
+                    return
                 outer.answer(self, self.rfile.read(length))
 
             do_GET = do_POST = _answer  # noqa: N815 - http.server's names
@@ -78,6 +82,7 @@ class Server:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
+        self.is_gone = False
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
     @contextmanager
@@ -87,6 +92,7 @@ class Server:
         try:
             yield self
         finally:
+            self.is_gone = True
             self._http.shutdown()
             self._http.server_close()
             thread.join()
@@ -140,8 +146,10 @@ class FakeHead(Server):
                 found = StopReport(finished=1, cut=0)
             case ["logs", "head" | "gateway-0" | "tiny-0"]:
                 lines = self.log.splitlines(keepends=True)
-                tail = int(query.rpartition("tail=")[2])
-                found = LogSlice(name="x", text="".join(lines[-tail:]), next_offset=len(self.log))
+                asked = {key: int(value) for key, value in parse_qsl(query)}
+                offset, tail = asked["offset"], asked["tail"]
+                text = "".join(lines[-tail:]) if offset < 0 else self.log[offset:]
+                found = LogSlice(name="x", text=text, next_offset=len(self.log))
             case ["instances", name, *_] if name in {i.name for i in self.found.instances}:
                 found = next(i for i in self.found.instances if i.name == name)
             case [*_, name]:

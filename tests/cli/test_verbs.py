@@ -1,7 +1,11 @@
 """Read verbs against a head that pretends; output formats, streams, exit codes."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
+import time
 from io import StringIO
 from urllib.parse import quote
 
@@ -146,6 +150,41 @@ class TestLogs:
         assert "reading" in done.stderr
         done = llx("logs", "nobody")
         assert (done.exit_code, "there are: tiny-0" in done.stderr) == (4, True)
+
+    def test_of_a_cluster_that_is_down_nothing_is_followed(self, llx):
+        folder = llx.environment.cluster_dir("local") / "procs" / "tiny-0"
+        folder.mkdir(parents=True)
+        (folder / "log").write_text("last\nwords\n")
+        done = llx("logs", "tiny-0", "-f")
+        assert (done.exit_code, done.stdout) == (0, "last\nwords\n")
+        assert "(cluster local is down: nothing will be added)\n" in done.stderr
+
+    def test_a_head_that_goes_while_it_is_followed(self, llx):
+        """The file it reads then has more, and the reader leaves."""
+        folder = llx.environment.cluster_dir("local") / "procs" / "tiny-0"
+        folder.mkdir(parents=True)
+        log = folder / "log"
+        log.write_text("one\n")
+        words = [sys.executable, "-m", "llx", "logs", "tiny-0", "-f"]
+        variables = {**os.environ, **llx.variables, "PYTHONPATH": os.pathsep.join(sys.path)}
+        server = FakeHead()
+        with server.running():
+            server.register(llx.environment.cluster_dir("local"))
+            process = subprocess.Popen(
+                words, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            assert [process.stdout.readline() for _ in range(3)] == ["one\n", "two\n", "three\n"]
+        try:
+            said = process.stderr.readline()
+            assert "does not answer" in said
+            assert f"reading {log})" in said
+            time.sleep(0.2)
+            with log.open("a") as file:
+                file.write("more\n")
+            assert process.stdout.readline() == "more\n"
+        finally:
+            process.kill()
+            process.communicate()
 
 
 class TestContexts:
