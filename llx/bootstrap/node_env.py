@@ -8,6 +8,7 @@ that never happened::
     install.lock   held while anything changes (flock: let go when the process dies)
     bin/ lib/ …    the virtual environment
     install.log    all that pip said
+    tmp/           what is on its way, where nothing may be kept in pip's cache
     llx-node.json  what was installed, by the hash of its lock
 
 Runs in the operator's plain environment and on a host's bare Python: standard library and
@@ -60,6 +61,7 @@ __all__ = [
 
 LOG_NAME = "install.log"
 LOCK_NAME = "install.lock"
+SCRATCH_NAME = "tmp"
 
 _LOCK_WAIT_S = 1800.0
 _LOCK_POLL_S = 0.2
@@ -82,6 +84,7 @@ def install(
     wheelhouse: Path | None = None,
     wheel: Wheel | None = None,
     release: str | None = None,
+    keeps_cache: bool = True,
     run: Run = run_command,
 ) -> NodeEnv:
     """Make the node environment at ``prefix``, or leave it alone when it is already right.
@@ -97,6 +100,7 @@ def install(
         wheel: The llx to put there; None: the one that is running, see `own_wheel`.
         release: The Python that it must be of, such as ``3.12``; None: an environment that is there
             may be of any.
+        keeps_cache: Let pip keep its downloads for another time, outside of `prefix`.
         run: Runs venv and pip; tests give their own.
 
     Returns:
@@ -107,11 +111,12 @@ def install(
     """
     prefix = prefix.absolute()
     wheelhouse = wheelhouse.absolute() if wheelhouse is not None else None
-    pip = PipRunner(_python(prefix), prefix, prefix / LOG_NAME, wheelhouse, report, run)
+    scratch = None if keeps_cache else prefix / SCRATCH_NAME
+    pip = PipRunner(_python(prefix), prefix, prefix / LOG_NAME, wheelhouse, report, run, scratch)
     wheel = _same_version(wheel or own_wheel())
     wanted = _wanted(platform, wheel)
     _claim(prefix)
-    with _exclusive(prefix, report):
+    with _exclusive(prefix, report), _removed(scratch):
         held = _held(prefix, wanted, release, report)
         if held is None:
             _clear(prefix)
@@ -262,6 +267,15 @@ def _exclusive(prefix: Path, report: Report) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _removed(scratch: Path | None) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -321,6 +335,9 @@ def _parser() -> argparse.ArgumentParser:
         )
     installing.add_argument("--python", type=Path, default=Path(sys.executable))
     installing.add_argument("--wheelhouse", type=Path, default=None)
+    installing.add_argument(
+        "--no-cache", action="store_true", help="keep nothing outside of the prefix"
+    )
     return parser
 
 
@@ -342,6 +359,7 @@ def _perform(args: argparse.Namespace) -> None:
         wheelhouse=args.wheelhouse,
         wheel=wheel,
         release=release,
+        keeps_cache=not args.no_cache,
     )
 
 

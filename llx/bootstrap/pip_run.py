@@ -55,6 +55,8 @@ class PipRunner:
         place: What is filled: an environment's directory, or a folder of wheels.
         log: Gets every command and all its output.
         wheelhouse: The only place to take packages from, when given.
+        scratch: Where pip puts what it has downloaded, until it is unpacked, keeping none of it;
+            None: in the system's temporary directory, and in pip's cache.
         report: Told what goes on, a line at a time.
         run: Runs a command.
     """
@@ -65,6 +67,7 @@ class PipRunner:
     wheelhouse: Path | None
     report: Report
     run: Run
+    scratch: Path | None = None
     started: float = field(default_factory=time.monotonic)
 
     def create_venv(self, base_python: Path) -> None:
@@ -126,6 +129,8 @@ class PipRunner:
 
     def _pip(self, verb: list[str]) -> list[str]:
         argv = [str(self.python), "-I", "-m", "pip", "--disable-pip-version-check", "--no-input"]
+        if self.scratch is not None:
+            argv = ["env", f"TMPDIR={self.scratch}", *argv, "--no-cache-dir"]
         return [*argv, *verb, "--no-deps", "--progress-bar", "off"]
 
     def _pip_locked(self, verb: list[str], locked: Path) -> list[str]:
@@ -141,6 +146,8 @@ class PipRunner:
 
     def _logged(self, argv: Sequence[str], on_line: OnLine) -> tuple[int, list[str]]:
         output: list[str] = []
+        if self.scratch is not None:
+            self.scratch.mkdir(mode=0o700, exist_ok=True)
         with self.log.open("a", encoding="utf-8") as log:
             log.write(f"$ {' '.join(argv)}\n")
 

@@ -80,6 +80,8 @@ class FakePip:
         if argv[1:4] == ["-I", "-m", "venv"]:
             fake_python(Path(argv[4]) / "bin" / "python")
             return 0
+        if argv[0] == "env":
+            argv = argv[2:]
         assert argv[1:4] == ["-I", "-m", "pip"], argv
         return self._pip(Path(argv[0]), list(argv), on_line)
 
@@ -266,6 +268,32 @@ def test_a_second_install_does_nothing_and_says_so(tmp_path):
     assert install(tmp_path / "node", CPU, report=said.append, run=pip) == first
     assert pip.commands == []
     assert said == [f"{tmp_path / 'node'} is up to date (vllm {VLLM_VERSION}, ray {RAY_VERSION})"]
+
+
+def test_on_a_host_pip_keeps_nothing_and_works_within_the_prefix(tmp_path):
+    class Witness(FakePip):
+        def __call__(self, argv: Sequence[str], on_line: OnLine) -> int:
+            if "pip" in argv:
+                assert argv[:2] == ["env", f"TMPDIR={scratch}"]
+                assert "--no-cache-dir" in argv
+                (scratch / argv[-1].rpartition("/")[2]).touch()
+            return super().__call__(argv, on_line)
+
+    prefix = tmp_path / "node"
+    scratch = prefix / "tmp"
+    for pip in (Witness(fails_at="packages.txt"), Witness()):
+        with contextlib.suppress(InstallError):
+            install(prefix, CPU, report=quiet, keeps_cache=False, run=pip)
+        assert not scratch.exists()
+    assert pip.summary == ["venv", "torch", "packages", "llx"]
+
+
+def test_here_pip_keeps_its_cache(tmp_path):
+    pip = FakePip()
+    install(tmp_path / "node", CPU, report=quiet, run=pip)
+    words = {word for argv in pip.commands for word in argv}
+    assert not {"env", "--no-cache-dir"} & words
+    assert not (tmp_path / "node" / "tmp").exists()
 
 
 def change_marker(prefix: Path, **changes: str) -> None:
