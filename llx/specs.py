@@ -130,6 +130,7 @@ class HostSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         head_address: Its IP address.
         state_dir: The cluster's directory here (`llx.cluster.state_dir.StateDir`).
         models_dir: Where models that llx keeps lie here.
+        cache_dir: Where engines keep what they compiled.
         python: The node environment's interpreter here.
         platform: ``cpu`` or ``cuda``.
         first_port: The cluster's ports (`llx.host_ports.HostPorts`).
@@ -147,6 +148,7 @@ class HostSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head_address: str
     state_dir: str
     models_dir: str
+    cache_dir: str
     python: str
     platform: str
     first_port: int
@@ -169,6 +171,11 @@ class HostSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def tls_dir(self) -> str:
         """``ca.pem``, ``host.pem``, ``host.key``, and on the head ``ca.key``."""
         return f"{self.state_dir}/tls"
+
+    @property
+    def hub_home(self) -> str:
+        """What engines themselves fetch from the hub; beside the models, since it is weights."""
+        return f"{self.models_dir}/.hub"
 
     @property
     def hub_token_path(self) -> str:

@@ -49,11 +49,22 @@ TICKET_S = 15.0
 
 _LOG_BYTES = 8 << 20
 _CACHES = {
+    "CUDA_CACHE_PATH": "cuda",
+    "CUTE_DSL_CACHE_DIR": "cute-dsl",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "HUMMING_CACHE_DIR": "humming",
+    "HUMMING_TMP_DIR": "humming-tmp",
+    "QUACK_CACHE_DIR": "quack",
+    "TILELANG_CACHE_DIR": "tilelang",
     "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
     "TRITON_CACHE_DIR": "triton",
+    "TRITON_HOME": "triton-home",
+    "TVM_FFI_CACHE_DIR": "tvm-ffi",
     "VLLM_CACHE_ROOT": "vllm",
     "VLLM_CONFIG_ROOT": "vllm-config",
+    "XDG_CACHE_HOME": "xdg",
 }
+"""What vLLM, torch and the makers of kernels it brings would else put into home and /tmp."""
 _DROPPED = ("RAY_", "LLX_")
 
 
@@ -183,11 +194,21 @@ def host_environment(spec: HostSpec, inherited: Mapping[str, str]) -> dict[str, 
         for key, value in inherited.items()
         if not key.startswith(_DROPPED) and key != MARK
     }
-    for name, directory in _CACHES.items():  # else they lie about in home and /tmp
-        environment.setdefault(name, f"{spec.state_dir}/cache/{directory}")
+    for name, directory in _CACHES.items():
+        environment.setdefault(name, f"{spec.cache_dir}/{directory}")
+    own_token = _own_hub_home(inherited) / "token"
     if Path(spec.hub_token_path).exists():
         environment["HF_TOKEN_PATH"] = spec.hub_token_path
+    elif own_token.exists():
+        environment.setdefault("HF_TOKEN_PATH", str(own_token))
+    environment.setdefault("HF_HOME", spec.hub_home)
     return environment
+
+
+def _own_hub_home(inherited: Mapping[str, str]) -> Path:
+    """Where the hub's library would look for the token of who logged in there."""
+    cache = inherited.get("XDG_CACHE_HOME") or f"{inherited.get('HOME', '')}/.cache"
+    return Path(inherited.get("HF_HOME") or f"{cache}/huggingface")
 
 
 def _inherited(directory: Path, own: Mapping[str, str]) -> Mapping[str, str]:

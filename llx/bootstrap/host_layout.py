@@ -6,6 +6,7 @@
       wheelhouse/                    packages for a host without internet
       node/<version>-<platform>/     the node environment
       models/<name>/                 weights that llx copied, pulled or made
+      cache/                         what engines compiled
       clusters/<cluster>/            `llx.cluster.state_dir.StateDir`
     /tmp/llx-<uid>-<cluster>/        Ray's sockets: their paths must be short
 
@@ -58,6 +59,11 @@ class HostLayout:
     def models(self) -> PurePosixPath:
         """Weights."""
         return self.root / "models"
+
+    @property
+    def caches(self) -> PurePosixPath:
+        """What engines compiled for this host: `down` leaves it, like the node environment."""
+        return self.root / "cache"
 
     @property
     def state(self) -> PurePosixPath:

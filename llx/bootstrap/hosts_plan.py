@@ -164,6 +164,7 @@ def host_spec(
         state_dir=str(layout.state),
         models_dir=str(layout.models),
         home=str(layout.home),
+        cache_dir=str(layout.caches),
         python=str(python),
         platform=str(platform),
         first_port=settings.network.first_port,

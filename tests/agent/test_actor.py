@@ -214,7 +214,7 @@ class TestHostEnvironment:
     def spec(self, directory: Path) -> HostSpec:
         return HostSpec(
             "c", "1d", "h1", "10.0.0.1", "h1", "10.0.0.1", str(directory), "/models",
-            "/python", "cpu", 20000, True, "/tmp/r",
+            "/cache", "/python", "cpu", 20000, True, "/tmp/r",
         )  # fmt: skip
 
     def test_nothing_of_ray_or_ours_is_inherited(self, tmp_path):
@@ -223,10 +223,21 @@ class TestHostEnvironment:
         assert found["PATH"] == "/bin"
         assert not [name for name in found if name.startswith(("RAY_", "LLX_"))]
 
-    def test_caches_lie_in_the_clusters_directory_unless_said_otherwise(self, tmp_path):
+    def test_caches_lie_in_llxs_directory_unless_said_otherwise(self, tmp_path):
         found = host_environment(self.spec(tmp_path), {"TRITON_CACHE_DIR": "/mine"})
         assert found["TRITON_CACHE_DIR"] == "/mine"
-        assert found["VLLM_CACHE_ROOT"].startswith(str(tmp_path))
+        for name in ("VLLM_CACHE_ROOT", "FLASHINFER_WORKSPACE_BASE", "XDG_CACHE_HOME"):
+            assert found[name].startswith("/cache/")
+        assert found["HF_HOME"] == "/models/.hub"
+
+    def test_who_logged_in_to_the_hub_there_stays_logged_in(self, tmp_path):
+        token = tmp_path / ".cache/huggingface/token"
+        token.parent.mkdir(parents=True)
+        token.write_text("s3cret")
+        found = host_environment(self.spec(tmp_path), {"HOME": str(tmp_path)})
+        assert found["HF_TOKEN_PATH"] == str(token)
+        own = {"HOME": str(tmp_path), "HF_TOKEN_PATH": "/mine"}
+        assert host_environment(self.spec(tmp_path), own)["HF_TOKEN_PATH"] == "/mine"
 
     def test_the_hub_token_is_named_by_its_file(self, tmp_path):
         assert "HF_TOKEN_PATH" not in host_environment(self.spec(tmp_path), {})

@@ -490,12 +490,27 @@ def test_purge_leaves_the_home_as_it_was(scene, is_linked):
         (scene.home / ".llx").symlink_to(scene.home / "disk")
     before = scene.tree
     configured(scene)
-    for name in ("node", "python", "models/m"):
+    for name in ("node", "python", "models/m", "models/.hub", "cache"):
         (scene.home / ".llx" / name).mkdir()
         (scene.home / ".llx" / name / "file").touch()
     scene.play("purge")
     before.pop(".llx", None)
     assert scene.tree == before
+    assert scene.play("purge").changed == ()
+
+
+def test_purge_takes_from_a_disk_that_models_leads_to_what_is_llxs(scene):
+    disk = scene.home / "disk"
+    for name in ("theirs", "m", ".hub"):
+        (disk / name).mkdir(parents=True)
+        (disk / name / "weights").touch()
+    before = scene.tree
+    configured(scene)
+    (scene.home / ".llx/models").rmdir()
+    (scene.home / ".llx/models").symlink_to(disk)
+    (disk / "m/llx-model.json").touch()
+    scene.play("purge")
+    assert scene.tree.keys() == {n for n in before if not n.startswith(("disk/m", "disk/.hub"))}
     assert scene.play("purge").changed == ()
 
 

@@ -45,8 +45,8 @@ class Rig:
         self.spec = HostSpec(
             cluster="c", cluster_id="1d", host="h1", address="127.0.0.1", head="h1",
             head_address="127.0.0.1", state_dir=str(self.state), models_dir=str(root / "models"),
-            python=str(python), platform="cpu", first_port=20000, is_tls=False,
-            ray_tmp=str(root / "ray"),
+            cache_dir=str(root / "cache"), python=str(python), platform="cpu", first_port=20000,
+            is_tls=False, ray_tmp=str(root / "ray"),
         )  # fmt: skip
         self.path = self.state / "host.spec.json"
         self.save()

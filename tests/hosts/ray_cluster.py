@@ -56,6 +56,7 @@ class RayCluster:
             head_address=self.head.address,
             state_dir=str(layout.state),
             models_dir=str(layout.models),
+            cache_dir=str(layout.caches),
             python=str(PYTHON),
             platform="cpu",
             first_port=PORTS.first,
