@@ -15,6 +15,7 @@ from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.host_python import base_python
 from llx.bootstrap.hosts_plan import TINY_ON_HOSTS, HostsPlan, host_spec, spec_text
 from llx.bootstrap.local_ports import StepEvent, StepState
+from llx.bootstrap.logged_shell import logged
 from llx.bootstrap.models import ensure_model
 from llx.bootstrap.node_probe import NodePlatform
 from llx.bootstrap.play import PlayResult, play, standard_values
@@ -151,16 +152,17 @@ class _Steps:
         is_right_release = work.facts.installed_python(str(work.platform)) == work.python_version
         if is_right_release and not self._would_change(playbook, base_python=str(own)):
             return own
-        base = base_python(
-            work.shell,
-            work.layout,
-            work.facts,
-            runtime.wheelhouse,
-            self._say,
-            platform=NodePlatform(str(work.platform)),
-            only=work.python_version,
-            uv_cache=work.plan.environment.data_home / "uv",
-        )
+        with logged(work.shell, work.log, "Python") as shell:
+            base = base_python(
+                shell,
+                work.layout,
+                work.facts,
+                runtime.wheelhouse,
+                self._say,
+                platform=NodePlatform(str(work.platform)),
+                only=work.python_version,
+                uv_cache=work.plan.environment.data_home / "uv",
+            )
         if runtime.wheelhouse is not None and self._would_change(playbook, base_python=str(base)):
             self.play("wheelhouse", wheelhouse_dir=str(runtime.wheelhouse))
         self.play(playbook, base_python=str(base))
@@ -174,8 +176,9 @@ class _Steps:
         for name, source in work.plan.copies.items():
             self._say(f"model {name}")
             work.proceed()
-            if ensure_model(work.shell, work.layout, name, source, self._on_progress(name)):
-                self.changed.append(f"model {name}")
+            with logged(work.shell, work.log, f"model {name}") as shell:
+                is_new = ensure_model(shell, work.layout, name, source, self._on_progress(name))
+            self.changed += [f"model {name}"] * is_new
 
     def configure(self, python: PurePosixPath) -> None:
         """Secrets and settings."""
