@@ -115,11 +115,16 @@ def gather(
         node=node,
         ports={(h, p): probe_port(h, p) for h, p in wanted if p and p not in ignored_ports},
         models={name: _model_fact(path) for name, path in paths.items()},
-        hub_lookalikes=frozenset(
-            each.model
-            for each in settings.models
-            if each.model_path is None and Path(each.model).is_dir()
-        ),
+        hub_lookalikes=hub_lookalikes(settings),
+    )
+
+
+def hub_lookalikes(settings: ClusterSettings) -> frozenset[str]:
+    """Models that read as Hugging Face ids and are directories here."""
+    return frozenset(
+        each.model
+        for each in settings.models
+        if each.model_path is None and Path(each.model).is_dir()
     )
 
 

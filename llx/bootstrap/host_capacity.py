@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from llx.bootstrap import host_environment, host_gpus
-from llx.bootstrap.facts import ModelFact
+from llx.bootstrap.facts import ModelFact, hub_lookalikes
 from llx.bootstrap.host_facts import DiskFact, HostFacts
-from llx.bootstrap.host_finding import HostFinding
+from llx.bootstrap.host_finding import CLUSTER, HostFinding
 from llx.bootstrap.hosts_plan import MODELS, TINY_ON_HOSTS, copied_name
 from llx.bootstrap.model_files import scan
-from llx.bootstrap.preflight import GIB
+from llx.bootstrap.preflight import GIB, find_hub_id
 from llx.errors import LlxError
 from llx.settings import TINY_MODEL, ClusterSettings, ModelSettings, Platform
 from llx.specs import EngineKind
@@ -88,6 +88,7 @@ def find_of_cluster(
 ) -> Iterator[HostFinding]:
     """Findings of all hosts together. Those that run already have given what they need."""
     yield from host_environment.find_of_cluster(settings)
+    yield from _hub_ids(settings, is_plan=copies is not None)
     if platform is Platform.CUDA:
         yield from host_gpus.find_of_cluster(settings, facts)
     yield from _memory(settings, facts, platform, copies or {})
@@ -121,6 +122,16 @@ def _models(
         yield HostFinding(
             facts.host, subject, problem, "correct `model`, or put it there: llx model add"
         )
+
+
+def _hub_ids(settings: ClusterSettings, *, is_plan: bool) -> Iterator[HostFinding]:
+    """Of a cluster that is up, what this machine has by the same name is of no concern."""
+    lookalikes = hub_lookalikes(settings) if is_plan else frozenset()
+    for model in settings.models:
+        is_own = model.model == TINY_MODEL or model.model.startswith(MODELS)
+        if model.model_path is None and not is_own:
+            for each in find_hub_id(model, lookalikes):
+                yield HostFinding(CLUSTER, each.subject, each.problem, each.remedy, each.exit_code)
 
 
 def _disk(

@@ -105,13 +105,18 @@ def check_name(name: str) -> str:
     return name
 
 
+def is_repository(name: str) -> bool:
+    """Whether a repository of the hub may be called so: ``org/name``, or a lone old ``name``."""
+    return _REPOSITORY.fullmatch(name) is not None
+
+
 def hub_name(repository: str) -> str:
     """What a repository of the hub is called on hosts: ``org/name`` becomes ``org--name``.
 
     Raises:
         ConfigError: It is no name of a repository.
     """
-    if not _REPOSITORY.fullmatch(repository):
+    if not is_repository(repository):
         raise ConfigError(f'"{repository}" is no model of the hub', remedy="say it as ORG/NAME")
     return check_name(repository.replace("/", "--"))
 

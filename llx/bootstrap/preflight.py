@@ -4,11 +4,11 @@ Pure: settings and facts in, findings out. Each finding names who is concerned, 
 what to do about it.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llx.bootstrap.facts import Facts, VllmArguments
+from llx.bootstrap.model_files import is_repository
 from llx.errors import ExitCode, LlxError
 from llx.settings import ClusterSettings, ModelSettings, Platform
 from llx.specs import EngineKind
@@ -16,7 +16,6 @@ from llx.yaml_reader import nearest
 
 GIB = 1 << 30
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _INSTALL_BYTES = {Platform.CPU: 6 * GIB, Platform.CUDA: 16 * GIB}
 _PROCESS_BYTES = int(0.75 * GIB)
 """Resident memory of a gateway, or of an instance without weights and KV cache (measured)."""
@@ -116,22 +115,28 @@ def find_arguments(model: ModelSettings, arguments: VllmArguments) -> Iterator[F
     yield from _names(model, "serve_args", arguments.serve, arguments.engine)
 
 
+def find_hub_id(model: ModelSettings, lookalikes: frozenset[str]) -> Iterator[Finding]:
+    """What is wrong with a `model` that is no path; `lookalikes`: of `facts.hub_lookalikes`."""
+    subject = f"model {model.name}"
+    if model.model in lookalikes:
+        yield Finding(
+            subject,
+            f'"{model.model}" reads as a Hugging Face id, but is a directory here',
+            f"write ./{model.model} (relative to cluster.yaml) for the directory",
+        )
+    elif not is_repository(model.model):
+        yield Finding(
+            subject,
+            f'"{model.model}" is neither a path nor a Hugging Face id',
+            "write /…, ./… or ~/… for a directory, org/name for Hugging Face",
+        )
+
+
 def _model(model: ModelSettings, facts: Facts) -> Iterator[Finding]:
     subject = f"model {model.name}"
     fact = facts.models.get(model.model)
     if fact is None:
-        if model.model in facts.hub_lookalikes:
-            yield Finding(
-                subject,
-                f'"{model.model}" reads as a Hugging Face id, but is a directory here',
-                f"write ./{model.model} (relative to cluster.yaml) for the directory",
-            )
-        elif not _HUB_ID.fullmatch(model.model):
-            yield Finding(
-                subject,
-                f'"{model.model}" is neither a path nor a Hugging Face id',
-                "write /…, ./… or ~/… for a directory, org/name for Hugging Face",
-            )
+        yield from find_hub_id(model, facts.hub_lookalikes)
     elif not fact.is_directory:
         yield Finding(subject, f"{model.model}: no such directory", "correct `model`")
     elif not fact.has_config:

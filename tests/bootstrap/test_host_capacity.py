@@ -307,6 +307,29 @@ class TestModels:
         known = hosts(1, model_paths={"/data/m": ModelFact(False, False)})
         assert found(known, copies={"/data/m": 5}, models=[MODEL]) == []
 
+    @pytest.mark.parametrize(
+        ("name", "problem", "remedy"),
+        [
+            ("my/dir", '"my/dir" reads as a Hugging Face id, but is a directory here', "./my/dir"),
+            ("a/b/c", '"a/b/c" is neither a path nor a Hugging Face id', "org/name for Hugging"),
+            ("s3://x", '"s3://x" is neither a path nor a Hugging Face id', "org/name for Hugging"),
+        ],
+    )
+    def test_what_is_no_model_of_the_hub(self, tmp_path, monkeypatch, name, problem, remedy):
+        (tmp_path / "my/dir").mkdir(parents=True)
+        (tmp_path / "llx/tiny").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+        models = [{"name": "m", "model": name}, {"name": "tiny", "model": "llx/tiny"}]
+        finding = only(found(hosts(2), models=models, copies={}))
+        assert (finding.subject, finding.problem) == ("model m", problem)
+        assert remedy in finding.remedy
+        assert finding.exit_code is ExitCode.USAGE
+
+    def test_of_a_running_cluster_directories_here_are_of_no_concern(self, tmp_path, monkeypatch):
+        (tmp_path / "org/name").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+        assert found(hosts(2), copies=None) == []
+
     def test_a_model_of_the_hosts_own(self):
         model = {**MODEL, "model": "@models/opt"}
         assert found(hosts(1, models=frozenset({"opt"})), models=[model]) == []
