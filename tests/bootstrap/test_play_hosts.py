@@ -236,6 +236,7 @@ def spec(**changes):
         "head_address": "10.0.0.1",
         "state_dir": "/s",
         "models_dir": "/m",
+        "cache_dir": "/k",
         "python": "/their/python",
         "platform": "cuda",
         "first_port": 20000,
