@@ -1,13 +1,14 @@
 """Fetches a model from the Hugging Face hub: run on a host, in the node environment.
 
-``python -m llx.agent.hub_model ORG/NAME --to DIR [--revision R]``
+``python -m llx.agent.hub_model ORG/NAME [--revision R] --to DIR``; with ``--look-up`` instead of a
+directory it says only which commit that is.
 
 A token is read from stdin; if that is empty, from where the hub's library looks
 (``HF_TOKEN_PATH``). Which hub, and where its library keeps its own things, is the environment's
 business, too (``HF_ENDPOINT``, ``HF_HOME``). Sizes are asked first, and compared with the free
-space. What is said is a line of JSON each, on stdout: progress, then one of fetched, unchanged,
-failed. The directory's ``llx-model.json`` is written last; until then a repetition goes on from
-what is there.
+space. What is said is a line of JSON each, on stdout: progress, then one of found, fetched,
+unchanged, away (the hub), failed. The directory's ``llx-model.json`` is written last; until then a
+repetition goes on from what is there.
 """
 
 import argparse
@@ -36,6 +37,10 @@ _OTHER_FOLDERS = ("original", "metal", "onnx", "openvino", "coreml")
 
 class PullError(LlxError):
     """The model cannot be had."""
+
+
+class HubAwayError(PullError):
+    """The hub does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,15 +224,16 @@ def _size(path: Path) -> int | None:
 _KNOWN = {
     "GatedRepoError": (
         "is gated, and there is no token that may read it",
-        "accept its terms on the hub, and give a token: HF_TOKEN=… llx model pull",
+        "accept its terms on the hub, and give a token that may: export HF_TOKEN=…, then repeat",
     ),
     "RepositoryNotFoundError": (
         "does not exist on the hub, or is private",
-        "correct the name; for what is private: HF_TOKEN=… llx model pull",
+        "correct the name; for what is private, give a token: export HF_TOKEN=…, then repeat",
     ),
-    "RevisionNotFoundError": ("has no such revision", "correct --revision"),
+    "RevisionNotFoundError": ("has no such revision", "correct the revision"),
     "OfflineModeIsEnabled": ("cannot be fetched: HF_HUB_OFFLINE is set there", "unset it"),
 }
+_AWAY = frozenset({"ConnectionError", "LocalEntryNotFoundError", "TransportError"})
 
 
 @contextmanager
@@ -240,11 +246,10 @@ def _explained(repository: str) -> Iterator[None]:
             if kind.__name__ in _KNOWN:
                 problem, remedy = _KNOWN[kind.__name__]
                 raise PullError(f"{repository} {problem}", remedy=remedy) from error
-        said = " ".join(str(error).split())[:300]
-        raise PullError(
-            f"{repository}: {type(error).__name__}: {said}",
-            remedy="see whether the host reaches the hub; else `llx model add` copies from here",
-        ) from error
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if any(kind.__name__ in _AWAY for kind in type(error).__mro__):
+            raise HubAwayError(f"the hub is out of reach: {said}") from error
+        raise PullError(f"{repository}: {said}") from error
 
 
 def say(what: str, **fields: object) -> None:
@@ -256,14 +261,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m llx.agent.hub_model")
     parser.add_argument("repository")
-    parser.add_argument("--to", type=Path, required=True)
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--to", type=Path, help="fetch it into this directory")
+    task.add_argument("--look-up", action="store_true")
     parser.add_argument("--revision")
     args = parser.parse_args(argv)
     given = sys.stdin.read().strip()
     token = Secret(given) if given else None
     try:
         snapshot = look_up(args.repository, args.revision, token)
+        if args.to is None:
+            say("found", commit=snapshot.commit)
+            return 0
         is_new = pull(snapshot, args.to, token)
+    except HubAwayError as error:
+        say("away", problem=error.message)
+        return int(error.exit_code)
     except LlxError as error:
         say("failed", problem=error.message, remedy=error.remedy)
         return int(error.exit_code)

@@ -13,12 +13,12 @@ from llx.bootstrap import host_environment, host_gpus
 from llx.bootstrap.facts import ModelFact, hub_lookalikes
 from llx.bootstrap.host_facts import DiskFact, HostFacts
 from llx.bootstrap.host_finding import CLUSTER, HostFinding
-from llx.bootstrap.hosts_plan import MODELS, TINY_ON_HOSTS, copied_name
+from llx.bootstrap.hosts_plan import TINY_ON_HOSTS, copied_name
 from llx.bootstrap.model_files import scan
 from llx.bootstrap.preflight import GIB, find_hub_id
 from llx.errors import LlxError
 from llx.settings import TINY_MODEL, ClusterSettings, ModelSettings, Platform
-from llx.specs import EngineKind
+from llx.specs import MODELS, EngineKind
 
 _INSTALL_BYTES = {Platform.CPU: 6 * GIB, Platform.CUDA: 16 * GIB}
 _MARGIN_BYTES = GIB // 2

@@ -164,6 +164,7 @@ class HostFacts:
         models: Complete ones below ``~/.llx/models``.
         unfinished: Models and node environments that are not complete, and the wheelhouse: how many
             bytes are there already, by their path below ``~/.llx``.
+        model_sources: Where each of them came from, such as ``hub:org/name@commit``.
         model_paths: What lies there at the paths that models of cluster.yaml have.
         processes: Of this cluster, running.
         llx_processes: Of anybody, running.
@@ -215,6 +216,7 @@ class HostFacts:
     node_environments: Mapping[str, str] = field(default_factory=dict)
     models: frozenset[str] = frozenset()
     unfinished: Mapping[str, int] = field(default_factory=dict)
+    model_sources: Mapping[str, str] = field(default_factory=dict)
     model_paths: Mapping[str, ModelFact] = field(default_factory=dict)
     processes: tuple[ShimFact, ...] = ()
     llx_processes: tuple[LlxProcess, ...] = ()

@@ -227,7 +227,10 @@ llx_state() { # CLUSTER
             say node "${each##*/}" "$(sed -n 's/^version *= *//p' "$each/pyvenv.cfg" 2>/dev/null)"
     done
     for each in "$root"/models/*/llx-model.json "$root"/models/*/*/llx-model.json; do
-        [ -r "$each" ] && each=${each%/*} && say model "${each#"$root"/models/}"
+        [ -r "$each" ] || continue
+        source=$(field_of "$each" source | one_line)
+        each=${each%/*}
+        say model "${each#"$root"/models/}" "$source"
     done
     for each in "$root"/node/*/ "$root"/models/*/ "$root"/wheelhouse/; do
         [ -d "$each" ] || continue

@@ -99,6 +99,7 @@ def parse(text: str, *, began: float = 0.0, heard: float = 0.0) -> HostFacts:
         node_environments=dict(_node_environments(rows["node"])),
         models=frozenset(said.column("model")),
         unfinished=dict(_sizes(rows["unfinished"])),
+        model_sources={row[0]: row[1].strip() for row in rows["model"] if "".join(row[1:]).strip()},
         model_paths=dict(_model_paths(rows["model_path"])),
         processes=tuple(_processes(rows["process"])),
         llx_processes=tuple(_llx_processes(rows["llx_process"])),

@@ -60,6 +60,10 @@ class HostLayout:
         """Weights."""
         return self.root / "models"
 
+    def hub_home(self, model: str) -> PurePosixPath:
+        """What the hub's library keeps while that model is fetched."""
+        return self.models / f".hub-{model}"
+
     @property
     def caches(self) -> PurePosixPath:
         """What engines compiled for this host: `down` leaves it, like the node environment."""

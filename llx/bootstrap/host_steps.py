@@ -14,6 +14,7 @@ from llx.bootstrap.host_facts import HostFacts
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.host_python import base_python
 from llx.bootstrap.hosts_plan import TINY_ON_HOSTS, HostsPlan, host_spec, spec_text
+from llx.bootstrap.hub_models import HubAccess, HubPins, ensure_hub_model, is_progress
 from llx.bootstrap.local_ports import StepEvent, StepState
 from llx.bootstrap.logged_shell import logged
 from llx.bootstrap.models import ensure_model
@@ -49,6 +50,7 @@ class HostWork:
         is_running: The cluster was up before.
         log: Gets every command and its output.
         proceed: Raises when the work must stop.
+        pins: The commits of models of the hub, the same for all hosts.
     """
 
     plan: HostsPlan
@@ -65,6 +67,7 @@ class HostWork:
     is_running: bool
     log: Path
     proceed: Callable[[], None]
+    pins: HubPins
 
     @property
     def is_head(self) -> bool:
@@ -169,7 +172,7 @@ class _Steps:
         return own
 
     def models(self, python: PurePosixPath) -> None:
-        """Copy what the operator has, make what llx makes."""
+        """Copy what the operator has, make what llx makes, fetch what the hub has."""
         work = self._work
         if work.plan.has_tiny_model:
             self.play("tiny-model", python=str(python), tiny_model=TINY_ON_HOSTS)
@@ -179,6 +182,22 @@ class _Steps:
             with logged(work.shell, work.log, f"model {name}") as shell:
                 is_new = ensure_model(shell, work.layout, name, source, self._on_progress(name))
             self.changed += [f"model {name}"] * is_new
+        for name in work.plan.pulls:
+            self._say(f"model {name}")
+            work.proceed()
+            self.changed += [f"model {name}"] * self._pull(name, python)
+
+    def _pull(self, name: str, python: PurePosixPath) -> bool:
+        work, token = self._work, self._work.plan.hub_token
+        secrets = [] if token is None else [token]
+        access = HubAccess(python, token, work.plan.hub_endpoint)
+        with logged(
+            work.shell, work.log, f"model {name}", secrets=secrets, is_noise=is_progress
+        ) as shell:
+            model = work.plan.pulls[name]
+            return ensure_hub_model(
+                shell, work.layout, model, work.pins, access, self._on_progress(name)
+            )
 
     def configure(self, python: PurePosixPath) -> None:
         """Secrets and settings."""

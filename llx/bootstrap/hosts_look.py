@@ -11,7 +11,7 @@ from llx.bootstrap import host_preflight
 from llx.bootstrap.facts import load_vllm_arguments
 from llx.bootstrap.fan_out import fan_out
 from llx.bootstrap.host_facts import HostFacts, gather
-from llx.bootstrap.hosts_plan import HostsPlan, head_settings
+from llx.bootstrap.hosts_plan import HostsPlan, head_settings, hub_model_of
 from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all, settings_of
 from llx.bootstrap.left_hosts import is_same_place
 from llx.bootstrap.local_ports import Observer
@@ -19,7 +19,14 @@ from llx.bootstrap.preflight import GIB, PreflightError, find_arguments
 from llx.bootstrap.reachability import Route, find_blocked, find_forbidden, probe_routes
 from llx.bootstrap.readiness import step
 from llx.errors import ConflictError, LlxError, UnreachableError
-from llx.settings import ClusterSettings, HostSettings, Platform, differing_keys, dump_cluster
+from llx.settings import (
+    ClusterSettings,
+    HostSettings,
+    ModelSettings,
+    Platform,
+    differing_keys,
+    dump_cluster,
+)
 
 _QUIET = frozenset({"sudo"})
 """What `llx doctor` warns of and `up` need not: only the firewall playbook wants it."""
@@ -175,7 +182,8 @@ def describe(outlook: Outlook) -> list[tuple[str, str]]:
         (
             f"model {model.name}",
             f"{model.instances.min} × {model.engine} of {model.model}"
-            + (f", tensor parallel {model.tensor_parallel}" if model.tensor_parallel > 1 else ""),
+            + (f", tensor parallel {model.tensor_parallel}" if model.tensor_parallel > 1 else "")
+            + _fetching(outlook, model),
         )
         for model in settings.models
     ]
@@ -189,6 +197,15 @@ def describe(outlook: Outlook) -> list[tuple[str, str]]:
     if outlook.changes is not None:
         rows += [("change", each) for each in outlook.changes or ["nothing"]]
     return rows
+
+
+def _fetching(outlook: Outlook, model: ModelSettings) -> str:
+    """Who has to fetch it from the hub first; its size only the hub knows."""
+    hub_model = hub_model_of(model)
+    if hub_model is None:
+        return ""
+    missing = [n for n, each in outlook.facts.items() if hub_model.name not in each.models]
+    return f"; {', '.join(missing)} fetch {hub_model} from the hub first" if missing else ""
 
 
 def _host_in_short(facts: HostFacts) -> str:

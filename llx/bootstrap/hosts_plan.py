@@ -4,7 +4,6 @@ Reads the environment and key files; changes nothing. The counterpart of `llx.bo
 """
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,6 +12,7 @@ import msgspec
 
 from llx.bootstrap.cluster_secrets import ClusterSecrets
 from llx.bootstrap.host_layout import HostLayout
+from llx.bootstrap.model_files import HubModel, fit_name, is_repository
 from llx.errors import ConfigError
 from llx.secret import Secret
 from llx.settings import (
@@ -24,11 +24,9 @@ from llx.settings import (
     Platform,
     resolve_api_keys,
 )
-from llx.specs import HostSpec
+from llx.specs import MODELS, EngineKind, HostSpec
 
 TINY_ON_HOSTS = "tiny-1"
-MODELS = "@models/"
-"""Begins the `model` of a spec whose weights lie in the host's own models directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +40,8 @@ class HostsPlan:
         probe_key: A key to ask the gateway with.
         hub_token: The Hugging Face token, if the caller has one.
         copies: Directories here that go to the hosts, by the name they get there.
+        pulls: Models of the hub that the hosts fetch, likewise. All hosts: where instances run is
+            the scheduler's to decide, and any gateway needs the tokenizer.
     """
 
     settings: ClusterSettings
@@ -50,6 +50,12 @@ class HostsPlan:
     probe_key: Secret | None
     hub_token: Secret | None
     copies: Mapping[str, Path]
+    pulls: Mapping[str, HubModel]
+
+    @property
+    def hub_endpoint(self) -> str | None:
+        """Another hub, if the caller has one."""
+        return self.environment.get("HF_ENDPOINT")
 
     @property
     def can_probe(self) -> bool:
@@ -81,8 +87,8 @@ class HostsPlan:
 def make_hosts_plan(settings: ClusterSettings, environment: Environment) -> HostsPlan:
     """Make `settings` concrete.
 
-    A model that is a directory on this machine is copied to the hosts; any other path is one on
-    the hosts, where ``~`` is the home of each host's own user.
+    A model that is a directory on this machine is copied to the hosts, one of the hub fetched by
+    them; any other path is one on the hosts, where ``~`` is the home of each host's own user.
 
     Raises:
         ConfigError: An API key's variable or file is missing, or a setting does not go with hosts.
@@ -100,6 +106,7 @@ def make_hosts_plan(settings: ClusterSettings, environment: Environment) -> Host
         for model in resolved.models
         if (path := model.model_path) is not None and (path / "config.json").is_file()
     }
+    hub_models = [found for each in resolved.models if (found := hub_model_of(each))]
     return HostsPlan(
         settings=resolved,
         environment=environment,
@@ -107,13 +114,38 @@ def make_hosts_plan(settings: ClusterSettings, environment: Environment) -> Host
         probe_key=key,
         hub_token=None if token is None else Secret(token),
         copies=copies,
+        pulls={each.name: each for each in hub_models},
     )
 
 
 def copied_name(path: Path) -> str:
     """What a directory of the operator's is called on the hosts."""
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    return f"{re.sub(r'[^A-Za-z0-9._-]', '-', path.name)}-{digest}"
+    return f"{fit_name(path.name)}-{digest}"
+
+
+def hub_model_of(model: ModelSettings) -> HubModel | None:
+    """What the hosts fetch from the hub for a model; None: nothing.
+
+    The simulated engine has no weights: its gateways fetch the tokenizer themselves.
+    """
+    is_path = model.model_path is not None or model.model.startswith(MODELS)
+    if is_path or model.model == TINY_MODEL or model.engine is not EngineKind.VLLM:
+        return None
+    revision = model.engine_args.get("revision")
+    if not is_repository(model.model):
+        return None  # preflight says so
+    return HubModel(model.model, None if revision is None else str(revision))
+
+
+def model_on_hosts(model: ModelSettings) -> str:
+    """The `model` of specs, if it lies in the models directories of the hosts; else as it is."""
+    hub_model, path = hub_model_of(model), model.model_path
+    if model.model == TINY_MODEL:
+        return f"{MODELS}{TINY_ON_HOSTS}"
+    if hub_model is not None:
+        return f"{MODELS}{hub_model.name}"
+    return model.model if path is None else f"{MODELS}{copied_name(path)}"
 
 
 def head_settings(
@@ -180,9 +212,7 @@ def spec_text(spec: HostSpec) -> str:
 
 
 def _on_hosts(model: ModelSettings, plan: HostsPlan) -> ModelSettings:
-    if model.model == TINY_MODEL:
-        return model.model_copy(update={"model": f"{MODELS}{TINY_ON_HOSTS}"})
     path = model.model_path
-    if path is not None and plan.copies.get(copied_name(path)) == path:
-        return model.model_copy(update={"model": f"{MODELS}{copied_name(path)}"})
-    return model
+    if path is not None and plan.copies.get(copied_name(path)) != path:
+        return model
+    return model.model_copy(update={"model": model_on_hosts(model)})

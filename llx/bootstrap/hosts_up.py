@@ -29,6 +29,7 @@ from llx.bootstrap.hosts_look import Outlook, ask_head
 from llx.bootstrap.hosts_plan import head_settings
 from llx.bootstrap.hosts_stop import Farewell, leave_hosts
 from llx.bootstrap.hosts_world import HostsWorld
+from llx.bootstrap.hub_models import HubPins
 from llx.bootstrap.left_hosts import load_left, save_left, take_over_down_file
 from llx.bootstrap.local_ports import Observer, StepEvent, StepState
 from llx.bootstrap.readiness import Outside, Readiness, rows_of, step
@@ -121,6 +122,8 @@ class _Apply:
         self._changes: list[str] = []
         self._num_changed: dict[str, int] = {}
         self._head = self._plan.head.name
+        sources = {name: each.model_sources for name, each in outlook.facts.items()}
+        self._pins = HubPins.of_hosts(sources, first=self._head)
         self._is_running = outlook.is_running or self._answers()
 
     def run(self) -> HostsResult:
@@ -249,6 +252,7 @@ class _Apply:
             is_running=self._is_running,
             log=self._plan.state_dir / "hosts" / f"{name}.log",
             proceed=self._held.require,
+            pins=self._pins,
         )
 
     def _on_hosts(

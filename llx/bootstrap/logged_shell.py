@@ -39,6 +39,7 @@ def logged(
     except BaseException as error:
         journal.write(f"failed: {error}")
         if isinstance(error, HostError | DeadlineError):
+            error.message = journal.masked(error.message)
             error.detail = journal.masked(error.detail)
             error.remedy = "; ".join(filter(None, [error.remedy, f"see {log}"]))
         raise

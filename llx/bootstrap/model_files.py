@@ -19,6 +19,8 @@ MANIFEST_NAME = "llx-model.json"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+_UNFIT = re.compile(r"[^A-Za-z0-9._-]")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
@@ -47,6 +49,11 @@ class Manifest:
     def size_bytes(self) -> int:
         """Of all files."""
         return sum(each.size for each in self.files.values())
+
+    @property
+    def commit(self) -> str | None:
+        """The commit it has of a repository of the hub; None if it did not come from there."""
+        return commit_of(self.source)
 
     def dump(self) -> bytes:
         """As it is written; `source` comes first."""
@@ -92,6 +99,39 @@ class CopyDue:
         return f"{files} to be copied ({size}){stale}"
 
 
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A model of the Hugging Face hub.
+
+    Attributes:
+        repository: ``org/name``.
+        revision: Branch, tag or commit; None: the repository's own branch, whatever it is now.
+    """
+
+    repository: str
+    revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called on hosts: each revision has a directory of its own."""
+        return hub_name(self.repository, self.revision)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit, if `revision` is one."""
+        is_commit = self.revision is not None and _COMMIT.fullmatch(self.revision)
+        return self.revision if is_commit else None
+
+    def __str__(self) -> str:
+        return self.repository if self.revision is None else f"{self.repository}@{self.revision}"
+
+
+def commit_of(source: str) -> str | None:
+    """The commit in a manifest's `source`; None if it came from elsewhere than the hub."""
+    commit = source.rpartition("@")[2]
+    return commit if source.startswith("hub:") and _COMMIT.fullmatch(commit) else None
+
+
 def check_name(name: str) -> str:
     """`name`, if a model may be called so on a host: one plain directory name.
 
@@ -110,15 +150,28 @@ def is_repository(name: str) -> bool:
     return _REPOSITORY.fullmatch(name) is not None
 
 
-def hub_name(repository: str) -> str:
+def hub_name(repository: str, revision: str | None = None) -> str:
     """What a repository of the hub is called on hosts: ``org/name`` becomes ``org--name``.
+
+    With a revision, ``org--name--revision``; of a commit, its first twelve digits.
 
     Raises:
         ConfigError: It is no name of a repository.
     """
     if not is_repository(repository):
         raise ConfigError(f'"{repository}" is no model of the hub', remedy="say it as ORG/NAME")
-    return check_name(repository.replace("/", "--"))
+    name = repository.replace("/", "--")
+    if revision is not None:
+        is_commit = _COMMIT.fullmatch(revision)
+        name += f"--{revision[:12] if is_commit else fit_name(revision)}"
+        if not is_commit and fit_name(revision) != revision:  # another one may look like it
+            name += f"-{hashlib.sha256(revision.encode()).hexdigest()[:8]}"
+    return check_name(name)
+
+
+def fit_name(text: str) -> str:
+    """`text` with what names on hosts must not have replaced."""
+    return _UNFIT.sub("-", text)
 
 
 def scan(source: Path) -> dict[str, ModelFile]:

@@ -1,20 +1,18 @@
-"""Models on hosts: copying an operator's directory there, pulling from the hub, listing, removing.
+"""Models on hosts: copying an operator's directory there, listing, removing.
 
 Each is a directory of ``~/.llx/models``, complete once its manifest is there
 (`llx.bootstrap.model_files`); in specs and in cluster.yaml it is ``@models/NAME``. Only what
 differs is sent, whole files at a time, so a copy that was interrupted goes on with the file it was
-at.
+at. Models of the hub are `llx.bootstrap.hub_models`'s.
 """
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from llx import __version__
 from llx.bootstrap.host_layout import HostLayout
-from llx.bootstrap.hosts_plan import MODELS, TINY_ON_HOSTS, copied_name
+from llx.bootstrap.hosts_plan import model_on_hosts
 from llx.bootstrap.model_files import (
     MANIFEST_NAME,
     CopyDue,
@@ -22,19 +20,17 @@ from llx.bootstrap.model_files import (
     ModelFile,
     check_name,
     digest,
-    hub_name,
     is_unchanged,
     scan,
     size_text,
 )
 from llx.bootstrap.shell import OnProgress, Shell
-from llx.errors import HostError, InstallError
-from llx.secret import Secret
-from llx.settings import TINY_MODEL, ClusterSettings
+from llx.errors import HostError
+from llx.settings import ClusterSettings
+from llx.specs import MODELS
 
 _PROGRESS_EVERY_S = 1.0
 _HASH_BYTES_PER_S = 30e6
-_PULL_TIMEOUT_S = 24 * 3600.0
 _MAX_MANIFEST_BYTES = 8 << 20
 
 
@@ -61,7 +57,7 @@ def list_models(shell: Shell, layout: HostLayout) -> list[HostModel]:
     found = []
     for line in done.stdout.splitlines():
         size, mark, name = line.split("\t", 2)
-        manifest = _read_manifest(shell, layout.models / name) if mark else None
+        manifest = read_manifest(shell, layout.models / name) if mark else None
         source = manifest.source if manifest is not None else ""
         found.append(HostModel(name, int(size) * 1024, bool(mark), source))
     return sorted(found, key=lambda each: each.name)
@@ -72,6 +68,7 @@ def remove_model(shell: Shell, layout: HostLayout, name: str) -> bool:
     place = layout.models / check_name(name)
     if not shell.run(["test", "-e", str(place)]).is_success:
         return False
+    _checked(shell, name, ["rm", "-rf", str(layout.hub_home(name))])
     # First what makes it complete: half a model must not look like one.
     _checked(shell, name, ["rm", "-f", str(place / MANIFEST_NAME)])
     _checked(shell, name, ["rm", "-rf", str(place)], timeout_s=600)
@@ -109,88 +106,23 @@ def copy_due(shell: Shell, layout: HostLayout, name: str, source: Path) -> CopyD
     return _Copy(shell, layout.models / check_name(name), source, scan(source)).due()
 
 
-def pull_model(
-    shell: Shell,
-    layout: HostLayout,
-    repository: str,
-    *,
-    python: PurePosixPath,
-    revision: str | None = None,
-    token: Secret | None = None,
-    endpoint: str | None = None,
-    on_progress: OnProgress | None = None,
-) -> bool:
-    """Have the host fetch a model from the hub, with the node environment's own library.
-
-    Args:
-        shell: The host.
-        layout: Of the host.
-        repository: ``org/name``.
-        python: Of the host's node environment.
-        revision: Branch, tag or commit; default: the repository's own.
-        token: For what is not public; else one that lies there is used, if any.
-        endpoint: Another hub.
-        on_progress: Told, about once a second, how many bytes are there.
-
-    Returns:
-        Whether anything was fetched.
-
-    Raises:
-        HostError: The hub does not give it, or there is too little space; says why.
-    """
-    place = layout.models / hub_name(repository)
-    hub_home = str(layout.models / f".hub-{place.name}")  # removed, so nothing is left in the home
-    environment = {"HF_HOME": hub_home, "HF_TOKEN_PATH": _token_path(shell, layout), **_QUIET}
-    environment |= {"HF_ENDPOINT": endpoint} if endpoint else {}
-    argv = [str(python), "-m", "llx.agent.hub_model", repository, "--to", str(place)]
-    argv += ["--revision", revision] if revision else []
-    hear = _Hearer(on_progress)
-    done = shell.run(
-        argv,
-        stdin=b"" if token is None else token.reveal().encode(),
-        timeout_s=_PULL_TIMEOUT_S,
-        environment=environment,
-        on_line=hear.line,
-    )
-    shell.run(["rm", "-rf", hub_home])
-    if not done.is_success or hear.outcome is None:
-        raise HostError(
-            hear.problem or f"the download ended with exit code {done.exit_code}",
-            host=shell.host,
-            step=f"pull {repository}",
-            process_exit_code=done.exit_code,
-            stderr_tail="" if hear.problem else done.stderr_tail,
-            remedy=hear.remedy or "repeat it: what is there is kept",
-        )
-    return hear.outcome == "fetched"
+def read_manifest(shell: Shell, place: PurePosixPath) -> Manifest | None:
+    """That of the model in the directory `place` of the host; None: it is not complete."""
+    content = shell.read(str(place / MANIFEST_NAME), limit=_MAX_MANIFEST_BYTES)
+    return None if content is None else Manifest.load(content)
 
 
-def node_python(shell: Shell, layout: HostLayout, given: Path | None) -> PurePosixPath:
-    """The interpreter of the host's node environment: as set, else of llx's own.
-
-    Raises:
-        InstallError: There is none yet.
-    """
-    if given is not None:
-        return layout.there(given)
-    script = 'ls -d "$1/node/$2"-*/bin/python'
-    listing = shell.run(["sh", "-c", script, "-", str(layout.root), __version__])
-    if not listing.stdout.strip():
-        raise InstallError(
-            f"{shell.host} has no node environment yet, and it is what fetches models",
-            remedy="`llx up` makes it; or copy the model from here: llx model add",
-        )
-    return PurePosixPath(listing.stdout.splitlines()[0])
+def is_whole(shell: Shell, place: PurePosixPath, manifest: Manifest) -> bool:
+    """Whether all files of the manifest are there, in their size."""
+    sizes = _sizes(shell, place, manifest.files)
+    return sizes == {name: file.size for name, file in manifest.files.items()}
 
 
-def users_of(name: str, settings: ClusterSettings) -> list[str]:
-    """The models of cluster.yaml that are served from ``@models/NAME``."""
-    sources = {}
-    for each in settings.models:
-        path = each.model_path
-        own = TINY_ON_HOSTS if each.model == TINY_MODEL else path and copied_name(path)
-        sources[each.name] = f"{MODELS}{own}" if own else each.model
-    return [served for served, source in sources.items() if source == f"{MODELS}{name}"]
+def users_of(name: str, *settings: ClusterSettings) -> list[str]:
+    """The models of these settings that are served from ``@models/NAME``."""
+    models = [each for one in settings for each in one.models]
+    found = [each.name for each in models if model_on_hosts(each) == f"{MODELS}{name}"]
+    return list(dict.fromkeys(found))
 
 
 # --- one copy --------------------------------------------------------------------------------
@@ -221,8 +153,8 @@ class _Copy:
 
     def due(self) -> CopyDue:
         """What differs; only looks."""
-        before = _read_manifest(self._shell, self._place)
-        sizes = self._sizes()
+        before = read_manifest(self._shell, self._place)
+        sizes = _sizes(self._shell, self._place, self._files)
         known = before.files if before is not None else self._hashes(sizes)
         due = {
             name: file.size
@@ -231,11 +163,6 @@ class _Copy:
         }
         stale = sorted(set(before.files) - set(self._files)) if before is not None else []
         return CopyDue(due, tuple(stale), is_complete=before is not None)
-
-    def _sizes(self) -> dict[str, int]:
-        lines = self._each('stat -Lc "%s %n" -- "$name" 2>/dev/null', self._files)
-        pairs = (line.split(" ", 1) for line in lines)
-        return {name: int(size) for size, name in pairs}
 
     def _hashes(self, sizes: Mapping[str, int]) -> dict[str, ModelFile]:
         """Of what an interrupted copy left: the host's own word, as nothing else vouches for it."""
@@ -306,22 +233,13 @@ class _Copy:
         self._shell.put(manifest.dump(), str(self._place / MANIFEST_NAME), mode=0o644)
 
     def _each(self, command: str, names: Iterable[str], timeout_s: float = 120) -> list[str]:
-        """Run `command` in the model's directory for each ``$name``; lines of what it prints."""
-        given = "".join(f"{name}\n" for name in names)
-        if not given:
-            return []
-        script = f'cd "$1" 2>/dev/null || exit 0; while IFS= read -r name; do {command}; done; :'
-        argv = ["sh", "-c", script, "-", str(self._place)]
-        done = self._shell.run(argv, stdin=given.encode(), timeout_s=timeout_s)
-        return done.stdout.splitlines()
+        return _each(self._shell, self._place, command, names, timeout_s)
 
     def _checked(self, argv: Sequence[str]) -> str:
         return _checked(self._shell, self._place.name, argv)
 
 
 # --- talking to the host ---------------------------------------------------------------------
-
-_QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 # KiB, a mark if it is complete, the name.
 _LIST = f"""
@@ -337,40 +255,24 @@ done
 """
 
 
-def _read_manifest(shell: Shell, place: PurePosixPath) -> Manifest | None:
-    content = shell.read(str(place / MANIFEST_NAME), limit=_MAX_MANIFEST_BYTES)
-    return None if content is None else Manifest.load(content)
+def _sizes(shell: Shell, place: PurePosixPath, names: Iterable[str]) -> dict[str, int]:
+    """Of those files in `place` that are there."""
+    lines = _each(shell, place, 'stat -Lc "%s %n" -- "$name" 2>/dev/null', names)
+    pairs = (line.split(" ", 1) for line in lines)
+    return {name: int(size) for size, name in pairs}
 
 
-def _token_path(shell: Shell, layout: HostLayout) -> str:
-    """Where a token lies there: the cluster's, else the one its user logged in with."""
-    given = layout.state / "hf.token"
-    own = layout.home / ".cache" / "huggingface" / "token"
-    return str(given if shell.run(["test", "-r", str(given)]).is_success else own)
-
-
-class _Hearer:
-    """Understands what `llx.agent.hub_model` prints."""
-
-    def __init__(self, on_progress: OnProgress | None) -> None:
-        self._on_progress = on_progress
-        self.outcome: str | None = None
-        self.problem = ""
-        self.remedy = ""
-
-    def line(self, line: str) -> None:
-        if not line.startswith('{"llx": '):
-            return
-        said = json.loads(line)
-        match said["llx"]:
-            case "progress" if self._on_progress is not None:
-                self._on_progress(said["done"], said["total"])
-            case "failed":
-                self.problem, self.remedy = said["problem"], said["remedy"]
-            case "fetched" | "unchanged":
-                self.outcome = said["llx"]
-            case _:
-                pass
+def _each(
+    shell: Shell, place: PurePosixPath, command: str, names: Iterable[str], timeout_s: float = 120
+) -> list[str]:
+    """Run `command` in the model's directory for each ``$name``; lines of what it prints."""
+    given = "".join(f"{name}\n" for name in names)
+    if not given:
+        return []
+    script = f'cd "$1" 2>/dev/null || exit 0; while IFS= read -r name; do {command}; done; :'
+    argv = ["sh", "-c", script, "-", str(place)]
+    done = shell.run(argv, stdin=given.encode(), timeout_s=timeout_s)
+    return done.stdout.splitlines()
 
 
 def _beyond(base: int, total: int, tell: OnProgress) -> OnProgress:

@@ -107,7 +107,10 @@ def add_model(
 def pull(
     repository: Annotated[str, typer.Argument(metavar="ORG/NAME", show_default=False)],
     revision: Annotated[
-        str | None, typer.Option("--revision", metavar="R", help="Branch, tag or commit.")
+        str | None,
+        typer.Option(
+            "--revision", metavar="R", help="Branch, tag or commit; gets a directory of its own."
+        ),
     ] = None,
     hosts: HostsOption = "*",
     dry_run: DryRunOption = False,
@@ -132,11 +135,12 @@ def pull_to_hosts(
     is_dry_run: bool = False,
 ) -> None:
     """`llx model pull`."""
-    from llx.bootstrap.model_files import hub_name, size_text
-    from llx.bootstrap.models import node_python, pull_model
+    from llx.bootstrap.hub_models import HubAccess, node_python, pull_model
+    from llx.bootstrap.model_files import HubModel, size_text
     from llx.secret import Secret
 
-    name = hub_name(repository)
+    model = HubModel(repository, revision)
+    name = model.name
     settings = _settings(session, file)
     token = session.environment.get("HF_TOKEN")
     endpoint = session.environment.get("HF_ENDPOINT")
@@ -153,16 +157,8 @@ def pull_to_hosts(
         return f"{state} ({size_text(found.size_bytes)}); what the hub has that differs is fetched"
 
     def work(at: "Place") -> bool:
-        return pull_model(
-            at.shell,
-            at.layout,
-            repository,
-            python=python_at(at),
-            revision=revision,
-            token=None if token is None else Secret(token),
-            endpoint=endpoint,
-            on_progress=at.on_progress,
-        )
+        access = HubAccess(python_at(at), None if token is None else Secret(token), endpoint)
+        return pull_model(at.shell, at.layout, model, access, on_progress=at.on_progress)
 
     if is_dry_run:
         _look(session, settings, hosts, look)
@@ -209,7 +205,7 @@ def remove_from_hosts(
 
     place = hub_name(name) if "/" in name else check_name(name)
     settings = _settings(session, file)
-    users = users_of(place, settings)
+    users = users_of(place, settings, *_running(session, settings))
     if users and not is_forced:
         raise ConflictError(
             f"{place} is what cluster {settings.cluster} serves as {', '.join(users)}",
@@ -270,6 +266,14 @@ def _settings(session: Session, file: Path | None) -> "ClusterSettings":
             remedy="name the model's directory in cluster.yaml",
         )
     return settings
+
+
+def _running(session: Session, settings: "ClusterSettings") -> "list[ClusterSettings]":
+    """What the cluster runs with, whatever its file says by now."""
+    from llx.bootstrap.cluster_dir import running_settings
+
+    found = running_settings(session.environment.cluster_dir(settings.cluster))
+    return [] if found is None else [found]
 
 
 def _run(

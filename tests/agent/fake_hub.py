@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,8 +17,10 @@ LARGE = 1000
 class FakeHub:
     """Serves `files` as the repository `name`.
 
-    `asked` are the paths asked for; with `token`, only who shows it is let in; a GET of a file in
-    `cut` ends in the middle, once; what `announced` names is announced with another content's hash.
+    `asked` are the paths asked for; with `token`, only who shows it is let in; `revisions` are the
+    names of its one commit; a GET of a file in `cut` ends in the middle, once; one of a file in
+    `held` waits in the middle until that is empty; what `wrong_hash` names is announced with
+    another content's hash. What is asked of a path with `deaf` in it is not answered.
     """
 
     def __init__(self, name: str, files: dict[str, bytes]) -> None:
@@ -25,7 +28,10 @@ class FakeHub:
         self.files = files
         self.token: str | None = None
         self.asked: list[tuple[str, str]] = []
+        self.revisions = {"main"}
         self.cut: set[str] = set()
+        self.held: set[str] = set()
+        self.deaf = ""
         self.wrong_hash: set[str] = set()
 
     @contextmanager
@@ -58,16 +64,26 @@ class FakeHub:
     def _answer(self, request: BaseHTTPRequestHandler, *, with_body: bool) -> None:
         path = unquote(urlsplit(request.path).path)
         self.asked.append((request.command, path))
+        if self.deaf and self.deaf in path:
+            request.close_connection = True
+            return
         status, headers, body = self._route(path, parse_qs(urlsplit(request.path).query), request)
         request.send_response(status)
         for key, value in headers.items():
             request.send_header(key, value)
-        is_cut = with_body and path.rpartition("/")[2] in self.cut
+        name = path.rpartition("/")[2]
+        is_cut, is_held = with_body and name in self.cut, with_body and name in self.held
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         if is_cut:
-            self.cut.discard(path.rpartition("/")[2])
+            self.cut.discard(name)
             request.wfile.write(body[: len(body) // 2])
+            request.close_connection = True
+        elif is_held:
+            request.wfile.write(body[: len(body) // 2])
+            request.wfile.flush()
+            while self.held:
+                time.sleep(0.02)
             request.close_connection = True
         elif with_body:
             request.wfile.write(body)
@@ -80,12 +96,12 @@ class FakeHub:
             and request.headers.get("Authorization") != f"Bearer {self.token}"
         ):
             return 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}, b""
-        if path in (f"/api/models/{self.name}", f"/api/models/{self.name}/revision/main",
-                    f"/api/models/{self.name}/revision/{COMMIT}"):  # fmt: skip
+        api = f"/api/models/{self.name}"
+        if path in {api, *(f"{api}/revision/{each}" for each in {COMMIT, *self.revisions})}:
             return self._json(self._info())
-        if path == f"/api/models/{self.name}/tree/{COMMIT}":
+        if path == f"{api}/tree/{COMMIT}":
             return self._json([self._entry(name) for name in self.files])
-        if path.startswith(f"/api/models/{self.name}/revision/"):
+        if path.startswith(f"{api}/revision/"):
             return 404, {"X-Error-Code": "RevisionNotFound"}, b""
         prefix = f"/{self.name}/resolve/{COMMIT}/"
         if path.startswith(prefix) and path.removeprefix(prefix) in self.files:

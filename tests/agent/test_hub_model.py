@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from llx.agent.hub_model import RemoteFile, wanted
 from tests.agent.fake_hub import COMMIT, FakeHub
+from tests.node import ROOT
 
 SMALL = RemoteFile(1, "")
 
@@ -44,27 +46,29 @@ class Pull:
     def place(self) -> Path:
         return self.root / "models" / "org--name"
 
+    @property
+    def argv(self) -> list[str]:
+        return [self.python, "-m", "llx.agent.hub_model", "org/name"]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(self.root),
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(self.root / "hub"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+
     def __call__(self, *options: str, token: str = "") -> tuple[int, list[dict]]:
         """Its exit code, and what it said but for progress."""
+        task = [] if "--look-up" in options else ["--to", str(self.place)]
         done = subprocess.run(
-            [
-                self.python,
-                "-m",
-                "llx.agent.hub_model",
-                "org/name",
-                "--to",
-                str(self.place),
-                *options,
-            ],
+            [*self.argv, *task, *options],
             input=token,
-            env={
-                "PATH": os.environ["PATH"],
-                "HOME": str(self.root),
-                "HF_ENDPOINT": self.url,
-                "HF_HOME": str(self.root / "hub"),
-                "HF_HUB_DISABLE_TELEMETRY": "1",
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            },
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=120,
@@ -139,6 +143,35 @@ def test_a_connection_that_breaks_is_taken_up_again(hub, pull):
 
 
 @pytest.mark.node
+def test_a_pull_that_was_killed_goes_on_from_what_is_there(hub, pull):
+    hub.held = {"model.safetensors"}
+    argv = [*pull.argv, "--to", str(pull.place)]
+    with subprocess.Popen(argv, env=pull.environment, stdin=subprocess.DEVNULL) as killed:
+        try:
+            deadline = time.monotonic() + 60
+            while not [path for path in there(pull.place) if path.endswith(".incomplete")]:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            killed.kill()
+    assert "llx-model.json" not in there(pull.place)
+    hub.held = set()
+    assert pull() == (0, [{"llx": "fetched", "source": SOURCE}])
+    assert there(pull.place) == FETCHED
+    assert (pull.place / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
+
+
+@pytest.mark.node
+def test_a_revision_is_looked_up_without_fetching_anything(hub, pull):
+    hub.revisions = {"v1"}
+    found = (0, [{"llx": "found", "commit": COMMIT}])
+    assert pull("--look-up", "--revision=v1") == found
+    assert pull("--look-up") == found
+    assert not pull.place.exists()
+    assert pull("--look-up", "--revision=v2")[1][0]["problem"] == "org/name has no such revision"
+
+
+@pytest.mark.node
 def test_weights_of_another_hash_are_not_kept(hub, pull):
     hub.wrong_hash = {"model.safetensors"}
     code, [said] = pull()
@@ -180,9 +213,16 @@ def test_what_the_hub_does_not_have_is_said_so(hub, pull, name, options, problem
 def test_a_hub_out_of_reach_is_said_so(pull):
     pull.url = "http://127.0.0.1:9"
     code, [said] = pull()
-    assert code == 1
-    assert said["problem"].startswith("org/name: ")
-    assert "llx model add" in said["remedy"]
+    assert (code, said["llx"]) == (1, "away")
+    assert said["problem"].startswith("the hub is out of reach: ConnectError: ")
+    assert pull("--look-up")[1][0]["llx"] == "away"
+
+
+@pytest.mark.node
+def test_a_hub_that_goes_away_in_between_is_said_so(hub, pull):
+    hub.deaf = "/resolve/"
+    code, [said] = pull()
+    assert (code, said["llx"]) == (1, "away")
 
 
 @pytest.mark.node

@@ -24,6 +24,7 @@ from llx.bootstrap.host_facts import (
     script,
 )
 from llx.bootstrap.host_facts_text import parse
+from llx.bootstrap.model_files import Manifest, ModelFile
 from llx.settings import ClusterSettings
 from llx.specs import save_spec
 from tests.bootstrap.fake_shell import LocalShell
@@ -206,6 +207,11 @@ class TestScript:
         (root / "node/1.0-cuda/llx-node.json").write_text("{}")
         (root / "models/tiny-1").mkdir(parents=True)
         (root / "models/tiny-1/llx-model.json").write_text("{}")
+        source = "hub:org/name@0123456789abcdef0123456789abcdef01234567"
+        manifest = Manifest(source, {"source": ModelFile(1), "a": ModelFile(2)})
+        (root / "models/org--name").mkdir()
+        (root / "models/org--name/llx-model.json").write_bytes(manifest.dump())
+        (root / "models/half").mkdir()
         claim = {"cluster": "prod", "id": "ab12"}
         (root / "host.json").write_text(json.dumps(claim, indent=2))
         alive = {"shim_pid": os.getpid(), "shim_start": start_time(os.getpid()), "mark": "cafe"}
@@ -218,7 +224,8 @@ class TestScript:
         assert found.claim == Claim("prod", "ab12")
         assert found.has_state
         assert found.node_environments == {"1.0-cpu": "3.12.1", "1.0-cuda": ""}
-        assert found.models == {"tiny-1"}
+        assert found.models == {"tiny-1", "org--name"}
+        assert found.model_sources == {"org--name": source}
         assert found.processes == (ShimFact("ray", os.getpid(), "cafe", "ready", "joined"),)
 
     def test_a_directory_that_is_a_link_is_measured_where_it_leads(self, here, tmp_path, elsewhere):

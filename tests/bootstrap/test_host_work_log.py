@@ -11,12 +11,15 @@ from llx.bootstrap.host_facts import HostFacts
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.host_steps import HostWork, prepare_host
 from llx.bootstrap.hosts_plan import copied_name, make_hosts_plan
+from llx.bootstrap.hub_models import HubPins
 from llx.bootstrap.shell import OnProgress
 from llx.errors import HostError
 from llx.settings import ClusterSettings, Environment, Platform
-from tests.bootstrap.fake_shell import LocalShell
+from tests.bootstrap.fake_shell import LocalShell, completed
+from tests.bootstrap.hub_host import COMMIT, HubHost
 
 PYTHON = "#!/bin/sh\nexit 0\n"
+TOKEN = "hf_0123456789abcdef"
 
 
 @dataclass
@@ -48,7 +51,8 @@ class Scene:
             **changes,
         }
         settings = ClusterSettings.model_validate(values)
-        plan = make_hosts_plan(settings, Environment({"HOME": str(self.root)}, self.root))
+        variables = {"HOME": str(self.root), "HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://hub"}
+        plan = make_hosts_plan(settings, Environment(variables, self.root))
         return HostWork(
             plan=plan,
             host=settings.hosts[0],
@@ -64,6 +68,7 @@ class Scene:
             is_running=False,
             log=self.log,
             proceed=lambda: None,
+            pins=HubPins(),
         )
 
     def prepare(self, work: HostWork) -> list[str]:
@@ -113,3 +118,40 @@ def test_a_python_that_cannot_be_brought_along_is_in_the_log_and_the_log_is_name
     log = scene.log.read_text()
     assert "Python: $ tar -xzf" in log
     assert caught.value.detail.splitlines()[-1] in log
+
+
+def test_a_model_of_the_hub_is_fetched_ahead_and_once(scene):
+    host = HubHost()
+    changed = scene.prepare(scene.work("org/name", shell=host))
+    assert changed[-1] == "model org--name"
+    assert scene.said[-2:] == ["model org--name", "model org--name: 0 of 0 MiB"]
+    assert (scene.home / ".llx/models/org--name/llx-model.json").exists()
+    assert (host.stdin, host.environment["HF_ENDPOINT"]) == (TOKEN.encode(), "http://hub")
+    log = scene.log.read_text()
+    assert f"-m llx.agent.hub_model org/name --to {scene.layout.models}/org--name" in log
+    assert f'model org--name: | {{"llx": "found", "commit": "{COMMIT}"}}' in log
+    assert "progress" not in log
+    assert TOKEN not in log
+    again = HubHost()
+    assert scene.prepare(scene.work("org/name", shell=again)) == []
+    assert again.asked == []
+
+
+def test_a_model_of_the_hub_that_cannot_be_had_is_explained_where_the_log_is(scene):
+    host = HubHost()
+    host.says = [f'{{"llx": "away", "problem": "the hub is out of reach: {TOKEN}"}}']
+    host.done = completed(exit_code=1)
+    with pytest.raises(HostError, match="pull org/name: the hub is out of reach") as caught:
+        scene.prepare(scene.work("org/name", shell=host))
+    assert caught.value.remedy == (
+        "let h1 reach http://hub, or copy the model from here: llx model add org--name DIR; "
+        f"see {scene.log}"
+    )
+    assert TOKEN not in scene.log.read_text() + str(caught.value)
+
+
+def test_a_simulated_engine_fetches_no_weights(scene):
+    models = [{"name": "m", "model": "org/name", "engine": "sim"}]
+    host = HubHost()
+    scene.prepare(scene.work("", shell=host, models=models))
+    assert host.asked == []

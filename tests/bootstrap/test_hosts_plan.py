@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from llx.agent.place import Place
+from llx.agent.vllm.arguments import front_end_argv, instance_argv
 from llx.bootstrap.cluster_secrets import new_secrets
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.hosts_plan import (
@@ -16,7 +17,9 @@ from llx.bootstrap.hosts_plan import (
     make_hosts_plan,
     spec_text,
 )
+from llx.bootstrap.model_files import HubModel
 from llx.bootstrap.play import standard_values
+from llx.cluster.desired import desired_gateways, desired_instances
 from llx.errors import ConfigError
 from llx.settings import Environment, Platform, dump_cluster, load_cluster
 from llx.specs import HostSpec
@@ -41,21 +44,32 @@ def plan_of(tmp_path):
     return make
 
 
-def test_a_directory_here_is_copied_any_other_path_is_on_the_hosts(plan_of, tmp_path):
+def test_what_models_are_on_the_hosts(plan_of, tmp_path):
+    """A directory here is copied, an id of the hub fetched, any other path is one there."""
     models = [
         {"name": "mine", "model": "./weights"},
         {"name": "theirs", "model": "/data/llama"},
         {"name": "hub", "model": "org/name"},
+        {"name": "old", "model": "org/name", "engine_args": {"revision": "v1"}},
+        {"name": "noise", "model": "org/other", "engine": "sim"},
+        {"name": "put", "model": "@models/other"},
         {"name": "tiny", "model": "llx/tiny"},
     ]
     plan = plan_of(models=models)
     name = copied_name(tmp_path / "weights")
     assert plan.copies == {name: tmp_path / "weights"}
+    assert plan.pulls == {
+        "org--name": HubModel("org/name"),
+        "org--name--v1": HubModel("org/name", "v1"),
+    }
     on_hosts = head_settings(plan, Platform.CPU, {"a": "10.0.0.1", "b": "10.0.0.2"})
     assert [each.model for each in on_hosts.models] == [
         f"@models/{name}",
         "/data/llama",
-        "org/name",
+        "@models/org--name",
+        "@models/org--name--v1",
+        "org/other",
+        "@models/other",
         "@models/tiny-1",
     ]
 
@@ -75,6 +89,23 @@ def test_a_home_on_hosts_is_that_of_their_own_user(plan_of, tmp_path, monkeypatc
     python = PurePosixPath(values["python"])
     spec = host_spec(plan, layout, "b", python, Platform.CPU, addresses, new_secrets())
     assert Place.of_host(spec).home == "/home/u"
+
+
+def test_clients_see_the_names_of_cluster_yaml_wherever_the_weights_lie(plan_of):
+    models = [
+        {"name": "mine", "model": "./weights"},
+        {"name": "hub", "model": "org/name", "engine_args": {"revision": "v1"}},
+        {"name": "tiny-one", "model": "llx/tiny"},
+    ]
+    settings = head_settings(plan_of(models=models), Platform.CPU, {})
+    gateway = desired_gateways(settings, "tcp://h:1")[0]
+    for pool, instance, named in zip(
+        gateway.pools, desired_instances(settings), models, strict=True
+    ):
+        for argv in (front_end_argv(pool), instance_argv(instance)):
+            assert f"--served-model-name={named['name']}" in argv
+            assert [word for word in argv if word.startswith("--model=@models/")]
+    assert "--revision=v1" in front_end_argv(gateway.pools[1])
 
 
 def test_two_directories_of_one_name_stay_two(tmp_path):

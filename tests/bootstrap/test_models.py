@@ -2,12 +2,11 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import pytest
 
-from llx import __version__
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.hosts_plan import copied_name
 from llx.bootstrap.hosts_world import HostsWorld
@@ -18,21 +17,17 @@ from llx.bootstrap.models import (
     HostModel,
     ensure_model,
     list_models,
-    node_python,
-    pull_model,
     remove_model,
     users_of,
 )
-from llx.bootstrap.shell import Completed, OnLine, OnProgress, Shell
+from llx.bootstrap.shell import Completed, OnProgress, Shell
 from llx.errors import (
     ConfigError,
     ExitCode,
     HostError,
-    InstallError,
     NotFoundError,
     UnreachableError,
 )
-from llx.secret import Secret
 from llx.settings import ClusterSettings
 from tests.bootstrap.fake_shell import LocalShell, completed
 
@@ -266,6 +261,26 @@ def test_a_repository_becomes_one_directory(repository, name):
     assert hub_name(repository) == name
 
 
+@pytest.mark.parametrize(
+    ("revision", "name"),
+    [
+        ("v1.0", "org--name--v1.0"),
+        ("0123456789abcdef" * 2 + "01234567", "org--name--0123456789ab"),
+        ("refs/pr/1", "org--name--refs-pr-1-da766fe4"),
+        ("refs-pr-1", "org--name--refs-pr-1"),
+    ],
+)
+def test_each_revision_has_a_directory_of_its_own(revision, name):
+    assert hub_name("org/name", revision) == name
+
+
+def test_a_manifest_says_which_commit_of_the_hub_it_has():
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert Manifest(f"hub:org/name@{commit}").commit == commit
+    for source in ("", f"copy:/models/org/name@{commit}", "hub:org/name@main"):
+        assert Manifest(source).commit is None
+
+
 @pytest.mark.parametrize("repository", ["", "a/b/c", "../x", "org/", "/name", "org/..", "-a/b"])
 def test_what_is_no_repository_is_refused(repository):
     with pytest.raises(ConfigError, match="is no model of the hub"):
@@ -309,6 +324,7 @@ def test_a_list_says_what_is_complete_and_how_large_it_is(layout, source):
 
 def test_removing_removes_all_of_it_and_says_whether_there_was_any(layout, source):
     ensure_model(LocalShell(), layout, "m", source)
+    Path(layout.models / ".hub-m").mkdir()  # of a pull that was cut
     assert remove_model(LocalShell(), layout, "m")
     assert list(Path(layout.models).iterdir()) == []
     assert not remove_model(LocalShell(), layout, "m")
@@ -323,108 +339,19 @@ def test_the_models_of_a_cluster_are_known_by_their_place(tmp_path):
                 {"name": "named", "model": "@models/org--name"},
                 {"name": "tiny", "model": "llx/tiny"},
                 {"name": "hub", "model": "org/name"},
+                {"name": "old", "model": "org/name", "engine_args": {"revision": "v1"}},
+                {"name": "noise", "model": "org/other", "engine": "sim"},
             ]
         }
     )
     assert users_of(copied_name(folder), settings) == ["copied"]
-    assert users_of("org--name", settings) == ["named"]
+    assert users_of("org--name", settings) == ["named", "hub"]
+    assert users_of("org--name--v1", settings) == ["old"]
+    assert users_of("org--other", settings) == []
     assert users_of("tiny-1", settings) == ["tiny"]
     assert users_of("name", settings) == []
-
-
-# --- pulling ---------------------------------------------------------------------------------
-
-
-class PullingHost(LocalShell):
-    """Answers in the place of `llx.agent.hub_model`."""
-
-    def __init__(self, *lines: str, exit_code: int = 0, stderr: str = "") -> None:
-        super().__init__()
-        self.lines = lines
-        self.done = completed("", exit_code=exit_code, stderr=stderr)
-        self.stdin = b""
-        self.environment: Mapping[str, str] = {}
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        timeout_s: float = 30.0,
-        stdin: bytes = b"",
-        environment: Mapping[str, str] | None = None,
-        on_line: OnLine | None = None,
-    ) -> Completed:
-        if "llx.agent.hub_model" not in argv:
-            return super().run(argv, timeout_s=timeout_s, stdin=stdin)
-        self.argvs.append(tuple(argv))
-        self.stdin, self.environment = stdin, environment or {}
-        for line in self.lines:
-            assert on_line is not None
-            on_line(line)
-        return self.done
-
-
-PYTHON = PurePosixPath("/n/bin/python")
-
-
-def test_a_pull_tells_how_far_it_is_and_what_came_of_it(layout):
-    told: list[tuple[int, int]] = []
-    host = PullingHost(
-        "a warning of some library",
-        '{"llx": "progress", "done": 1, "total": 9}',
-        '{"llx": "progress", "done": 9, "total": 9}',
-        '{"llx": "fetched", "source": "hub:o/n@1"}',
-    )
-    assert pull_model(
-        host, layout, "o/n", python=PYTHON, revision="main", on_progress=lambda *n: told.append(n)
-    )
-    assert told == [(1, 9), (9, 9)]
-    place = str(layout.models / "o--n")
-    assert host.argvs[1][:2] == (str(PYTHON), "-m")
-    assert host.argvs[1][2:] == ("llx.agent.hub_model", "o/n", "--to", place, "--revision", "main")
-    assert not pull_model(PullingHost('{"llx": "unchanged"}'), layout, "o/n", python=PYTHON)
-
-
-def test_a_token_goes_through_stdin_and_nowhere_else(layout):
-    host = PullingHost('{"llx": "fetched"}')
-    pull_model(host, layout, "o/n", python=PYTHON, token=Secret("hf_secret"), endpoint="http://hub")
-    assert host.stdin == b"hf_secret"
-    assert host.environment["HF_ENDPOINT"] == "http://hub"
-    assert "hf_secret" not in f"{host.argvs} {host.environment}"
-    assert host.put_paths == []
-
-
-@pytest.mark.parametrize(
-    ("lines", "stderr", "message", "remedy"),
-    [
-        (
-            ['{"llx": "failed", "problem": "o/n does not exist", "remedy": "correct the name"}'],
-            "Traceback …",
-            "h1: pull o/n: o/n does not exist",
-            "correct the name",
-        ),
-        ([], "No module named llx", "h1: pull o/n: the download ended with exit code 1", "repeat"),
-    ],
-)
-def test_a_pull_that_fails_says_why(layout, lines, stderr, message, remedy):
-    host = PullingHost(*lines, exit_code=1, stderr=stderr)
-    with pytest.raises(HostError) as caught:
-        pull_model(host, layout, "o/n", python=PYTHON)
-    assert caught.value.message == message
-    assert remedy in caught.value.remedy
-    assert caught.value.detail == ("" if lines else stderr)
-
-
-def test_the_environment_that_pulls_is_the_one_given_or_the_one_that_is_there(layout):
-    assert node_python(LocalShell(), layout, Path("/opt/py")) == PurePosixPath("/opt/py")
-    assert node_python(LocalShell(), layout, Path("~/py")) == layout.home / "py"
-    with pytest.raises(InstallError, match="h1 has no node environment yet"):
-        node_python(LocalShell(), layout, None)
-    there = Path(layout.node_python("cuda"))
-    there.parent.mkdir(parents=True)
-    there.touch()
-    assert f"{__version__}-cuda" in str(there)
-    assert node_python(LocalShell(), layout, None) == PurePosixPath(there)
+    only = settings.model_copy(update={"models": settings.models[:1]})
+    assert users_of("org--name", only, settings) == ["named", "hub"]
 
 
 # --- several hosts ---------------------------------------------------------------------------
