@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,12 @@ class Operator:
     rig: Rig
     python: str = ""
     """An environment on the hosts that is used as it is; empty: llx makes its own."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Set in the operator's shell."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**self.rig.operator_environment(), **self.variables}
 
     def config(self, hosts: list[dict[str, Any]] | None = None, **changes: Any) -> str:
         """Write a cluster.yaml; returns its path."""
@@ -43,14 +49,14 @@ class Operator:
     def __call__(self, *words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "llx", *words],
-            env=self.rig.operator_environment(), capture_output=True, text=True,
+            env=self.environment, capture_output=True, text=True,
             timeout=timeout_s, cwd=self.rig.home, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [sys.executable, "-m", "llx", *words],
-            env=self.rig.operator_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, cwd=self.rig.home, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 
