@@ -11,6 +11,7 @@ from llx.bootstrap.host_facts import HostFacts, PythonFact
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.host_steps import HostWork, prepare_host
 from llx.bootstrap.hosts_plan import make_hosts_plan
+from llx.bootstrap.hub_models import HubPins
 from llx.settings import ClusterSettings, Environment, Platform
 from tests.bootstrap.fake_shell import LocalShell
 
@@ -46,7 +47,7 @@ class Host:
             {
                 "cluster": "c",
                 "hosts": ["h1"],
-                "models": [{"name": "m", "model": "org/name"}],
+                "models": [{"name": "m", "model": "@models/m"}],
                 "runtime": {"platform": "cpu", **(runtime or {})},
             }
         )
@@ -73,6 +74,7 @@ class Host:
             is_running=False,
             log=self.root / "log",
             proceed=lambda: None,
+            pins=HubPins(),
         )  # fmt: skip
         used, changed = prepare_host(work, self.said.append)
         assert str(used) == str(python or self.own)

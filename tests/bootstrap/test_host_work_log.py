@@ -62,7 +62,7 @@ class Scene:
             platform=Platform.CPU,
             python_version="3.12",
             addresses={"h1": "10.0.0.1"},
-            cluster=new_secrets(),
+            cluster=new_secrets("1f"),
             settings=settings,
             wheel=self.operator / "llx-1-py3-none-any.whl",
             is_running=False,
