@@ -4,16 +4,19 @@ What `llx up` and `llx down` do on the head's host before there is a control API
 none any more. Blocking.
 """
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llx.agent.processes import Process, attach, list_processes, spawn
 from llx.cluster.state_dir import HeadSpec, StateDir, write_private
-from llx.errors import ConflictError, RemoteError
-from llx.specs import save_spec
+from llx.errors import ConfigError, ConflictError, RemoteError
+from llx.specs import GatewaySpec, load_spec, save_spec
 
 _HEAD_GRACE_S = 10.0
+_INSTANCE_GRACE_S = 15.0
+"""Whoever is stopped after the gateways has no streams to wait for."""
 _ROUNDS = 3
 
 
@@ -55,15 +58,16 @@ def head_process(state_dir: Path) -> Process | None:
 def stop_everything(
     state_dir: Path, grace_s: float, stop: Callable[[Process, float], object] = Process.stop
 ) -> list[str]:
-    """End every process of a cluster by its shim: the head first, then the others at once.
+    """End every process of a cluster by its shim: the head, then the gateways, then the rest.
 
-    For a cluster whose head is gone or does not answer; streams have `grace_s` to finish. Returns
-    the names of what was running.
+    For a cluster whose head is gone or does not answer. A gateway lets its streams finish for
+    `grace_s`, and what they come from runs on until it has ended. Returns the names of what was
+    running.
 
     Args:
         state_dir: The cluster's.
-        grace_s: For each process.
-        stop: Stops one.
+        grace_s: For streams.
+        stop: Stops one process.
 
     Raises:
         RemoteError: Something cannot be killed; everything else has been stopped.
@@ -78,18 +82,34 @@ def stop_everything(
         except RemoteError as error:
             problems.append(error)
 
+    def end_all(processes: Sequence[Process], grace_s: float) -> None:
+        if processes:
+            with ThreadPoolExecutor(max_workers=len(processes)) as pool:
+                list(pool.map(lambda process: end(process, grace_s), processes))
+
     head = head_process(state_dir)
     if head is not None:
         end(head, min(grace_s, _HEAD_GRACE_S))
         ended.append(head.name)
+    deadline = time.monotonic() + grace_s
     # Looked at anew each time: a head that was killed may have had a start under way.
     for _ in range(_ROUNDS):
         running = [each for each in list_processes(procs) if each.is_alive()]
         if not running:
             break
-        with ThreadPoolExecutor(max_workers=len(running)) as pool:
-            list(pool.map(lambda process: end(process, grace_s), running))
+        gateways = [each for each in running if _is_gateway(each)]
+        end_all(gateways, max(0.0, deadline - time.monotonic()))
+        others = [each for each in running if each not in gateways]
+        end_all(others, min(grace_s, _INSTANCE_GRACE_S))
         ended += [each.name for each in running]
     if problems:
         raise problems[0]
     return ended
+
+
+def _is_gateway(process: Process) -> bool:
+    try:
+        load_spec(process.directory / "spec.json", GatewaySpec)
+    except ConfigError:
+        return False
+    return True

@@ -408,6 +408,23 @@ def test_stop_everything_clears_a_cluster_at_any_moment_of_its_start(rig) -> Non
     assert rig.alive() == set()
 
 
+def test_stop_everything_lets_streams_finish_before_it_ends_what_they_come_from(rig) -> None:
+    rig.launch(rig.settings(models=busy(in_flight=3, finish_s=1.5)))
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+    stopping = threading.Thread(target=stop_everything, args=(rig.state.path, 20))
+    stopping.start()
+    rig.eventually(lambda: "head" not in rig.alive(), "the head is stopped")
+    while "gateway-0" in (alive := rig.alive()):
+        assert alive == ALL - {"head"}, "the gateway still has its instances"
+        time.sleep(0.05)
+    gateway = attach(rig.state.procs / "gateway-0")
+    assert gateway is not None
+    assert gateway.status().exit_code == 0, "it ended by itself"
+    stopping.join(20)
+    assert rig.alive() == set()
+
+
 def test_the_local_cluster_changes_size_while_it_runs(rig) -> None:
     def sized(count: int) -> str:
         idle = model("m", instances={"min": count}, engine_args={"is_idle": True})
