@@ -172,7 +172,7 @@ def drain(
     context: ContextOption = None,
 ) -> None:
     """Cordon a host, let its streams finish, stop its instances."""
-    from llx.errors import LlxError
+    from llx.errors import ExitCode, LlxError
 
     session = Session(context_name=context)
     if dry_run:
@@ -183,7 +183,13 @@ def drain(
         raise LlxError("not confirmed: nothing was changed")
     with session.control() as control:
         report = control.drain_host(host, deadline_s=deadline, user=session.user)
-    session.out.print(f"{host} is empty: {report.finished} streams finished, {report.cut} cut")
+    streams = f"{report.finished} streams finished, {report.cut} cut"
+    if report.not_stopped:
+        left = ", ".join(report.not_stopped)
+        note = f"{host} is not empty: {left} may still run there; {streams}"
+        session.out.print(note, markup=False, soft_wrap=True)
+        raise typer.Exit(int(ExitCode.PARTIAL))
+    session.out.print(f"{host} is empty: {streams}")
 
 
 def _set_cordon(name: str, output: OutputOption, context: str | None, *, is_on: bool) -> None:

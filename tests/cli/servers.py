@@ -121,6 +121,7 @@ class FakeHead(Server):
         self.asked: list[str] = []
         self.notes: list[dict] = []
         self.log = "one\ntwo\nthree\n"
+        self.drained = StopReport(finished=2, cut=1)
 
     def register(self, state_dir):
         """Be the head of the cluster of that directory."""
@@ -144,6 +145,8 @@ class FakeHead(Server):
                 found = NoteReport()
             case ["stop"]:
                 found = StopReport(finished=1, cut=0)
+            case ["hosts", _, "drain"]:
+                found = self.drained
             case ["logs", "head" | "gateway-0" | "tiny-0"]:
                 lines = self.log.splitlines(keepends=True)
                 asked = {key: int(value) for key, value in parse_qsl(query)}

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from llx.api import ClusterStatus, InstanceStatus
+from llx.api import ClusterStatus, InstanceStatus, StopReport
 from llx.cli.tables import cluster_view, print_cluster, without_ages
 from tests.cli.servers import NOW, FakeHead, cluster_status
 
@@ -130,6 +130,20 @@ class TestInstances:
         assert done.exit_code == 0
         machine = quote(socket.gethostname(), safe="")
         assert f"POST /v1/instances/tiny-0/restart?user=ada%40{machine}" in head.asked
+
+
+class TestHosts:
+    def test_a_drained_host_is_empty(self, llx, head):
+        done = llx("host", "drain", "h2", "-y")
+        assert (done.exit_code, done.stdout) == (0, "h2 is empty: 2 streams finished, 1 cut\n")
+
+    def test_a_drain_names_what_it_could_not_stop(self, llx, head):
+        head.drained = StopReport(finished=2, cut=1, not_stopped=["gateway-1", "m-1"])
+        done = llx("host", "drain", "h2", "-y")
+        assert done.exit_code == 6
+        assert done.stdout == (
+            "h2 is not empty: gateway-1, m-1 may still run there; 2 streams finished, 1 cut\n"
+        )
 
 
 class TestLogs:
