@@ -82,6 +82,8 @@ class Actions:
         except (UnreachableError, DeadlineError) as error:
             log.warning("unit.agent_away", name=unit.name, host=unit.host, error=error.message)
             if unit.state in {InstanceState.STARTING, InstanceState.STOPPING}:
+                if unit.state is InstanceState.STARTING:
+                    unit.doubt = error.message
                 unit.is_ours, unit.state = False, InstanceState.STARTING
                 unit.detail = f"waiting for {unit.host}: {error.message}"
         except LlxError as error:
@@ -105,7 +107,7 @@ class Actions:
         """
         unit.state, unit.detail, unit.is_ours = InstanceState.STARTING, "starting its process", True
         unit.observed = unit.retry_at = unit.ready_after_s = unit.ready_since = None
-        unit.known = []
+        unit.known, unit.owes_pause, unit.doubt = [], False, ""
         agent = self._agent(unit)
         match unit.spec:
             case InstanceSpec() as spec:
@@ -155,9 +157,12 @@ class Actions:
 
     # ------------------------------------------------------------------ failing
 
-    def fail(self, unit: Unit, reason: str) -> None:
-        """It has ended by itself or must be: to be started again in a while, or not at all."""
-        if self._note_failure(unit, reason):
+    def fail(self, unit: Unit, reason: str, *, is_excused: bool = False) -> None:
+        """It has ended by itself or must be: to be started again in a while, or not at all.
+
+        `is_excused`: see `Unit.note_failure`.
+        """
+        if self._note_failure(unit, reason, is_excused=is_excused):
             if unit.pid is not None:
                 self.act(unit, self._end_quietly(unit))
             return
@@ -170,16 +175,15 @@ class Actions:
         if not self._note_failure(unit, reason):
             await self._bury(unit, reason)
 
-    def _note_failure(self, unit: Unit, reason: str) -> bool:
+    def _note_failure(self, unit: Unit, reason: str, *, is_excused: bool = False) -> bool:
         now = time.monotonic()
         first_line = reason.partition("\n")[0]
-        is_again = unit.note_failure(first_line, now)
+        is_again = unit.note_failure(first_line, now, is_excused=is_excused)
         if isinstance(unit.spec, GatewaySpec):
             self._fleet.line.drop(unit.name)
         if not is_again:
             return False
         self.note("failed", unit, reason=first_line, failures=unit.failures)
-        unit.state = InstanceState.STARTING
         tell_wait(unit, now)
         return True
 
@@ -222,7 +226,8 @@ class Actions:
 
 
 def tell_wait(unit: Unit, now: float) -> None:
-    """Say in its detail when it is started again, and why it has to be."""
+    """It is starting: say in its detail when, and why it has to be."""
     assert unit.retry_at is not None, f"{unit.name} waits for nothing"
     wait_s = max(1, round(unit.retry_at - now))
+    unit.state = InstanceState.STARTING
     unit.detail = f"restarts in {wait_s} s; last: {unit.last_failure}"

@@ -62,6 +62,9 @@ class Converging:
             self._unwatch[host.name] = self._watch(host)
             if host.is_leaving:
                 self._actions.own(self._retire_host(host), f"retire-{host.name}")
+        for unit in self._fleet.units():
+            if unit.is_leaving:
+                self._actions.own(self._retire(unit), f"retire-{unit.name}")
 
     def plan(self, settings: ClusterSettings) -> list[str]:
         """What `apply` would change, in words.
@@ -159,11 +162,7 @@ class Converging:
         fleet.hosts = {**{name: fleet.hosts[name] for name in names}, **fleet.hosts}
 
     async def _retire_host(self, host: HostUnit) -> None:
-        end = time.monotonic() + DRAIN_S
-        while host.state in {HostState.STARTING, HostState.AGENT_AWAY}:
-            await asyncio.sleep(_POLL_S)  # its agent may be back in a moment
-            if time.monotonic() > end:
-                break
+        await self._wait_for_agent(host)
         done = await self._emptying.empty(self._fleet.units_on(host.name), DRAIN_S)
         if self._fleet.is_stopping:
             return
@@ -172,6 +171,14 @@ class Converging:
         await self._agents.remove(host.name)
         self._actions.note_host("removed", host.name, finished=done.finished, cut=done.cut)
         self._actions.wake()
+
+    async def _wait_for_agent(self, host: HostUnit) -> None:
+        """It may be back in a moment."""
+        end = time.monotonic() + DRAIN_S
+        while host.state in {HostState.STARTING, HostState.AGENT_AWAY}:
+            await asyncio.sleep(_POLL_S)
+            if time.monotonic() > end or self._fleet.is_stopping:
+                break
 
     # ------------------------------------------------------------------ instances
 
@@ -198,7 +205,12 @@ class Converging:
         return found
 
     async def _retire(self, unit: Unit) -> None:
+        host = self._fleet.hosts.get(unit.host)
+        if host is not None:
+            await self._wait_for_agent(host)
         await self._emptying.empty([unit], DRAIN_S)
+        if unit.host:  # the cluster stops, and this with it
+            return
         self._fleet.instances.pop(unit.name, None)
         self._fleet.gateways.pop(unit.name, None)
         self._actions.wake()

@@ -26,9 +26,9 @@ DRAIN_S = 60.0
 _EMPTY = "takes nothing new"
 _POLL_S = 0.1
 _KNOWN_S = 5.0
+"""A gateway that does not take in a new list is not waited for longer."""
 _SILENT_S = 5.0
 """An instance that has not been heard for so long cannot be emptied; a link may blink."""
-"""A gateway that is heard of and does not take in a new list is not waited for longer."""
 _CALM_S = 0.3
 """So long nothing may run: a request may be on its way from a gateway."""
 
@@ -76,6 +76,9 @@ class Emptying:
             await self._publish()
             before, after = await self._wait_until_idle(unit, deadline_s)
             done.finished += max(0, before - after)
+            if self._fleet.is_stopping:  # that lets streams finish, and ends it afterwards
+                done.left.append(unit.name)
+                return
             done.cut += after
         unit.known = []
         unit.state, unit.detail = InstanceState.STOPPING, "is taken from its host"
@@ -101,7 +104,8 @@ class Emptying:
             silent_since = None
             first, last = found if first is None else max(first, found), found
             unit.detail = f"takes nothing new; {found} requests left" if found else _EMPTY
-            is_known = self._fleet.line.is_known(version) or now > begun + _KNOWN_S
+            version = version or self._fleet.line.version  # of a new head none is out yet
+            is_known = self._is_known(version) or now > begun + _KNOWN_S
             if found or not is_known:
                 calm_since = None
             else:
@@ -110,6 +114,12 @@ class Emptying:
                     break
             await asyncio.sleep(_POLL_S)
         return first or 0, last or 0
+
+    def _is_known(self, version: int) -> bool:
+        """Whether every gateway has that list, also those that a new head has not met yet."""
+        running = [u for u in self._fleet.gateways.values() if u.state is InstanceState.READY]
+        are_met = all(self._fleet.is_heard(unit) for unit in running)
+        return version > 0 and are_met and self._fleet.line.is_known(version)
 
     def _requests(self, unit: Unit) -> int | None:
         found = self._fleet.loads.load(unit.name)

@@ -124,7 +124,8 @@ class Fleet:
                     PoolName(unit.spec.pool),
                     inward,
                     outward,
-                    is_cordoned=unit.state is InstanceState.DRAINING
+                    is_cordoned=unit.is_leaving
+                    or unit.state is InstanceState.DRAINING
                     or (host is not None and host.is_cordoned),
                 )
             )

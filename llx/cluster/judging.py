@@ -32,14 +32,20 @@ class Judging:
                 self._take_back(unit, host)
 
     def _take_back(self, unit: Unit, host: HostUnit) -> None:
-        """Its host is back. What ended meanwhile has not failed: it is started again at once."""
-        seen = None if host.view is None else host.view.processes.get(unit.name)
+        """Its host is back. What ended meanwhile has failed, if perhaps for its host's sake."""
         if unit.is_busy or unit.retry_at is not None or unit.state is InstanceState.FAILED:
             return
-        if seen is None or not seen.is_running:
-            if unit.is_ours:
-                unit.last_failure = "ended while its host was away"
+        if host.view is None or host.viewed_at < unit.acted_at:
+            return
+        seen = host.view.processes.get(unit.name)
+        if seen is not None and seen.is_running:
+            return
+        if not unit.is_ours or unit.is_leaving:
             unit.is_ours, unit.known = False, []
+            return
+        unit.observed = seen
+        ending = "its files are gone" if seen is None else seen.record.ending
+        self._actions.fail(unit, f"{ending}, while its host was away", is_excused=True)
 
     def look_at(self, unit: Unit, now: float) -> None:
         """Bring a unit's state up to date and begin what is to be done about it."""
@@ -59,9 +65,11 @@ class Judging:
 
     def _bear(self, unit: Unit, host: HostUnit) -> None:
         """Its host's agent does not answer."""
-        if unit.state in {InstanceState.FAILED, InstanceState.STOPPED} or unit.retry_at is not None:
+        if unit.state in {InstanceState.FAILED, InstanceState.STOPPED}:
             return
-        if self._fleet.is_heard(unit):
+        if unit.retry_at is not None:
+            self._bear_pause(unit, host)
+        elif self._fleet.is_heard(unit):
             unit.state = InstanceState.READY
             unit.detail = f"the agent of {host.name} does not answer"
         elif not unit.known:
@@ -73,8 +81,22 @@ class Judging:
             unit.state = InstanceState.LOST
             unit.detail = f"{host.name} is lost" if host.state is HostState.LOST else "not heard of"
 
+    def _bear_pause(self, unit: Unit, host: HostUnit) -> None:
+        """Likewise, while it waits to be started again: it cannot be before that host is back."""
+        if host.state is HostState.AGENT_AWAY:
+            unit.state, where = InstanceState.STARTING, f"waits for the agent of {host.name}"
+        elif host.state is HostState.LOST:
+            unit.state, where = InstanceState.LOST, f"{host.name} is lost"
+        else:
+            unit.state, where = InstanceState.LOST, f"{host.name}: {host.detail}"
+        unit.detail = f"{where}; last: {unit.last_failure}"
+
     def _advance(self, unit: Unit, seen: Observed | None, host: HostUnit, now: float) -> None:
         if unit.state in {InstanceState.FAILED, InstanceState.STOPPED}:
+            return
+        is_running = seen is not None and seen.is_running
+        if unit.is_leaving and not is_running:
+            unit.known = []
             return
         if unit.retry_at is not None:
             if now < unit.retry_at:
@@ -83,9 +105,8 @@ class Judging:
                 self._actions.act(unit, self._actions.start_again(unit))
             return
         if not unit.is_ours:
-            if seen is None or not seen.is_running:
-                if not unit.is_leaving:
-                    self._actions.act(unit, self._actions.start(unit))
+            if seen is None or not is_running:
+                self._begin(unit, seen, now)
                 return
             self._adopt(unit, seen, host)
         if seen is None:
@@ -102,6 +123,17 @@ class Judging:
         elif unit.last_failure:
             unit.detail = "; ".join(filter(None, [found.detail, f"last: {unit.last_failure}"]))
 
+    def _begin(self, unit: Unit, seen: Observed | None, now: float) -> None:
+        """It is to run and does not: start it, at once unless it has failed before."""
+        if unit.doubt:  # starting it may be what its agent fell silent of
+            ending = "" if seen is None else f"; its last run: {seen.record.ending}"
+            self._actions.fail(unit, f"it did not come up: {unit.doubt}{ending}", is_excused=True)
+        elif unit.owes_pause:
+            unit.wait(now)
+            tell_wait(unit, now)
+        else:
+            self._actions.act(unit, self._actions.start(unit))
+
     def _note_ready(self, unit: Unit, seen: Observed, now: float) -> None:
         assert seen.said is not None, "it says so itself"
         unit.known = list(seen.said.addresses)
@@ -114,6 +146,7 @@ class Judging:
 
     def _adopt(self, unit: Unit, seen: Observed, host: HostUnit) -> None:
         unit.is_ours = unit.was_ready = True
+        unit.owes_pause, unit.doubt = False, ""
         assert host.view is not None, "that is where it was seen"
         held = host.view.held.get(unit.name)
         unit.devices = [] if held is None else held.devices

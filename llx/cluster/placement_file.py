@@ -1,7 +1,9 @@
 """What a head must remember of where things are, for the one that comes after it.
 
 While a host is away nobody can be asked; without this file a new head would take its instances from
-the gateways, and their streams with them, or start them a second time elsewhere.
+the gateways, and their streams with them, or start them a second time elsewhere. What is no longer
+asked for and has not gone yet is here, too: its streams may finish under the next head. And so are
+failures, as nobody should get a clean slate from a head that fell.
 """
 
 from pathlib import Path
@@ -10,22 +12,34 @@ import msgspec
 
 from llx.cluster.state_dir import write_private
 from llx.log import get_log
+from llx.specs import GatewaySpec, InstanceSpec
 
 log = get_log(__name__)
 
 
-class PlacedInstance(msgspec.Struct, frozen=True):
-    """Where an instance is. `addresses`: where gateways reach it; empty: it was not ready."""
+class PlacedUnit(msgspec.Struct, frozen=True):
+    """Where an instance or a gateway is, and its past.
+
+    Attributes:
+        host: Where.
+        addresses: Of an instance: where gateways reach it; empty: it was not ready.
+        spec: What was asked for; one that is so no longer is still to be drained.
+        failures: See `llx.cluster.unit.Unit`, also for the others.
+    """
 
     host: str
     addresses: list[str] = []
+    spec: InstanceSpec | GatewaySpec | None = None
+    failures: int = 0
+    last_failure: str = ""
+    was_ready: bool = False
 
 
 class Placements(msgspec.Struct, frozen=True):
     """Where everything is. `leaving`: hosts that are to be emptied and are not yet."""
 
-    instances: dict[str, PlacedInstance] = {}
-    gateways: dict[str, str] = {}
+    instances: dict[str, PlacedUnit] = {}
+    gateways: dict[str, PlacedUnit] = {}
     leaving: list[str] = []
 
 

@@ -1,11 +1,13 @@
 """Giving every unit a host: by what is seen running, else by `llx.core.placement`."""
 
+from collections.abc import Mapping
+
 from llx.api import HostState, InstanceState
 from llx.cluster.actions import Actions
 from llx.cluster.desired import wanted_of
 from llx.cluster.fleet import Fleet
 from llx.cluster.host_unit import HostUnit
-from llx.cluster.placement_file import PlacedInstance, Placements
+from llx.cluster.placement_file import PlacedUnit, Placements
 from llx.cluster.unit import Unit
 from llx.core.model import HostName
 from llx.core.placement import Placement, place_gateways, place_instances
@@ -36,12 +38,8 @@ class Placing:
     def remembered(self) -> Placements:
         """What the next head must know."""
         return Placements(
-            instances={
-                name: PlacedInstance(unit.host, list(unit.known))
-                for name, unit in self._fleet.instances.items()
-                if unit.host
-            },
-            gateways={name: unit.host for name, unit in self._fleet.gateways.items() if unit.host},
+            instances=_placed(self._fleet.instances),
+            gateways=_placed(self._fleet.gateways),
             leaving=[host.name for host in self._fleet.hosts.values() if host.is_leaving],
         )
 
@@ -96,3 +94,18 @@ def _belonging(instances: list[Unit], host: str) -> frozenset[str]:
 
 def _kept(units: list[Unit]) -> dict[str, HostName]:
     return {unit.name: HostName(unit.host) for unit in units if unit.host}
+
+
+def _placed(units: Mapping[str, Unit]) -> dict[str, PlacedUnit]:
+    return {
+        name: PlacedUnit(
+            host=unit.host,
+            addresses=list(unit.known) if isinstance(unit.spec, InstanceSpec) else [],
+            spec=unit.spec,
+            failures=unit.failures,
+            last_failure=unit.last_failure,
+            was_ready=unit.was_ready,
+        )
+        for name, unit in units.items()
+        if unit.host
+    }

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from llx.cluster.fleet import Fleet
 from llx.cluster.gateway_line import LOOPBACK, GatewayLine
 from llx.cluster.host_unit import HostUnit
 from llx.cluster.load_watch import LoadWatch
-from llx.cluster.placement_file import PlacedInstance, Placements, load_cordons, load_placements
+from llx.cluster.placement_file import PlacedUnit, load_cordons, load_placements
 from llx.cluster.state_dir import StateDir
 from llx.cluster.unit import Unit
 from llx.core.model import Term
@@ -121,7 +121,7 @@ def make_fleet(
     known = load_placements(seat.state.placements)
     cordoned = load_cordons(seat.state.cordons)
     names = desired_hosts(seat.settings)
-    placed = [*(each.host for each in known.instances.values()), *known.gateways.values()]
+    placed = [each.host for each in [*known.instances.values(), *known.gateways.values()]]
     leaving = [each for each in dict.fromkeys([*known.leaving, *placed]) if each not in names]
     now = time.monotonic()
     hosts = {
@@ -134,15 +134,15 @@ def make_fleet(
         )
         for name in [*names, *leaving]
     }
-    instances = [_remembered(spec, known) for spec in desired_instances(seat.settings)]
-    gateways = [_remembered(spec, known) for spec in desired_gateways(seat.settings, address)]
+    instances = _units(desired_instances(seat.settings), known.instances)
+    gateways = _units(desired_gateways(seat.settings, address), known.gateways)
     return Fleet(
         settings=seat.settings,
         platform=seat.platform,
         term=seat.term,
         hosts=hosts,
-        instances={unit.name: unit for unit in instances},
-        gateways={unit.name: unit for unit in gateways},
+        instances=instances,
+        gateways=gateways,
         line=line,
         loads=loads,
         line_address=address,
@@ -150,15 +150,27 @@ def make_fleet(
     )
 
 
-def _remembered(spec: InstanceSpec | GatewaySpec, known: Placements) -> Unit:
+def _units(
+    specs: Sequence[InstanceSpec | GatewaySpec], placed: Mapping[str, PlacedUnit]
+) -> dict[str, Unit]:
+    """What is asked for, then what was and has not gone yet, by name."""
+    units = {spec.name: _remembered(spec, placed.get(spec.name)) for spec in specs}
+    for name, each in placed.items():
+        if name not in units and each.spec is not None:
+            units[name] = _remembered(each.spec, each)
+            units[name].is_leaving = True
+    return units
+
+
+def _remembered(spec: InstanceSpec | GatewaySpec, placed: PlacedUnit | None) -> Unit:
     unit = Unit(spec)
-    if isinstance(spec, GatewaySpec):
-        placed = PlacedInstance(known.gateways.get(spec.name, ""))
-    else:
-        placed = known.instances.get(spec.name, PlacedInstance(""))
-    if placed.host:
-        unit.put_on(placed.host)
-        unit.known = list(placed.addresses)
+    if placed is None:
+        return unit
+    unit.put_on(placed.host)
+    unit.known = list(placed.addresses)
+    if placed.spec == spec:  # other settings may succeed where these have failed
+        unit.was_ready, unit.last_failure = placed.was_ready, placed.last_failure
+        unit.failures, unit.owes_pause = placed.failures, placed.failures > 0
     return unit
 
 

@@ -18,8 +18,8 @@ from llx.agent.host_view import Observed
 from llx.api import InstanceState
 from llx.specs import GatewaySpec, InstanceSpec, Phase
 
-MAX_FAILURES = 6
-"""So many in a row, and it is not started again."""
+MAX_FAILURES = 10
+"""So many in a row, four minutes of pauses, and it is not started again."""
 
 _LONGEST_PAUSE_S = 60.0
 _STEADY_AFTER_S = 300.0
@@ -52,6 +52,8 @@ class Unit:
         failures: How often in a row it has ended.
         last_failure: Why it did the last time.
         retry_at: When to start it again.
+        owes_pause: It failed in an earlier life of the head: that pause comes first.
+        doubt: Why nobody knows whether it was started; empty: nobody need ask.
         ready_since: When it became ready.
         acted_at: When the last action on it ended; what was observed before is out of date.
         task: The action under way, if any; nothing else touches the unit meanwhile.
@@ -70,6 +72,8 @@ class Unit:
     failures: int = 0
     last_failure: str = ""
     retry_at: float | None = None
+    owes_pause: bool = False
+    doubt: str = ""
     ready_since: float | None = None
     ready_after_s: float | None = None
     devices: list[str] = field(default_factory=list)
@@ -108,11 +112,6 @@ class Unit:
         """When the latest run began."""
         return None if self.observed is None else self.observed.record.started_at
 
-    @property
-    def is_away(self) -> bool:
-        """Whether gateways may know it while nobody has looked at it in this life of the head."""
-        return bool(self.known) and not self.is_ours
-
     def put_on(self, host: str) -> None:
         """Give it a host; it is started there next."""
         self.leave_host()
@@ -122,6 +121,7 @@ class Unit:
         """It runs nowhere: all that was known of its run is forgotten."""
         self.host, self.known, self.devices = "", [], []
         self.is_ours, self.observed, self.retry_at = False, None, None
+        self.owes_pause, self.doubt = False, ""
         self.ready_since = self.ready_after_s = None
         self.state, self.detail = InstanceState.STARTING, "waiting for a host"
 
@@ -133,19 +133,28 @@ class Unit:
         elif now - self.ready_since > _STEADY_AFTER_S:
             self.failures = 0
 
-    def note_failure(self, reason: str, now: float) -> bool:
-        """It has ended; returns whether it is to be started again, at `retry_at`."""
+    def note_failure(self, reason: str, now: float, *, is_excused: bool = False) -> bool:
+        """It has ended; returns whether it is to be started again, at `retry_at`.
+
+        One that was never ready is not, unless `is_excused`: its host may be to blame.
+        """
         self.known, self.ready_since = [], None
+        self.owes_pause, self.doubt = False, ""
         self.failures += 1
         self.last_failure = reason
-        if not self.was_ready or self.failures >= MAX_FAILURES:
+        if self.failures >= MAX_FAILURES or not (self.was_ready or is_excused):
             return False
-        self.retry_at = now + pause_s(self.failures)
+        self.wait(now)
         return True
+
+    def wait(self, now: float) -> None:
+        """It has failed: not to be started before the pause is over."""
+        self.is_ours, self.owes_pause = True, False
+        self.retry_at = now + pause_s(self.failures)
 
 
 def pause_s(failures: int) -> float:
-    """How long to wait after so many failures in a row: 1, 2, 4 … 60 s."""
+    """How long to wait after so many failures in a row: 1, 2, 4 … 32, 60, 60 … s."""
     return min(_LONGEST_PAUSE_S, 2.0 ** (failures - 1))
 
 

@@ -6,6 +6,7 @@ with all that runs on it. There is no Ray here: what is tested is what the drive
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from llx.agent.log_file import LogPart
 from llx.agent.node import Commands, NodeAgent
 from llx.agent.place import Place
 from llx.agent.processes import ShimRecord, list_processes
-from llx.api import ClusterState, ClusterStatus
+from llx.api import ClusterState, ClusterStatus, HostState
 from llx.client import ControlClient
 from llx.cluster.agents import AgentPort, LocalAgent
 from llx.cluster.launch import stop_everything
@@ -61,7 +62,11 @@ class Link:
     async def start_instance(
         self, spec: InstanceSpec, needs: Sequence[Need], cores_each: int | None
     ) -> list[str]:
-        return await (await self._reach()).start_instance(spec, needs, cores_each)
+        agent = await self._reach()
+        if spec.name == self._to.dies_of:
+            self._to.line = "cut"
+            raise UnreachableError(f"{self.host}: its agent is gone")
+        return await agent.start_instance(spec, needs, cores_each)
 
     async def start_gateway(self, spec: GatewaySpec) -> None:
         await (await self._reach()).start_gateway(spec)
@@ -90,6 +95,8 @@ class FakeHost:
         self.state.keys.write_bytes(rig.keys)
         self.state.keys.chmod(0o600)
         self.line = "up"
+        self.dies_of = ""
+        """An instance that takes its agent along when it is started."""
         self.agent: NodeAgent | None = None
         self._rig = rig
         self._address = f"127.0.0.{number}"
@@ -299,3 +306,17 @@ def make_rig(root: Path) -> Iterator[HostsRig]:
     made = HostsRig(root)
     yield made
     made.close()
+
+
+def events(rig: HostsRig, kind: str) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in rig.state.events.read_text().splitlines()]
+    return [each for each in lines if each["kind"] == kind]
+
+
+def host_state(client: ControlClient, name: str) -> HostState:
+    (found,) = [each for each in client.status().hosts if each.name == name]
+    return found.state
+
+
+def put(client: ControlClient, settings: ClusterSettings) -> list[str]:
+    return client.put_settings(dump_cluster(settings), user="ann")

@@ -297,14 +297,17 @@ def test_a_second_stop_cuts_the_first_short(rig) -> None:
 
 
 def test_an_instance_that_is_no_longer_asked_for_is_ended(rig) -> None:
-    head = rig.launch(rig.settings(models=[model("a"), model("b")]))
+    idle = model("b", engine_args={"is_idle": True})
+    head = rig.launch(rig.settings(models=[model("a"), idle]))
     with rig.client() as client:
         rig.reaches(client, ClusterState.READY)
     head.stop(10)
     rig.launch(rig.settings(models=[model("a")]))
     with rig.client() as client:
-        status = rig.reaches(client, ClusterState.READY)
-        assert [each.name for each in status.instances] == ["a-0"]
+        rig.reaches(client, ClusterState.READY)
+        rig.eventually(
+            lambda: [each.name for each in client.status().instances] == ["a-0"], "it leaves"
+        )
         rig.eventually(lambda: rig.alive() == {"head", "gateway-0", "a-0"}, "b-0 is ended")
 
 

@@ -1,6 +1,5 @@
 """The driver over several hosts: placement, hosts that go and come back, convergence, drains."""
 
-import json
 import os
 import signal
 import time
@@ -12,11 +11,10 @@ import pytest
 from llx.agent.devices import Need
 from llx.agent.processes import list_processes
 from llx.api import ClusterState, HostState, InstanceState
-from llx.client import ControlClient
 from llx.errors import ConfigError, ConflictError, NotFoundError, UnreachableError
-from llx.settings import ClusterSettings, dump_cluster, load_cluster
+from llx.settings import load_cluster
 from llx.specs import GatewaySpec, InstanceSpec, load_spec
-from tests.cluster.hosts_rig import HostsRig, make_rig
+from tests.cluster.hosts_rig import HostsRig, events, host_state, make_rig, put
 
 pytestmark = pytest.mark.slow
 
@@ -24,20 +22,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[HostsRig]:
     yield from make_rig(tmp_path)
-
-
-def events(rig: HostsRig, kind: str) -> list[dict[str, object]]:
-    lines = [json.loads(line) for line in rig.state.events.read_text().splitlines()]
-    return [each for each in lines if each["kind"] == kind]
-
-
-def host_state(client: ControlClient, name: str) -> HostState:
-    (found,) = [each for each in client.status().hosts if each.name == name]
-    return found.state
-
-
-def put(client: ControlClient, settings: ClusterSettings) -> list[str]:
-    return client.put_settings(dump_cluster(settings), user="ann")
 
 
 def test_a_cluster_spreads_over_its_hosts_and_goes(rig) -> None:
@@ -156,7 +140,8 @@ def test_a_host_without_power_is_lost_and_taken_back(rig) -> None:
         rig.hosts["h3"].on()
         status = rig.reaches(client, ClusterState.READY)
         assert rig.hosts["h3"].alive() == {"m-2"}
-        assert status.instances[2].last_failure == "ended while its host was away"
+        ending = "killed together with its shim, while its host was away"
+        assert status.instances[2].last_failure == ending
 
 
 def test_a_new_head_keeps_what_is_on_a_host_that_is_away(rig) -> None:

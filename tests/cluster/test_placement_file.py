@@ -6,20 +6,25 @@ from pathlib import Path
 import pytest
 
 from llx.cluster.placement_file import (
-    PlacedInstance,
+    PlacedUnit,
     Placements,
     load_cordons,
     load_placements,
     save_cordons,
     save_placements,
 )
+from llx.specs import EngineKind, GatewaySpec, InstanceSpec
 
 
 def test_what_is_saved_is_read_back_and_private(tmp_path: Path) -> None:
     path = tmp_path / "placement.json"
     assert load_placements(path) == Placements()
+    instance = InstanceSpec("m-0", "m", EngineKind.SIM, "/m", {"a": [1]}, 1, "", "", "")
+    gateway = GatewaySpec("gateway-0", "h", 1, [], [], [], 9, "tcp://s", "", "")
     saved = Placements(
-        {"m-0": PlacedInstance("h1", ["tcp://a", "tcp://b"])}, {"gateway-0": "h1"}, ["h9"]
+        {"m-0": PlacedUnit("h1", ["tcp://a", "tcp://b"], instance, 3, "killed", was_ready=True)},
+        {"gateway-0": PlacedUnit("h1", spec=gateway)},
+        ["h9"],
     )
     save_placements(path, saved)
     assert load_placements(path) == saved

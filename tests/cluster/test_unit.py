@@ -61,7 +61,7 @@ def test_pauses_grow_and_end_and_steadiness_forgives() -> None:
         assert unit.retry_at is not None
         pauses.append(unit.retry_at - now)
         now = unit.retry_at
-    assert pauses == [1, 2, 4, 8, 16]
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     assert pause_s(7) == pause_s(99) == 60
 
     unit.note_ready(now)
@@ -73,6 +73,14 @@ def test_pauses_grow_and_end_and_steadiness_forgives() -> None:
     unit.note_ready(1301.0)
     assert unit.note_failure("killed", 1302.0)
     assert (unit.failures, unit.last_failure, unit.known) == (1, "killed", [])
+
+
+def test_who_was_never_ready_is_started_again_if_its_host_may_be_to_blame() -> None:
+    unit = Unit(SPEC)
+    for count in range(1, MAX_FAILURES):
+        assert unit.note_failure("killed", 0.0, is_excused=True)
+        assert unit.retry_at == pause_s(count)
+    assert not unit.note_failure("killed", 0.0, is_excused=True), "and not for ever"
 
 
 def test_a_unit_that_leaves_its_host_forgets_its_run_but_not_its_past() -> None:
