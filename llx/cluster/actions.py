@@ -17,7 +17,7 @@ from llx.cluster.audit import AuditTrail
 from llx.cluster.desired import need_of
 from llx.cluster.fleet import Fleet
 from llx.cluster.unit import MAX_FAILURES, Unit
-from llx.errors import DeadlineError, LlxError, UnreachableError
+from llx.errors import ConflictError, DeadlineError, LlxError, UnreachableError
 from llx.log import get_log
 from llx.specs import GatewaySpec, InstanceSpec
 
@@ -100,24 +100,38 @@ class Actions:
     async def start(self, unit: Unit) -> None:
         """Start its process on its host; it says itself how it gets on from there.
 
+        An instance leaves a host that has no devices for it.
+
         Raises:
-            ConflictError: It runs already, or there are not enough devices.
+            ConflictError: It runs already.
             RemoteError: It cannot be started; says why.
             UnreachableError: Nobody knows whether it was.
         """
         unit.state, unit.detail, unit.is_ours = InstanceState.STARTING, "starting its process", True
         unit.observed = unit.retry_at = unit.ready_after_s = unit.ready_since = None
         unit.known, unit.owes_pause, unit.doubt = [], False, ""
-        agent = self._agent(unit)
         match unit.spec:
             case InstanceSpec() as spec:
-                specs = [each.spec for each in self._fleet.units_on(unit.host)]
-                needs = [need_of(each) for each in specs if isinstance(each, InstanceSpec)]
-                cores_each = self._fleet.settings.runtime.cpu_threads
-                unit.devices = await agent.start_instance(spec, needs, cores_each)
+                await self._start_instance(unit, spec)
             case GatewaySpec() as spec:
-                await agent.start_gateway(spec)
-        self.note("started", unit, host=unit.host)
+                await self._agent(unit).start_gateway(spec)
+        if unit.host:
+            self.note("started", unit, host=unit.host)
+
+    async def _start_instance(self, unit: Unit, spec: InstanceSpec) -> None:
+        agent = self._agent(unit)
+        specs = [each.spec for each in self._fleet.units_on(unit.host)]
+        needs = [need_of(each) for each in specs if isinstance(each, InstanceSpec)]
+        cores_each = self._fleet.settings.runtime.cpu_threads
+        try:
+            unit.devices = await agent.start_instance(spec, needs, cores_each)
+        except ConflictError as error:
+            seen = (await agent.observe()).processes.get(unit.name)
+            if seen is not None and seen.is_running:
+                raise  # not for want of devices
+            await agent.release(unit.name)
+            self.note("refused", unit, host=unit.host, reason=error.message)
+            unit.note_refusal(error.message, time.monotonic())
 
     async def start_again(self, unit: Unit) -> None:
         """Start what has ended."""

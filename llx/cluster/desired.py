@@ -7,7 +7,7 @@ import msgspec
 
 from llx.agent.devices import Need
 from llx.agent.place import HERE
-from llx.core.model import PoolName
+from llx.core.model import HostName, PoolName
 from llx.core.placement import Wanted
 from llx.errors import ConfigError
 from llx.settings import ClusterSettings, ModelSettings
@@ -58,9 +58,9 @@ def need_of(spec: InstanceSpec) -> Need:
     return Need(spec.name, 0 if spec.engine is EngineKind.SIM else spec.tensor_parallel)
 
 
-def wanted_of(spec: InstanceSpec) -> Wanted:
-    """The instance as placement sees it."""
-    return Wanted(spec.name, PoolName(spec.pool), need_of(spec).num_gpus)
+def wanted_of(spec: InstanceSpec, avoids: frozenset[HostName] = frozenset()) -> Wanted:
+    """The instance as placement sees it; it is not to be placed on the hosts of `avoids`."""
+    return Wanted(spec.name, PoolName(spec.pool), need_of(spec).num_gpus, avoids)
 
 
 def serves_alike(one: GatewaySpec, other: GatewaySpec) -> bool:

@@ -205,6 +205,10 @@ class ClusterDriver:
         self._refuse_while_stopping()
         if unit.is_busy or unit.state in {InstanceState.STOPPING, InstanceState.DRAINING}:
             raise ConflictError(f"{name} is being stopped or started", remedy="try again shortly")
+        if not unit.host and unit.refusals:  # ask the hosts again that refused it
+            unit.refusals.clear()
+            self._actions.wake()
+            return self.instance(name)
         if not unit.host:
             raise ConflictError(f"{name} has no host: {unit.detail}")
         if not self.fleet.hosts[unit.host].answers:

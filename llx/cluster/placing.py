@@ -1,5 +1,6 @@
 """Giving every unit a host: by what is seen running, else by `llx.core.placement`."""
 
+import time
 from collections.abc import Mapping
 
 from llx.api import HostState, InstanceState
@@ -66,13 +67,27 @@ class Placing:
         fleet = self._fleet
         hosts = [each for each in fleet.hosts.values() if not each.is_leaving]
         instances = [each for each in fleet.instances.values() if not each.is_leaving]
-        wanted = [wanted_of(u.spec) for u in instances if isinstance(u.spec, InstanceSpec)]
+        wanted = [
+            wanted_of(unit.spec, self._avoided(unit))
+            for unit in instances
+            if isinstance(unit.spec, InstanceSpec)
+        ]
         rooms = [host.room(_belonging(instances, host.name)) for host in hosts]
         found = place_instances(wanted, _kept(instances), rooms)
         self._apply(instances, found)
         gateways = [each for each in fleet.gateways.values() if not each.is_leaving]
         names = [each.name for each in gateways]
         self._apply(gateways, place_gateways(names, _kept(gateways), rooms))
+
+    def _avoided(self, unit: Unit) -> frozenset[HostName]:
+        """Hosts that refused it lately, or of which nothing was seen since."""
+        now = time.monotonic()
+        return frozenset(
+            HostName(name)
+            for name, refusal in unit.refusals.items()
+            if name in self._fleet.hosts
+            and (now < refusal.until or self._fleet.hosts[name].viewed_at < refusal.at)
+        )
 
     def _apply(self, units: list[Unit], found: Placement) -> None:
         for unit in units:
@@ -82,7 +97,8 @@ class Placing:
                 unit.put_on(found.hosts[unit.name])
                 self._actions.note("placed", unit, host=unit.host)
                 continue
-            reason = found.reasons[unit.name]
+            refused = [f"{host} refused it: {each.reason}" for host, each in unit.refusals.items()]
+            reason = "; ".join([found.reasons[unit.name], *refused])
             if (unit.state, unit.detail) != (InstanceState.FAILED, reason):
                 unit.state, unit.detail = InstanceState.FAILED, reason
                 self._actions.note("not_placed", unit, reason=reason)

@@ -3,6 +3,7 @@
     starting → loading → ready        as the process says of itself
     starting, loading → failed        it ended, could not be started, or was not ready in time
     ready → starting → …              it ended: started again, each time after a longer pause
+    starting → (no host)              its host has no devices for it: it is placed again
     any → stopping → starting         restart
     ready → draining → (moved, gone)  its host is emptied, or it is no longer asked for
     ready ↔ lost                      nothing is heard of its host
@@ -33,6 +34,23 @@ class Assessment:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A host that had no devices for an instance. Times are on the monotonic clock.
+
+    Attributes:
+        reason: What it said.
+        count: How often in a row.
+        at: When; what was seen of the host before is out of date.
+        until: It is not asked again before.
+    """
+
+    reason: str
+    count: int
+    at: float
+    until: float
+
+
 @dataclass(slots=True, eq=False)
 class Unit:
     """A desired process. The driver alone changes it. Times are on the monotonic clock.
@@ -54,6 +72,7 @@ class Unit:
         retry_at: When to start it again.
         owes_pause: It failed in an earlier life of the head: that pause comes first.
         doubt: Why nobody knows whether it was started; empty: nobody need ask.
+        refusals: By host, which had no devices for it.
         ready_since: When it became ready.
         acted_at: When the last action on it ended; what was observed before is out of date.
         task: The action under way, if any; nothing else touches the unit meanwhile.
@@ -74,6 +93,7 @@ class Unit:
     retry_at: float | None = None
     owes_pause: bool = False
     doubt: str = ""
+    refusals: dict[str, Refusal] = field(default_factory=dict)
     ready_since: float | None = None
     ready_after_s: float | None = None
     devices: list[str] = field(default_factory=list)
@@ -128,6 +148,7 @@ class Unit:
     def note_ready(self, now: float) -> None:
         """It is ready; when it has been for long, earlier failures count no more."""
         self.was_ready = True
+        self.refusals.clear()
         if self.ready_since is None:
             self.ready_since = now
         elif now - self.ready_since > _STEADY_AFTER_S:
@@ -151,6 +172,14 @@ class Unit:
         """It has failed: not to be started before the pause is over."""
         self.is_ours, self.owes_pause = True, False
         self.retry_at = now + pause_s(self.failures)
+
+    def note_refusal(self, reason: str, now: float) -> None:
+        """Its host has no devices for it: it leaves, and is not placed there again for a while."""
+        before = self.refusals.get(self.host)
+        count = 1 if before is None else before.count + 1
+        self.refusals[self.host] = Refusal(reason, count, now, now + pause_s(count))
+        self.last_failure = f"{self.host} refused it: {reason}"
+        self.leave_host()
 
 
 def pause_s(failures: int) -> float:

@@ -31,11 +31,19 @@ class HostRoom:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An instance that should run. `num_gpus`: how many it takes where there are GPUs."""
+    """An instance that should run.
+
+    Attributes:
+        name: Its name.
+        pool: Its pool.
+        num_gpus: How many it takes where there are GPUs.
+        avoids: Hosts where it is not to be placed now.
+    """
 
     name: str
     pool: PoolName
     num_gpus: int
+    avoids: frozenset[HostName] = frozenset()
 
 
 @dataclass(slots=True)
@@ -63,6 +71,8 @@ class _Filling:
 
     def fits(self, wanted: Wanted) -> bool:
         """Cores are shared when they run short; GPUs never are."""
+        if self.room.closed_because or self.room.host in wanted.avoids:
+            return False
         return self.room.num_gpus is None or wanted.num_gpus <= self.free_gpus
 
     def rank(self, wanted: Wanted) -> tuple[bool, int, Fraction, int, int]:
@@ -98,7 +108,7 @@ def place_instances(
     for each in wanted:
         if each.name in kept:
             continue
-        fitting = [host for host in hosts if not host.room.closed_because and host.fits(each)]
+        fitting = [host for host in hosts if host.fits(each)]
         if not fitting:
             found.reasons[each.name] = _why_not(each, hosts)
             continue
@@ -131,9 +141,11 @@ def place_gateways(
 
 def _why_not(wanted: Wanted, hosts: Sequence[_Filling]) -> str:
     rooms = [host.room for host in hosts]
-    open_hosts = [host for host in hosts if not host.room.closed_because]
+    usable = [host for host in hosts if not host.room.closed_because]
+    open_hosts = [host for host in usable if host.room.host not in wanted.avoids]
     if not open_hosts:
-        return f"no host takes instances{_closed(rooms)}"
+        what = "no other host takes it" if usable else "no host takes instances"
+        return f"{what}{_closed(rooms)}"
     free = ", ".join(f"{host.room.host}: {max(0, host.free_gpus)}" for host in open_hosts)
     return f"needs {wanted.num_gpus} free GPU(s) on one host; free: {free}{_closed(rooms)}"
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from llx.cluster.agents import AgentPort, LocalAgent
 from llx.cluster.launch import stop_everything
 from llx.cluster.serve import HeadSeat, bind_control, serve
 from llx.cluster.state_dir import StateDir, write_private
-from llx.errors import UnreachableError
+from llx.errors import ConflictError, UnreachableError
 from llx.settings import ClusterSettings, dump_cluster, load_cluster
 from llx.specs import GatewaySpec, InstanceSpec
 
@@ -66,6 +67,8 @@ class Link:
         if spec.name == self._to.dies_of:
             self._to.line = "cut"
             raise UnreachableError(f"{self.host}: its agent is gone")
+        if self._to.refuses:
+            raise ConflictError(f"{spec.name} needs GPUs, none is free")
         return await agent.start_instance(spec, needs, cores_each)
 
     async def start_gateway(self, spec: GatewaySpec) -> None:
@@ -97,6 +100,8 @@ class FakeHost:
         self.line = "up"
         self.dies_of = ""
         """An instance that takes its agent along when it is started."""
+        self.refuses = False
+        """It has no devices for anybody, whatever it shows."""
         self.agent: NodeAgent | None = None
         self._rig = rig
         self._address = f"127.0.0.{number}"
@@ -111,13 +116,18 @@ class FakeHost:
         python = sys.executable
         self.agent = NodeAgent(
             self.state.procs,
-            DeviceLedger(self.state.devices, self._inventory),
+            DeviceLedger(self.state.devices, self._inventory, lambda: self._inventory),
             Commands(
                 (python, str(FAKES / "fake_instance.py")), (python, str(FAKES / "fake_gateway.py"))
             ),
             self._rig.environment,
             place=Place(self.name, self._address, "cpu", "/models", (21100, 21999)),
         )
+
+    def lend_gpus(self) -> None:
+        """Somebody outside llx uses them from now on; the agent has not looked yet."""
+        devices = [replace(each, used_mib=70_000) for each in self._inventory.devices]
+        self._inventory = replace(self._inventory, devices=tuple(devices))
 
     def alive(self) -> set[str]:
         return {each.name for each in list_processes(self.state.procs) if each.is_alive()}

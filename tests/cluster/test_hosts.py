@@ -412,6 +412,35 @@ def test_gpus_are_given_once_and_who_finds_none_says_so_until_there_is_one(rig) 
         assert [(each.label, each.holder) for each in gpus] == [("0: X", "m-1"), ("1: X", "m-1")]
 
 
+def test_an_instance_leaves_a_host_that_has_no_devices_for_it_after_all(rig) -> None:
+    rig.add("h1", "h2", "h3", num_gpus=2)
+    rig.hosts["h2"].lend_gpus()
+    models = [rig.model("m", 2, engine="vllm", tensor_parallel=2)]
+    with rig.up(rig.settings(models=models)) as client:
+        status = rig.reaches(client, ClusterState.READY)
+        assert [each.host for each in status.instances] == ["h1", "h3"]
+        assert status.instances[1].last_failure == (
+            "h2 refused it: m-1 needs 2 GPU(s), 0 of 2 are free; busy: 0: X, 1: X"
+        )
+    (event,) = events(rig, "instance.refused")
+    assert (event["name"], event["host"]) == ("m-1", "h2")
+
+
+def test_a_host_that_refuses_again_and_again_is_asked_less_and_less(rig) -> None:
+    rig.add("h1")
+    rig.hosts["h1"].refuses = True
+    models = [rig.model("m", 1, engine="vllm")]
+    with rig.up(rig.settings(models=models)) as client:
+        expected = "no other host takes it; h1 refused it: m-0 needs GPUs, none is free"
+        rig.eventually(
+            lambda: client.instance("m-0").detail == expected, lambda: str(client.status())
+        )
+        time.sleep(4)
+        assert 2 <= len(events(rig, "instance.refused")) <= 4
+        rig.hosts["h1"].refuses = False
+        rig.reaches(client, ClusterState.READY)
+
+
 def test_a_stop_names_what_it_could_not_reach(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(rig.settings()) as client:

@@ -1,5 +1,7 @@
 """Placement: what is kept, who goes where, and why not; properties over made-up clusters."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +42,15 @@ def test_most_free_gpus_first_and_none_given_twice() -> None:
 def test_gpus_on_two_hosts_are_not_one_host() -> None:
     found = place_instances(wants(1, gpus=4), {}, [room("a", gpus=2), room("b", gpus=2)])
     assert found.reasons == {"m-0": "needs 4 free GPU(s) on one host; free: a: 2, b: 2"}
+
+
+def test_an_avoided_host_is_avoided_by_whoever_does_so_alone() -> None:
+    shy, other = wants(2)
+    shy = replace(shy, avoids=frozenset({HostName("a")}))
+    rooms = [room("a", gpus=2), room("b", gpus=1)]
+    assert place_instances([shy, other], {}, rooms).hosts == {"m-0": "b", "m-1": "a"}
+    assert place_instances([shy], kept(m_0="a"), rooms).hosts == {"m-0": "a"}, "what is kept stays"
+    assert place_instances([shy], {}, rooms[:1]).reasons == {"m-0": "no other host takes it"}
 
 
 def test_what_runs_stays_even_on_a_closed_or_unknown_host() -> None:
