@@ -8,14 +8,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from llx.agent.processes import ShimRecord
-from llx.api import InstanceState
+from llx.api import HostState, InstanceState
 from llx.cluster.agents import AgentPort
 from llx.cluster.audit import AuditTrail
 from llx.cluster.desired import need_of
 from llx.cluster.fleet import Fleet
+from llx.cluster.stopping import Deadline
 from llx.cluster.unit import MAX_FAILURES, Unit
 from llx.errors import ConflictError, DeadlineError, LlxError, UnreachableError
 from llx.log import get_log
@@ -25,9 +26,14 @@ log = get_log(__name__)
 
 GRACE_S = 15.0
 _CANCEL_S = 5.0
+_ASK_AGAIN_S = 0.5
+_LAST_TRIES_S = 10.0
+"""So long after a deadline an agent that is away may still come back and tell how it ended."""
 _TAIL_S = 3.0
 _TAIL_LINES = 20
 _TAIL_BYTES = 8192
+
+T = TypeVar("T")
 
 Publish = Callable[[], Awaitable[None]]
 
@@ -46,6 +52,7 @@ class Actions:
         self._audit = audit
         self._publish = publish
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._ends: dict[tuple[str, str], Deadline] = {}
         self.ended_at: dict[tuple[str, str], float] = {}
         """By host and name: when a process was ended for good. News from before is out of date."""
 
@@ -162,12 +169,58 @@ class Actions:
 
     async def end_process(self, host: str, name: str, grace_s: float) -> ShimRecord | None:
         """`end_for_good`, of whatever runs there under that name."""
-        agent = self._fleet.agent_of(host)
-        record = await agent.stop(name, grace_s)
-        await agent.release(name)
-        await agent.forget(name)
+        deadline = Deadline.after(grace_s)
+        record = await self.end_surely(host, name, deadline)
+        await self._insist(host, lambda agent: agent.release(name), deadline)
+        await self._insist(host, lambda agent: agent.forget(name), deadline)
         self.ended_at[host, name] = time.monotonic()
         return record
+
+    async def end_surely(self, host: str, name: str, deadline: Deadline) -> ShimRecord | None:
+        """End a process, killed at the deadline; ask again if its agent falls silent meanwhile.
+
+        To be asked again does the process no harm: its shim keeps to the deadline it was given.
+
+        Raises:
+            UnreachableError: The host is lost, or its agent did not come back in time.
+        """
+        self._ends[host, name] = deadline
+        try:
+            return await self._insist(
+                host, lambda agent: agent.stop(name, deadline.left_s()), deadline
+            )
+        finally:
+            self._ends.pop((host, name), None)
+
+    async def hurry(self, unit: Unit, deadline_s: float) -> None:
+        """Bring forward the end of a unit that is being ended.
+
+        Raises:
+            UnreachableError: Its host's agent does not answer: it is told when it does.
+        """
+        deadline = self._ends.get((unit.host, unit.name))
+        if deadline is not None:
+            deadline.shorten(deadline_s)
+        await self._agent(unit).stop(unit.name, deadline_s)
+
+    async def _insist(
+        self, host: str, ask: Callable[[AgentPort], Awaitable[T]], deadline: Deadline
+    ) -> T:
+        """What the host's agent answers, now or when it is back."""
+        is_away = False
+        while True:
+            found = self._fleet.hosts.get(host)
+            if found is None or found.state is HostState.LOST:
+                raise UnreachableError(f"{host} is lost")
+            try:
+                return await ask(found.agent)
+            except (UnreachableError, DeadlineError) as error:
+                if time.monotonic() > deadline.at + _LAST_TRIES_S:
+                    raise
+                if not is_away:
+                    log.warning("agent.is_asked_again", host=host, error=error.message)
+                is_away = True
+            await asyncio.sleep(_ASK_AGAIN_S)
 
     # ------------------------------------------------------------------ failing
 

@@ -60,6 +60,9 @@ class Converging:
         """Watch the hosts; go on with what a former head had begun."""
         for host in self._fleet.hosts.values():
             self._unwatch[host.name] = self._watch(host)
+        if self._fleet.is_stopping:
+            return
+        for host in self._fleet.hosts.values():
             if host.is_leaving:
                 self._actions.own(self._retire_host(host), f"retire-{host.name}")
         for unit in self._fleet.units():

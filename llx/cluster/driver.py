@@ -30,7 +30,7 @@ from llx.cluster.agents import AgentsSource
 from llx.cluster.audit import AuditTrail
 from llx.cluster.converge import Converging
 from llx.cluster.emptying import Emptying
-from llx.cluster.ending import hurry_gateways, stop_fleet
+from llx.cluster.ending import Ending
 from llx.cluster.fleet import Fleet
 from llx.cluster.host_unit import HostUnit, HostWatch
 from llx.cluster.judging import Judging
@@ -73,12 +73,12 @@ class ClusterDriver:
         self._placing = Placing(fleet, self._actions)
         self._emptying = Emptying(fleet, self._actions, self._publish)
         self._converging = Converging(fleet, agents, self._actions, self._emptying, self._watch)
-        self._stop_task: asyncio.Task[StopReport] | None = None
         self._strays: set[tuple[str, str]] = set()
         self._saved: Placements | None = None
         self._since = time.monotonic()
-        self.stopped = asyncio.Event()
-        """Set when `stop` is through: the head's cue to end."""
+        self._ending = Ending(fleet, self._actions, audit, state, self._save)
+        self.stopped = self._ending.done
+        """Set when everything is stopped: the head's cue to end."""
 
     # ------------------------------------------------------------------ the loop
 
@@ -87,6 +87,7 @@ class ClusterDriver:
         self._audit.record("head.started", term=self.fleet.term)
         self._since = time.monotonic()
         line = asyncio.create_task(self.fleet.line.run())
+        self._ending.go_on()
         self._converging.begin()
         try:
             while not line.done():
@@ -109,12 +110,12 @@ class ClusterDriver:
         now = time.monotonic()
         for host in list(self.fleet.hosts.values()):
             self._judging.judge(host, now)
-        if self._stop_task is None:
+        if not self.fleet.is_stopping:
             self._placing.place()
             await self._save()  # before anything starts: a new head must know where
         for unit in self.fleet.units():
             self._judging.look_at(unit, now)
-        if self._stop_task is None:
+        if not self.fleet.is_stopping:
             self._end_strays()
         await self._publish()
         self.fleet.has_served = self.fleet.has_served or self.fleet.is_ready()
@@ -327,27 +328,12 @@ class ClusterDriver:
     async def stop(self, deadline_s: float, user: str) -> StopReport:
         """Stop everything: the gateways first, their streams may finish until the deadline.
 
-        Asked again with a shorter deadline it cuts the first short; both get the same report.
+        See `Ending.ask`.
         """
-        kind = "cluster.stopping" if self._stop_task is None else "cluster.stopping_again"
-        self._audit.record(kind, user=user, deadline_s=deadline_s)
-        log.info(kind, user=user, deadline_s=deadline_s)
-        if self._stop_task is None:
-            self.fleet.is_stopping = True
-            self._stop_task = asyncio.create_task(self._stop_all(deadline_s, user))
-            self._stop_task.add_done_callback(lambda _: self.stopped.set())
-        else:
-            await hurry_gateways(self.fleet, deadline_s)
-        return await asyncio.shield(self._stop_task)
-
-    async def _stop_all(self, deadline_s: float, user: str) -> StopReport:
-        report = await stop_fleet(self.fleet, self._actions, deadline_s)
-        await self._save()
-        self._audit.record("cluster.stopped", user=user, finished=report.finished, cut=report.cut)
-        return report
+        return await self._ending.ask(deadline_s, user)
 
     def _refuse_while_stopping(self) -> None:
-        if self._stop_task is not None:
+        if self.fleet.is_stopping:
             raise ConflictError(f"{self.fleet.settings.cluster} is being stopped")
 
 

@@ -10,12 +10,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from llx.api import HostState, InstanceState
+from llx.agent.processes import ShimRecord
+from llx.api import InstanceState
 from llx.cluster.actions import GRACE_S, Actions
 from llx.cluster.fleet import Fleet
 from llx.cluster.stopping import StopCount
 from llx.cluster.unit import Unit
-from llx.errors import LlxError, UnreachableError
+from llx.errors import LlxError
 from llx.log import get_log
 from llx.specs import GatewaySpec
 from llx.wire import GatewayReport
@@ -62,6 +63,9 @@ class Emptying:
         while unit.is_busy and unit.task is not None:
             await asyncio.wait([unit.task])
         if not unit.host:
+            return
+        if self._fleet.is_stopping:  # that ends it, too
+            done.left.append(unit.name)
             return
         if isinstance(unit.spec, GatewaySpec):
             action = self._empty_gateway(unit, deadline_s, done)
@@ -129,26 +133,24 @@ class Emptying:
         count = StopCount(lambda: self._report(unit))
         unit.state, unit.detail = InstanceState.DRAINING, "lets its streams finish"
         self._actions.note("draining", unit, deadline_s=deadline_s)
-        was_killed = await self._take_away(unit, deadline_s, done)
-        report = count.report(was_killed=was_killed)
+        record = await self._take_away(unit, deadline_s, done)
+        was_killed = record is not None and record.signal is not None
+        report = count.report(was_killed=was_killed, is_gone=unit.name not in done.left)
         done.finished += report.finished
         done.cut += report.cut
         self._fleet.line.drop(unit.name)
 
-    async def _take_away(self, unit: Unit, grace_s: float, done: Emptied) -> bool:
-        """End it for good; returns whether it had to be killed."""
+    async def _take_away(self, unit: Unit, grace_s: float, done: Emptied) -> ShimRecord | None:
+        """End it for good; returns how it ended, if that could be learned."""
         host, record = unit.host, None
         try:
-            known = self._fleet.hosts.get(host)
-            if known is None or known.state is HostState.LOST:
-                raise UnreachableError(f"{host} is lost")
             record = await self._actions.end_for_good(unit, grace_s)
         except LlxError as error:
             log.error("unit.not_stopped", name=unit.name, host=host, error=error)
             done.left.append(unit.name)
         self._actions.note("removed", unit, host=host)
         unit.leave_host()
-        return record is not None and record.signal is not None
+        return record
 
     def _report(self, unit: Unit) -> GatewayReport | None:
         view = self._fleet.line.view(unit.name)

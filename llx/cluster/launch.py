@@ -42,6 +42,7 @@ def launch_head(spec: HeadSpec, cluster_yaml: str, environment: Mapping[str, str
             f'cluster "{spec.cluster}" is running', remedy="llx status, or llx down first"
         )
     state.create()
+    state.stopping.unlink(missing_ok=True)
     write_private(state.settings, cluster_yaml)
     save_spec(state.head_spec, spec)
     (state.head / "status.json").unlink(missing_ok=True)

@@ -59,6 +59,29 @@ def save_placements(path: Path, placements: Placements) -> None:
     write_private(path, msgspec.json.format(msgspec.json.encode(placements), indent=1).decode())
 
 
+class StopOrder(msgspec.Struct, frozen=True):
+    """That the cluster is to be stopped. `deadline`, for streams, in Unix seconds."""
+
+    deadline: float
+    user: str
+
+
+def load_stop_order(path: Path) -> StopOrder | None:
+    """The order; None if there is none, or it is damaged."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=StopOrder)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning("stop_order.unreadable", path=path, error=error)
+        return None
+
+
+def save_stop_order(path: Path, order: StopOrder) -> None:
+    """Write the file; blocking, quick."""
+    write_private(path, msgspec.json.encode(order).decode() + "\n")
+
+
 def load_cordons(path: Path) -> frozenset[str]:
     """The cordoned hosts; none if the file is missing or damaged."""
     try:

@@ -70,7 +70,8 @@ def start(spec: HostSpec, spec_path: Path) -> None:
         RemoteError: It cannot be started; says why.
     """
     paths = RayPaths(spec)
-    paths.stopped.unlink(missing_ok=True)
+    for file in (paths.stopping, paths.stopped):
+        file.unlink(missing_ok=True)
     keeper = attach(paths.keeper)
     if keeper is not None and keeper.is_alive():
         if _is_same(paths, spec_path):
@@ -96,7 +97,7 @@ def check(spec: HostSpec, spec_path: Path) -> None:
         raise CheckError(f"{spec.host}: Ray's keeper does not run", detail=_tail(keeper))
     if not _is_same(paths, spec_path):
         raise CheckError(f"{spec.host}: Ray runs with another specification")
-    if spec.is_head and paths.stopped.exists():
+    if spec.is_head and (paths.stopped.exists() or paths.stopping.exists()):
         raise CheckError(f"{spec.host}: the cluster was stopped")
     try:
         said = load_spec(status_path(paths.procs, RAY), ProcessStatus)
@@ -120,7 +121,8 @@ def stop(spec: HostSpec, grace_s: float) -> None:
             process.stop(0)  # what a killed shim has left behind
     for directory in (paths.tmp, paths.storage):
         shutil.rmtree(directory, ignore_errors=True)
-    for file in (paths.fingerprint, paths.node, paths.alive, paths.heard, paths.stopped):
+    running = (paths.fingerprint, paths.node, paths.alive, paths.heard)
+    for file in (*running, paths.stopping, paths.stopped):
         file.unlink(missing_ok=True)
 
 

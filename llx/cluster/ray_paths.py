@@ -130,6 +130,11 @@ class RayPaths:
         """There once the scheduler has stopped the cluster: it is not to be started again."""
         return self.head / "stopped"
 
+    @property
+    def stopping(self) -> Path:
+        """`StateDir.stopping`: there from when a stop was asked for until the next `start`."""
+        return Path(self.spec.state_dir) / "stopping.json"
+
 
 def ray_environment(
     spec: HostSpec, spec_path: Path, inherited: Mapping[str, str]

@@ -5,6 +5,7 @@ head.spec.json  HeadSpec                       events.jsonl   the audit trail
 keys.json       the cluster's CURVE keys       devices.json   who holds which device
 token           of the control API             procs/<name>/  one directory per process
 placement.json  what is where                  cordons.json   hosts that get nothing new
+stopping.json   the cluster is being stopped
 """
 
 import os
@@ -93,6 +94,11 @@ class StateDir:
     def cordons(self) -> Path:
         """Hosts that get nothing new."""
         return self.path / "cordons.json"
+
+    @property
+    def stopping(self) -> Path:
+        """There from the moment a stop is asked for until the cluster is wanted again."""
+        return self.path / "stopping.json"
 
     @property
     def procs(self) -> Path:

@@ -75,7 +75,12 @@ class Link:
         await (await self._reach()).start_gateway(spec)
 
     async def stop(self, name: str, grace_s: float) -> ShimRecord | None:
-        return await (await self._reach()).stop(name, grace_s)
+        call = asyncio.ensure_future((await self._reach()).stop(name, grace_s))
+        while not call.done():
+            if self._to.line != "up":  # as when the agent dies while somebody waits for it
+                raise UnreachableError(f"{self.host}: its agent is gone")
+            await asyncio.wait([call], timeout=0.05)
+        return call.result()
 
     async def release(self, name: str) -> None:
         await (await self._reach()).release(name)

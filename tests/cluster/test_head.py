@@ -296,6 +296,15 @@ def test_a_second_stop_cuts_the_first_short(rig) -> None:
     rig.eventually(lambda: not rig.alive(), "everything is gone")
 
 
+def test_a_cluster_that_was_stopped_comes_up_when_it_is_launched_again(rig) -> None:
+    for _ in range(2):
+        rig.launch()
+        with rig.client() as client:
+            rig.reaches(client, ClusterState.READY)
+            client.stop(deadline_s=5)
+        rig.eventually(lambda: not rig.alive(), "everything is gone")
+
+
 def test_an_instance_that_is_no_longer_asked_for_is_ended(rig) -> None:
     idle = model("b", engine_args={"is_idle": True})
     head = rig.launch(rig.settings(models=[model("a"), idle]))

@@ -18,6 +18,7 @@ from llx.agent.processes import Process, list_processes, spawn
 from llx.cluster import ray_node
 from llx.cluster.ray_launch import RayNode
 from llx.cluster.ray_paths import RayPaths, ray_environment
+from llx.cluster.state_dir import StateDir
 from llx.errors import ExitCode
 from llx.specs import HostSpec, ProcessStatus, load_spec, save_spec
 
@@ -241,10 +242,22 @@ class TestAsking:
 
     def test_a_start_asks_again(self, rig):
         rig.paths.head.mkdir(parents=True)
-        rig.paths.stopped.touch()
+        for file in (rig.paths.stopping, rig.paths.stopped):
+            file.touch()
         rig.start()
+        assert not rig.paths.stopping.exists()
         assert not rig.paths.stopped.exists()
         rig.eventually(lambda: rig.lines("asked") == ["ensure"], rig.log)
+
+    @pytest.mark.parametrize("file", ["stopping", "stopped"])
+    def test_a_cluster_that_was_asked_to_stop_is_not_as_it_should_be(self, rig, file, capsys):
+        rig.start()
+        assert rig.verb("check") == 0
+        rig.paths.head.mkdir(parents=True, exist_ok=True)
+        getattr(rig.paths, file).touch()
+        assert rig.verb("check") == ExitCode.CHECK_FAILED
+        assert "the cluster was stopped" in capsys.readouterr().err
+        assert rig.paths.stopping == StateDir(Path(rig.spec.state_dir)).stopping
 
     @pytest.mark.parametrize(("answer", "is_restarted"), [(3, True), (0, False), (1, False)])
     def test_a_worker_that_the_head_has_forgotten_joins_anew(self, rig, answer, is_restarted):

@@ -60,6 +60,12 @@ def report(in_flight: int, requests: int, finished: int, failed: int) -> Gateway
     return GatewayReport("g", in_flight, requests, finished, failed, 0, 0, [])
 
 
+def test_what_nobody_could_reach_is_neither_finished_nor_cut() -> None:
+    reports = [report(3, 8, 5, 0), report(2, 8, 6, 0)]
+    found = StopCount(lambda: reports.pop(0)).report(was_killed=False, is_gone=False)
+    assert (found.finished, found.cut) == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("first", "last", "was_killed", "expected"),
     [
