@@ -6,7 +6,7 @@ Fields are only ever added within a version. Times are Unix seconds, durations s
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 API_VERSION = "v1"
 MAX_VERB_CHARS = 100
@@ -112,6 +112,10 @@ class GatewayStatus(_Resource):
     restarts: int = 0
     last_failure: str = ""
     log: str = ""
+
+
+class UnitStatus(RootModel[InstanceStatus | GatewayStatus]):
+    """One instance or gateway."""
 
 
 class GpuStatus(_Resource):

@@ -20,6 +20,7 @@ from llx.api import (
     ChangeReport,
     ClusterStatus,
     ErrorBody,
+    GatewayStatus,
     HostStatus,
     InstanceStatus,
     LogSlice,
@@ -29,6 +30,7 @@ from llx.api import (
     SettingsUpdate,
     StopReport,
     StopRequest,
+    UnitStatus,
 )
 from llx.errors import (
     CheckError,
@@ -153,15 +155,17 @@ class ControlClient:
         """
         return self._request("GET", f"instances/{_quoted(name)}", InstanceStatus)
 
-    def restart_instance(self, name: str, *, user: str = "") -> InstanceStatus:
+    def restart_instance(self, name: str, *, user: str = "") -> InstanceStatus | GatewayStatus:
         """Stop an instance, if it runs, and start it anew; returns as soon as that has begun.
 
+        It may be a gateway, too, whose streams may finish first.
+
         Raises:
-            NotFoundError: There is no such instance.
+            NotFoundError: There is none of that name.
             ConflictError: It is stopping, or the cluster is.
         """
         path = f"instances/{_quoted(name)}/restart"
-        return self._request("POST", path, InstanceStatus, params={"user": user})
+        return self._request("POST", path, UnitStatus, params={"user": user}).root
 
     def logs(
         self, name: str, *, offset: int | None = None, limit: int = 65536, tail: int = 200

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llx.agent import processes
-from llx.api import ClusterStatus, InstanceStatus, StopReport
+from llx.api import ClusterStatus, GatewayStatus, InstanceStatus, StopReport
 from llx.bootstrap import facts, node_env
 from llx.bootstrap.facts import Facts, VllmArguments
 from llx.bootstrap.plan import NodeChoice, Plan
@@ -75,7 +75,7 @@ class Control(Protocol):
     def status(self) -> ClusterStatus:
         """The whole cluster."""
 
-    def restart_instance(self, name: str, *, user: str = "") -> InstanceStatus:
+    def restart_instance(self, name: str, *, user: str = "") -> InstanceStatus | GatewayStatus:
         """Start an instance anew."""
 
     def stop(self, *, deadline_s: float = 60.0, user: str = "") -> StopReport:

@@ -17,7 +17,7 @@ from llx.cli.parameters import (
 from llx.cli.session import Session, confirmed
 
 if TYPE_CHECKING:
-    from llx.api import InstanceStatus
+    from llx.api import GatewayStatus, InstanceStatus
 
 app = typer.Typer(help="Instances: list, look at, restart.", no_args_is_help=True)
 
@@ -80,7 +80,7 @@ def restart(
 app.command("logs")(logs)
 
 
-def _show(session: Session, found: "InstanceStatus") -> None:
+def _show(session: Session, found: "InstanceStatus | GatewayStatus") -> None:
     from llx.cli.render import as_yaml, emit
 
     emit(

@@ -25,6 +25,8 @@ from llx.specs import GatewaySpec, InstanceSpec
 log = get_log(__name__)
 
 GRACE_S = 15.0
+DRAIN_S = 60.0
+"""So long streams may go on where nobody has said how long."""
 _CANCEL_S = 5.0
 _ASK_AGAIN_S = 0.5
 _LAST_TRIES_S = 10.0
@@ -116,7 +118,7 @@ class Actions:
         """
         unit.state, unit.detail, unit.is_ours = InstanceState.STARTING, "starting its process", True
         unit.observed = unit.retry_at = unit.ready_after_s = unit.ready_since = None
-        unit.known, unit.owes_pause, unit.doubt = [], False, ""
+        unit.known, unit.owes_pause, unit.doubt, unit.started = [], False, "", unit.spec
         match unit.spec:
             case InstanceSpec() as spec:
                 await self._start_instance(unit, spec)
@@ -146,10 +148,20 @@ class Actions:
         await self.start(unit)
 
     async def restart(self, unit: Unit) -> None:
-        """End it, if it runs, and start it anew; earlier failures count no more."""
+        """End an instance, if it runs, and start it anew; earlier failures count no more."""
         unit.known, unit.retry_at, unit.failures = [], None, 0
         await self._publish()  # gateways let go of it before it ends
         await self.end(unit)
+        if not self._fleet.is_stopping:
+            await self.start_again(unit)
+
+    async def renew(self, unit: Unit) -> None:
+        """End a gateway once its streams have finished, and start it anew."""
+        unit.retry_at, unit.failures = None, 0
+        unit.state, unit.detail = InstanceState.DRAINING, "lets its streams finish"
+        self.note("draining", unit, deadline_s=DRAIN_S)
+        await self.end_surely(unit.host, unit.name, Deadline.after(DRAIN_S))
+        self._fleet.line.drop(unit.name)
         if not self._fleet.is_stopping:
             await self.start_again(unit)
 

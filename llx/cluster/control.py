@@ -23,6 +23,7 @@ from llx.api import (
     ChangeReport,
     ClusterStatus,
     ErrorBody,
+    GatewayStatus,
     HostStatus,
     InstanceStatus,
     LogSlice,
@@ -162,8 +163,8 @@ def _add_routes(app: FastAPI, driver: ClusterDriver) -> None:
         return driver.instance(name)
 
     @app.post(f"/{API_VERSION}/instances/{{name}}/restart")
-    async def restart_instance(name: str, user: User = "") -> InstanceStatus:
-        """Stop an instance, if it runs, and start it anew; answers when that has begun."""
+    async def restart_instance(name: str, user: User = "") -> InstanceStatus | GatewayStatus:
+        """Stop an instance or a gateway and start it anew; answers when that has begun."""
         return driver.restart(name, user)
 
     @app.get(f"/{API_VERSION}/logs/{{name}}")

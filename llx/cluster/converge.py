@@ -1,23 +1,23 @@
 """Making a running cluster match new settings, without touching what fits.
 
 What is added is started by the driver's rounds like anything else that is missing. What is no
-longer asked for is emptied first, then ended. Gateways that must be started again are, one at a
-time.
+longer asked for is emptied first, then ended. Gateways that must be started again are, by
+`llx.cluster.rolling`.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from llx.api import HostState, InstanceState
-from llx.cluster.actions import Actions
+from llx.cluster.actions import DRAIN_S, Actions
 from llx.cluster.agents import AgentsSource
 from llx.cluster.changes import compare
-from llx.cluster.desired import desired_gateways, desired_hosts, desired_instances, serves_alike
-from llx.cluster.emptying import DRAIN_S, Emptying
+from llx.cluster.desired import desired_gateways, desired_hosts, desired_instances
+from llx.cluster.emptying import Emptying
 from llx.cluster.fleet import Fleet
 from llx.cluster.host_unit import HostUnit
+from llx.cluster.rolling import Rolling
 from llx.cluster.unit import Unit
 from llx.errors import ConflictError
 from llx.log import get_log
@@ -37,6 +37,7 @@ class Converging:
         agents: Reaches hosts.
         actions: Acts on units.
         emptying: Empties units and hosts.
+        rolling: Starts gateways again.
         watch: Begins to watch a host; returns how to end that.
     """
 
@@ -46,15 +47,16 @@ class Converging:
         agents: AgentsSource,
         actions: Actions,
         emptying: Emptying,
+        rolling: Rolling,
         watch: Callable[[HostUnit], Callable[[], None]],
     ) -> None:
         self._fleet = fleet
         self._agents = agents
         self._actions = actions
         self._emptying = emptying
+        self._rolling = rolling
         self._watch = watch
         self._unwatch: dict[str, Callable[[], None]] = {}
-        self._roll: asyncio.Task[Any] | None = None
 
     def begin(self) -> None:
         """Watch the hosts; go on with what a former head had begun."""
@@ -83,7 +85,7 @@ class Converging:
         self._refuse_leaving(
             settings, [*(each.name for each in gateways), *(each.name for each in instances)]
         )
-        return changes.words
+        return changes.words if changes.gateway_keys else [*changes.words, *self._rolling.words()]
 
     def apply(
         self, settings: ClusterSettings, save: Callable[[ClusterSettings], None]
@@ -122,16 +124,14 @@ class Converging:
             )
         if not gateway_keys:
             return
-        ready = [u for u in self._fleet.gateways.values() if u.state is InstanceState.READY]
-        if min(len(ready), settings.num_gateways) < 2:
+        staying = [unit for unit in self._fleet.gateways.values() if not unit.is_leaving]
+        near = [unit for unit in staying if self._fleet.is_near(unit)]
+        can_take_turns = min(len(near), settings.num_gateways) >= 2
+        if not can_take_turns and not all(map(_is_idle, staying)):
             raise ConflictError(
                 f"{', '.join(gateway_keys)}: gateways would have to be started again, and cluster"
-                f" {name} has but {len(ready)} ready: its streams would be cut",
+                f" {name} has but {len(near)} to take turns: its streams would be cut",
                 remedy=f"{again}; or run two gateways, on two hosts",
-            )
-        if self._roll is not None and not self._roll.done():
-            raise ConflictError(
-                f"cluster {name}: gateways are just being started again", remedy="try again later"
             )
 
     def _refuse_leaving(self, settings: ClusterSettings, units: Sequence[str]) -> None:
@@ -221,47 +221,16 @@ class Converging:
     # ------------------------------------------------------------------ gateways
 
     def _apply_gateways(self, specs: Sequence[GatewaySpec]) -> None:
-        outdated = []
+        """Those that run are started again by `Rolling`, if they must be."""
         for spec in specs:
             unit = self._fleet.gateways.get(spec.name)
-            if unit is None:
-                continue
-            assert isinstance(unit.spec, GatewaySpec), f"{unit.name} is a gateway"
-            if not serves_alike(unit.spec, spec):
-                outdated.append(unit)
-            unit.spec = spec
+            if unit is not None:
+                unit.spec = spec
         self._fleet.gateways = self._with(self._fleet.gateways, specs)
         for unit in self._leaving(self._fleet.gateways, specs):
             self._actions.own(self._retire(unit), f"retire-{unit.name}")
-        if outdated:
-            self._roll = self._actions.own(self._roll_gateways(outdated), "roll-gateways")
 
-    async def _roll_gateways(self, units: Sequence[Unit]) -> None:
-        """One after the other: its streams end, it starts anew, it has all its instances."""
-        for unit in units:
-            while unit.is_busy and unit.task is not None:
-                await asyncio.wait([unit.task])
-            if self._fleet.is_stopping or unit.is_leaving:
-                return
-            await asyncio.wait([self._actions.act(unit, self._renew(unit))])
-            if not await self._serves_again(unit):
-                log.error("gateways.not_renewed", gateway=unit.name, detail=unit.detail)
-                return
 
-    async def _renew(self, unit: Unit) -> None:
-        unit.state, unit.detail = InstanceState.DRAINING, "lets its streams finish"
-        self._actions.note("draining", unit, deadline_s=DRAIN_S)
-        await self._actions.end(unit, DRAIN_S)
-        self._fleet.line.drop(unit.name)
-        if not self._fleet.is_stopping:
-            await self._actions.start_again(unit)
-
-    async def _serves_again(self, unit: Unit) -> bool:
-        end = time.monotonic() + self._fleet.settings.runtime.start_timeout_s
-        while time.monotonic() < end:
-            if unit.state is InstanceState.FAILED:
-                return False
-            if unit.state is InstanceState.READY and not self._fleet.missing(unit):
-                return True
-            await asyncio.sleep(_POLL_S)
-        return False
+def _is_idle(unit: Unit) -> bool:
+    """Whether it has ended, so that nothing is cut when it is started with other settings."""
+    return unit.state is InstanceState.FAILED or unit.retry_at is not None

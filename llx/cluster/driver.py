@@ -18,6 +18,7 @@ from llx.agent.log_file import read_log
 from llx.agent.node import AGENT, HEAD
 from llx.api import (
     ClusterStatus,
+    GatewayStatus,
     HostState,
     HostStatus,
     InstanceState,
@@ -36,11 +37,13 @@ from llx.cluster.host_unit import HostUnit, HostWatch
 from llx.cluster.judging import Judging
 from llx.cluster.placement_file import Placements, save_cordons, save_placements
 from llx.cluster.placing import Placing
+from llx.cluster.rolling import Rolling
 from llx.cluster.state_dir import StateDir, write_private
 from llx.cluster.unit import Unit
 from llx.errors import ConflictError, LlxError, NotFoundError, UnreachableError
 from llx.log import get_log
 from llx.settings import ClusterSettings, dump_cluster
+from llx.specs import GatewaySpec
 
 log = get_log(__name__)
 
@@ -72,7 +75,10 @@ class ClusterDriver:
         self._judging = Judging(fleet, self._actions)
         self._placing = Placing(fleet, self._actions)
         self._emptying = Emptying(fleet, self._actions, self._publish)
-        self._converging = Converging(fleet, agents, self._actions, self._emptying, self._watch)
+        self._rolling = Rolling(fleet, self._actions)
+        self._converging = Converging(
+            fleet, agents, self._actions, self._emptying, self._rolling, self._watch
+        )
         self._strays: set[tuple[str, str]] = set()
         self._saved: Placements | None = None
         self._since = time.monotonic()
@@ -117,6 +123,7 @@ class ClusterDriver:
             self._judging.look_at(unit, now)
         if not self.fleet.is_stopping:
             self._end_strays()
+            self._rolling.look()
         await self._publish()
         self.fleet.has_served = self.fleet.has_served or self.fleet.is_ready()
 
@@ -194,32 +201,37 @@ class ClusterDriver:
         """
         return self.fleet.instance(name)
 
-    def restart(self, name: str, user: str) -> InstanceStatus:
-        """Begin to stop an instance, if it runs, and to start it anew.
+    def restart(self, name: str, user: str) -> InstanceStatus | GatewayStatus:
+        """Begin to stop an instance or a gateway, if it runs, and to start it anew.
+
+        The streams of a gateway may finish first.
 
         Raises:
             NotFoundError: There is none of that name.
             ConflictError: It is being stopped or started, it has no host, or the cluster stops.
             UnreachableError: Its host's agent does not answer.
         """
-        unit = self.fleet.instance_unit(name)
+        unit = self.fleet.named_unit(name)
         self._refuse_while_stopping()
-        if unit.is_busy or unit.state in {InstanceState.STOPPING, InstanceState.DRAINING}:
+        is_ending = unit.state in {InstanceState.STOPPING, InstanceState.DRAINING}
+        if unit.is_busy or is_ending or unit.is_leaving:
             raise ConflictError(f"{name} is being stopped or started", remedy="try again shortly")
         if not unit.host and unit.refusals:  # ask the hosts again that refused it
             unit.refusals.clear()
             self._actions.wake()
-            return self.instance(name)
+            return self.fleet.unit_status(unit)
         if not unit.host:
             raise ConflictError(f"{name} has no host: {unit.detail}")
-        if not self.fleet.hosts[unit.host].answers:
+        if not self.fleet.is_near(unit):
             raise UnreachableError(
                 f"{name}: the agent of {unit.host} does not answer", remedy="llx host ls"
             )
         self._actions.note("restarting", unit, user=user)
         unit.state, unit.detail = InstanceState.STOPPING, "restart asked for"
-        self._actions.act(unit, self._actions.restart(unit))
-        return self.instance(name)
+        is_gateway = isinstance(unit.spec, GatewaySpec)
+        action = self._actions.renew if is_gateway else self._actions.restart
+        self._actions.act(unit, action(unit))
+        return self.fleet.unit_status(unit)
 
     def cordon(self, name: str, *, is_on: bool, user: str) -> HostStatus:
         """Give a host nothing new from now on, or use it again; outlives the head.
@@ -290,7 +302,7 @@ class ClusterDriver:
         """
         self._refuse_while_stopping()
         if settings == self.fleet.settings:
-            return []
+            return self._rolling.words()
         if is_dry_run:
             return self._converging.plan(settings)
         changes = self._converging.apply(settings, self._save_settings)

@@ -23,7 +23,6 @@ from llx.wire import GatewayReport
 
 log = get_log(__name__)
 
-DRAIN_S = 60.0
 _EMPTY = "takes nothing new"
 _POLL_S = 0.1
 _KNOWN_S = 5.0

@@ -87,6 +87,18 @@ class Fleet:
             raise NotFoundError(f'no instance "{name}"', remedy=f"there are: {known}")
         return unit
 
+    def named_unit(self, name: str) -> Unit:
+        """The instance or gateway of that name.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        unit = self.unit(name)
+        if unit is None:
+            known = ", ".join(each.name for each in self.units())
+            raise NotFoundError(f'no instance or gateway "{name}"', remedy=f"there are: {known}")
+        return unit
+
     def host_unit(self, name: str) -> HostUnit:
         """A host.
 
@@ -130,6 +142,10 @@ class Fleet:
                 )
             )
         return found
+
+    def is_near(self, unit: Unit) -> bool:
+        """Whether its host's agent can be asked to do things."""
+        return unit.host in self.hosts and self.hosts[unit.host].answers
 
     def is_heard(self, unit: Unit) -> bool:
         """Whether the process itself was heard of just now, its host's agent aside."""
@@ -206,6 +222,12 @@ class Fleet:
         if refusal and unit.state is InstanceState.READY:
             return status.model_copy(update={"detail": f"refuses this head: {refusal}"})
         return status
+
+    def unit_status(self, unit: Unit) -> InstanceStatus | GatewayStatus:
+        """One instance or gateway."""
+        if isinstance(unit.spec, GatewaySpec):
+            return self._gateway_status(unit)
+        return self.instance(unit.name)
 
     def host(self, name: str) -> HostStatus:
         """One host.

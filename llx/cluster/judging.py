@@ -146,7 +146,7 @@ class Judging:
 
     def _adopt(self, unit: Unit, seen: Observed, host: HostUnit) -> None:
         unit.is_ours = unit.was_ready = True
-        unit.owes_pause, unit.doubt = False, ""
+        unit.owes_pause, unit.doubt, unit.started = False, "", seen.spec
         assert host.view is not None, "that is where it was seen"
         held = host.view.held.get(unit.name)
         unit.devices = [] if held is None else held.devices

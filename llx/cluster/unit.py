@@ -57,6 +57,7 @@ class Unit:
 
     Attributes:
         spec: What should run.
+        started: With what it was last started, or found running; None: not yet.
         host: Where; empty: no host was found for it yet.
         state: Where it is.
         detail: Why, in words.
@@ -79,6 +80,7 @@ class Unit:
     """
 
     spec: InstanceSpec | GatewaySpec
+    started: InstanceSpec | GatewaySpec | None = None
     host: str = ""
     state: InstanceState = InstanceState.STARTING
     detail: str = "waiting for a host"
@@ -140,7 +142,7 @@ class Unit:
     def leave_host(self) -> None:
         """It runs nowhere: all that was known of its run is forgotten."""
         self.host, self.known, self.devices = "", [], []
-        self.is_ours, self.observed, self.retry_at = False, None, None
+        self.is_ours, self.observed, self.retry_at, self.started = False, None, None, None
         self.owes_pause, self.doubt = False, ""
         self.ready_since = self.ready_after_s = None
         self.state, self.detail = InstanceState.STARTING, "waiting for a host"
