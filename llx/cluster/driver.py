@@ -114,6 +114,8 @@ class ClusterDriver:
 
     async def _round(self) -> None:
         now = time.monotonic()
+        for unit in self.fleet.units():
+            self._judging.listen(unit, now)
         for host in list(self.fleet.hosts.values()):
             self._judging.judge(host, now)
         if not self.fleet.is_stopping:

@@ -19,6 +19,7 @@ from llx.cluster.status import (
     host_status,
     instance_status,
     model_status,
+    tell_silence,
 )
 from llx.cluster.unit import Unit
 from llx.core.model import InstanceId, PoolName, Term
@@ -28,6 +29,8 @@ from llx.settings import ClusterSettings
 from llx.specs import GatewaySpec, InstanceSpec
 from llx.wire import Member
 
+_SILENT_S = 5.0
+"""Whoever has not been heard of for so long does not answer; a link may blink."""
 _UNUSABLE = frozenset({InstanceState.STOPPING, InstanceState.STOPPED, InstanceState.FAILED})
 
 
@@ -153,6 +156,24 @@ class Fleet:
             return self.loads.is_up(unit.name)
         return self.gateway_view(unit) is not None
 
+    def heard_at(self, unit: Unit, now: float) -> float | None:
+        """When the process itself was last heard of, if lately; `now` on the monotonic clock."""
+        if isinstance(unit.spec, InstanceSpec):
+            return now if self.loads.is_up(unit.name) else None
+        view = self.line.view(unit.name)
+        return None if view is None else view.heard_at
+
+    def silent_s(self, unit: Unit) -> float | None:
+        """How long what should be ready has been silent; None: not for long.
+
+        Its agent goes by what it last wrote down, and by there being a process: one that hangs, or
+        to which no message gets through, is ready as far as an agent can tell.
+        """
+        if unit.state is not InstanceState.READY or unit.ready_since is None:
+            return None
+        silent_s = time.monotonic() - max(unit.ready_since, unit.heard_at or 0.0)
+        return silent_s if silent_s >= _SILENT_S else None
+
     def gateway_view(self, unit: Unit) -> GatewayView | None:
         """What a gateway says, unless it has fallen silent."""
         view = self.line.view(unit.name)
@@ -160,12 +181,12 @@ class Fleet:
 
     def is_ready(self) -> bool:
         """Whether everything is there and connected."""
-        states = [unit.state for unit in self.units()]
+        states = [self._state(unit) for unit in self.units()]
         is_whole = all(each is InstanceState.READY for each in states) and not self._any_missing()
         return is_whole and are_ready(self.hosts.values())
 
     def missing(self, gateway: Unit) -> list[str]:
-        """Ready instances that a gateway has no session with."""
+        """Ready instances that a gateway has no session with, but for those that are silent."""
         view = self.gateway_view(gateway)
         report = None if view is None else view.report
         connected = set() if report is None else {str(each) for each in report.connected}
@@ -174,7 +195,7 @@ class Fleet:
         return [
             name
             for name, unit in self.instances.items()
-            if unit.state is InstanceState.READY
+            if self._state(unit) is InstanceState.READY
             and name not in connected
             and isinstance(unit.spec, InstanceSpec)
             and unit.spec.pool in served
@@ -186,14 +207,18 @@ class Fleet:
         by_model = self._by_model()
         states = States(
             instances=by_model,
-            gateways=[unit.state for unit in self.gateways.values()],
+            gateways=[self._state(unit) for unit in self.gateways.values()],
             is_connected=not self._any_missing(),
             is_stopping=self.is_stopping,
             has_served=self.has_served,
             are_hosts_ready=are_ready(self.hosts.values()),
         )
         infos = [info for name in self.instances if (info := self.loads.info(name)) is not None]
-        ready = [each for each in gateways if each.state is InstanceState.READY]
+        ready = [
+            each
+            for each in gateways
+            if self._state(self.gateways[each.name]) is InstanceState.READY
+        ]
         return ClusterStatus(
             cluster=self.settings.cluster,
             state=cluster_state(states),
@@ -221,6 +246,9 @@ class Fleet:
         refusal = self.loads.refusal(name)
         if refusal and unit.state is InstanceState.READY:
             return status.model_copy(update={"detail": f"refuses this head: {refusal}"})
+        silent_s = self.silent_s(unit)
+        if silent_s is not None:
+            return status.model_copy(update={"detail": tell_silence(silent_s)})
         return status
 
     def unit_status(self, unit: Unit) -> InstanceStatus | GatewayStatus:
@@ -254,10 +282,11 @@ class Fleet:
     def _gateway_status(self, unit: Unit) -> GatewayStatus:
         assert isinstance(unit.spec, GatewaySpec), f"{unit.name} is a gateway"
         view = self.line.view(unit.name)
-        return gateway_status(unit, unit.spec, view, self.missing(unit), self._log(unit.name))
+        missing, log = self.missing(unit), self._log(unit.name)
+        return gateway_status(unit, unit.spec, view, missing, log, self.silent_s(unit))
 
     def _any_missing(self) -> bool:
-        ready = [u for u in self.gateways.values() if u.state is InstanceState.READY]
+        ready = [u for u in self.gateways.values() if self._state(u) is InstanceState.READY]
         return not ready or any(self.missing(unit) for unit in ready)
 
     def _by_model(self) -> dict[str, list[InstanceState]]:
@@ -265,5 +294,9 @@ class Fleet:
         for unit in self.instances.values():
             assert isinstance(unit.spec, InstanceSpec), f"{unit.name} is an instance"
             if unit.spec.pool in found and not unit.is_leaving:
-                found[unit.spec.pool].append(unit.state)
+                found[unit.spec.pool].append(self._state(unit))
         return found
+
+    def _state(self, unit: Unit) -> InstanceState:
+        """As it counts for the whole: what does not answer is as good as lost."""
+        return unit.state if self.silent_s(unit) is None else InstanceState.LOST

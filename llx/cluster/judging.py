@@ -47,6 +47,12 @@ class Judging:
         ending = "its files are gone" if seen is None else seen.record.ending
         self._actions.fail(unit, f"{ending}, while its host was away", is_excused=True)
 
+    def listen(self, unit: Unit, now: float) -> None:
+        """Note when it was heard of."""
+        heard_at = self._fleet.heard_at(unit, now)
+        if heard_at is not None:
+            unit.heard_at = heard_at
+
     def look_at(self, unit: Unit, now: float) -> None:
         """Bring a unit's state up to date and begin what is to be done about it."""
         host = self._fleet.hosts.get(unit.host)

@@ -96,9 +96,18 @@ def unit_addresses(unit: Unit) -> list[str]:
 
 
 def gateway_status(
-    unit: Unit, spec: GatewaySpec, view: GatewayView | None, missing: Sequence[str], log: str
+    unit: Unit,
+    spec: GatewaySpec,
+    view: GatewayView | None,
+    missing: Sequence[str],
+    log: str,
+    silent_s: float | None = None,
 ) -> GatewayStatus:
-    """One gateway; `missing`: ready instances that it has no session with."""
+    """One gateway.
+
+    `missing`: ready instances that it has no session with; `silent_s`: how long it has not
+    answered, if for long.
+    """
     report = None if view is None else view.report
     counters = {} if report is None else {
         "in_flight": report.in_flight,
@@ -110,7 +119,9 @@ def gateway_status(
     }  # fmt: skip
     detail = unit.detail
     if unit.state is InstanceState.READY:
-        if view is None or view.is_silent:
+        if silent_s is not None:
+            detail = tell_silence(silent_s)
+        elif view is None or view.is_silent:
             detail = "not heard of lately" if view is not None else "not heard of yet"
         elif missing:
             detail = f"connecting to {', '.join(missing)}"
@@ -129,6 +140,11 @@ def gateway_status(
         log=log,
         **counters,
     )
+
+
+def tell_silence(silent_s: float) -> str:
+    """Of what should be ready, and is not heard of."""
+    return f"does not answer since {silent_s:.0f} s"
 
 
 def gateway_url(unit: Unit, spec: GatewaySpec, view: GatewayView | None) -> str:

@@ -75,6 +75,7 @@ class Unit:
         doubt: Why nobody knows whether it was started; empty: nobody need ask.
         refusals: By host, which had no devices for it.
         ready_since: When it became ready.
+        heard_at: When it was last heard of itself, its host's agent aside.
         acted_at: When the last action on it ended; what was observed before is out of date.
         task: The action under way, if any; nothing else touches the unit meanwhile.
     """
@@ -97,6 +98,7 @@ class Unit:
     doubt: str = ""
     refusals: dict[str, Refusal] = field(default_factory=dict)
     ready_since: float | None = None
+    heard_at: float | None = None
     ready_after_s: float | None = None
     devices: list[str] = field(default_factory=list)
     acted_at: float = 0.0
@@ -144,7 +146,7 @@ class Unit:
         self.host, self.known, self.devices = "", [], []
         self.is_ours, self.observed, self.retry_at, self.started = False, None, None, None
         self.owes_pause, self.doubt = False, ""
-        self.ready_since = self.ready_after_s = None
+        self.ready_since = self.ready_after_s = self.heard_at = None
         self.state, self.detail = InstanceState.STARTING, "waiting for a host"
 
     def note_ready(self, now: float) -> None:

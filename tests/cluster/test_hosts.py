@@ -121,6 +121,29 @@ def test_an_agent_that_is_away_changes_nothing_for_what_runs(rig, line: str) -> 
     assert events(rig, "host.agent_away")[0]["name"] == "h2"
 
 
+@pytest.mark.parametrize("victim", ["m-1", "gateway-1"])
+def test_who_does_not_answer_is_not_ready_whatever_its_agent_says(rig, victim: str) -> None:
+    rig.add("h1", "h2")
+
+    def detail() -> str:
+        status = client.status()
+        (found,) = [u for u in [*status.instances, *status.gateways] if u.name == victim]
+        assert found.state is InstanceState.READY, "to end it is not the driver's"
+        return found.detail
+
+    with rig.up(rig.settings()) as client:
+        rig.reaches(client, ClusterState.READY)
+        os.kill(rig.hosts["h2"].pid(victim), signal.SIGSTOP)
+        rig.eventually(lambda: detail().startswith("does not answer since "), detail)
+        status = client.status()
+        assert status.state is ClusterState.DEGRADED
+        assert status.models[0].instances_ready == (1 if victim == "m-1" else 2)
+        assert status.gateways[0].detail == "", "it waits for nobody"
+        os.kill(rig.hosts["h2"].pid(victim), signal.SIGCONT)
+        rig.reaches(client, ClusterState.READY)
+        assert detail() == ""
+
+
 def test_a_host_without_power_is_lost_and_taken_back(rig) -> None:
     rig.add("h1", "h2", "h3")
     with rig.up(rig.settings(models=[rig.model("m", 3)])) as client:
