@@ -73,9 +73,10 @@ def plan_on_hosts(
     finally:
         crew.close()
     for name in hosts:
-        what = found.get(name, crew.errors.get(name))
-        away = f"left as it is, out of reach: {what}" if isinstance(what, LlxError) else None
-        rows.append((f"host {name}", away or str(what)))
+        what = found.get(name) or crew.errors[name]
+        if isinstance(what, LlxError):
+            what = f"left as it is, out of reach: {what.message}"
+        rows.append((f"host {name}", what))
     return rows
 
 

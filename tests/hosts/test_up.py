@@ -62,11 +62,18 @@ def test_two_operators_at_once(operator):
     wait_for(first, "host h1")
     other = operator.rig.home / "other"
     environment = {**operator.rig.operator_environment(), "XDG_STATE_HOME": str(other)}
-    second = subprocess.run(
-        [sys.executable, "-m", "llx", "up", "-y", path],
-        env=environment, capture_output=True, text=True, timeout=60, cwd=operator.rig.home,
-    )  # fmt: skip
+
+    def by_another(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "llx", *words],
+            env=environment, capture_output=True, text=True, timeout=60, cwd=operator.rig.home,
+        )  # fmt: skip
+
+    second = by_another("up", "-y", path)
     assert second.returncode == 5, second.stderr
+    assert "llx lock show --file FILE" in second.stderr
+    shown = by_another("lock", "show", "--file", path)
+    assert shown.stdout.startswith("llx up of root@"), shown.stderr
     assert "llx up of root@" in second.stderr
     assert f"(pid {first.pid}" in second.stderr
     said = first.communicate(timeout=200)
@@ -232,9 +239,28 @@ def test_logs_of_a_host(operator):
     assert "ray.ready" in done.stdout
 
 
+def test_what_is_done_past_the_head_is_in_its_audit_trail(operator):
+    weights = operator.rig.home / "weights"
+    weights.mkdir()
+    (weights / "config.json").write_text("{}")
+    dry = operator("model", "add", "w", str(weights), "--dry-run")
+    assert "1 file to be copied" in dry.stdout, dry.stderr
+    assert operator("model", "add", "w", str(weights)).returncode == 0
+    events = [json.loads(line) for line in host_events(operator).splitlines()]
+    (event,) = [each for each in events if each["kind"] == "operator.note"]
+    assert (event["verb"], event["text"].rpartition(": ")[2]) == ("model add", "on h1, h2")
+    assert event["user"].startswith("root@")
+    assert operator("model", "rm", "w", "-y").returncode == 0
+
+
 def test_down_while_a_host_is_away_and_again(operator):
     rig = operator.rig
     rig["h2"].off()
+    dry = operator("down", "--dry-run", "--purge")
+    assert dry.returncode == 0, dry.stderr
+    assert "end gateway-0, ray, sim-0" in dry.stdout
+    assert "host h2  left as it is, out of reach" in dry.stdout
+    assert states(operator)["h1"] == "ready"
     done = operator("down", "-y", "--deadline", "1s")
     assert done.returncode == 6, done.stderr
     assert "h2" in done.stderr
@@ -244,6 +270,9 @@ def test_down_while_a_host_is_away_and_again(operator):
     done = operator("down", "-y", "--deadline", "1s")
     assert done.returncode == 0, done.stderr
     assert rig["h2"].x("ls", f"/home/{USER}/.llx/models").stdout.split() == ["tiny-1"]
+    done = operator("logs", "gateway-0", "--tail", "5")
+    assert (done.returncode, "cluster c is down: reading " in done.stderr) == (0, True), done.stderr
+    assert done.stdout
     done = operator("down", "-y", "--purge", "--deadline", "1s")
     assert done.returncode == 0, done.stderr
     for name in ("h1", "h2", "h3"):
