@@ -205,7 +205,7 @@ def _fetching(outlook: Outlook, model: ModelSettings) -> str:
     if hub_model is None:
         return ""
     missing = [n for n, each in outlook.facts.items() if hub_model.name not in each.models]
-    return f"; {', '.join(missing)} fetch {hub_model} from the hub first" if missing else ""
+    return f"; fetched from the hub first: {hub_model} to {', '.join(missing)}" if missing else ""
 
 
 def _host_in_short(facts: HostFacts) -> str:

@@ -482,6 +482,20 @@ def test_clear_leaves_logs_and_what_must_outlive_a_start(scene):
     assert scene.play("clear").changed == ()
 
 
+def test_a_tiny_model_that_is_not_whole_is_made_anew(scene):
+    """As an interrupted removal leaves it: the maker would take its config for a whole one."""
+    python = scene.operator / "python"
+    python.write_text('#!/bin/sh\ntest ! -e "$4/config.json" && mkdir -p "$4" && touch "$4/new"\n')
+    python.chmod(0o755)
+    place = scene.home / ".llx/models/tiny-1"
+    place.mkdir(parents=True)
+    (place / "config.json").touch()
+    values = {"python": str(python), "tiny_model": "tiny-1"}
+    assert scene.play("tiny-model", values).changed == ("tiny model",)
+    assert {path.name for path in place.iterdir()} == {"new", "llx-model.json"}
+    assert scene.play("tiny-model", values).changed == ()
+
+
 @pytest.mark.parametrize("is_linked", [False, True])
 def test_purge_leaves_the_home_as_it_was(scene, is_linked):
     (scene.home / "theirs").write_text("x")
