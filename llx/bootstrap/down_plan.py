@@ -7,9 +7,10 @@ from llx.api import ClusterStatus
 from llx.bootstrap import host_lock
 from llx.bootstrap.cluster_dir import PROCS, id_of
 from llx.bootstrap.fan_out import fan_out
+from llx.bootstrap.host_claim import owner_of
 from llx.bootstrap.host_facts import gather
 from llx.bootstrap.host_layout import HostLayout
-from llx.bootstrap.hosts_stop import GRACE_S, is_claimed_by, is_nobodys, playbooks_for
+from llx.bootstrap.hosts_stop import GRACE_S, playbooks_for
 from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all
 from llx.bootstrap.left_hosts import load_left, named_apart
 from llx.bootstrap.local_ports import LocalPorts
@@ -56,8 +57,8 @@ def plan_on_hosts(
     def work(name: str) -> str:
         shell, layout = crew.shells[name], crew.layouts[name]
         is_left = name not in {each.name for each in settings.hosts}
-        is_ours = is_nobodys(shell, layout) if is_left else is_claimed_by(shell, layout, cluster_id)
-        playbooks = playbooks_for(shell, layout, is_purge=is_purge, is_ours=is_ours)
+        owner = owner_of(shell, layout, cluster_id)
+        playbooks = playbooks_for(shell, layout, owner, is_purge=is_purge, is_left=is_left)
         return _of_host(hosts[name], settings, shell, layout, playbooks)
 
     try:
@@ -101,6 +102,8 @@ def _of_host(
     layout: HostLayout,
     playbooks: Sequence[str],
 ) -> str:
+    if not playbooks:
+        return "left as it is: a cluster of this name uses it again"
     if "stop" not in playbooks:
         return f"another cluster uses it now: remove {layout.state}, nothing else"
     facts = gather(shell, host, settings)

@@ -43,7 +43,6 @@ def find(
     platform: Platform,
     has_tiny_model: bool = False,
     running: Sequence[str] = (),
-    cluster_id: str | None = None,
     copies: Mapping[str, int] | None = None,
 ) -> list[HostFinding]:
     """All findings: by host in the order of the file, then those of the hosts together.
@@ -55,7 +54,6 @@ def find(
         has_tiny_model: llx's own tiny model is going to be made there.
         running: Hosts of the running cluster: one of them out of reach is a warning, unless it
             is the head.
-        cluster_id: Of this cluster, if it is known here.
         copies: Sizes in bytes of the directories that will be copied to every host, by their path
             here (`copy_sizes`); None: whatever is not found on the hosts will be.
     """
@@ -67,7 +65,7 @@ def find(
         if isinstance(fact, LlxError):
             found.append(_out_of_reach(settings, host, fact, running))
         elif fact is not None:
-            found += _host(settings, host, fact, cluster_id)
+            found += _host(settings, host, fact)
             found += host_capacity.find_of_host(
                 settings,
                 fact,
@@ -121,11 +119,9 @@ def _out_of_reach(
     )
 
 
-def _host(
-    settings: ClusterSettings, host: HostSettings, facts: HostFacts, cluster_id: str | None
-) -> Iterator[HostFinding]:
+def _host(settings: ClusterSettings, host: HostSettings, facts: HostFacts) -> Iterator[HostFinding]:
     """Findings of one host by itself."""
-    yield from _other_clusters(settings, facts, cluster_id)
+    yield from _other_clusters(settings, facts)
     yield from _system(facts)
     yield from _user(facts)
     yield from _clock(facts)
@@ -173,7 +169,6 @@ def _user(facts: HostFacts) -> Iterator[HostFinding]:
             "shell",
             f"its login shell prints text of its own: {facts.noise.splitlines()[0][:80]!r}",
             "let ~/.bashrc and the like print only when interactive: [ -t 1 ] || return",
-            is_fatal=False,
         )
     if not facts.is_home_writable:
         yield HostFinding(
@@ -327,9 +322,7 @@ def _collides(listener: Listener, host: str) -> bool:
     return mine in wild or listener.address in wild or listener.address == mine
 
 
-def _other_clusters(
-    settings: ClusterSettings, facts: HostFacts, cluster_id: str | None
-) -> Iterator[HostFinding]:
+def _other_clusters(settings: ClusterSettings, facts: HostFacts) -> Iterator[HostFinding]:
     claim, cluster = facts.claim, settings.cluster
     if claim is not None and claim.cluster != cluster:
         yield HostFinding(
@@ -337,15 +330,6 @@ def _other_clusters(
             "cluster",
             f'it belongs to llx cluster "{claim.cluster}" ({facts.layout(cluster).claim})',
             f"take it out of that one (llx host rm, llx down --purge); if that one is gone: "
-            f"rm {facts.layout(cluster).claim} there",
-            ExitCode.CONFLICT,
-        )
-    elif claim is not None and cluster_id and claim.cluster_id not in ("", cluster_id):
-        yield HostFinding(
-            facts.host,
-            "cluster",
-            f'it belongs to another llx cluster that is called "{cluster}", too',
-            f"give this one another name (`cluster`); if the other is gone: "
             f"rm {facts.layout(cluster).claim} there",
             ExitCode.CONFLICT,
         )

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from llx.api import StopReport
 from llx.bootstrap.cluster_dir import (
     DOWN_FILE,
@@ -24,6 +22,7 @@ from llx.bootstrap.cluster_dir import (
     write_private,
 )
 from llx.bootstrap.fan_out import FanOutError, fan_out
+from llx.bootstrap.host_claim import Owner, owner_of
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.host_lock import hold
 from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all, settings_of
@@ -33,7 +32,7 @@ from llx.bootstrap.play import Proceed, play
 from llx.bootstrap.playbook import load_playbook
 from llx.bootstrap.shell import Shell
 from llx.client import ControlClient
-from llx.errors import ConfigError, LlxError, UnreachableError
+from llx.errors import ConfigError, ConflictError, LlxError, UnreachableError
 from llx.secret import Secret
 from llx.settings import ClusterSettings, HostSettings, dump_cluster
 
@@ -45,7 +44,6 @@ _HEAD_AWAY_S = 20.0
 _STREAMS = "streams"
 
 Tell = Callable[[str, str], None]
-IsOurs = Callable[[Shell, HostLayout], bool]
 
 
 class LeftBehindError(FanOutError):
@@ -123,23 +121,20 @@ def leave_hosts(
     is_purge: bool = False,
     grace_s: float = GRACE_S,
     proceed: Proceed = lambda: None,
-    is_ours: IsOurs | None = None,
+    is_left: bool = False,
 ) -> dict[str, LlxError]:
     """End everything of the cluster on these hosts and take away what belongs to a start.
 
     `proceed` is called before each step and may raise; what still runs has `grace_s` to end by
-    itself. A host that is not ours is only rid of our traces. Returns what went wrong, by host;
-    hosts that were not connected to among them.
+    itself. With `is_left` they were left before, and may be anybody's by now. Returns what went
+    wrong, by host; hosts that were not connected to among them.
     """
     cluster_id = id_of(state_dir)
 
     def work(name: str) -> None:
         shell, layout = crew.shells[name], crew.layouts[name]
-        if is_ours is not None:
-            is_free = is_ours(shell, layout)
-        else:
-            is_free = is_claimed_by(shell, layout, cluster_id)
-        for each in playbooks_for(shell, layout, is_purge=is_purge, is_ours=is_free):
+        owner = owner_of(shell, layout, cluster_id)
+        for each in playbooks_for(shell, layout, owner, is_purge=is_purge, is_left=is_left):
             tell(name, each)
             # With the last of a purge the lock goes, too, and is no reason to stop.
             may_go_on = (lambda: None) if each == "purge" and name == head else proceed
@@ -154,26 +149,30 @@ def leave_hosts(
     return {**crew.errors, **failed}
 
 
-def playbooks_for(shell: Shell, layout: HostLayout, *, is_purge: bool, is_ours: bool) -> list[str]:
-    """What is played on a host; one that another cluster has taken since is left to that one."""
-    if not is_ours:
-        return ["forget"]
-    if not is_purge:
-        return ["stop", "clear"]
-    firewall = ["unfirewall"] if _has_firewall(shell, layout) else []
-    return ["stop", "clear", *firewall, "purge"]
+def playbooks_for(
+    shell: Shell, layout: HostLayout, owner: Owner, *, is_purge: bool, is_left: bool
+) -> list[str]:
+    """What is played on a host; one that another cluster has taken since is left to that one.
 
-
-def is_claimed_by(shell: Shell, layout: HostLayout, cluster_id: str) -> bool:
-    """Whether no other cluster has taken the host, one of our name neither."""
-    claim = shell.read(str(layout.claim))
-    with contextlib.suppress(msgspec.DecodeError):
-        owner = msgspec.json.decode(claim or b"", type=dict[str, object])
-        name, given = owner.get("cluster"), owner.get("id")
-        return name in {None, layout.cluster} and (
-            given == cluster_id or not (given and cluster_id)
-        )
-    return True
+    Raises:
+        ConflictError: Another cluster of this name uses it.
+    """
+    match owner:
+        case Owner.OTHER:
+            return ["forget"]
+        case Owner.US | Owner.NAMESAKE if is_left:
+            return []  # a cluster of our name came back to it, and has its things there
+        case Owner.NAMESAKE:
+            raise ConflictError(
+                f'{shell.host}: another llx cluster called "{layout.cluster}", too, uses it',
+                remedy="is it the one you mean? `llx up` with its file first: then this machine "
+                "knows it",
+            )
+        case Owner.NOBODY | Owner.US:
+            if not is_purge:
+                return ["stop", "clear"]
+            firewall = ["unfirewall"] if _has_firewall(shell, layout) else []
+            return ["stop", "clear", *firewall, "purge"]
 
 
 class _Down:
@@ -233,6 +232,8 @@ class _Down:
         shell = crew.shells.get(self._head)
         if shell is not None:
             layout, asker = crew.layouts[self._head], self._world.asker
+            owner = owner_of(shell, layout, id_of(self._state_dir))
+            playbooks_for(shell, layout, owner, is_purge=False, is_left=False)  # or it is refused
             held = stack.enter_context(
                 hold(shell, layout, "down", asker.user, asker.machine, asker.pid)
             )
@@ -325,9 +326,7 @@ class _Down:
         """Hosts that were left long ago; what went wrong there. The others are done with."""
         left = named_apart(load_left(self._state_dir), self._settings.hosts)
         with contextlib.closing(self._connected(left)) as crew:
-            errors = leave_hosts(
-                crew, self._state_dir, self._teller(), is_purge=True, is_ours=is_nobodys
-            )
+            errors = leave_hosts(crew, self._state_dir, self._teller(), is_purge=True, is_left=True)
             for name in self._farewell.given_up(crew):
                 del errors[name]
             self._tell_ends(crew, errors)
@@ -358,11 +357,6 @@ class _Down:
 
     def _teller(self) -> Tell:
         return lambda name, text: self._observe(StepEvent(f"host {name}", StepState.RUNNING, text))
-
-
-def is_nobodys(shell: Shell, layout: HostLayout) -> bool:
-    """Whether no cluster has taken the host since it was left; not even one of our name."""
-    return shell.read(str(layout.claim)) is None
 
 
 def _play(

@@ -21,11 +21,9 @@ def settings(*names, **changes):
     return ClusterSettings.model_validate(values)
 
 
-def found(known, /, *, platform=Platform.CPU, running=(), cluster_id=None, copies=None, **changes):
+def found(known, /, *, platform=Platform.CPU, running=(), copies=None, **changes):
     given = settings(*known, **changes)
-    return find(
-        given, known, platform=platform, running=running, cluster_id=cluster_id, copies=copies
-    )
+    return find(given, known, platform=platform, running=running, copies=copies)
 
 
 def only(findings, subject=None):
