@@ -34,7 +34,9 @@ def ls(output: OutputOption = None, context: ContextOption = None) -> None:
 @app.command("add")
 @command
 def add(
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="As `ssh` would be given it.")],
+    address: Annotated[
+        str, typer.Argument(metavar="[USER@]HOST", help="As `ssh` would be given it.")
+    ],
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Default: the address.")
     ] = None,
@@ -59,15 +61,17 @@ def add(
 ) -> None:
     """Add a host to a running cluster: bootstrap it, start its agent, use it."""
     from llx.cli.hosts import converge
+    from llx.host_address import parse_host
     from llx.settings import with_hosts
 
     session = Session(context_name=context)
     settings = _of_hosts(session)
+    parsed = parse_host(address)
     given = {
-        "name": name or address,
-        "address": address,
-        "user": user,
-        "port": port,
+        "name": name or parsed.name,
+        "address": parsed.address,
+        "user": user or parsed.user,
+        "port": port or parsed.port,
         "identity_file": identity_file,
         "cluster_address": cluster_address,
         "python": python,
@@ -77,7 +81,7 @@ def add(
     converge(session, wanted, verb="host add", is_yes=yes, is_dry_run=dry_run)
     if not dry_run:
         note = (
-            f"add it to your cluster.yaml, too, or the next `llx up FILE` removes {name or address}"
+            f"add it to your cluster.yaml, too, or the next `llx up FILE` removes {given['name']}"
         )
         session.err.print(note, markup=False, soft_wrap=True)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llx.bootstrap.hosts_up import HostsResult
     from llx.settings import ClusterSettings
 
-LAST_WORDS = "left at once; `llx up` goes on from here, `llx down` clears what is left"
+LAST_WORDS = "left at once; the same command goes on from here, `llx down` clears what is left"
 
 
 def converge(
