@@ -136,7 +136,7 @@ def make_fleet(
     }
     instances = _units(desired_instances(seat.settings), known.instances)
     gateways = _units(desired_gateways(seat.settings, address), known.gateways)
-    return Fleet(
+    fleet = Fleet(
         settings=seat.settings,
         platform=seat.platform,
         term=seat.term,
@@ -148,6 +148,8 @@ def make_fleet(
         line_address=address,
         procs_dir=seat.state.procs,
     )
+    line.expect(lambda name: fleet.gateways[name].host if name in fleet.gateways else "")
+    return fleet
 
 
 def _units(

@@ -475,3 +475,35 @@ def test_a_stop_names_what_it_could_not_reach(rig) -> None:
     assert rig.end_head() is True
     assert rig.hosts["h1"].alive() == set()
     assert list_processes(rig.hosts["h1"].state.procs)
+
+
+def test_a_gateway_that_was_replaced_is_not_heard_when_its_host_is_back(rig) -> None:
+    rig.add("h1", "h2", "h3")
+    with rig.up(rig.settings(models=[rig.model("m", 1)])) as client:
+        rig.reaches(client, ClusterState.READY)
+        old = rig.hosts["h2"].pid("gateway-1")
+        rig.hosts["h2"].line = "cut"
+        os.kill(old, signal.SIGSTOP)  # as beyond a partition
+        try:
+            rig.eventually(lambda: host_state(client, "h2") is HostState.LOST, "it is lost")
+            client.drain_host("h2", deadline_s=1)
+            rig.eventually(lambda: rig.where(client)["gateway-1"] == "h3", "it is put elsewhere")
+            rig.eventually(
+                lambda: client.status().gateways[1].state is InstanceState.READY, "ready"
+            )
+        finally:
+            os.kill(old, signal.SIGCONT)
+        time.sleep(0.5)  # it says hello again
+        heard = {name: rig.hosts[name].log("gateway-1").count("members") for name in ("h2", "h3")}
+        client.restart_instance("m-0")
+        rig.eventually(
+            lambda: rig.hosts["h3"].log("gateway-1").count("members") >= heard["h3"] + 2,
+            "h3 hears of it",
+        )
+        assert rig.hosts["h2"].log("gateway-1").count("members") == heard["h2"], "and h2 does not"
+        assert host_state(client, "h2") is HostState.LOST
+        assert "gateway-1" in rig.hosts["h2"].alive()
+        rig.hosts["h2"].line = "up"
+        rig.eventually(lambda: "gateway-1" not in rig.hosts["h2"].alive(), "it is ended")
+        assert rig.where(client)["gateway-1"] == "h3"
+        assert [each["host"] for each in events(rig, "process.removed")] == ["h2"]
