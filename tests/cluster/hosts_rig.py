@@ -1,7 +1,8 @@
 """Several hosts in one machine: a head in a thread, an agent and a directory per host, real shims.
 
-Hosts are 127.0.0.11, .12, … An agent can be cut off or made to hang; a host can be switched off
-with all that runs on it. There is no Ray here: what is tested is what the driver makes of agents.
+Hosts are `NETWORK`.11, .12, …, this process's alone. An agent can be cut off or made to hang; a
+host can be switched off with all that runs on it. There is no Ray here: what is tested is what the
+driver makes of agents.
 """
 
 import asyncio
@@ -36,6 +37,9 @@ from llx.settings import ClusterSettings, dump_cluster, load_cluster
 from llx.specs import GatewaySpec, InstanceSpec
 
 FAKES = Path(__file__).parent / "fakes"
+
+# Loopback is large: two runs of these tests at once do not meet.
+NETWORK = f"127.{64 + os.getpid() // 250 % 128}.{1 + os.getpid() % 250}"
 
 
 class Link:
@@ -109,7 +113,7 @@ class FakeHost:
         """It has no devices for anybody, whatever it shows."""
         self.agent: NodeAgent | None = None
         self._rig = rig
-        self._address = f"127.0.0.{number}"
+        self._address = f"{NETWORK}.{number}"
         self._inventory = Inventory(
             DeviceKind.GPU if num_gpus else DeviceKind.CPU,
             tuple(Device(f"{name}-{i}", f"{i}: X") for i in range(num_gpus or 2)),
@@ -284,7 +288,7 @@ class _Head:
             with bind_control(0) as listener:
                 seat = HeadSeat(
                     load_cluster(rig.state.settings), rig.state, "cpu", rig.state.raise_term(),
-                    rig.state.keep_or_new_token(), "tcp://127.0.0.11:21009",
+                    rig.state.keep_or_new_token(), f"tcp://{NETWORK}.11:21009",
                 )  # fmt: skip
                 serving = serve(
                     seat, rig, listener=listener, ending=self._ending, on_ready=self._on_ready

@@ -14,7 +14,7 @@ from llx.api import ClusterState, HostState, InstanceState
 from llx.errors import ConfigError, ConflictError, NotFoundError, UnreachableError
 from llx.settings import load_cluster
 from llx.specs import GatewaySpec, InstanceSpec, load_spec
-from tests.cluster.hosts_rig import HostsRig, events, host_state, make_rig, put
+from tests.cluster.hosts_rig import NETWORK, HostsRig, events, host_state, make_rig, put
 
 pytestmark = pytest.mark.slow
 
@@ -32,9 +32,9 @@ def test_a_cluster_spreads_over_its_hosts_and_goes(rig) -> None:
             "gateway-0": "h1", "gateway-1": "h2", "m-0": "h1", "m-1": "h2", "m-2": "h3", "m-3": "h1"
         }  # fmt: skip
         assert [(each.name, each.state, each.address) for each in status.hosts] == [
-            ("h1", HostState.READY, "127.0.0.11"),
-            ("h2", HostState.READY, "127.0.0.12"),
-            ("h3", HostState.READY, "127.0.0.13"),
+            ("h1", HostState.READY, f"{NETWORK}.11"),
+            ("h2", HostState.READY, f"{NETWORK}.12"),
+            ("h3", HostState.READY, f"{NETWORK}.13"),
         ]
         assert status.hosts[0].instances == ["m-0", "m-3"]
         assert status.hosts[0].gateways == ["gateway-0"]
@@ -45,12 +45,12 @@ def test_a_cluster_spreads_over_its_hosts_and_goes(rig) -> None:
         assert all(each.connected == ["m-0", "m-1", "m-2", "m-3"] for each in status.gateways)
 
         spec = load_spec(rig.hosts["h2"].state.procs / "m-1" / "spec.json", InstanceSpec)
-        assert (spec.bind_host, spec.model) == ("127.0.0.12", "/models/big")
+        assert (spec.bind_host, spec.model) == (f"{NETWORK}.12", "/models/big")
         port = int(status.instances[1].addresses[0].rpartition(":")[2])
-        assert status.instances[1].addresses[0].startswith("tcp://127.0.0.12:")
+        assert status.instances[1].addresses[0].startswith(f"tcp://{NETWORK}.12:")
         assert 21100 <= port <= 21999
         spec = load_spec(rig.hosts["h2"].state.procs / "gateway-1" / "spec.json", GatewaySpec)
-        assert (spec.host, spec.url_host) == ("0.0.0.0", "127.0.0.12")
+        assert (spec.host, spec.url_host) == ("0.0.0.0", f"{NETWORK}.12")
         assert spec.pools[0].model == "/models/big"
         assert "older settings" not in str(status)
 
