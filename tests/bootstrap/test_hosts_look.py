@@ -14,7 +14,9 @@ def rows(known, *models):
     named = [{"name": f"m{number}", **each} for number, each in enumerate(models)]
     plan = make_hosts_plan(settings(*known, models=named), Environment({}, Path("/")))
     return dict(
-        describe(Outlook(plan, Crew(), Crew(), (), known, Platform.CPU, "3.12", {}, None, False))
+        describe(
+            Outlook(plan, Crew(), Crew(), (), known, Platform.CPU, "3.12", {}, "up", None, False)
+        )
     )
 
 
