@@ -133,9 +133,9 @@ class _Apply:
             self._refuse_running()
             cluster = new_secrets(self._former_id())
         settings = head_settings(self._plan, self._outlook.platform, self._outlook.addresses)
-        write_private(self._plan.state_dir / ID_FILE, cluster.cluster_id)
         if self._is_running:
             ask_head(self._outlook, self._world)  # again: somebody may have changed it meanwhile
+        write_private(self._plan.state_dir / ID_FILE, cluster.cluster_id)
         take_over_down_file(self._plan.state_dir, self._plan.settings)
         self._remember(self._outlook.leaving_hosts)
         self._prepare_hosts(cluster, settings)
