@@ -87,6 +87,7 @@ class Emptying:
         unit.state, unit.detail = InstanceState.STOPPING, "is taken from its host"
         await self._publish()
         await self._take_away(unit, GRACE_S, done)
+        unit.leave_host()
 
     async def _wait_until_idle(self, unit: Unit, deadline_s: float) -> tuple[int, int]:
         """Requests at the beginning and at the end."""
@@ -137,18 +138,18 @@ class Emptying:
         report = count.report(was_killed=was_killed, is_gone=unit.name not in done.left)
         done.finished += report.finished
         done.cut += report.cut
+        unit.leave_host()  # not before: its last word counts as long as it is where it was
         self._fleet.line.drop(unit.name)
 
     async def _take_away(self, unit: Unit, grace_s: float, done: Emptied) -> ShimRecord | None:
         """End it for good; returns how it ended, if that could be learned."""
-        host, record = unit.host, None
+        record = None
         try:
             record = await self._actions.end_for_good(unit, grace_s)
         except LlxError as error:
-            log.error("unit.not_stopped", name=unit.name, host=host, error=error)
+            log.error("unit.not_stopped", name=unit.name, host=unit.host, error=error)
             done.left.append(unit.name)
-        self._actions.note("removed", unit, host=host)
-        unit.leave_host()
+        self._actions.note("removed", unit, host=unit.host)
         return record
 
     def _report(self, unit: Unit) -> GatewayReport | None:

@@ -337,5 +337,11 @@ def host_state(client: ControlClient, name: str) -> HostState:
     return found.state
 
 
+def is_busy(client: ControlClient, name: str) -> bool:
+    """Whether an instance has the two requests of a busy one; its load may not be known yet."""
+    load = client.instance(name).load
+    return load is not None and load.running == 2
+
+
 def put(client: ControlClient, settings: ClusterSettings) -> list[str]:
     return client.put_settings(dump_cluster(settings), user="ann")

@@ -19,7 +19,7 @@ from llx.cluster.placement_file import StopOrder, load_stop_order
 from llx.cluster.state_dir import StateDir
 from llx.core.model import Term
 from llx.errors import ConflictError
-from tests.cluster.hosts_rig import FakeHost, HostsRig, events, make_rig
+from tests.cluster.hosts_rig import FakeHost, HostsRig, events, is_busy, make_rig
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_an_instance_that_drains_is_left_to_the_stop_of_the_cluster(rig) -> None
     with rig.up(rig.settings(models=streaming(rig, 3))) as client, rig.client() as other:
         rig.reaches(client, ClusterState.READY)
         (rig.hosts["h2"].state.procs / "m-1" / "busy").touch()
-        rig.eventually(lambda: client.instance("m-1").load.running == 2, "it is busy")
+        rig.eventually(lambda: is_busy(client, "m-1"), "it is busy")
         draining = Asked(lambda: other.drain_host("h2", deadline_s=60))
         rig.eventually(lambda: client.instance("m-1").state is InstanceState.DRAINING, "it drains")
         asked = Asked(lambda: client.stop(deadline_s=40))

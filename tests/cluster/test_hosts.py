@@ -14,7 +14,7 @@ from llx.api import ClusterState, HostState, InstanceState
 from llx.errors import ConfigError, ConflictError, NotFoundError, UnreachableError
 from llx.settings import load_cluster
 from llx.specs import GatewaySpec, InstanceSpec, load_spec
-from tests.cluster.hosts_rig import NETWORK, HostsRig, events, host_state, make_rig, put
+from tests.cluster.hosts_rig import NETWORK, HostsRig, events, host_state, is_busy, make_rig, put
 
 pytestmark = pytest.mark.slow
 
@@ -237,7 +237,7 @@ def test_an_instance_that_is_no_longer_asked_for_finishes_first(rig) -> None:
         rig.reaches(client, ClusterState.READY)
         busy = rig.hosts["h2"].state.procs / "m-1" / "busy"
         busy.touch()
-        rig.eventually(lambda: client.instance("m-1").load.running == 2, "it is busy")
+        rig.eventually(lambda: is_busy(client, "m-1"), "it is busy")
         fewer = rig.settings(models=[rig.model("m", 1)])
         assert put(client, fewer) == ["model m: 2 → 1 instances"]
         rig.eventually(
@@ -289,7 +289,7 @@ def test_a_removal_that_a_head_did_not_finish_is_finished_by_the_next(rig) -> No
         rig.reaches(client, ClusterState.READY)
         busy = rig.hosts["h2"].state.procs / "m-1" / "busy"
         busy.touch()
-        rig.eventually(lambda: client.instance("m-1").load.running == 2, "it is busy")
+        rig.eventually(lambda: is_busy(client, "m-1"), "it is busy")
         put(client, rig.settings("h1"))
         rig.eventually(lambda: client.instance("m-1").state is InstanceState.DRAINING, "it drains")
     rig.end_head()
@@ -393,7 +393,7 @@ def test_a_drain_cuts_at_its_deadline_and_says_so(rig) -> None:
     with rig.up(rig.settings()) as client:
         rig.reaches(client, ClusterState.READY)
         (rig.hosts["h2"].state.procs / "m-1" / "busy").touch()
-        rig.eventually(lambda: client.instance("m-1").load.running == 2, "it is busy")
+        rig.eventually(lambda: is_busy(client, "m-1"), "it is busy")
         report = client.drain_host("h2", deadline_s=1)
         assert (report.finished, report.cut) == (0, 3)
 

@@ -10,7 +10,7 @@ import pytest
 
 from llx.api import ClusterState, InstanceState
 from llx.cluster.placement_file import PlacedUnit, load_placements, save_placements
-from tests.cluster.hosts_rig import HostsRig, events, make_rig, put
+from tests.cluster.hosts_rig import HostsRig, events, is_busy, make_rig, put
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ def test_an_instance_that_is_being_retired_finishes_under_the_next_head(rig) -> 
         rig.reaches(client, ClusterState.READY)
         busy = rig.hosts["h2"].state.procs / "m-1" / "busy"
         busy.touch()
-        rig.eventually(lambda: client.instance("m-1").load.running == 2, "it is busy")
+        rig.eventually(lambda: is_busy(client, "m-1"), "it is busy")
         put(client, rig.settings(models=[rig.model("m", 1)]))
         rig.eventually(lambda: client.instance("m-1").state is InstanceState.DRAINING, "it drains")
     rig.end_head()
@@ -51,7 +51,7 @@ def test_what_new_settings_leave_out_is_retired_by_a_new_head(rig) -> None:
         rig.reaches(client, ClusterState.READY)
         busy = rig.hosts["h2"].state.procs / "m-1" / "busy"
         busy.touch()
-        rig.eventually(lambda: client.instance("m-1").load.running == 2, "it is busy")
+        rig.eventually(lambda: is_busy(client, "m-1"), "it is busy")
     rig.end_head()
     with rig.up(rig.settings(models=[rig.model("m", 1)])) as client:
         rig.eventually(lambda: client.instance("m-1").state is InstanceState.DRAINING, "it drains")
