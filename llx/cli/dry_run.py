@@ -58,6 +58,12 @@ def drain(session: Session, name: str, deadline_s: float) -> None:
 def restart(session: Session, name: str) -> None:
     """Of `llx inst restart`."""
     with session.control() as control:
+        gateways = {each.name: each for each in control.status().gateways}
+        if name in gateways:
+            gateway = gateways[name]
+            what = f"{gateway.in_flight} streams going on, which finish; ends and is started anew"
+            _say(session, [f"{name} on {gateway.host}: {what}"])
+            return
         found = control.instance(name)
     where = f" on {found.host}" if found.host else ""
     _say(session, [f"{name}{where}: {_requests(found)}, cut off; ends and is started anew"])

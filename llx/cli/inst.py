@@ -64,7 +64,7 @@ def restart(
     output: OutputOption = None,
     context: ContextOption = None,
 ) -> None:
-    """Stop an instance, if it runs, and start it anew. Its streams end."""
+    """Stop an instance or a gateway, if it runs, and start it anew. An instance's streams end."""
     from llx.errors import LlxError
 
     session = Session(context_name=context, output_name=output)

@@ -97,6 +97,8 @@ class TestOfInstances:
         done = llx("inst", "restart", "tiny-1", "--dry-run")
         assert "tiny-1 on here: failed, its requests are not known" in done.stdout
         assert llx("inst", "restart", "nobody", "--dry-run").exit_code == 4
+        done = llx("inst", "restart", "gateway-0", "--dry-run")
+        assert "streams going on, which finish; ends and is started anew" in done.stdout
 
 
 class TestDownHere:
