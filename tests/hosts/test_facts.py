@@ -104,7 +104,12 @@ def test_bad_hosts_are_named_with_what_is_wrong(hosts):
         for each in find(settings, facts, platform=Platform.CPU, copies={})
         if each.is_fatal
     }
-    assert set(fatal) == {("h1", "clock"), ("h2", "cluster"), ("h3", "ports")}
+    assert set(fatal) == {
+        ("h1", "clock"),
+        ("h2", "cluster"),
+        ("h2", "shell"),
+        ("h3", "ports"),
+    }
     assert "3 h ahead of this machine's" in fatal["h1", "clock"].problem
     assert 'cluster "lab"' in fatal["h2", "cluster"].problem
     assert "port 20001" in fatal["h3", "ports"].problem

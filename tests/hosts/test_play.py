@@ -156,7 +156,7 @@ def test_a_user_without_rights_is_told_so_and_the_others_go_on(hosts, tmp_path):
     operator = Operator(rig, tmp_path, names=[one.name, two.name])
     done = operator("firewall")
     assert done.exit_code == 1
-    assert f"{one.name}: firewall: packet filter: exit code" in done.stderr
+    assert f"{one.name}: firewall: packet filter: " in done.stderr
     assert "sudo" in done.stderr
     two.off()
     done = operator("bootstrap")
