@@ -165,6 +165,7 @@ def test_the_end_is_written_as_soon_as_there_is_room(place: Path) -> None:
     assert process.status().ending == "killed by SIGTERM"
 
 
+@pytest.mark.slow
 def test_a_shim_that_cannot_write_the_end_ends_all_the_same(place: Path) -> None:
     process = spawn(place, SLEEP, ENV)
     (place / "shim.json.new").mkdir()

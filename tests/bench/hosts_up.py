@@ -21,7 +21,7 @@ _COUNTS = (1, 3)
 
 
 def main(argv: list[str]) -> None:
-    python, pairs = Path(argv[0]), int(argv[1]) if len(argv) > 1 else 5
+    python, pairs = Path(argv[0]).absolute(), int(argv[1]) if len(argv) > 1 else 5
     ready: dict[int, list[float]] = {count: [] for count in _COUNTS}
     again: dict[int, list[float]] = {count: [] for count in _COUNTS}
     with new_rig() as rig:

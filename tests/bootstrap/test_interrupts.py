@@ -99,6 +99,7 @@ def test_a_signal_at_a_moment(run, moment, number):
     assert files_left(run) <= {"log", "term", "events.jsonl"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after_ms", range(100, 1500, 200))
 def test_a_signal_at_any_time(run, after_ms):
     run.start("never")

@@ -410,6 +410,7 @@ def test_killing_every_shim_leaves_nothing(rig) -> None:
     )
 
 
+@pytest.mark.slow
 def test_stop_everything_clears_a_cluster_at_any_moment_of_its_start(rig) -> None:
     for delay_s in (0, 0.2, 0.35, 0.5, 0.8):
         rig.launch()
@@ -420,6 +421,7 @@ def test_stop_everything_clears_a_cluster_at_any_moment_of_its_start(rig) -> Non
     assert rig.alive() == set()
 
 
+@pytest.mark.slow
 def test_stop_everything_lets_streams_finish_before_it_ends_what_they_come_from(rig) -> None:
     rig.launch(rig.settings(models=busy(in_flight=3, finish_s=1.5)))
     with rig.client() as client:
