@@ -2,19 +2,22 @@
 
     .venv/bin/python -m tests.bench.hosts_up NODE_PYTHON [PAIRS]
 
-As root, on namespace hosts, with a node environment that is there and simulated engines (whose
-start is not counted). Interleaved; each cluster is taken down and purged in between. Prints the
+As root, on namespace hosts, with a node environment and a model that are there, and simulated
+engines (whose start is not counted). All hosts share this machine's cores, which is what limits
+three of them. Interleaved; each cluster is taken down and purged in between. Prints the
 times, the ratio with its 95% interval, and how long an `up` takes that finds nothing to do.
 """
 
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from tests.bench.intervals import interval_of_median
-from tests.hosts.operator_machine import Operator
+from tests.hosts.operator_machine import SIM, Operator
 from tests.hosts.rig import HostOptions, Rig, new_rig, python_binds
 
 _COUNTS = (1, 3)
@@ -24,11 +27,13 @@ def main(argv: list[str]) -> None:
     python, pairs = Path(argv[0]).absolute(), int(argv[1]) if len(argv) > 1 else 5
     ready: dict[int, list[float]] = {count: [] for count in _COUNTS}
     again: dict[int, list[float]] = {count: [] for count in _COUNTS}
-    with new_rig() as rig:
+    with tempfile.TemporaryDirectory() as folder, new_rig() as rig:
+        model = _make_model(python, Path(folder) / "model")
+        binds = (*python_binds(python), model)
         for pair in range(pairs):
             for count in _COUNTS if pair % 2 == 0 else reversed(_COUNTS):
-                rig.up(count, HostOptions(binds=python_binds(python), size="16g"))
-                first, second = _measure(rig, str(python))
+                rig.up(count, HostOptions(binds=binds, size="16g"))
+                first, second = _measure(rig, str(python), model)
                 ready[count].append(first)
                 again[count].append(second)
                 sys.stderr.write(f"{count} hosts: agents {first:.1f} s, up again {second:.1f} s\n")
@@ -48,10 +53,19 @@ def main(argv: list[str]) -> None:
     )
 
 
-def _measure(rig: Rig, python: str) -> tuple[float, float]:
+def _make_model(python: Path, model: Path) -> Path:
+    """The tiny model: making it is no part of bringing a host up."""
+    words = ["-m", "llx.agent.vllm.tiny_model", "--out", str(model)]
+    subprocess.run([str(python), *words], check=True, capture_output=True)
+    for path in (model.parent, model, *model.iterdir()):
+        path.chmod(0o755)
+    return model
+
+
+def _measure(rig: Rig, python: str, model: Path) -> tuple[float, float]:
     """Seconds from the first connection to the agents, and of a second `up`."""
     operator = Operator(rig, python=python)
-    path = operator.config()
+    path = operator.config(models=[{**SIM, "model": str(model)}])
     process = operator.start("up", "-y", path)
     assert process.stderr is not None
     began = agents = 0.0
