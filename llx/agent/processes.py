@@ -250,7 +250,18 @@ def is_anything_left(directory: Path) -> bool:
     if _is_held(directory) or (process is not None and process.is_alive()):
         return True
     record = _read_record(directory)
-    return record is not None and _is_any_marked(record.mark)
+    return record is not None and is_any_marked(record.mark)
+
+
+def is_any_marked(mark: str) -> bool:
+    """Whether a process that this user may look at carries `mark` in its environment."""
+    needle = f"{shim.MARK}={mark}".encode()
+    for each in Path("/proc").iterdir():
+        if each.name.isdigit():
+            with contextlib.suppress(OSError):  # gone, or somebody else's
+                if needle in (each / "environ").read_bytes().split(b"\0"):
+                    return True
+    return False
 
 
 def list_processes(procs_dir: Path) -> list[Process]:
@@ -331,16 +342,6 @@ def _is_held(directory: Path) -> bool:
         return True
     finally:
         os.close(lock)
-    return False
-
-
-def _is_any_marked(mark: str) -> bool:
-    needle = f"{shim.MARK}={mark}".encode()
-    for each in Path("/proc").iterdir():
-        if each.name.isdigit():
-            with contextlib.suppress(OSError):  # gone, or somebody else's
-                if needle in (each / "environ").read_bytes().split(b"\0"):
-                    return True
     return False
 
 

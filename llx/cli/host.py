@@ -136,10 +136,7 @@ def cordon(
     context: ContextOption = None,
 ) -> None:
     """Give a host nothing new; what runs there goes on."""
-    if dry_run:
-        dry.cordon(Session(context_name=context), host, is_on=True)
-        return
-    _set_cordon(host, output, context, is_on=True)
+    _set_cordon(host, output, context, is_on=True, is_dry_run=dry_run)
 
 
 @app.command("uncordon")
@@ -151,10 +148,7 @@ def uncordon(
     context: ContextOption = None,
 ) -> None:
     """Use a host again."""
-    if dry_run:
-        dry.cordon(Session(context_name=context), host, is_on=False)
-        return
-    _set_cordon(host, output, context, is_on=False)
+    _set_cordon(host, output, context, is_on=False, is_dry_run=dry_run)
 
 
 @app.command("drain")
@@ -196,8 +190,13 @@ def drain(
     session.out.print(f"{host} is empty: {streams}")
 
 
-def _set_cordon(name: str, output: OutputOption, context: str | None, *, is_on: bool) -> None:
+def _set_cordon(
+    name: str, output: OutputOption, context: str | None, *, is_on: bool, is_dry_run: bool
+) -> None:
     session = Session(context_name=context, output_name=output)
+    if is_dry_run:
+        dry.cordon(session, name, is_on=is_on)
+        return
     with session.control() as control:
         host = control.cordon_host(name, is_on=is_on, user=session.user)
     _table(session, [host])

@@ -13,15 +13,20 @@ whatever Ray it finds, other people's too.
 import argparse
 import contextlib
 import hashlib
-import os
 import shutil
 import sys
 from pathlib import Path
 
-from llx.agent import shim
 from llx.agent.actor import RAY
 from llx.agent.place import status_path
-from llx.agent.processes import Process, ProcessState, attach, list_processes, spawn
+from llx.agent.processes import (
+    Process,
+    ProcessState,
+    attach,
+    is_any_marked,
+    list_processes,
+    spawn,
+)
 from llx.cluster.ray_paths import RayPaths
 from llx.errors import CheckError, ConfigError, LlxError, NotFoundError
 from llx.log import configure_logging
@@ -69,6 +74,8 @@ def start(spec: HostSpec, spec_path: Path) -> None:
     Raises:
         RemoteError: It cannot be started; says why.
     """
+    from llx.cluster.state_dir import write_private  # it takes a while to import
+
     paths = RayPaths(spec)
     for file in (paths.stopping, paths.stopped):
         file.unlink(missing_ok=True)
@@ -80,7 +87,7 @@ def start(spec: HostSpec, spec_path: Path) -> None:
     for directory in (paths.keeper, paths.head, paths.agent):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status_path(paths.procs, RAY).unlink(missing_ok=True)
-    _write_private(paths.fingerprint, _fingerprint(spec, spec_path))
+    write_private(paths.fingerprint, _fingerprint(spec, spec_path))
     command = [spec.python, "-m", "llx.cluster.ray_node", "run", str(spec_path.absolute())]
     spawn(paths.keeper, command, Environment.current().variables, python=spec.python)
 
@@ -151,17 +158,7 @@ def _is_gone(process: Process) -> bool:
         case ProcessState.EXITED:
             return True
         case ProcessState.LOST:
-            return not _is_any_marked(record.mark)
-
-
-def _is_any_marked(mark: str) -> bool:
-    needle = f"{shim.MARK}={mark}".encode()
-    for each in Path("/proc").iterdir():
-        if each.name.isdigit():
-            with contextlib.suppress(OSError):
-                if needle in (each / "environ").read_bytes().split(b"\0"):
-                    return True
-    return False
+            return not is_any_marked(record.mark)
 
 
 def _is_same(paths: RayPaths, spec_path: Path) -> bool:
@@ -179,12 +176,6 @@ def _fingerprint(spec: HostSpec, spec_path: Path) -> str:
         content = Path(path).read_bytes() if Path(path).exists() else b""
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
-
-
-def _write_private(path: Path, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(text)
 
 
 def _tail(keeper: Process | None) -> str:
