@@ -1,10 +1,11 @@
 """Protocols with two implementations each: the seams of the house."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from llx.core.model import Epoch, RequestId
-from llx.wire import Add, Call
+from llx.core.migration import Begun, Cut, Progress, Reservation
+from llx.core.model import Epoch, MigrationId, RequestId
+from llx.wire import Add, Call, Reserve, Route
 
 Frame = bytes | memoryview
 
@@ -27,3 +28,167 @@ class EngineSink(Protocol):
 
     def drop_peer(self, peer: int) -> None:
         """The session is over: abort everything it left behind."""
+
+
+class MigratingEngine(Protocol):
+    """An engine whose running requests can leave and arrive: what the llumlet needs of it.
+
+    Except for `on_core` and `prepare`, every method is called on the engine's core thread, between
+    two steps, and returns at once. A request is *watched* from `begin` until `unwatch`, `resume` or
+    `release`; if it ends or loses its blocks meanwhile, the listener of `watch` is told.
+    """
+
+    def on_core(self, action: Callable[[], None]) -> None:
+        """Run `action` on the core thread between two steps, in order; wakes an idle engine."""
+
+    def watch(self, listener: Callable[[RequestId, str], None]) -> None:
+        """Whom to tell, on the core thread, that a watched request is no longer there, and why."""
+
+    # ---------------------------------------------------------------- source
+
+    def begin(self, request: RequestId) -> Begun | str:
+        """Watch a request that is to leave; a string says why it cannot."""
+
+    def progress(self, request: RequestId) -> Progress | None:
+        """How far it is by now; None if it ended or was preempted since `begin`."""
+
+    def cut(self, request: RequestId, done: Callable[[Cut | None], None]) -> None:
+        """Take it out of the batch; `done` is called once no step of it is in flight any more.
+
+        None: it ended first. Its blocks stay; it is neither running nor waiting.
+        """
+
+    def resume(self, request: RequestId, epoch: Epoch) -> None:
+        """Put a request that was cut back into the batch, under that epoch."""
+
+    def release(self, request: RequestId) -> None:
+        """Free a request that was cut; nothing more is said of it to anybody."""
+
+    def unwatch(self, request: RequestId) -> None:
+        """It stays after all, and was not cut."""
+
+    # ---------------------------------------------------------------- target
+
+    def prepare(self, header: Reserve, payload: Sequence[Frame]) -> object | str:
+        """Decode a request that is to arrive, off the core thread; a string refuses it."""
+
+    def reserve(
+        self, migration: MigrationId, prepared: object, num_tokens: int, *, reuse_prefix: bool
+    ) -> Reservation | str | None:
+        """Allocate blocks for `num_tokens` tokens of it; it is in no queue.
+
+        A string refuses it (no room, id taken, …). None: not ready yet (a grammar is being
+        compiled), ask again.
+        """
+
+    def extend(self, migration: MigrationId, num_tokens: int) -> Reservation | str:
+        """Allocate more; a string refuses, and what was reserved stays."""
+
+    def commit(
+        self,
+        migration: MigrationId,
+        peer: int,
+        epoch: Epoch,
+        outputs: Sequence[int],
+        num_computed: int,
+    ) -> str:
+        """Own it: `peer` gets its outputs under `epoch` from here on.
+
+        The KV of its first `num_computed` tokens lies in the blocks reserved. A string says why it
+        cannot be; nothing is held for it any more then.
+        """
+
+    def abandon(self, migration: MigrationId) -> None:
+        """Free what was reserved; nothing if there is nothing."""
+
+
+class KvStore(Protocol):
+    """One rank's KV cache, as bytes. Any thread; a block is read only while nobody writes it."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block of this rank, all layers together."""
+
+    @property
+    def layout(self) -> str:
+        """Names shape, dtype and order of the bytes: equal at both ends of a copy."""
+
+    def pack(self, blocks: Sequence[int], out: memoryview) -> None:
+        """Gather blocks into `out`, ``len(blocks) * block_bytes`` bytes."""
+
+    def unpack(self, blocks: Sequence[int], data: memoryview) -> None:
+        """Scatter what `pack` has gathered into blocks, in the same order."""
+
+    def sampler_state(self, request: RequestId) -> bytes:
+        """What this rank's sampler needs to go on with a request that was cut; may be empty."""
+
+    def keep_sampler_state(self, migration: MigrationId, state: bytes) -> None:
+        """Keep it for the request that the migration brings; empty: forget it."""
+
+
+class KvListener(Protocol):
+    """Who is told by a `KvTransport`; on any thread, must not block."""
+
+    def on_arrived(self, migration: MigrationId, stage: int) -> None:
+        """Target: every rank has a whole stage in its blocks. Once per stage, in order."""
+
+    def on_broken(self, migration: MigrationId, reason: str) -> None:
+        """Target: a connection of an open migration ended before `close`."""
+
+
+class KvTransport(Protocol):
+    """Moves KV between two instances, rank by rank: all of it in one object per instance.
+
+    Source and target are used on one thread (the llumlet's); nothing here blocks.
+    """
+
+    @property
+    def routes(self) -> list[Route]:
+        """How this instance's ranks are reached."""
+
+    def expect(self, migration: MigrationId, token: bytes) -> None:
+        """Target: admit connections of that migration which know `token`."""
+
+    def fence(self, migration: MigrationId, done: Callable[[], None]) -> None:
+        """Target: admit nothing more; when `done` is called nothing is written any more."""
+
+    def finish(self, migration: MigrationId) -> None:
+        """Target: it is committed; the end of its connections is no failure."""
+
+    def open(
+        self, migration: MigrationId, routes: Sequence[Route], token: bytes, *, is_checked: bool
+    ) -> None:
+        """Source: connect, rank by rank. What fails is said by the first `send`.
+
+        `is_checked`: with the last stage both ends read back every block copied; a difference
+        breaks the migration at both.
+        """
+
+    def send(
+        self,
+        migration: MigrationId,
+        stage: int,
+        source: Sequence[int],
+        target: Sequence[int],
+        *,
+        state_of: RequestId | None,
+        done: Callable[[int | str], None],
+    ) -> None:
+        """Source: copy blocks `source` to blocks `target`, one to one; both may be empty.
+
+        `state_of`: send that request's sampler state along (the last stage). `done` gets the bytes
+        sent, over all ranks, once the target has them in its blocks; or why it has not.
+        """
+
+    def close(self, migration: MigrationId) -> None:
+        """Source: end its connections; the target hears of it unless it has finished."""
+
+
+class Llumlet(Protocol):
+    """The migration end of an instance, as the endpoint sees it; called on its input thread."""
+
+    def receive(self, peer: int, name: str, message: object, payload: Sequence[Frame]) -> None:
+        """A message of `llx.wire.ToLlumlet` from a session."""
+
+    def drop_peer(self, peer: int) -> None:
+        """The session is over."""

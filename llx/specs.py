@@ -47,6 +47,31 @@ class SimSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_bytes_per_token: int = 256
 
 
+class MigrationSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How an instance moves requests (cluster.yaml's ``migration``).
+
+    Attributes:
+        reuse_prefix: A target uses blocks that its prefix cache has instead of copying them.
+        max_out: Moves away from an instance at a time; more wait for their turn.
+        max_in: Moves to an instance at a time; more are refused.
+        max_stages: Copy rounds before the last one.
+        on_divergence: What to do when a request grows faster than it is copied: ``finish`` (stop it
+            and copy the rest) or ``abort``.
+        bandwidth_bytes_s: Of an instance's copying, all moves together; 0: no limit.
+        checksum: Every chunk carries a checksum.
+        chunk_bytes: Staging memory of one connection.
+    """
+
+    reuse_prefix: bool = True
+    max_out: int = 4
+    max_in: int = 8
+    max_stages: int = 8
+    on_divergence: str = "finish"
+    bandwidth_bytes_s: int = 0
+    checksum: bool = False
+    chunk_bytes: int = 4 << 20
+
+
 class InstanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="instance"):
     """One instance, for ``python -m llx.agent.instance SPEC``.
 
@@ -66,6 +91,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     sim: SimSpec | None = None
     port_range: tuple[int, int] | None = None
     """First and last port to listen on; None: as the system chooses."""
+    migration: MigrationSpec = MigrationSpec()
 
 
 class PriorityClassSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

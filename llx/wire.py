@@ -22,6 +22,7 @@ from llx.core.model import (
     Epoch,
     InstanceId,
     InstanceLoad,
+    MigrationId,
     Nanos,
     PoolName,
     RequestId,
@@ -80,12 +81,14 @@ class Add(_Message, frozen=True, tag="add"):
     """A new request. Payload: the engine's own encoding of it.
 
     `seq` numbers the ADDs of one session from 1; load reports quote the last one that the engine's
-    scheduler has taken in (`Load.seen`).
+    scheduler has taken in (`Load.seen`). `name` is what operators know the request by
+    (``x-llx-request-id``); several generations of one HTTP request share it.
     """
 
     request: RequestId
     epoch: Epoch
     seq: int
+    name: str = ""
 
 
 class Abort(_Message, frozen=True, tag="abort"):
@@ -99,6 +102,97 @@ class Call(_Message, frozen=True, tag="call"):
 
     call: int
     method: str
+
+
+class Ruling(_Message, frozen=True, tag="ruling"):
+    """The arbiter's word on who owns a request (gateway → the source of a migration).
+
+    `is_yours`: the source has it again, under `epoch`, and goes on. Else somebody else has it under
+    `epoch`, or nobody has it any more: the source frees what it holds.
+    """
+
+    request: RequestId
+    epoch: Epoch
+    is_yours: bool
+
+
+# ---------------------------------------------------------------- scheduler → instance
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where requests are to go: an instance and its two addresses."""
+
+    instance: InstanceId
+    address_in: str
+    address_out: str
+
+
+class MigrateOrder(_Message, frozen=True, tag="migrate"):
+    """Move a request from the instance that gets this. Answered by `MigrationNews`.
+
+    `is_checked`: compare a digest of the copied KV at both ends before the target goes on with it.
+    `is_blocking`: the request stops before the first copy, the baseline for live migration.
+    """
+
+    migration: MigrationId
+    request: RequestId
+    target: Target
+    term: Term
+    is_checked: bool = False
+    is_blocking: bool = False
+
+
+class CancelMigration(_Message, frozen=True, tag="cancel-migration"):
+    """Give a migration up, if it can still be."""
+
+    migration: MigrationId
+
+
+# ---------------------------------------------------------------- source → target instance
+
+
+class Reserve(_Message, frozen=True, tag="reserve"):
+    """Opens a migration: take this request in under `epoch` once it is committed.
+
+    Payload: the request as its gateway sent it. `gateway` is the peer that holds its stream, which
+    must have a session with the target as well. `compatibility` must be equal at both ends.
+    `num_tokens` is what blocks are wanted for; 0 of a request that has no KV.
+    """
+
+    migration: MigrationId
+    request: RequestId
+    epoch: Epoch
+    gateway: str
+    name: str
+    compatibility: str
+    num_tokens: int
+    is_checked: bool = False
+
+
+class Extend(_Message, frozen=True, tag="extend"):
+    """Blocks are wanted for `num_tokens` tokens in all by now. Answered like `Reserve`."""
+
+    migration: MigrationId
+    num_tokens: int
+
+
+class Commit(_Message, frozen=True, tag="commit"):
+    """The target owns the request as soon as stage `stage` of the copy has arrived.
+
+    `outputs`: every token generated so far. `num_computed`: tokens whose KV has been copied.
+    """
+
+    migration: MigrationId
+    stage: int
+    outputs: list[int]
+    num_computed: int
+
+
+class AbortMigration(_Message, frozen=True, tag="abort-migration"):
+    """The source gives up: free what is held for it."""
+
+    migration: MigrationId
+    reason: str
 
 
 # ---------------------------------------------------------------- instance → gateway, scheduler
@@ -199,6 +293,89 @@ class Reply(_Message, frozen=True, tag="reply"):
     error: str = ""
 
 
+class AskOwner(_Message, frozen=True, tag="ask-owner"):
+    """The source to the arbiter: I held `request` under `epoch` and gave it away; whose is it?"""
+
+    request: RequestId
+    epoch: Epoch
+
+
+class Moving(_Message, frozen=True, tag="moving"):
+    """The source to the arbiter: `request` may go on at `target`, under ``epoch + 1``."""
+
+    request: RequestId
+    epoch: Epoch
+    target: InstanceId
+
+
+class Route(msgspec.Struct, frozen=True):
+    """How one rank of an instance is reached for KV.
+
+    `host_id` is equal for two ends that can use `local`, the name of a unix socket.
+    """
+
+    host_id: str
+    address: str
+    local: str
+
+
+class Reserved(_Message, frozen=True, tag="reserved"):
+    """Answers `Reserve` and `Extend`: the request's whole block table at the target.
+
+    The first `num_reused_tokens` tokens are in the target's prefix cache and need no copy.
+    `routes`, by rank, and `token`, which admits there, come with the answer to `Reserve` alone.
+    """
+
+    migration: MigrationId
+    num_tokens: int
+    blocks: list[int]
+    num_reused_tokens: int
+    routes: list[Route] = []
+    token: bytes = b""
+
+
+class MigrationRefused(_Message, frozen=True, tag="migration-refused"):
+    """The target has given the migration up, and will never own the request by it."""
+
+    migration: MigrationId
+    reason: str
+
+
+class Committed(_Message, frozen=True, tag="committed"):
+    """Answers `Commit`: the target goes on with the request."""
+
+    migration: MigrationId
+
+
+class MigrationNews(_Message, frozen=True, tag="migration-news"):
+    """How a migration gets on; sent to schedulers on change, and at most every 50 ms besides.
+
+    `state`: of the source's machine. `is_over`: nothing more will come. `outcome`, when over:
+    ``moved``, ``kept`` (it goes on at the source) or ``gone`` (the request has ended).
+    Times are milliseconds since the migration began; `rate` is bytes per second of copying.
+    `cut_ms` is when the request left the batch, 0 before.
+    """
+
+    migration: MigrationId
+    request: RequestId
+    name: str
+    target: InstanceId
+    state: str
+    epoch: Epoch
+    stage: int = 0
+    num_stages: int = 0
+    blocks_copied: int = 0
+    blocks_reused: int = 0
+    num_tokens: int = 0
+    size_bytes: int = 0
+    rate: float = 0.0
+    elapsed_ms: float = 0.0
+    cut_ms: float = 0.0
+    is_over: bool = False
+    outcome: str = ""
+    reason: str = ""
+
+
 class Dead(_Message, frozen=True, tag="dead"):
     """The engine is gone; nothing more will come of this instance."""
 
@@ -241,8 +418,27 @@ class Members(_Message, frozen=True, tag="members"):
     members: list[Member]
 
 
+class MoveSeen(msgspec.Struct, frozen=True):
+    """A change of owner as the gateway saw it.
+
+    `downtime_ms`: between the source's last and the target's first token; `itl_ms`: the median of
+    the request's 32 gaps before, 0 if there were none. The stall is their difference.
+    """
+
+    request: RequestId
+    epoch: Epoch
+    source: InstanceId
+    target: InstanceId
+    num_tokens: int
+    downtime_ms: float
+    itl_ms: float
+
+
 class GatewayReport(_Message, frozen=True, tag="gateway-report"):
-    """What a gateway has in hand, for `llx status`. Counters run since its start."""
+    """What a gateway has in hand, for `llx status`. Counters run since its start.
+
+    `moves`: the last ones, oldest first; each is repeated in several reports.
+    """
 
     gateway: str
     in_flight: int
@@ -252,10 +448,15 @@ class GatewayReport(_Message, frozen=True, tag="gateway-report"):
     num_refused: int
     output_tokens: int
     connected: list[InstanceId]
+    moves: list[MoveSeen] = []
 
 
-ToInstance = Hello | Ping | Bye | Add | Abort | Call
-FromInstance = Ready | Refused | Outputs | Load | Reply | Dead
+ToTarget = Reserve | Extend | Commit | AbortMigration
+FromTarget = Reserved | MigrationRefused | Committed
+ToLlumlet = Ruling | MigrateOrder | CancelMigration | ToTarget
+FromLlumlet = AskOwner | Moving | MigrationNews | FromTarget
+ToInstance = Hello | Ping | Bye | Add | Abort | Call | ToLlumlet
+FromInstance = Ready | Refused | Outputs | Load | Reply | Dead | FromLlumlet
 ToScheduler = GatewayHello | GatewayReport
 FromScheduler = Members
 
@@ -315,8 +516,16 @@ def check_frames(frames: Sequence[bytes | memoryview]) -> None:
 
 def _check_ids(message: object) -> None:
     match message:
-        case Add(request=request):
+        case Add(request=request, name=name):
+            ids = [request, RequestId(name or "-")]
+        case Ruling(request=request):
             ids = [request]
+        case MigrateOrder(migration=migration, request=request):
+            ids = [RequestId(migration), request]
+        case Reserve(migration=migration, request=request, gateway=gateway):
+            ids = [RequestId(migration), request, RequestId(gateway)]
+        case CancelMigration() | Extend() | Commit() | AbortMigration():
+            ids = [RequestId(message.migration)]
         case Abort(requests=requests):
             ids = [request for request, _ in requests]
         case Hello(peer=peer):

@@ -23,24 +23,31 @@ from llx import __version__
 from llx.core.model import Term
 from llx.curve import Authenticator, ClusterKeys, make_listener
 from llx.errors import ConflictError, WireError
-from llx.ports import EngineSink, Frame
+from llx.ports import EngineSink, Frame, Llumlet
 from llx.wire import (
     NO_SESSION,
     Abort,
+    AbortMigration,
     Add,
     Bye,
     Call,
+    CancelMigration,
+    Commit,
     Dead,
     Decoder,
+    Extend,
     FromInstance,
     Hello,
     InstanceInfo,
     Load,
+    MigrateOrder,
     Outputs,
     Ping,
     Ready,
     Refused,
     Reply,
+    Reserve,
+    Ruling,
     ToInstance,
     check_frames,
     encode,
@@ -49,6 +56,16 @@ from llx.wire import (
 log = logging.getLogger(__name__)
 
 Payload = Callable[[], Sequence[Frame]]
+_ROLES: dict[type, str] = {
+    Ruling: "gateway",
+    MigrateOrder: "scheduler",
+    CancelMigration: "scheduler",
+    Reserve: "llumlet",
+    Extend: "llumlet",
+    Commit: "llumlet",
+    AbortMigration: "llumlet",
+}
+"""Who may say what to the llumlet."""
 _POLL_MS = 200
 _FLUSH_MS = 2000
 
@@ -61,6 +78,7 @@ class _Peer:
     identity: bytes
     session: int
     expires_at: float
+    role: str = ""
     term: Term | None = None
     """Of a scheduler; None: no scheduler."""
     is_gone: bool = False
@@ -85,6 +103,7 @@ class InstanceEndpoint:
         info: What this instance is.
         engine_ready: The engine's own ready message, passed on in `Ready`.
         sink: The engine.
+        llumlet: Its migration end, if it can migrate.
         allowed_calls: Utility names that peers may call; all others are refused unread.
         lease_s: A peer silent for longer loses its requests.
         report_interval_s: Least time between two load reports to a peer.
@@ -98,6 +117,7 @@ class InstanceEndpoint:
         info: InstanceInfo,
         engine_ready: bytes,
         sink: EngineSink,
+        llumlet: Llumlet | None = None,
         allowed_calls: frozenset[str],
         lease_s: float = 10.0,
         report_interval_s: float = 0.02,
@@ -109,6 +129,7 @@ class InstanceEndpoint:
         self._info = info
         self._engine_ready = engine_ready
         self._sink = sink
+        self._llumlet = llumlet
         self._allowed_calls = allowed_calls
         self._lease_s = lease_s
         self._interval_s = report_interval_s
@@ -153,6 +174,16 @@ class InstanceEndpoint:
         A `session` field is filled in by the endpoint.
         """
         self._outbox.put(_Send(peer, message, payload))
+
+    def index_of(self, name: str) -> int | None:
+        """The session of the peer of that name, if it has one."""
+        peer = self._peers.get(name.encode())
+        return None if peer is None else peer.index
+
+    def name_of(self, index: int) -> str:
+        """The peer whose session that is; empty if it is over."""
+        peer = self._by_index.get(index)
+        return "" if peer is None else peer.identity.decode(errors="replace")
 
     def report(self, load: Load, seen: dict[int, int]) -> None:
         """Replace the latest load report; `seen` by peer index. Cheap: one assignment."""
@@ -241,6 +272,11 @@ class InstanceEndpoint:
                 else:
                     log.warning("endpoint.call_refused peer=%s method=%.64r", identity, method)
                     self.emit(peer.index, Reply(call, f"{method!r} is not an admitted utility"))
+            case _:
+                if self._llumlet is None or _ROLES[type(message)] != peer.role:
+                    raise WireError(f"{type(message).__name__} from a {peer.role}")
+                name = identity.decode(errors="replace")
+                self._llumlet.receive(peer.index, name, message, payload)
 
     def _hello(self, identity: bytes, hello: Hello, now: float) -> None:
         peer = self._peers.get(identity)
@@ -254,6 +290,7 @@ class InstanceEndpoint:
                 self._end(peer, "superseded")
             self._end_older_schedulers()
             peer = self._new_peer(identity, hello.session, now)
+            peer.role = hello.role
             if hello.role == "scheduler":
                 peer.term = hello.term
             self._peers[identity] = peer
@@ -304,6 +341,8 @@ class InstanceEndpoint:
         del self._peers[peer.identity]
         self._by_index.pop(peer.index, None)
         self._sink.drop_peer(peer.index)
+        if self._llumlet is not None:
+            self._llumlet.drop_peer(peer.index)
 
     # ------------------------------------------------------------------ sender thread
 

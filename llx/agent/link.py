@@ -34,6 +34,7 @@ from llx.wire import (
     Dead,
     Decoder,
     FromInstance,
+    FromLlumlet,
     Hello,
     InstanceInfo,
     Load,
@@ -44,6 +45,7 @@ from llx.wire import (
     Refused,
     Reply,
     ToInstance,
+    ToLlumlet,
     check_frames,
     encode,
 )
@@ -85,6 +87,9 @@ class LinkEvents(Protocol):
     def on_load(self, link: "InstanceLink", load: InstanceLoad) -> None:
         """A load report."""
 
+    def on_llumlet(self, link: "InstanceLink", message: FromLlumlet) -> None:
+        """What the instance's llumlet says to this peer."""
+
 
 class _SessionOver(Exception):
     def __init__(self, reason: str, retry_after_s: float = _REDIAL_AFTER_S) -> None:
@@ -100,7 +105,7 @@ class InstanceLink:
         keys: The cluster's keys.
         member: The instance.
         peer: This process (`peer_of_process`), the same on each of its links and sessions.
-        role: ``gateway`` or ``scheduler``.
+        role: ``gateway``, ``scheduler`` or ``llumlet``.
         events: Who is told.
         term: The scheduler's.
     """
@@ -154,21 +159,35 @@ class InstanceLink:
                 await self._task
 
     def add(
-        self, request: RequestId, epoch: Epoch, demand: Blocks, payload: Sequence[Frame]
+        self,
+        request: RequestId,
+        epoch: Epoch,
+        demand: Blocks,
+        payload: Sequence[Frame],
+        name: str = "",
     ) -> None:
-        """Send a request and charge the ledger.
+        """Send a request and charge the ledger; `name`: see `Add.name`.
 
         Raises:
             UnreachableError: The session is down.
         """
         self._require_ready()
         seq = self.ledger.charge(demand)
-        self._send(Add(request, epoch, seq), payload)
+        self._send(Add(request, epoch, seq, name), payload)
 
     def abort(self, requests: list[tuple[RequestId, Epoch]]) -> None:
         """End requests; nothing to do if the session is down (its end aborts them)."""
         if self.is_ready and requests:
             self._send(Abort(requests))
+
+    def tell_llumlet(self, message: ToLlumlet, payload: Sequence[Frame] = ()) -> None:
+        """Send a message to the instance's llumlet.
+
+        Raises:
+            UnreachableError: The session is down.
+        """
+        self._require_ready()
+        self._send(message, payload)
 
     async def call(
         self, method: str, payload: Sequence[Frame], timeout_s: float
@@ -286,32 +305,36 @@ class InstanceLink:
             self._handle(self._decoder.decode(frames[0]), frames[1:])
 
     def _handle(self, message: FromInstance, payload: list[memoryview]) -> None:
+        if isinstance(message, (Outputs, Load, Ready, Refused)) and (
+            message.session != self._session
+        ):
+            return
         match message:
-            case Outputs(session=session):
-                if session == self._session:
-                    self._events.on_outputs(self, message, payload)
-            case Load(session=session, seen=seen):
-                if session == self._session:
-                    self.ledger.settle(seen)
-                    self.load = message.instance_load()
-                    self._events.on_load(self, self.load)
-            case Ready(session=session, info=info, engine_ready=engine_ready):
-                if session == self._session and not self.is_ready:
+            case Outputs():
+                self._events.on_outputs(self, message, payload)
+            case Load(seen=seen):
+                self.ledger.settle(seen)
+                self.load = message.instance_load()
+                self._events.on_load(self, self.load)
+            case Ready(info=info, engine_ready=engine_ready):
+                if not self.is_ready:
                     self._check_identity(info)
                     self.info, self.engine_ready = info, bytes(engine_ready)
                     self.is_ready, self.refusal = True, ""
                     log.info("link.ready instance=%s", self.member.instance)
                     self._events.on_ready(self)
-            case Refused(session=session, reason=reason):
-                if session == self._session:
-                    if reason == NO_SESSION:
-                        raise _SessionOver(reason)
-                    self.refusal = reason
-                    raise _SessionOver(f"refused: {reason}", _REFUSED_RETRY_S)
+            case Refused(reason=reason):
+                if reason == NO_SESSION:
+                    raise _SessionOver(reason)
+                self.refusal = reason
+                raise _SessionOver(f"refused: {reason}", _REFUSED_RETRY_S)
             case Reply(call=call, error=error):
                 self._resolve(call, error, payload)
             case Dead(reason=reason):
                 raise _SessionOver(f"engine dead: {reason}")
+            case _:
+                if self.is_ready:
+                    self._events.on_llumlet(self, message)
 
     def _check_identity(self, info: InstanceInfo) -> None:
         if info.instance != self.member.instance or info.pool != self.member.pool:

@@ -13,7 +13,7 @@ from llx.agent.link import InstanceLink, peer_of_process
 from llx.core.model import InstanceId, InstanceLoad, Term
 from llx.curve import ClusterKeys
 from llx.log import get_log
-from llx.wire import InstanceInfo, Member, Outputs
+from llx.wire import FromLlumlet, InstanceInfo, Member, Outputs
 
 log = get_log(__name__)
 
@@ -104,6 +104,9 @@ class LoadWatch:
         """The link keeps it; this keeps when."""
         if self._links.get(link.member.instance) is link:
             self._reported_at[link.member.instance] = time.monotonic()
+
+    def on_llumlet(self, link: InstanceLink, message: FromLlumlet) -> None:
+        """News of migrations."""
 
 
 def _addresses(member: Member) -> tuple[str, str]:

@@ -11,6 +11,8 @@ InstanceId = NewType("InstanceId", str)
 """An instance's name, unique in its cluster: ``<pool>-<index>``."""
 PoolName = NewType("PoolName", str)
 HostName = NewType("HostName", str)
+MigrationId = NewType("MigrationId", str)
+"""One move of one request, unique in its cluster."""
 ClassName = NewType("ClassName", str)
 
 Blocks = NewType("Blocks", int)

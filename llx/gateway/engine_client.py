@@ -28,7 +28,7 @@ from llx.errors import UnreachableError
 from llx.gateway import context
 from llx.gateway.roster import Roster
 from llx.ports import Frame
-from llx.wire import Outputs
+from llx.wire import FromLlumlet, Outputs
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +175,9 @@ class PoolClient(AsyncMPClient):
         if outputs.outputs or outputs.scheduler_stats is not None:
             outputs.engine_index = self._roster.slot(instance)
             self.outputs_queue.put_nowait(outputs)
+
+    def on_llumlet(self, link: InstanceLink, message: FromLlumlet) -> None:
+        """The source of a migration asks or tells the arbiter."""
 
     def on_down(self, link: InstanceLink, reason: str) -> None:
         """An instance is lost: what has not answered yet goes elsewhere, the rest ends in error."""

@@ -20,6 +20,7 @@ from llx.curve import ClusterKeys, make_dialer
 from llx.errors import WireError
 from llx.wire import (
     Decoder,
+    FromLlumlet,
     FromScheduler,
     GatewayHello,
     GatewayReport,
@@ -203,6 +204,12 @@ class Membership:
     def on_load(self, link: InstanceLink, load: InstanceLoad) -> None:
         """The first report makes the instance eligible."""
         self._pool(link).roster.update()
+
+    def on_llumlet(self, link: InstanceLink, message: FromLlumlet) -> None:
+        """Pass on to the pool's client."""
+        client = self._pool(link).client
+        if client is not None:
+            client.on_llumlet(link, message)
 
     async def _open(self, pool: "FrontEnd") -> None:
         """Open a pool from any connected instance; again if that one goes away meanwhile."""

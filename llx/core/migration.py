@@ -1,0 +1,64 @@
+"""Live migration as pure state machines: the source's end and the target's.
+
+The arbiter, the gateway's end, is `llx.core.streams`. I/O around the machines is `llx.agent`'s.
+"""
+
+from dataclasses import dataclass
+
+from llx.core.model import Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a request is on its source, between two steps.
+
+    The KV of its first `num_settled` tokens is in its blocks for good: no step that is in flight
+    writes there. `blocks` is its block table. `is_waiting`: it is in no batch and holds no KV.
+    """
+
+    num_tokens: int
+    num_prompt: int
+    num_settled: int
+    blocks: tuple[int, ...]
+    is_waiting: bool = False
+
+    @property
+    def num_outputs(self) -> int:
+        """Tokens generated so far."""
+        return self.num_tokens - self.num_prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A request whose migration begins: how far it is, whose it is, and how it was asked for.
+
+    `peer` holds its stream, under `epoch`. `payload` is the frames of its ADD, `name` what
+    operators call it (`llx.wire.Add.name`).
+    """
+
+    progress: Progress
+    peer: int
+    epoch: Epoch
+    name: str
+    payload: tuple[bytes | memoryview, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A request as it left the batch: all its outputs, and the tokens whose KV is in `blocks`.
+
+    It goes on elsewhere by computing from token `num_computed` on.
+    """
+
+    outputs: tuple[int, ...]
+    num_computed: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Blocks at the target, for `num_tokens` tokens; the first `num_reused` need no copy."""
+
+    num_tokens: int
+    blocks: tuple[int, ...]
+    num_reused: int
