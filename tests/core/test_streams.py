@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llx.core.model import Epoch, InstanceId, RequestId
-from llx.core.streams import Streams, Verdict
+from llx.core.streams import OwnerIs, Streams, Verdict
 
 R, A, B = RequestId("r"), InstanceId("A"), InstanceId("B")
 
@@ -23,7 +23,7 @@ def test_a_move_fences_the_former_owner():
     streams = Streams()
     first = streams.own(R, A)
     second = streams.own(R, B)
-    assert second == first + 1
+    assert second == first + 2
     assert streams.judge(R, A, first, 0, 1) is Verdict.STALE
     assert streams.judge(R, A, second, 0, 1) is Verdict.STALE
     assert streams.judge(R, B, first, 0, 1) is Verdict.STALE
@@ -37,6 +37,35 @@ def test_an_ended_stream_hears_nothing():
     assert streams.end(R) is None
     assert streams.judge(R, A, epoch, 0, 1) is Verdict.STALE
     assert R not in streams
+
+
+def test_the_owner_gives_a_stream_away_by_the_next_epoch():
+    streams = Streams()
+    epoch = streams.own(R, A)
+    assert streams.judge(R, A, epoch, 0, 3) is Verdict.COUNTS
+    assert streams.judge(R, B, Epoch(epoch + 1), 4, 1) is Verdict.EARLY
+    assert streams.judge(R, A, epoch, 3, 1) is Verdict.COUNTS
+    assert streams.judge(R, B, Epoch(epoch + 1), 4, 1) is Verdict.MOVES
+    assert streams.judge(R, A, epoch, 5, 1) is Verdict.STALE
+    assert streams.judge(R, B, Epoch(epoch + 1), 5, 1) is Verdict.COUNTS
+    assert streams.ask(R, A, epoch) == OwnerIs(Epoch(epoch + 1), is_yours=False)
+
+
+def test_an_owner_that_asks_first_has_it_back_and_the_target_is_fenced():
+    streams = Streams()
+    epoch = streams.own(R, A)
+    again = OwnerIs(Epoch(epoch + 2), is_yours=True)
+    assert streams.ask(R, A, epoch) == again
+    assert streams.ask(R, A, epoch) == again, "the first answer may have been lost"
+    assert streams.judge(R, B, Epoch(epoch + 1), 0, 1) is Verdict.STALE
+    assert streams.judge(R, A, Epoch(epoch + 2), 0, 1) is Verdict.COUNTS
+
+
+def test_nobody_has_a_stream_that_has_ended():
+    streams = Streams()
+    epoch = streams.own(R, A)
+    streams.end(R)
+    assert not streams.ask(R, A, epoch).is_yours
 
 
 outputs = st.tuples(st.sampled_from([A, B]), st.integers(1, 6), st.integers(0, 6))
@@ -53,7 +82,12 @@ def test_whatever_arrives_the_delivered_offsets_are_contiguous_and_the_owners(st
             owner, epoch = step, streams.own(R, step)
             continue
         sender, claimed, offset = step
-        if streams.judge(R, sender, Epoch(claimed), offset, 1) is Verdict.COUNTS:
+        verdict = streams.judge(R, sender, Epoch(claimed), offset, 1)
+        if verdict is Verdict.COUNTS:
             assert (sender, claimed) == (owner, epoch)
+            delivered.append(offset)
+        if verdict is Verdict.MOVES:
+            assert (sender != owner, claimed) == (True, epoch + 1)
+            owner, epoch = sender, Epoch(claimed)
             delivered.append(offset)
     assert delivered == list(range(len(delivered)))
