@@ -164,7 +164,7 @@ class Incoming:
         if self._target.state is not TargetState.PREPARING or prepared is None:
             return  # it was given up while it waited
         engine, migration = self._parts.engine, self.header.migration
-        reuse = self._parts.spec.reuse_prefix
+        reuse = self._parts.spec.reuse_prefix and self.header.reuse_prefix
         self._parts.ask(
             lambda: engine.reserve(migration, prepared, num_tokens, reuse_prefix=reuse),
             self._has_reserved,

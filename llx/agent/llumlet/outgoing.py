@@ -253,7 +253,7 @@ class Outgoing:
             begun.name,
             self._parts.facts.compatibility,
             self._num_tokens,
-            self.order.is_checked,
+            self.order.reuse_prefix,
         )
         self._send(header, begun.payload)
 
