@@ -1,27 +1,28 @@
 """The arbiter: which instance owns each stream, and which of its outputs count.
 
-Every stream has one owner and an epoch, raised at each change of owner. An output counts only if
-it comes from the owner, under the present epoch, at the offset that comes next. So a token is
-delivered once and in order, whatever an instance that has lost a stream still says:
+Every stream has one owner and an epoch, raised at each change of owner (`llx.core.epochs`). An
+output counts only if it comes from the owner, under the present epoch, at the offset that comes
+next. So a token is delivered once and in order, whatever an instance that has lost a stream says:
 
     open  → A, epoch 1      A (1, 0) counts   A (1, 1) counts
-    lost  → B, epoch 3      A (1, 2) stale    B (3, 2) counts   B (3, 2) again: repeated
-                            B (3, 5): tokens 3 and 4 are missing, the stream cannot go on
+    lost  → B, a new reign  A (1, 2) stale    B (1000000, 2) counts, again: repeated
+                            B (1000000, 5): 3 and 4 are missing, the stream cannot go on
 
 In a live migration the owner itself gives the stream away, under the next epoch; the first output
-under it makes the target the owner. Until then the owner may ask for it back, and gets it under the
-epoch after next, which fences the one in between:
+under it makes the target the owner. Until then the owner may ask for it back, and gets it under a
+new reign, which fences whatever the old one has led to:
 
     A owns, epoch 1         A cuts at token 7 and commits to B under epoch 2
       B (2, 7) arrives      moves: B owns, epoch 2; A hears that it may free its blocks
       B (2, 7), but A (1, 6) is still on its way: early, kept until it is there
-      A asks before either  A owns, epoch 3; B (2, 7) is stale now, and B is told to drop it
+      A asks before either  A owns, epoch 1000000; B (2, 7) is stale now, and B is told to drop it
 """
 
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from llx.core import epochs
 from llx.core.model import Epoch, InstanceId, RequestId
 
 
@@ -32,9 +33,13 @@ class Verdict(Enum):
     MOVES = "moves"
     """It counts, and its sender owns the stream from here on."""
     EARLY = "early"
-    """It will, once the owner's last tokens have arrived: keep it and judge it again."""
+    """It will, once the tokens before it have arrived: keep it and judge it again."""
     STALE = "stale"
-    """Of no stream, not from its owner, or of another epoch: drop it."""
+    """Its sender has lost the stream for good: drop it, and have the sender end what it holds under
+    that epoch."""
+    PAST = "past"
+    """From its owner, under an epoch before: drop it. The owner may hold the stream under that
+    epoch still, because it has yet to hear of the present one; it must not be told to end it."""
     REPEATED = "repeated"
     """Of tokens that were delivered already: drop it."""
     GAP = "gap"
@@ -53,7 +58,9 @@ class Claim(Enum):
     """By what right an output comes."""
 
     OWNER = "owner, present epoch"
-    TARGET = "not the owner, next epoch"
+    HEIR = "a later epoch of this reign"
+    """Given away by the owner, or by whom the owner has given it to."""
+    PAST = "owner, an epoch before"
     OTHER = "any other"
 
 
@@ -61,9 +68,12 @@ VERDICTS: Final[dict[tuple[Claim, Place], Verdict]] = {
     (Claim.OWNER, Place.BEFORE): Verdict.REPEATED,
     (Claim.OWNER, Place.NEXT): Verdict.COUNTS,
     (Claim.OWNER, Place.AFTER): Verdict.GAP,
-    (Claim.TARGET, Place.BEFORE): Verdict.STALE,
-    (Claim.TARGET, Place.NEXT): Verdict.MOVES,
-    (Claim.TARGET, Place.AFTER): Verdict.EARLY,
+    (Claim.HEIR, Place.BEFORE): Verdict.STALE,
+    (Claim.HEIR, Place.NEXT): Verdict.MOVES,
+    (Claim.HEIR, Place.AFTER): Verdict.EARLY,
+    (Claim.PAST, Place.BEFORE): Verdict.PAST,
+    (Claim.PAST, Place.NEXT): Verdict.PAST,
+    (Claim.PAST, Place.AFTER): Verdict.PAST,
     (Claim.OTHER, Place.BEFORE): Verdict.STALE,
     (Claim.OTHER, Place.NEXT): Verdict.STALE,
     (Claim.OTHER, Place.AFTER): Verdict.STALE,
@@ -87,7 +97,11 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class OwnerIs:
-    """The answer to an owner that asks: its own again under `epoch`, or not its own any more."""
+    """The answer to an owner that asks.
+
+    `is_yours`: it has the stream again, under `epoch`. Else whatever it holds under an epoch lower
+    than `epoch` is not its own any more.
+    """
 
     epoch: Epoch
     is_yours: bool
@@ -112,13 +126,13 @@ class Streams:
     def own(self, request: RequestId, owner: InstanceId) -> Epoch:
         """Give a stream, new or not, to `owner`; returns the epoch that makes it so.
 
-        It skips one: the former owner may have given away the one in between.
+        A stream that there was begins a new reign: the owner before may have given it away.
         """
         stream = self._streams.get(request)
         if stream is None:
-            stream = self._streams[request] = Stream(owner, Epoch(1))
+            stream = self._streams[request] = Stream(owner, epochs.FIRST)
         else:
-            self._give(stream, owner, Epoch(stream.epoch + 2))
+            self._give(stream, owner, epochs.next_reign(stream.epoch))
         return stream.epoch
 
     def judge(
@@ -143,20 +157,26 @@ class Streams:
         if stream is not None and (stream.owner, stream.epoch) == (owner, epoch):
             stream.target = to
 
-    def ask(self, request: RequestId, sender: InstanceId, epoch: Epoch) -> OwnerIs:
+    def ask(self, request: RequestId, sender: InstanceId, epoch: Epoch) -> OwnerIs | None:
         """`sender` held the stream under `epoch`, gave it away, and does not know what came of it.
 
-        If it still is the owner it gets the stream under ``epoch + 2``; asked again it gets the
-        same answer.
+        If it still is the owner it gets the stream back, under a new reign; asked again it gets the
+        same answer. None: this is not decided yet, because the outputs that made it the owner have
+        not counted so far; it will ask again.
+
+        A "no" speaks of `epoch` alone: it may be a late answer, and the sender hold the stream
+        anew.
         """
         stream = self._streams.get(request)
-        if stream is None:
-            return OwnerIs(Epoch(epoch + 1), is_yours=False)
-        if (stream.owner, stream.epoch) == (sender, epoch):
-            self._give(stream, sender, Epoch(epoch + 2))
-            stream.taken_back_at = epoch
-        is_yours = stream.owner == sender and stream.taken_back_at == epoch
-        return OwnerIs(stream.epoch, is_yours=is_yours)
+        if stream is not None:
+            if epochs.follows(epoch, stream.epoch):
+                return None
+            if (stream.owner, stream.epoch) == (sender, epoch):
+                self._give(stream, sender, epochs.next_reign(epoch))
+                stream.taken_back_at = epoch
+            if stream.owner == sender and stream.taken_back_at == epoch:
+                return OwnerIs(stream.epoch, is_yours=True)
+        return OwnerIs(epochs.next_owner(epoch), is_yours=False)
 
     def end(self, request: RequestId) -> Stream | None:
         """Forget a stream; returns what it was."""
@@ -172,9 +192,11 @@ class Streams:
 
 
 def _claim(stream: Stream, sender: InstanceId, epoch: Epoch) -> Claim:
-    if sender == stream.owner:
-        return Claim.OWNER if epoch == stream.epoch else Claim.OTHER
-    return Claim.TARGET if epoch == stream.epoch + 1 else Claim.OTHER
+    if epochs.follows(epoch, stream.epoch):
+        return Claim.HEIR
+    if sender != stream.owner or epoch > stream.epoch:
+        return Claim.OTHER
+    return Claim.OWNER if epoch == stream.epoch else Claim.PAST
 
 
 def _place(stream: Stream, offset: int) -> Place:

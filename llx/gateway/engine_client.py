@@ -20,6 +20,7 @@ from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from llx.agent.link import InstanceLink, encode_arguments
+from llx.core import epochs
 from llx.core.model import Epoch, InstanceId, RequestId
 from llx.core.streams import Stream, Streams, Verdict
 from llx.errors import UnreachableError
@@ -344,7 +345,7 @@ class PoolClient(AsyncMPClient):
         assert stream is not None, f"{request} has no stream to recover"
         if (
             stream.num_tokens == 0
-            and stream.epoch < 2 * _MAX_PLACEMENTS - 1
+            and epochs.num_reigns(stream.epoch) < _MAX_PLACEMENTS
             and (instance := self._place(self._sent[request])) is not None
         ):
             self.counters.num_redispatched += 1

@@ -359,4 +359,4 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """End the request that was taken in: it was somebody else's after all."""
+    """End the request that was taken in, if it is held under the epoch of this migration still."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from llx.core import epochs
 from llx.core.migration.events import (
     AskArbiter,
     Begin,
@@ -160,6 +161,7 @@ class Source:
         self.size_bytes = 0
         self._rules = rules
         self._reservation: Reservation | None = None
+        self._asked_tokens = 0
         self._cut: Cut | None = None
         self._last_new = 0
         self._num_rounds = 0
@@ -169,6 +171,11 @@ class Source:
     def is_over(self) -> bool:
         """Whether nothing more will come of it."""
         return self.state in ENDS
+
+    @property
+    def reservation(self) -> Reservation | None:
+        """The target's blocks, to which copies go: the last answer that was taken."""
+        return self._reservation
 
     def start(self) -> list[Command]:
         """The first commands."""
@@ -194,16 +201,18 @@ class Source:
 
     def _begun(self, event: HasBegun) -> SourceState:
         progress = event.progress
-        num_tokens = 0 if progress.is_waiting else self._wanted(progress.num_tokens)
-        self._do(SendReserve(num_tokens), SetDeadline(_RESERVE_S))
+        if not progress.is_waiting:
+            self._asked_tokens = self._wanted(progress.num_tokens)
+        self._do(SendReserve(self._asked_tokens), SetDeadline(_RESERVE_S))
         return S.RESERVING
 
     def _not_begun(self, event: CannotBegin) -> SourceState:
         self.reason = event.reason
         return S.KEPT
 
-    def _reserved(self, event: TargetReserved) -> SourceState:
-        self._take(event.reservation)
+    def _reserved(self, event: TargetReserved) -> SourceState | None:
+        if not self._take(event.reservation):
+            return None
         if self._rules.is_blocking:
             return self._go_cut()
         return self._look()
@@ -255,12 +264,12 @@ class Source:
         return self._keep(event.reason) if self._counts(event.stage) else S.COPYING
 
     def _extend(self, num_tokens: int, state: SourceState) -> SourceState:
-        self._do(SendExtend(self._wanted(num_tokens)), SetDeadline(_ANSWER_S))
+        self._asked_tokens = self._wanted(num_tokens)
+        self._do(SendExtend(self._asked_tokens), SetDeadline(_ANSWER_S))
         return state
 
-    def _extended(self, event: TargetReserved) -> SourceState:
-        self._take(event.reservation)
-        return self._look()
+    def _extended(self, event: TargetReserved) -> SourceState | None:
+        return self._look() if self._take(event.reservation) else None
 
     def _go_cut(self) -> SourceState:
         self._do(CutRequest(), SetDeadline(_CUT_S))
@@ -274,18 +283,21 @@ class Source:
             return self._extend(event.cut.num_computed, S.EXTENDING_LATE)
         return self._commit(event.cut)
 
-    def _extended_late(self, event: TargetReserved) -> SourceState:
-        self._take(event.reservation)
+    def _extended_late(self, event: TargetReserved) -> SourceState | None:
         assert self._cut is not None, "it was cut before it was extended"
-        return self._commit(self._cut)
+        return self._commit(self._cut) if self._take(event.reservation) else None
 
     def _commit(self, cut: Cut) -> SourceState:
-        """The last copy and the commit travel at the same time: the target waits for both."""
+        """The last copy and the commit travel at the same time: the target waits for both.
+
+        The arbiter hears of it before the target does: should the source die right after the
+        commit, the stream waits for the target.
+        """
         last = blocks_for(cut.num_computed, self._rules.block_size)
         self._do(
             Copy(self.num_stages, min(self.num_copied, last), last, is_final=True),
-            SendCommit(self.num_stages, cut),
             TellArbiter(),
+            SendCommit(self.num_stages, cut),
             SetDeadline(_RULING_S),
         )
         self.num_copied = last
@@ -331,12 +343,12 @@ class Source:
     def _ruled(self, event: Ruled) -> SourceState | None:
         if not event.is_yours and event.epoch > self.epoch:
             self.reason = ""
-            self._do(Release(), CloseCopy())
+            self._do(CloseCopy(), Release())
             return S.MOVED
         return None
 
     def _ruled_asked(self, event: Ruled) -> SourceState | None:
-        if event.is_yours and event.epoch == self.epoch + 2:
+        if event.is_yours and event.epoch == epochs.next_reign(self.epoch):
             self._do(SendAbort(self.reason), Resume(event.epoch), CloseCopy())
             return S.KEPT
         return self._ruled(event)
@@ -383,11 +395,15 @@ class Source:
     def _reservation_tokens(self) -> int:
         return self._reservation.num_tokens if self._reservation is not None else 0
 
-    def _take(self, reservation: Reservation) -> None:
+    def _take(self, reservation: Reservation) -> bool:
+        """Whether it is what was asked for last; an older answer may come twice, or late."""
+        if reservation.num_tokens < self._asked_tokens:
+            return False
         if self._reservation is None:
             self.num_reused = reservation.num_reused // self._rules.block_size
             self.num_copied = self.num_reused
         self._reservation = reservation
+        return True
 
     def _wanted(self, num_tokens: int) -> int:
         """Room for two blocks more: the last stage must not have to wait for an allocation."""
@@ -410,7 +426,12 @@ SOURCE_TABLE: Final[Table[SourceState, Source]] = make_table(
     [
         Rule((S.BEGINNING,), HasBegun, (S.RESERVING,), Source._begun),
         Rule((S.BEGINNING,), CannotBegin, (S.KEPT,), Source._not_begun),
-        Rule((S.RESERVING,), TargetReserved, (S.LOOKING, S.CUTTING), Source._reserved),
+        Rule(
+            (S.RESERVING,),
+            TargetReserved,
+            (S.RESERVING, S.LOOKING, S.CUTTING),
+            Source._reserved,
+        ),
         Rule(
             (S.LOOKING,),
             HasProgressed,
@@ -419,9 +440,14 @@ SOURCE_TABLE: Final[Table[SourceState, Source]] = make_table(
         ),
         Rule((S.COPYING,), HasCopied, (S.LOOKING, S.COPYING), Source._copied),
         Rule((S.COPYING,), CopyFailed, (S.KEPT, S.COPYING), Source._not_copied),
-        Rule((S.EXTENDING,), TargetReserved, (S.LOOKING,), Source._extended),
+        Rule((S.EXTENDING,), TargetReserved, (S.EXTENDING, S.LOOKING), Source._extended),
         Rule((S.CUTTING,), HasCut, (S.COMMITTING, S.EXTENDING_LATE), Source._was_cut),
-        Rule((S.EXTENDING_LATE,), TargetReserved, (S.COMMITTING,), Source._extended_late),
+        Rule(
+            (S.EXTENDING_LATE,),
+            TargetReserved,
+            (S.EXTENDING_LATE, S.COMMITTING),
+            Source._extended_late,
+        ),
         Rule((S.COMMITTING,), TargetCommitted, (S.COMMITTING,), Source._target_has_it),
         Rule((S.COMMITTING,), TargetRefused, (S.KEPT,), Source._refused_commit),
         Rule((S.COMMITTING,), TargetLost, (S.ASKING,), Source._lost_target),

@@ -1,6 +1,6 @@
 """Transition tables: what a machine does with an event, and where that may lead."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar
@@ -36,7 +36,7 @@ def make_table(rules: Iterable[Rule[M, S]]) -> Table[S, M]:
     return table
 
 
-def draw(table: Table[S, M], initial: S) -> str:
+def draw(table: Table[S, M], initial: S, ends: Collection[S]) -> str:
     """The table as a mermaid state diagram; events that lead to one state share an arrow."""
     arrows: dict[tuple[str, str], list[str]] = {}
     for (state, event), rule in table.items():
@@ -46,11 +46,5 @@ def draw(table: Table[S, M], initial: S) -> str:
     lines += [
         f"    {one} --> {other}: {', '.join(names)}" for (one, other), names in arrows.items()
     ]
-    lines += [f"    {state.value} --> [*]" for state in type(initial) if _is_last(table, state)]
+    lines += [f"    {state.value} --> [*]" for state in type(initial) if state in ends]
     return "\n".join(lines)
-
-
-def _is_last(table: Table[S, M], state: S) -> bool:
-    return not any(
-        to is not state for (each, _), rule in table.items() if each is state for to in rule.to
-    )

@@ -74,10 +74,15 @@ _NOT_READY_S = 0.005
 _SILENCE_S = 130.0
 """Longer than any stage: a source that is silent for so long has forgotten the migration."""
 _LAST_STAGE_S = 10.0
+_NO_ARBITER = "the gateway that holds the stream is not connected here"
 
 
 class TargetState(Enum):
-    """Where the target's end is. `owning` and `ended` are ends."""
+    """Where the target's end is. `owning`, `dropped` and `ended` are ends.
+
+    `ended`: it never has owned the request and never will, and says so to whoever asks; `dropped`:
+    it has, and no word of it may lead the source to think otherwise.
+    """
 
     PREPARING = "preparing"
     HOLDING = "holding"
@@ -86,12 +91,13 @@ class TargetState(Enum):
     APPLYING = "applying"
     DROPPING = "dropping"
     OWNING = "owning"
+    DROPPED = "dropped"
     FENCING = "fencing"
     ENDED = "ended"
 
 
 T = TargetState
-ENDS: Final = frozenset({T.OWNING, T.ENDED})
+ENDS: Final = frozenset({T.OWNING, T.DROPPED, T.ENDED})
 
 
 class Target:
@@ -211,7 +217,7 @@ class Target:
         return self._fence("the source is lost")
 
     def _arbiter_lost(self, _: ArbiterLost) -> TargetState:
-        return self._refuse("the gateway that holds the stream is not connected here")
+        return self._refuse(_NO_ARBITER)
 
     def _timed_out(self, _: TimedOut) -> TargetState:
         return self._refuse(f"the source was silent for too long ({self.state.value})")
@@ -223,11 +229,15 @@ class Target:
         self.reason = event.reason
         return T.DROPPING
 
+    def _orphan_when_applied(self, _: ArbiterLost) -> TargetState:
+        self.reason = _NO_ARBITER
+        return T.DROPPING
+
     def _drop(self, event: HasApplied | AbortAsked) -> TargetState:
         if isinstance(event, AbortAsked):
             self.reason = event.reason
         self._do(Drop())
-        return T.ENDED
+        return T.DROPPED
 
     def _nothing_to_drop(self, _: CannotApply) -> TargetState:
         return self._fence(self.reason)
@@ -254,10 +264,11 @@ TARGET_TABLE: Final[Table[TargetState, Target]] = make_table(
         Rule((T.APPLYING,), HasApplied, (T.OWNING,), Target._applied),
         Rule((T.APPLYING,), CannotApply, (T.FENCING,), Target._not_applied),
         Rule((T.APPLYING,), AbortAsked, (T.DROPPING,), Target._drop_when_applied),
-        Rule((T.DROPPING,), HasApplied, (T.ENDED,), Target._drop),
+        Rule((T.APPLYING,), ArbiterLost, (T.DROPPING,), Target._orphan_when_applied),
+        Rule((T.DROPPING,), HasApplied, (T.DROPPED,), Target._drop),
         Rule((T.DROPPING,), CannotApply, (T.FENCING,), Target._nothing_to_drop),
         Rule((T.OWNING,), CommitAsked, (T.OWNING,), Target._committed_again),
-        Rule((T.OWNING,), AbortAsked, (T.ENDED,), Target._drop),
+        Rule((T.OWNING,), AbortAsked, (T.DROPPED,), Target._drop),
         Rule(_UNAPPLIED, IsBroken, (T.FENCING,), Target._broken),
         Rule(_UNAPPLIED, AbortAsked, (T.FENCING,), Target._aborted),
         Rule(_OPEN, SourceLost, (T.FENCING,), Target._source_lost),
