@@ -147,10 +147,10 @@ class KvTransport(Protocol):
         """How this instance's ranks are reached."""
 
     def expect(self, migration: MigrationId, token: bytes, blocks: Sequence[int]) -> None:
-        """Target: admit connections of that migration which know `token`, to write these blocks."""
+        """Target: admit connections of that migration which know `token`, to write `blocks`."""
 
     def allow(self, migration: MigrationId, blocks: Sequence[int]) -> None:
-        """Target: admit it to these blocks, and to no others."""
+        """Target: let it write these blocks as well; nothing if it has been fenced."""
 
     def fence(self, migration: MigrationId, done: Callable[[], None]) -> None:
         """Target: admit nothing more; when `done` is called nothing is written any more."""
