@@ -39,13 +39,8 @@ from llx.agent.engine_codec import (
 )
 from llx.agent.ownership import Ownership
 from llx.agent.sim_request import read_request
-from llx.core.engine_model import (
-    EngineConfig,
-    EngineModel,
-    Finish,
-    Step,
-    TokenOutput,
-)
+from llx.core.engine_model import EngineModel, Finish, Step, TokenOutput
+from llx.core.engine_state import EngineConfig
 from llx.core.model import Epoch, Nanos, RequestId
 from llx.core.token_model import HashedTokens
 from llx.errors import WireError

@@ -12,7 +12,7 @@ from llx.agent.endpoint import InstanceEndpoint
 from llx.agent.engine_codec import EngineCoreReadyResponse, encode
 from llx.agent.sim_core import RESULTS, Outlet, SimEngine
 from llx.agent.sim_model import ModelFacts, read_model
-from llx.core.engine_model import EngineConfig, StepTime
+from llx.core.engine_state import EngineConfig, StepTime
 from llx.core.model import Blocks, InstanceId, PoolName, Tokens
 from llx.core.token_model import HashedTokens
 from llx.curve import ClusterKeys

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from llx.agent.engine_codec import EngineCoreRequest, SamplingParams
-from llx.core.engine_model import EngineRequest
+from llx.core.engine_state import EngineRequest
 from llx.core.model import Nanos, RequestId
 from llx.core.token_model import Vocabulary
 

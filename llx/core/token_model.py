@@ -14,7 +14,7 @@ the last position and within a few tokens anywhere else. Hashing is blake2b: the
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from llx.core.engine_model import EngineRequest
+from llx.core.engine_state import EngineRequest
 
 _DIGEST_BYTES = 64
 
