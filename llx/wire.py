@@ -214,6 +214,8 @@ class InstanceInfo(msgspec.Struct, frozen=True):
     max_num_batched_tokens: int
     tensor_parallel: int
     pid: int
+    cannot_migrate: str = ""
+    """Why its requests cannot move; empty if they can."""
 
 
 class Ready(_Message, frozen=True, tag="ready"):
@@ -374,6 +376,36 @@ class MigrationNews(_Message, frozen=True, tag="migration-news"):
     is_over: bool = False
     outcome: str = ""
     reason: str = ""
+
+
+class RequestView(msgspec.Struct, frozen=True):
+    """A request as its instance sees it; the utility ``llx_requests`` answers with a list of them.
+
+    Attributes:
+        id: `RequestId`.
+        name: What operators know it by (`Add.name`).
+        peer: Index of the session that holds its stream.
+        priority: The integer that vLLM sees; lower is more urgent.
+        state: ``waiting``, ``running``, ``preempted``, or ``leaving`` while it is being moved away.
+        num_prompt: Tokens of its prompt.
+        num_tokens: Those, and what has been generated.
+        num_blocks: KV blocks that it holds.
+        size_bytes: Bytes of those blocks, over all ranks.
+        arrival: When it came to its gateway, in seconds since 1970.
+        pinned: Why it cannot move; empty if it can.
+    """
+
+    id: str
+    name: str
+    peer: int
+    priority: int
+    state: str
+    num_prompt: int
+    num_tokens: int
+    num_blocks: int
+    size_bytes: int
+    arrival: float
+    pinned: str = ""
 
 
 class Dead(_Message, frozen=True, tag="dead"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from llx import __version__
 from llx.agent.endpoint import InstanceEndpoint
 from llx.agent.engine_codec import EngineCoreReadyResponse, encode
-from llx.agent.sim_core import RESULTS, Outlet, SimEngine
+from llx.agent.sim_core import UTILITIES, Outlet, SimEngine
 from llx.agent.sim_model import ModelFacts, read_model
 from llx.core.engine_state import EngineConfig, StepTime
 from llx.core.model import Blocks, InstanceId, PoolName, Tokens
@@ -43,7 +43,7 @@ def run_sim(spec: InstanceSpec, status: StatusFile, *, lease_s: float = 10.0) ->
         info=_info(spec, config),
         engine_ready=encode(ready_response(config, dtype=facts.dtype, name=spec.name)),
         sink=engine,
-        allowed_calls=frozenset(RESULTS),
+        allowed_calls=UTILITIES,
         lease_s=lease_s,
         port_range=spec.port_range,
     )

@@ -109,12 +109,14 @@ class EngineMoves:
             self._state.move(held, held.cut_from)
         return True
 
-    def release(self, request: RequestId) -> None:
-        """Free a request that was cut, and tell nobody."""
+    def release(self, request: RequestId) -> bool:
+        """Free a request that was cut, and tell nobody. False if it has ended meanwhile."""
         held = self._watched(request)
-        if held is not None:
-            self._draining.pop(request, None)
-            self._state.move(held, State.GONE)
+        if held is None:
+            return False
+        self._draining.pop(request, None)
+        self._state.move(held, State.GONE)
+        return True
 
     def unwatch(self, request: RequestId) -> None:
         """It stays after all, and was not cut."""
