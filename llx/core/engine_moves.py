@@ -144,7 +144,7 @@ class EngineMoves:
     def extend(self, migration: MigrationId, num_tokens: int) -> Reservation | str:
         """Blocks for `num_tokens` tokens in all; a string refuses, and what there was stays.
 
-        The requests that have blocks are left what their tokens so far need, and one block each.
+        Those that have blocks are left one block each, and what their prefills still need.
         """
         arriving = self._arriving.get(migration)
         if arriving is None:
@@ -215,7 +215,9 @@ class EngineMoves:
     def _headroom(self) -> int:
         state = self._state
         queues = (state.running, state.arrived, state.cut)
-        return sum(state.demand(held) + 1 for queue in queues for held in queue if held.blocks)
+        with_blocks = [held for queue in queues for held in queue if held.blocks]
+        prefills = (held for held in with_blocks if held.num_computed < len(held.tokens) - 1)
+        return len(with_blocks) + sum(state.demand(held) for held in prefills)
 
     def _refusal(self, arriving: _Arriving, num_outputs: int, num_computed: int) -> str:
         asked, config = arriving.asked, self._state.config
