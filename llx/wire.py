@@ -199,7 +199,10 @@ class AbortMigration(_Message, frozen=True, tag="abort-migration"):
 
 
 class InstanceInfo(msgspec.Struct, frozen=True):
-    """What an instance is, fixed for its life."""
+    """What an instance is, fixed for its life.
+
+    `cannot_migrate` says why none of its requests can move, empty if they can.
+    """
 
     instance: InstanceId
     pool: PoolName
@@ -214,6 +217,28 @@ class InstanceInfo(msgspec.Struct, frozen=True):
     max_num_batched_tokens: int
     tensor_parallel: int
     pid: int
+    cannot_migrate: str = ""
+
+
+class RequestView(msgspec.Struct, frozen=True):
+    """A request as an instance shows it to operators (utility ``llx_requests``).
+
+    `state`: ``waiting``, ``running``, ``preempted`` or ``leaving`` (cut, on its way elsewhere).
+    `arrival` is when its gateway took it in, in seconds since the epoch. `size_bytes` is the KV of
+    its blocks on all ranks. `pinned` says why it cannot move at this moment, empty if it can.
+    """
+
+    id: RequestId
+    name: str
+    peer: str
+    priority: int
+    state: str
+    num_prompt: int
+    num_tokens: int
+    num_blocks: int
+    size_bytes: int
+    arrival: float
+    pinned: str = ""
 
 
 class Ready(_Message, frozen=True, tag="ready"):

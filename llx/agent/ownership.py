@@ -61,6 +61,28 @@ class Ownership:
         entry = self._held.get(request)
         return entry.peer if entry is not None else None
 
+    def owner_of(self, request: RequestId) -> tuple[int, Epoch] | None:
+        """The peer that owns `request` and the epoch under which it does, if it is held."""
+        entry = self._held.get(request)
+        return None if entry is None else (entry.peer, entry.epoch)
+
+    def adopt(self, request: RequestId, peer: int, epoch: Epoch, num_tokens: int) -> bool:
+        """Take in a request that a migration brought, `num_tokens` of it emitted elsewhere.
+
+        False if the id is held already.
+        """
+        if request in self._held:
+            return False
+        self._held[request] = _Entry(peer, epoch, num_tokens)
+        return True
+
+    def resume(self, request: RequestId, epoch: Epoch) -> None:
+        """Go on with a request under a later epoch; nothing if it is not held any more."""
+        entry = self._held.get(request)
+        if entry is not None:
+            assert epoch >= entry.epoch, f"{request}: epoch {entry.epoch} before {epoch}"
+            entry.epoch = epoch
+
     def stamp(
         self, outputs: Iterable[tuple[RequestId, int, bool]]
     ) -> list[tuple[Epoch, int] | None]:
