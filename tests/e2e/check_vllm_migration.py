@@ -26,7 +26,7 @@ from llx.core.model import Epoch, MigrationId, RequestId
 from llx.curve import ClusterKeys
 from llx.ports import KvStore, MigratingEngine
 from llx.specs import EngineKind, InstanceSpec
-from llx.wire import Abort, Add, Outputs, Reserve
+from llx.wire import Add, Outputs, Reserve
 
 BLOCK, NUM_BLOCKS = 32, 24
 PEER = 7
