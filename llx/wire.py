@@ -201,7 +201,10 @@ class AbortMigration(_Message, frozen=True, tag="abort-migration"):
 
 
 class InstanceInfo(msgspec.Struct, frozen=True):
-    """What an instance is, fixed for its life."""
+    """What an instance is, fixed for its life.
+
+    `cannot_migrate` says why none of its requests can move, empty if they can.
+    """
 
     instance: InstanceId
     pool: PoolName
