@@ -214,6 +214,28 @@ class InstanceInfo(msgspec.Struct, frozen=True):
     max_num_batched_tokens: int
     tensor_parallel: int
     pid: int
+    cannot_migrate: str = ""
+    """Why no request can move to or from it; empty: requests can."""
+
+
+class RequestView(msgspec.Struct, frozen=True):
+    """A request that an instance has, as the utility ``llx_requests`` lists it (a map each).
+
+    `state`: ``waiting``, ``running``, ``preempted`` or ``leaving`` (it goes to another instance).
+    `arrival`: in Unix seconds. `pinned`: why it cannot move; empty: it can.
+    """
+
+    id: str
+    name: str
+    peer: int
+    priority: int
+    state: str
+    num_prompt: int
+    num_tokens: int
+    num_blocks: int
+    size_bytes: int
+    arrival: float
+    pinned: str = ""
 
 
 class Ready(_Message, frozen=True, tag="ready"):
