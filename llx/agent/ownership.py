@@ -80,7 +80,7 @@ class Ownership:
         return entry.epoch if entry is not None else None
 
     def owner_of(self, request: RequestId) -> tuple[int, Epoch] | None:
-        \"\"\"The peer that owns `request` and the epoch under which it does, if it is held.\"\"\"
+        """The peer that owns `request` and the epoch under which it does, if it is held."""
         entry = self._held.get(request)
         return None if entry is None else (entry.peer, entry.epoch)
 

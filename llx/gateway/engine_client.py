@@ -222,6 +222,8 @@ class PoolClient(AsyncMPClient):
                 self._streams.note_target(request, instance, epoch, target)
             case AskOwner(request=request, epoch=epoch):
                 answer = self._streams.ask(request, instance, epoch)
+                if answer is None:
+                    return  # not decided yet: it asks again
                 if answer.is_yours:
                     self._early.pop(request, None)
                 log.info("pool.ruled request=%s instance=%s answer=%s", request, instance, answer)

@@ -9,6 +9,7 @@ asyncio loop of its own:
     links to targets ─────── messages ─►┘               └─► links to targets
 """
 
+from llx.agent.llumlet.parts import EngineFacts
 from llx.agent.llumlet.service import MigrationService
 
-__all__ = ["MigrationService"]
+__all__ = ["EngineFacts", "MigrationService"]

@@ -186,11 +186,13 @@ class Incoming:
     def _admit(self, reservation: Reservation) -> None:
         migration, transport = self.header.migration, self._parts.transport
         is_first = not self._token
+        # What is reused is other requests' as well.
+        own = reservation.blocks[reservation.num_reused // self._parts.facts.block_size :]
         if is_first:
             self._token = secrets.token_bytes(16)
-            transport.expect(migration, self._token, reservation.blocks)
+            transport.expect(migration, self._token, own)
         else:
-            transport.allow(migration, reservation.blocks)
+            transport.allow(migration, own)
         self._send(
             Reserved(
                 migration,
