@@ -199,10 +199,7 @@ class AbortMigration(_Message, frozen=True, tag="abort-migration"):
 
 
 class InstanceInfo(msgspec.Struct, frozen=True):
-    """What an instance is, fixed for its life.
-
-    `cannot_migrate` says why none of its requests can move, empty if they can.
-    """
+    """What an instance is, fixed for its life."""
 
     instance: InstanceId
     pool: PoolName
@@ -218,27 +215,7 @@ class InstanceInfo(msgspec.Struct, frozen=True):
     tensor_parallel: int
     pid: int
     cannot_migrate: str = ""
-
-
-class RequestView(msgspec.Struct, frozen=True):
-    """A request as an instance shows it to operators (utility ``llx_requests``).
-
-    `state`: ``waiting``, ``running``, ``preempted`` or ``leaving`` (cut, on its way elsewhere).
-    `arrival` is when its gateway took it in, in seconds since the epoch. `size_bytes` is the KV of
-    its blocks on all ranks. `pinned` says why it cannot move at this moment, empty if it can.
-    """
-
-    id: RequestId
-    name: str
-    peer: str
-    priority: int
-    state: str
-    num_prompt: int
-    num_tokens: int
-    num_blocks: int
-    size_bytes: int
-    arrival: float
-    pinned: str = ""
+    """Why its requests cannot move; empty if they can."""
 
 
 class Ready(_Message, frozen=True, tag="ready"):
@@ -399,6 +376,36 @@ class MigrationNews(_Message, frozen=True, tag="migration-news"):
     is_over: bool = False
     outcome: str = ""
     reason: str = ""
+
+
+class RequestView(msgspec.Struct, frozen=True):
+    """A request as its instance sees it; the utility ``llx_requests`` answers with a list of them.
+
+    Attributes:
+        id: `RequestId`.
+        name: What operators know it by (`Add.name`).
+        peer: Index of the session that holds its stream.
+        priority: The integer that vLLM sees; lower is more urgent.
+        state: ``waiting``, ``running``, ``preempted``, or ``leaving`` while it is being moved away.
+        num_prompt: Tokens of its prompt.
+        num_tokens: Those, and what has been generated.
+        num_blocks: KV blocks that it holds.
+        size_bytes: Bytes of those blocks, over all ranks.
+        arrival: When it came to its gateway, in seconds since 1970.
+        pinned: Why it cannot move; empty if it can.
+    """
+
+    id: str
+    name: str
+    peer: int
+    priority: int
+    state: str
+    num_prompt: int
+    num_tokens: int
+    num_blocks: int
+    size_bytes: int
+    arrival: float
+    pinned: str = ""
 
 
 class Dead(_Message, frozen=True, tag="dead"):
