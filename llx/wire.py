@@ -132,6 +132,7 @@ class MigrateOrder(_Message, frozen=True, tag="migrate"):
 
     `is_checked`: compare a digest of the copied KV at both ends before the target goes on with it.
     `is_blocking`: the request stops before the first copy, the baseline for live migration.
+    `reuse_prefix`: the target may use blocks that its prefix cache has, if its settings say so too.
     """
 
     migration: MigrationId
@@ -140,6 +141,7 @@ class MigrateOrder(_Message, frozen=True, tag="migrate"):
     term: Term
     is_checked: bool = False
     is_blocking: bool = False
+    reuse_prefix: bool = True
 
 
 class CancelMigration(_Message, frozen=True, tag="cancel-migration"):
@@ -166,7 +168,7 @@ class Reserve(_Message, frozen=True, tag="reserve"):
     name: str
     compatibility: str
     num_tokens: int
-    is_checked: bool = False
+    reuse_prefix: bool = True
 
 
 class Extend(_Message, frozen=True, tag="extend"):

@@ -21,9 +21,12 @@ from llx.cli import (
     inst,
     lock,
     logs,
+    mig,
+    migrate,
     model,
     node,
     play,
+    req,
     status,
     up,
 )
@@ -73,6 +76,9 @@ app.command("doctor")(doctor.doctor)
 app.command("status")(status.status)
 app.add_typer(host.app, name="host")
 app.add_typer(inst.app, name="inst")
+app.add_typer(req.app, name="req")
+app.command("migrate")(migrate.migrate)
+app.add_typer(mig.app, name="mig")
 app.command("logs")(logs.logs)
 app.command("play")(play.play)
 app.command("generate")(generate.generate)

@@ -19,7 +19,7 @@ def instance_columns(
         Column("model", lambda each: each.model),
         Column("host", lambda each: each.host or "-", is_wide_only=not shows_host),
         Column("engine", lambda each: each.engine, is_wide_only=True),
-        Column("state", lambda each: str(each.state)),
+        Column("state", lambda each: f"{each.state}{', cordoned' if each.is_cordoned else ''}"),
         Column("run", lambda each: _load(each, "running"), is_number=True),
         Column("wait", lambda each: _load(each, "waiting"), is_number=True),
         Column("kv", _kv, is_number=True),
@@ -28,6 +28,8 @@ def instance_columns(
         Column("age", lambda each: age(each.started_at, now), is_number=True),
         Column("pid", lambda each: _or_dash(each.pid), is_number=True, is_wide_only=True),
         Column("devices", lambda each: _devices(each.devices), is_wide_only=True),
+        Column("moving", lambda each: str(each.moving_out), is_number=True, is_wide_only=True),
+        Column("moves", lambda each: each.cannot_migrate or "yes", is_wide_only=True),
         Column("detail", lambda each: _one_line(each.detail)),
     ]
 

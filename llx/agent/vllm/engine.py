@@ -40,7 +40,9 @@ from vllm.version import __version__ as vllm_version
 
 from llx import __version__
 from llx.agent.endpoint import InstanceEndpoint
+from llx.agent.llumlet import EngineFacts, MigrationService
 from llx.agent.ownership import Ownership
+from llx.agent.transport.instance import InstanceTransport
 from llx.agent.vllm.arguments import instance_argv
 from llx.agent.vllm.migrating import OnCore, VllmMigratingEngine, open_migration, request_views
 from llx.agent.vllm.scheduler import enable_migration
@@ -116,6 +118,8 @@ class LlxEngineCore(EngineCoreProc):
         self._llx_reported_at = 0.0
         self.llx_cannot_migrate = enable_migration(vllm_config)
         self.llx_migrating: VllmMigratingEngine | None = None
+        self.llx_llumlet: MigrationService | None = None
+        self.llx_transport: InstanceTransport | None = None
         self._llx_prepare_lock = threading.Lock()
         executor_class = _executor_class(vllm_config)
         super().__init__(vllm_config, True, "", executor_class, log_stats=True)
@@ -140,20 +144,55 @@ class LlxEngineCore(EngineCoreProc):
                 log.info("engine.cannot_migrate instance=%s why=%s", self.llx_spec.name, reason)
             case migrating:
                 self.llx_migrating = migrating
+        sink = _Sink(self)
+        llumlet = self._llx_llumlet(sink)
         endpoint = InstanceEndpoint(
             self.llx_keys,
             self.llx_spec.bind_host,
             info=self._llx_info(),
             engine_ready=msgspec.msgpack.encode(self._make_ready_response()),
-            sink=_Sink(self),
+            sink=sink,
+            llumlet=llumlet,
             allowed_calls=ALLOWED_CALLS,
             port_range=self.llx_spec.port_range,
         )
         self.llx_endpoint = endpoint
         self.llx_report(is_forced=True)
+        if llumlet is not None:
+            assert self.llx_migrating is not None, "it has a llumlet"
+            self.llx_transport = self.llx_migrating.open_transport(self.llx_spec, llumlet)
+            llumlet.start(endpoint, self.llx_transport)
+            self.llx_llumlet = llumlet
         self.llx_addresses = endpoint.start()
         self._llx_bound.set()
         ready_event.set()
+
+    def _llx_llumlet(self, sink: "_Sink") -> MigrationService | None:
+        """The migration end, if requests can move."""
+        migrating, config = self.llx_migrating, self.vllm_config
+        if migrating is None:
+            return None
+        facts = EngineFacts(
+            InstanceId(self.llx_spec.name),
+            migrating.compatibility,
+            config.cache_config.block_size,
+            config.model_config.max_model_len,
+        )
+        return MigrationService(
+            self.llx_keys,
+            PoolName(self.llx_spec.pool),
+            facts,
+            self.llx_spec.migration,
+            migrating,
+            sink,
+        )
+
+    def llx_end_migration(self) -> None:
+        """End the llumlet and the copies under way; what it left open the other ends settle."""
+        if self.llx_llumlet is not None:
+            self.llx_llumlet.close()
+        if self.llx_transport is not None:
+            self.llx_transport.stop()
 
     def process_output_sockets(self, *_: Any) -> None:
         """Wait for the end: outputs leave through the endpoint."""
@@ -432,5 +471,6 @@ def run_vllm(spec: InstanceSpec, status: StatusFile) -> int:
         return 1
     finally:
         stop.stop()
+        core.llx_end_migration()
         core.shutdown()
     return 0

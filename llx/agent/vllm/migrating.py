@@ -9,16 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.serial_utils import MsgpackDecoder
 
+from llx.agent.transport.instance import InstanceTransport
+from llx.agent.transport.rank import RankAgent
 from llx.agent.vllm.kv_store import VllmKvStore
 from llx.agent.vllm.movable import compatibility, movable_reason, pinned_by_cache
 from llx.core.migration import Begun, Cut, Progress, Reservation
 from llx.core.model import Epoch, MigrationId, RequestId
-from llx.ports import Frame
+from llx.ports import Frame, KvListener
+from llx.specs import InstanceSpec
 from llx.wire import Add, RequestView, Reserve
 
 if TYPE_CHECKING:
@@ -81,6 +85,18 @@ class VllmMigratingEngine:
             return None
         (store,) = self._core.collective_rpc("llx_kv_store")
         return store
+
+    def open_transport(self, spec: InstanceSpec, listener: KvListener) -> InstanceTransport:
+        """Have every rank serve its KV, within this process or in its worker's."""
+        store = self.local_store()
+        if store is not None:
+            agent = RankAgent(store, spec.migration, spec.bind_host, spec.port_range)
+            return InstanceTransport([agent], listener)
+        from llx.agent.transport.remote import connect_ranks
+
+        encoded = msgspec.msgpack.encode(spec.migration)
+        arguments = (encoded, spec.bind_host, spec.port_range)
+        return connect_ranks(self._core.collective_rpc("llx_start_rank", args=arguments), listener)
 
     def on_core(self, action: Callable[[], None]) -> None:
         """See `llx.ports.MigratingEngine`, as all that follows."""
