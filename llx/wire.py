@@ -201,10 +201,7 @@ class AbortMigration(_Message, frozen=True, tag="abort-migration"):
 
 
 class InstanceInfo(msgspec.Struct, frozen=True):
-    """What an instance is, fixed for its life.
-
-    `cannot_migrate` says why none of its requests can move, empty if they can.
-    """
+    """What an instance is, fixed for its life."""
 
     instance: InstanceId
     pool: PoolName

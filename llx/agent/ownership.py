@@ -79,11 +79,6 @@ class Ownership:
         entry = self._held.get(request)
         return entry.epoch if entry is not None else None
 
-    def owner_of(self, request: RequestId) -> tuple[int, Epoch] | None:
-        """The peer that owns `request` and the epoch under which it does, if it is held."""
-        entry = self._held.get(request)
-        return None if entry is None else (entry.peer, entry.epoch)
-
     def stamp(
         self, outputs: Iterable[tuple[RequestId, int, bool]]
     ) -> list[tuple[Epoch, int] | None]:

@@ -10,6 +10,7 @@ the count of free blocks before and after. Exits non-zero with the first differe
 
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ class Said:
     logprobs: list[Any] = field(default_factory=list)
     stamps: list[tuple[int, int]] = field(default_factory=list)
     finish: str = ""
+    prefilled: int = 0
 
 
 class Endpoint:
@@ -51,9 +53,6 @@ class Endpoint:
         self.said: dict[str, Said] = {}
         self.load: Any = None
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
-
-    def name_of(self, index: int) -> str:
-        return "gateway" if index == PEER else ""
 
     def report(self, load: Any, seen: dict[int, int]) -> None:
         self.load = load
@@ -68,6 +67,8 @@ class Endpoint:
             said.tokens.extend(output.new_token_ids)
             if output.new_logprobs is not None:
                 said.logprobs.extend(output.new_logprobs.logprobs.tolist())
+            if output.prefill_stats is not None:
+                said.prefilled = output.prefill_stats.num_prompt_tokens
             if output.finish_reason is not None:
                 said.finish = str(output.finish_reason)
 
@@ -195,6 +196,7 @@ class Rig:
             answer = self.port.reserve(MigrationId(migration), prepared, tokens, reuse_prefix=reuse)
             if answer is not None:
                 return answer
+            time.sleep(0.01)
             self.step()
         return fail("a reservation never got ready")
 
@@ -317,6 +319,89 @@ def check_prefix(rig: Rig) -> None:
     rig.is_quiet(free, "published")
 
 
+def check_prefill(rig: Rig) -> None:
+    """Stopped in the middle of its prompt: what is computed goes along, with no output yet."""
+    prompt, params = prompt_of(380, 16), {"max_tokens": 20}
+    rig.idle()
+    free = rig.free
+    alone = rig.run(rig.add(prompt, params))
+    assert rig.core.scheduler.reset_prefix_cache()
+    busy = rig.add(prompt_of(10, 17), {"max_tokens": 30})
+    rig.until(lambda: len(rig.said(busy).tokens) >= 1, "a token")
+    source = rig.add(prompt, params)
+    begun = rig.begin(source)
+    check("prefill: waits", begun.progress.is_waiting)
+    rig.step()
+    progress = rig.port.progress(source)
+    assert progress is not None
+    rig.until(lambda: rig.port.progress(source).num_settled >= 96, "a part of the prompt")
+    cut = rig.cut(source)
+    assert cut is not None
+    check("prefill: cut in it", 96 <= cut.num_computed < 380 and not cut.outputs, cut)
+    target, prepared = rig.prepare(prompt, params)
+    assert isinstance(rig.reserve("f", prepared, 0, False), Reservation)
+    more = rig.port.extend(MigrationId("f"), cut.num_computed)
+    assert isinstance(more, Reservation), more
+    used = -(-cut.num_computed // BLOCK)
+    rig.copy(cut.blocks[:used], more.blocks[:used])
+    assert rig.port.commit(MigrationId("f"), PEER, Epoch(2), (), cut.num_computed) == ""
+    rig.port.release(source)
+    end = rig.run(target)
+    check("prefill: tokens", end.tokens == alone.tokens, end.tokens, alone.tokens)
+    check("prefill: its statistics", end.prefilled == 380, end.prefilled)
+    rig.run(busy)
+    rig.is_quiet(free, "prefill")
+
+
+def check_return(rig: Rig) -> None:
+    """It ends here, comes back at once, and goes away again: an id lives several times."""
+    prompt, params = prompt_of(45, 18), {"max_tokens": 40, "temperature": 1.0, "seed": 9}
+    rig.idle()
+    free = rig.free
+    alone = rig.run(rig.add(prompt, params))
+    request = rig.add(prompt, params)
+    rig.until(lambda: len(rig.said(request).tokens) >= 10, "ten tokens")
+    for hop in range(2, 5):
+        rig.port.begin(request)
+        cut = rig.cut(request)
+        assert cut is not None
+        # What leaves here lies elsewhere for a moment.
+        away = memoryview(bytearray(len(cut.blocks) * rig.store.block_bytes))
+        rig.store.pack(cut.blocks, away)
+        state = rig.store.sampler_state(request)
+        rig.port.release(request)
+        header = Reserve(
+            MigrationId("b"), request, Epoch(hop), "gateway", f"name-of-{request}", "", 0
+        )
+        prepared = rig.port.prepare(header, rig.payload(request, prompt, params, 0))
+        migration = f"back-{hop}"
+        reserved = rig.reserve(migration, prepared, cut.num_computed + 1, False)
+        assert isinstance(reserved, Reservation), reserved
+        rig.store.unpack(reserved.blocks[: len(cut.blocks)], away)
+        rig.store.keep_sampler_state(MigrationId(migration), state)
+        reason = rig.port.commit(
+            MigrationId(migration), PEER, Epoch(hop), cut.outputs, cut.num_computed
+        )
+        assert reason == "", reason
+        check(f"hop {hop}: not yet in the batch", isinstance(rig.port.begin(request), str))
+        seen = len(rig.said(request).tokens)
+        rig.until(lambda seen=seen: len(rig.said(request).tokens) >= seen + 5, "five tokens")
+    check("returned: tokens", rig.run(request).tokens == alone.tokens)
+    offsets = [offset for _, offset in rig.said(request).stamps]
+    check("returned: offsets", offsets == list(range(40)), offsets)
+    rig.is_quiet(free, "returned")
+
+    # Committed, and aborted before its first step.
+    target, prepared = rig.prepare(prompt, params)
+    rig.reserve("short", prepared, 47, False)
+    rig.store.keep_sampler_state(MigrationId("short"), b"g1" + bytes(5056))
+    assert rig.port.commit(MigrationId("short"), PEER, Epoch(2), alone.tokens[:3], 47) == ""
+    rig.sink.abort(PEER, [(target, Epoch(2))])
+    rig.pump()
+    rig.step()
+    rig.is_quiet(free, "aborted on arrival")
+
+
 def check_waiting(rig: Rig) -> None:
     """More than the batch holds: the rest waits, and moves without KV."""
     rig.idle()
@@ -430,11 +515,17 @@ def check_room(rig: Rig) -> None:
     check("abandoned: no commit", gone != "", gone)
     rig.is_quiet(free, "abandoned")
 
-    target, prepared = rig.prepare(prompt_of(40, 11), {"max_tokens": 40})
-    rig.reserve("odd", prepared, 41, False)
-    gone = rig.port.commit(MigrationId("odd"), PEER + 1, Epoch(2), (1,), 40)
-    check("no gateway: no commit", "gateway" in gone, gone)
-    rig.is_quiet(free, "no gateway")
+    for odd, outputs, computed in (("too much", (1,), 60), ("too little", (), 40)):
+        target, prepared = rig.prepare(prompt_of(40, 11), {"max_tokens": 40})
+        rig.reserve(odd, prepared, 41, False)
+        gone = rig.port.commit(MigrationId(odd), PEER, Epoch(2), outputs, computed)
+        check(f"{odd}: no commit", gone != "", gone)
+        rig.is_quiet(free, odd)
+    target, prepared = rig.prepare(prompt_of(40, 11), {"max_tokens": 40, "regex": REGEX})
+    rig.reserve("grammar", prepared, 41, False)
+    gone = rig.port.commit(MigrationId("grammar"), PEER, Epoch(2), (5, 6), 40)
+    check("wrong words: no commit", "grammar" in gone, gone)
+    rig.is_quiet(free, "wrong words")
 
     rig.lost.clear()
     first = rig.add(prompt_of(300, 12), params)
@@ -477,7 +568,7 @@ def check_requests(rig: Rig) -> None:
     rig.until(lambda: len(rig.said(one).tokens) >= 2, "two tokens")
     (view,) = rig.core.llx_requests()
     expected = {
-        "id": one, "name": f"name-of-{one}", "peer": "gateway", "priority": 3, "state": "running",
+        "id": one, "name": f"name-of-{one}", "peer": PEER, "priority": 3, "state": "running",
         "num_prompt": 40, "num_blocks": 2, "size_bytes": 2 * rig.store.block_bytes, "pinned": "",
     }  # fmt: skip
     check("shown", expected.items() <= view.items(), view)
@@ -522,7 +613,7 @@ def build(model: str, mode: str, folder: Path) -> LlxEngineCore:
     ClusterKeys.create().save(folder / "keys")
     config = AsyncEngineArgs(
         model=model, dtype="float32", block_size=BLOCK, num_gpu_blocks_override=NUM_BLOCKS,
-        max_model_len=640, max_num_seqs=4, max_num_batched_tokens=512, enforce_eager=True,
+        max_model_len=640, max_num_seqs=4, max_num_batched_tokens=128, enforce_eager=True,
         enable_prefix_caching=True, scheduling_policy="priority",
     ).create_engine_config()  # fmt: skip
     config.scheduler_config.async_scheduling = mode == "async"
@@ -539,7 +630,8 @@ def main(model: str, mode: str) -> None:
         rig = Rig(build(model, mode, Path(folder)))
         print("scheduler", type(rig.core.scheduler).__name__, rig.store.layout)
         print("compatibility", rig.core.llx_migrating.compatibility)
-        for part in (check_identity, check_prefix, check_waiting, check_kept, check_room,
+        for part in (check_identity, check_prefix, check_prefill, check_return, check_waiting,
+                     check_kept, check_room,
                      check_requests, check_ends):  # fmt: skip
             part(rig)
         rig.core.shutdown()

@@ -110,14 +110,14 @@ class VllmMigratingEngine:
 
     def begin(self, request: RequestId) -> Begun | str:
         """Watch a request that is to leave."""
-        owner = self._core.llx_ownership.owner_of(request)
-        if owner is None:
+        ownership = self._core.llx_ownership
+        peer, epoch = ownership.peer_of(request), ownership.epoch_of(request)
+        if peer is None or epoch is None:
             return "no such request here"
         progress = self._scheduler.llx_begin(request)
         if isinstance(progress, str):
             return progress
         held = self._scheduler.requests[request]
-        peer, epoch = owner
         return Begun(progress, peer, epoch, held.llx_header.name, held.llx_payload)
 
     def progress(self, request: RequestId) -> Progress | None:
@@ -170,7 +170,7 @@ class VllmMigratingEngine:
         assert isinstance(prepared, Request)
         if not self._core.is_running():
             return "this instance is stopping"
-        if self._core.llx_ownership.owner_of(RequestId(prepared.request_id)) is not None:
+        if self._core.llx_ownership.peer_of(RequestId(prepared.request_id)) is not None:
             return "still held here"
         reservation: Reservation | str | None = self._scheduler.llx_reserve(
             migration, prepared, num_tokens, reuse_prefix=reuse_prefix
@@ -196,26 +196,15 @@ class VllmMigratingEngine:
         if request is None:
             return "nothing is reserved for it here"
         request_id = RequestId(request.request_id)
-        if reason := self._not_ownable(request_id, peer):
+        if core.llx_ownership.peer_of(request_id) is not None or not core.is_running():
             self._scheduler.llx_abandon(migration)
-            return reason
+            return "its id came to life here in another way, or this instance is stopping"
         reason = self._scheduler.llx_commit(migration, outputs, num_computed)
         if reason:
             return str(reason)
         request.client_index = peer
         is_new = core.llx_ownership.adopt(request_id, peer, epoch, len(outputs))
         assert is_new, f"{request_id} is held already"
-        return ""
-
-    def _not_ownable(self, request: RequestId, peer: int) -> str:
-        """A session that ends after this was asked aborts the request by its `drop_peer`."""
-        endpoint = self._core.llx_endpoint
-        if endpoint is None or not endpoint.name_of(peer):
-            return "its gateway has no session here any more"
-        if not self._core.is_running():
-            return "this instance is stopping"
-        if self._core.llx_ownership.owner_of(request) is not None:
-            return "its id came to life here in another way"
         return ""
 
     def abandon(self, migration: MigrationId) -> None:
