@@ -8,11 +8,13 @@ no clock: the caller says when a step starts, and is told how long it takes.
               └─────preempt──────┘                              complete(step) ─► outputs
 
 It batches as vLLM's v1 scheduler does under ``--scheduling-policy priority``: running requests
-first, then the waiting ones by (priority, arrival), in one budget of tokens per step, long prefills
-in chunks. A request is admitted when all its tokens so far would fit in the free blocks. Who runs
-out of blocks takes them from the least urgent running request, which is recomputed later. One
-difference: a running request that has to preempt itself does not end the step's planning for the
-rest, so that a step is never empty.
+first, then those that arrived with their KV (`llx.core.engine_moves`), then the waiting ones by
+(priority, arrival), in one budget of tokens per step, long prefills in chunks. A request is
+admitted when all its tokens so far would fit in the free blocks. Who runs out of blocks takes them
+from the least urgent request in the batch, which is recomputed later. Two differences: a running
+request that has to preempt itself does not end the step's planning for the rest, so that a step is
+empty only if nothing can run; and one that has arrived, and has no place in the batch yet, can lose
+its blocks as if it had one.
 
 What a token *is* lies behind `TokenModel`; this module only counts them.
 """
