@@ -94,25 +94,3 @@ def test_offsets_of_each_request_are_contiguous(steps):
     for name, count in steps:
         assert table.stamp([(RequestId(name), count, False)]) == [(1, next_offset[name])]
         next_offset[name] += count
-
-
-def test_a_request_that_arrives_goes_on_where_it_was():
-    table = Ownership()
-    assert table.adopt(R, 3, Epoch(2), 17)
-    assert (table.peer_of(R), table.epoch_of(R)) == (3, 2)
-    assert table.stamp([(R, 1, False), (R, 2, False)]) == [(2, 17), (2, 18)]
-    assert not table.adopt(R, 4, Epoch(3), 0)
-    assert not table.add(4, add(epoch=9))
-    assert table.of_peer(3) == [R]
-
-
-def test_a_request_that_comes_back_goes_on_under_another_epoch():
-    table = Ownership()
-    table.add(0, add())
-    table.stamp([(R, 4, False)])
-    table.set_epoch(R, Epoch(3))
-    assert table.stamp([(R, 1, False)]) == [(3, 4)]
-    assert table.held(0, [(R, Epoch(2))]) == []
-    table.drop(R)
-    table.set_epoch(R, Epoch(5))
-    assert table.epoch_of(R) is None

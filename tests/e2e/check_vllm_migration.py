@@ -22,6 +22,7 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from llx.agent.vllm import migrating
 from llx.agent.vllm.engine import LlxEngineCore, _Sink
 from llx.core.migration import Begun, Cut, Progress, Reservation
 from llx.core.model import Epoch, MigrationId, RequestId
@@ -578,6 +579,8 @@ def check_requests(rig: Rig) -> None:
         "num_prompt": 40, "num_blocks": 2, "size_bytes": 2 * rig.store.block_bytes, "pinned": "",
     }  # fmt: skip
     check("shown", expected.items() <= view.items(), view)
+    by_plan = migrating._block_bytes(rig.core)
+    check("bytes by vLLM's plan", by_plan == rig.store.block_bytes, by_plan)
     rig.begin(one)
     assert rig.cut(one) is not None
     (view,) = rig.core.llx_requests()
