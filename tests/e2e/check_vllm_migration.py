@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from llx.agent.vllm import migrating
 from llx.agent.vllm.engine import LlxEngineCore, _Sink
 from llx.core.migration import Begun, Cut, Progress, Reservation
 from llx.core.model import Epoch, MigrationId, RequestId
 from llx.curve import ClusterKeys
 from llx.ports import KvStore, MigratingEngine
 from llx.specs import EngineKind, InstanceSpec
-from llx.wire import Add, Outputs, Reserve
+from llx.wire import Add, Call, Reply, Reserve
 
 BLOCK, NUM_BLOCKS = 32, 24
 PEER = 7
@@ -52,13 +54,15 @@ class Endpoint:
     def __init__(self) -> None:
         self.said: dict[str, Said] = {}
         self.load: Any = None
+        self.replies: list[tuple[str, Any]] = []
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
 
     def report(self, load: Any, seen: dict[int, int]) -> None:
         self.load = load
 
     def emit(self, peer: int, message: Any, payload: Any = None) -> None:
-        if not isinstance(message, Outputs):
+        if isinstance(message, Reply):
+            self.replies.append((message.error, MsgpackDecoder().decode(payload())))
             return
         outputs = self._decoder.decode(payload()).outputs
         for output, (epoch, offset) in zip(outputs, message.owners, strict=True):
@@ -566,12 +570,17 @@ def check_requests(rig: Rig) -> None:
     check("prompt logprobs may wait elsewhere", isinstance(waits, Begun), waits)
     rig.port.unwatch(one)
     rig.until(lambda: len(rig.said(one).tokens) >= 2, "two tokens")
-    (view,) = rig.core.llx_requests()
+    rig.sink.call(PEER, Call(1, "llx_requests"), [])
+    rig.pump()
+    error, (view,) = rig.endpoint.replies[-1]
+    assert error == ""
     expected = {
         "id": one, "name": f"name-of-{one}", "peer": PEER, "priority": 3, "state": "running",
         "num_prompt": 40, "num_blocks": 2, "size_bytes": 2 * rig.store.block_bytes, "pinned": "",
     }  # fmt: skip
     check("shown", expected.items() <= view.items(), view)
+    by_plan = migrating._block_bytes(rig.core)
+    check("bytes by vLLM's plan", by_plan == rig.store.block_bytes, by_plan)
     rig.begin(one)
     assert rig.cut(one) is not None
     (view,) = rig.core.llx_requests()
@@ -583,6 +592,13 @@ def check_requests(rig: Rig) -> None:
     check("its id is taken", held == "still held here", held)
     rig.port.release(one)
     rig.is_quiet(free, "shown")
+    _, adapted = rig.prepare(prompt_of(40, 14), {"max_tokens": 60})
+    adapted.lora_request = LoRARequest("adapter", 1, "/nowhere")
+    refused = rig.reserve("lora", adapted, 10, False)
+    check("no such adapter", "'adapter'" in refused, refused)
+    _, long = rig.prepare(prompt_of(40, 14), {"max_tokens": 4000})
+    refused = rig.reserve("long", long, 10, False)
+    check("too long for here", "640" in refused, refused)
     failed: list[int] = []
     rig.port.on_core(lambda: failed.append(1 // 0))
     rig.port.on_core(lambda: failed.append(1))
