@@ -99,19 +99,23 @@ def test_what_is_sent_about_migrations() -> None:
         ask = MigrateRequest(source="a", target="b", count=2, by="oldest", user="ann")
         assert control.migrate(ask).migrations[0].id == "m1-1"
         assert control.migrations(["m1-1", "m1-2"])[0].outcome is None
+        assert len(control.migrations()) == 1
+        assert len(control.migrations(["m1-1"] * 501)) == 2, "asked in parts"
         assert control.migration("m1/1").id == "m1-1"
         assert control.cancel_migration("m1-1", user="ann").id == "m1-1"
         assert control.drain_instance("a", deadline_s=7).moved == 2
+    del seen[4:6]
     assert [(each.method, each.url.raw_path) for each in seen] == [
         ("GET", b"/v1/requests"),
         ("POST", b"/v1/migrations"),
         ("GET", b"/v1/migrations?id=m1-1&id=m1-2"),
+        ("GET", b"/v1/migrations"),
         ("GET", b"/v1/migrations/m1%2F1"),
         ("POST", b"/v1/migrations/m1-1/cancel?user=ann"),
         ("POST", b"/v1/instances/a/drain"),
     ]
     assert MigrateRequest.model_validate_json(seen[1].content) == ask
-    assert seen[5].extensions["timeout"]["read"] > 60
+    assert seen[6].extensions["timeout"]["read"] > 60
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from llx.api import (
 from llx.cluster.audit import AuditTrail
 from llx.cluster.fleet import Fleet
 from llx.cluster.movability import SERVING, check_ends, pool_of, why_pinned
-from llx.cluster.move_log import MAX_OVER, Move
+from llx.cluster.move_log import Move
 from llx.cluster.request_book import Located, find, list_requests
 from llx.cluster.unit import Unit
 from llx.core.model import Blocks, InstanceId, MigrationId, Tokens
@@ -117,13 +117,13 @@ class Migrations:
         self._note("cancel_asked", move, user=user)
         return move
 
-    def history(self, ids: Sequence[str] = (), limit: int = MAX_OVER) -> MigrationList:
-        """Migrations, the oldest first: the last `limit`, or those of `ids` that are known."""
+    def history(self, ids: Sequence[str] = ()) -> MigrationList:
+        """Migrations, the oldest first: all in the record, or those of `ids` that are in it."""
         moves = self._fleet.moves.all()
         if ids:
             wanted = set(ids)
             moves = [each for each in moves if each.id in wanted]
-        return MigrationList(migrations=[each.status() for each in moves[-limit:]])
+        return MigrationList(migrations=[each.status() for each in moves])
 
     def get(self, migration: str) -> Move:
         """A migration.

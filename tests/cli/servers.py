@@ -152,12 +152,16 @@ class FakeHead(Server):
         self.moves: list[MigrationStatus] = []
         self.migrated = MigrateReport()
         self.orders: list[MigrateRequest] = []
+        self.forgets = False
+        """It is not the head that began `moves`."""
         self.later: list[dict] = []
         """What becomes of each of `moves` at each further look."""
 
     def look_at_moves(self, query):
         """Migrations, a step further each time."""
         ids = [value for key, value in parse_qsl(query) if key == "id"]
+        if self.forgets:
+            return MigrationList(migrations=[])
         if self.later:
             change = self.later.pop(0)
             self.moves = [each.model_copy(update=change.get(each.id, {})) for each in self.moves]

@@ -200,6 +200,13 @@ class TestWait:
         gone = {"m3-1": {"outcome": MoveOutcome.GONE, "reason": "it has ended"}}
         assert self.wait(llx, head, gone).exit_code == 1
 
+    def test_a_new_head_does_not_know_how_it_ended(self, llx, head):
+        head.migrated = MigrateReport(migrations=[migration_status(1)])
+        head.forgets = True
+        done = llx("migrate", "r1", "--to", "tiny-1", "--wait")
+        assert done.exit_code == 1
+        assert "unknown: the head has no record of it any more" in done.stdout
+
     def test_on_a_terminal_it_is_one_picture(self):
         console = Console(file=StringIO(), width=90, force_terminal=True, color_system=None)
         states = [

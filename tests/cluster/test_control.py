@@ -122,8 +122,8 @@ class MigrationsStandIn:
         self.driver.note_asked("migrate", ask.request or ask.source, ask.target, ask.user)
         return MigrateReport(migrations=[MIGRATION])
 
-    def history(self, ids: list[str], limit: int) -> MigrationList:
-        self.driver.note_asked("history", ids, limit)
+    def history(self, ids: list[str]) -> MigrationList:
+        self.driver.note_asked("history", ids)
         return MigrationList(migrations=[MIGRATION])
 
     def get(self, migration: str) -> "MigrationsStandIn":
@@ -223,7 +223,7 @@ async def test_operations_on_instances_and_requests_reach_the_driver(
     asked = {"request": "r", "target": "m-1", "user": "ann" * 100}
     assert (await http.post("/v1/migrations", json=asked)).json()["migrations"][0]["id"] == "m1-1"
     assert len((await http.get("/v1/migrations?id=a&id=b")).json()["migrations"]) == 1
-    assert (await http.get("/v1/migrations?limit=5")).status_code == 200
+    assert (await http.get("/v1/migrations")).status_code == 200
     assert (await http.get("/v1/migrations/m1-1")).json()["state"] == "copying"
     assert (await http.post("/v1/migrations/m1-1/cancel?user=ann")).json()["id"] == "m1-1"
     assert driver.asked == [
@@ -233,8 +233,8 @@ async def test_operations_on_instances_and_requests_reach_the_driver(
         ("restart", "m-0", "ann", 0.0),
         ("requests",),
         ("migrate", "r", "m-1", ("ann" * 100)[:256]),
-        ("history", ["a", "b"], 1000),
-        ("history", [], 5),
+        ("history", ["a", "b"]),
+        ("history", []),
         ("migration", "m1-1"),
         ("cancel", "m1-1", "ann"),
     ]
@@ -307,7 +307,7 @@ async def test_other_errors_are_internal(http: httpx.AsyncClient, driver: StandI
         ("POST", "/v1/instances/m-0/drain", {"json": {"deadline_s": -1}}, 400),
         ("POST", "/v1/migrations", {"json": {"request": "r"}}, 422),
         ("POST", "/v1/migrations", {"json": {"source": "a", "target": "b", "count": 0}}, 422),
-        ("GET", "/v1/migrations?limit=0", {}, 422),
+        ("GET", f"/v1/migrations?{'id=x&' * 1001}", {}, 422),
     ],
 )
 async def test_bad_requests(
