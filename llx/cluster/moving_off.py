@@ -7,7 +7,6 @@ move is left to finish.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -155,8 +154,6 @@ class MovingOff:
         finally:
             for each in waits:
                 each.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(*waits, return_exceptions=True)
 
     # ------------------------------------------------------------------ where to
 
