@@ -355,6 +355,8 @@ class MigrateRequest(_Resource):
     so many; None: all. `by`: which of them (`llx.core.request_choice`). `is_dry_run`: only say what
     would move. `is_checked`: compare the copied KV at both ends before the target goes on.
     `is_blocking`: stop the request before the first copy, the baseline for live migration.
+    `reuse_prefix`: the target may use blocks of its prefix cache instead of copying them, if the
+    cluster's settings allow it.
     """
 
     request: str = ""
@@ -365,6 +367,7 @@ class MigrateRequest(_Resource):
     is_dry_run: bool = False
     is_checked: bool = False
     is_blocking: bool = False
+    reuse_prefix: bool = True
     user: str = ""
 
 

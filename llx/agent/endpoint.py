@@ -49,6 +49,7 @@ from llx.wire import (
     Reserve,
     Ruling,
     ToInstance,
+    ToLlumlet,
     check_frames,
     encode,
 )
@@ -180,6 +181,10 @@ class InstanceEndpoint:
         peer = self._peers.get(name.encode())
         return None if peer is None else peer.index
 
+    def peers_of(self, role: str) -> list[int]:
+        """The sessions of that role."""
+        return [peer.index for peer in list(self._peers.values()) if peer.role == role]
+
     def name_of(self, index: int) -> str:
         """The peer whose session that is; empty if it is over."""
         peer = self._by_index.get(index)
@@ -266,17 +271,25 @@ class InstanceEndpoint:
                 self._sink.add(peer.index, message, payload)
             case Abort(requests=requests):
                 self._sink.abort(peer.index, requests)
-            case Call(call=call, method=method):
-                if method in self._allowed_calls:
-                    self._sink.call(peer.index, message, payload)
-                else:
-                    log.warning("endpoint.call_refused peer=%s method=%.64r", identity, method)
-                    self.emit(peer.index, Reply(call, f"{method!r} is not an admitted utility"))
+            case Call():
+                self._call(peer, message, payload)
             case _:
-                if self._llumlet is None or _ROLES[type(message)] != peer.role:
-                    raise WireError(f"{type(message).__name__} from a {peer.role}")
-                name = identity.decode(errors="replace")
-                self._llumlet.receive(peer.index, name, message, payload)
+                self._pass_on(peer, message, payload)
+
+    def _call(self, peer: _Peer, message: Call, payload: list[memoryview]) -> None:
+        method = message.method
+        if method in self._allowed_calls:
+            self._sink.call(peer.index, message, payload)
+            return
+        log.warning("endpoint.call_refused peer=%s method=%.64r", peer.identity, method)
+        self.emit(peer.index, Reply(message.call, f"{method!r} is not an admitted utility"))
+
+    def _pass_on(self, peer: _Peer, message: ToLlumlet, payload: list[memoryview]) -> None:
+        """To the llumlet, from those who may."""
+        if self._llumlet is None or _ROLES[type(message)] != peer.role:
+            raise WireError(f"{type(message).__name__} from a {peer.role}")
+        name = peer.identity.decode(errors="replace")
+        self._llumlet.receive(peer.index, name, message, payload)
 
     def _hello(self, identity: bytes, hello: Hello, now: float) -> None:
         peer = self._peers.get(identity)

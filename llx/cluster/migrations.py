@@ -94,6 +94,7 @@ class Migrations:
                 move = self.order(
                     each, target, user=ask.user, why="asked for",
                     is_checked=ask.is_checked, is_blocking=ask.is_blocking,
+                    reuse_prefix=ask.reuse_prefix,
                 )  # fmt: skip
             except UnreachableError as error:
                 plan.left_out.append(_left_out(each, error.message))
@@ -146,6 +147,7 @@ class Migrations:
         why: str = "",
         is_checked: bool = False,
         is_blocking: bool = False,
+        reuse_prefix: bool = True,
     ) -> Move:
         """Order one move.
 
@@ -172,6 +174,7 @@ class Migrations:
             self._fleet.term,
             is_checked=is_checked,
             is_blocking=is_blocking,
+            reuse_prefix=reuse_prefix,
         )
         self._fleet.loads.tell_llumlet(move.source, message)
         self._fleet.moves.begin(move)

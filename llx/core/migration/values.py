@@ -1,6 +1,6 @@
-"""Live migration as pure state machines: the source's end and the target's.
+"""What the two ends of a migration know of the request, as values.
 
-The arbiter, the gateway's end, is `llx.core.streams`. I/O around the machines is `llx.agent`'s.
+Everything counts tokens and blocks; block ids are the engines' own and only passed through.
 """
 
 from dataclasses import dataclass
