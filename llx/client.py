@@ -72,6 +72,8 @@ ERROR_NAMES: MappingProxyType[str, type[LlxError]] = MappingProxyType(
 """`ErrorBody.error` and the exception it stands for; any other name is a `RemoteError`."""
 
 _STOP_MARGIN_S = 90.0
+_IDS_AT_A_TIME = 500
+"""More would make too long a URL."""
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -214,8 +216,13 @@ class ControlClient:
 
     def migrations(self, ids: Sequence[str] = ()) -> list[MigrationStatus]:
         """Migrations, the oldest first: those of `ids`, by default all that the head knows of."""
-        params = {"id": list(ids)}
-        return self._request("GET", "migrations", MigrationList, params=params).migrations
+        if not ids:
+            return self._request("GET", "migrations", MigrationList).migrations
+        found = []
+        for start in range(0, len(ids), _IDS_AT_A_TIME):
+            params = {"id": list(ids[start : start + _IDS_AT_A_TIME])}
+            found += self._request("GET", "migrations", MigrationList, params=params).migrations
+        return found
 
     def migration(self, migration: str) -> MigrationStatus:
         """One migration.

@@ -151,9 +151,7 @@ def _way_out(
 
     if instance.cannot_migrate:
         return f"which finish there: it cannot move requests ({instance.cannot_migrate})"
-    closed = {each.name for each in status.hosts if each.is_cordoned} | {
-        each.name for each in status.hosts if each.name in emptied
-    }
+    closed = {each.name for each in status.hosts if each.is_cordoned or each.name in emptied}
     others = [
         each.name
         for each in status.instances

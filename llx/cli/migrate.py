@@ -21,7 +21,7 @@ def migrate(
     request: Annotated[
         str | None,
         typer.Argument(
-            metavar="[REQUEST]",
+            metavar="REQUEST",
             help="Any of its ids: `llx req ls`, the client's own.",
             show_default=False,
         ),

@@ -7,7 +7,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from llx.api import MigrationStatus
+from llx.api import MigrationStatus, MoveOutcome
 from llx.cli.move_tables import progress_text
 
 _POLL_S = 0.15
@@ -41,7 +41,7 @@ def follow(
     is_last = False
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while not is_last:
-            found |= {each.id: each for each in ask(_unfinished(found.values()))}
+            found |= _news(ask, found)
             if late_at is None and all(each.outcome is not None for each in found.values()):
                 late_at = clock() + _LATE_S
             is_late = late_at is not None and clock() > late_at
@@ -55,13 +55,24 @@ def follow(
     return list(found.values())
 
 
+def _news(ask: Ask, known: dict[str, MigrationStatus]) -> dict[str, MigrationStatus]:
+    """What is so now; a head that has come anew does not know how an earlier one's moves end."""
+    asked = _unfinished(known.values())
+    news = {each.id: each for each in ask(asked)}
+    lost = {"outcome": MoveOutcome.UNKNOWN, "reason": "the head has no record of it any more"}
+    for each in asked:
+        if each not in news and known[each].outcome is None:
+            news[each] = known[each].model_copy(update=lost)
+    return news
+
+
 def _unfinished(moves: Iterable[MigrationStatus]) -> list[str]:
     """Those of which something is still to be heard."""
     return [each.id for each in moves if _is_unfinished(each)]
 
 
 def _is_unfinished(move: MigrationStatus) -> bool:
-    return move.outcome is None or (move.outcome == "moved" and move.downtime_ms is None)
+    return move.outcome is None or (move.outcome is MoveOutcome.MOVED and move.downtime_ms is None)
 
 
 def _picture(moves: list[MigrationStatus]) -> Group:

@@ -16,7 +16,7 @@ def request_columns(now: float | None = None) -> list[Column[RequestStatus]]:
         Column("prompt", lambda each: str(each.num_prompt), is_number=True, is_wide_only=True),
         Column("tokens", lambda each: str(each.num_tokens), is_number=True),
         Column("blocks", lambda each: str(each.num_blocks), is_number=True),
-        Column("kv", lambda each: size_text(each.size_bytes), is_number=True),
+        Column("kv", lambda each: size_text(each.size_bytes), is_number=True, is_wide_only=True),
         Column("age", lambda each: age(each.arrived_at, now), is_number=True),
         Column("migration", lambda each: each.migration or "-", is_wide_only=True),
         Column("pinned", lambda each: each.pinned),
@@ -33,11 +33,11 @@ def migration_columns(now: float | None = None) -> list[Column[MigrationStatus]]
         Column("state", lambda each: str(each.outcome or each.state)),
         Column("tokens", lambda each: str(each.num_tokens), is_number=True, is_wide_only=True),
         Column("stages", lambda each: str(each.num_stages), is_number=True, is_wide_only=True),
-        Column("blocks", lambda each: str(each.blocks_copied), is_number=True),
+        Column("blocks", lambda each: str(each.blocks_copied), is_number=True, is_wide_only=True),
         Column("reused", lambda each: str(each.blocks_reused), is_number=True, is_wide_only=True),
         Column("bytes", lambda each: size_text(each.size_bytes), is_number=True),
-        Column("rate", lambda each: rate_text(each.rate), is_number=True),
-        Column("took", lambda each: milliseconds(each.elapsed_ms or None), is_number=True),
+        Column("rate", lambda each: rate_text(each.rate), is_number=True, is_wide_only=True),
+        Column("took", _took, is_number=True, is_wide_only=True),
         Column("downtime", lambda each: milliseconds(each.downtime_ms), is_number=True),
         Column("itl", lambda each: milliseconds(each.itl_ms), is_number=True, is_wide_only=True),
         Column("age", lambda each: age(each.begun_at, now), is_number=True),
@@ -105,6 +105,10 @@ def size_text(size_bytes: float) -> str:
 def rate_text(rate: float) -> str:
     """Bytes per second, to be read."""
     return f"{size_text(rate)}/s" if rate > 0 else "-"
+
+
+def _took(each: MigrationStatus) -> str:
+    return milliseconds(each.elapsed_ms or None)
 
 
 def _copy(each: PlannedMove) -> str:

@@ -13,11 +13,9 @@ from llx.api import (
     RequestList,
 )
 from llx.cluster.migrations import Migrations
-from llx.cluster.move_log import MAX_OVER
 
 User = Annotated[str, Query(max_length=256, description="Who asks, for the audit trail.")]
 _Ids = Annotated[list[str], Query(alias="id", max_length=1000, description="Only these.")]
-_Limit = Annotated[int, Query(ge=1, le=10 * MAX_OVER, description="At most the last so many.")]
 
 
 def add_migration_routes(app: FastAPI, migrations: Migrations) -> None:
@@ -35,9 +33,9 @@ def add_migration_routes(app: FastAPI, migrations: Migrations) -> None:
         return await migrations.migrate(request.model_copy(update={"user": user}))
 
     @app.get(f"/{API_VERSION}/migrations")
-    async def list_migrations(ids: _Ids = [], limit: _Limit = MAX_OVER) -> MigrationList:  # noqa: B006
+    async def list_migrations(ids: _Ids = []) -> MigrationList:  # noqa: B006 - never changed
         """Migrations, the oldest first: those that are open, and the last that are over."""
-        return migrations.history(ids, limit)
+        return migrations.history(ids)
 
     @app.get(f"/{API_VERSION}/migrations/{{migration}}")
     async def get_migration(migration: str) -> MigrationStatus:

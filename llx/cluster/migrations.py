@@ -24,7 +24,7 @@ from llx.api import (
 from llx.cluster.audit import AuditTrail
 from llx.cluster.fleet import Fleet
 from llx.cluster.movability import SERVING, check_ends, pool_of, why_pinned
-from llx.cluster.move_log import MAX_OVER, Move
+from llx.cluster.move_log import Experience, Move
 from llx.cluster.request_book import Located, find, list_requests
 from llx.cluster.unit import Unit
 from llx.core.model import Blocks, InstanceId, MigrationId, Tokens
@@ -85,10 +85,9 @@ class Migrations:
         target = self._fleet.instance_unit(ask.target)
         plan = await self._plan(ask, target)
         experience = self._fleet.moves.experience()
-        report = MigrateReport(left_out=plan.left_out, num_seen=experience.count)
         if ask.is_dry_run:
-            planned = [self._planned(each, target, experience.rate) for each in plan.chosen]
-            return report.model_copy(update={"planned": planned})
+            planned = [self._planned(each, target, experience) for each in plan.chosen]
+            return MigrateReport(planned=planned, left_out=plan.left_out, num_seen=experience.count)
         begun = []
         for each in plan.chosen:
             try:
@@ -98,10 +97,10 @@ class Migrations:
                     reuse_prefix=ask.reuse_prefix,
                 )  # fmt: skip
             except UnreachableError as error:
-                report.left_out.append(_left_out(each, error.message))
+                plan.left_out.append(_left_out(each, error.message))
             else:
                 begun.append(move.status())
-        return report.model_copy(update={"migrations": begun})
+        return MigrateReport(migrations=begun, left_out=plan.left_out, num_seen=experience.count)
 
     def cancel(self, migration: str, user: str) -> Move:
         """Ask the source of a migration to give it up, if it still can.
@@ -118,13 +117,13 @@ class Migrations:
         self._note("cancel_asked", move, user=user)
         return move
 
-    def history(self, ids: Sequence[str] = (), limit: int = MAX_OVER) -> MigrationList:
-        """Migrations, the oldest first: the last `limit`, or those of `ids` that are known."""
+    def history(self, ids: Sequence[str] = ()) -> MigrationList:
+        """Migrations, the oldest first: all in the record, or those of `ids` that are in it."""
         moves = self._fleet.moves.all()
         if ids:
             wanted = set(ids)
             moves = [each for each in moves if each.id in wanted]
-        return MigrationList(migrations=[each.status() for each in moves[-limit:]])
+        return MigrationList(migrations=[each.status() for each in moves])
 
     def get(self, migration: str) -> Move:
         """A migration.
@@ -267,13 +266,13 @@ class Migrations:
             ]
         return plan
 
-    def _planned(self, located: Located, target: Unit, rate: float | None) -> PlannedMove:
-        size_bytes = located.view.size_bytes
+    def _planned(self, located: Located, target: Unit, experience: Experience) -> PlannedMove:
+        rate, size_bytes = experience.rate, located.view.size_bytes
         return PlannedMove(
             request=self._request_status(located),
             target=target.name,
             copy_s=None if rate is None else round(size_bytes / rate, 6),
-            downtime_ms=self._fleet.moves.experience().downtime_ms,
+            downtime_ms=experience.downtime_ms,
         )
 
     # ------------------------------------------------------------------ leaves

@@ -7,7 +7,6 @@ move is left to finish.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -98,7 +97,7 @@ class MovingOff:
         self._silence = listing.not_asked[0] if listing.not_asked else ""
         due = self._due(listing.requests)
         for located in due[:room]:
-            target = self._target(located)
+            target = self.target_for(located)
             if isinstance(target, str):
                 self._note(located, target)
                 continue
@@ -155,12 +154,10 @@ class MovingOff:
         finally:
             for each in waits:
                 each.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(*waits, return_exceptions=True)
 
     # ------------------------------------------------------------------ where to
 
-    def _target(self, located: Located) -> Unit | str:
+    def target_for(self, located: Located) -> Unit | str:
         """The freest instance that has room, or why there is none."""
         reason = why_no_source(self._fleet, self._unit)
         if reason:
