@@ -85,7 +85,6 @@ class Engine:
         self.free = list(range(num_blocks))
         self.held: dict[str, Held] = {}
         self.shadows: dict[str, Shadow] = {}
-        self.gone_peers: set[int] = set()
         self._in_flight: list[Held] = []
         self._tell = tell
 
@@ -170,7 +169,6 @@ class Engine:
             self._end(name, "it was aborted")
 
     def drop_peer(self, peer):
-        self.gone_peers.add(peer)
         for name in [name for name, held in self.held.items() if held.peer == peer]:
             self._end(name, "its gateway is gone")
 
@@ -291,9 +289,6 @@ class Engine:
         shadow = self.shadows.pop(migration, None)
         if shadow is None:
             return "it is given up"
-        if peer in self.gone_peers:
-            self._give_back(shadow.blocks)
-            return "its gateway is gone"
         assert shadow.request not in self.held
         self.held[shadow.request] = Held(
             shadow.prompt, shadow.max_tokens, peer, epoch, list(outputs), num_computed,

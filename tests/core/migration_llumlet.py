@@ -31,6 +31,8 @@ BLOCK = 2
 MAX_LEN = 64
 STEP_S = 0.010
 SOON_S = 0.0001
+WRITE_S = 0.002
+"""A stage that has arrived is written into the blocks for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Arriving:
     machine: Target
     deadline: int = 0
     next_stage: int = 0
+    writing: Stage | None = None
     is_open: bool = False
     is_finished: bool = False
     log: list = field(default_factory=list)
@@ -380,7 +383,8 @@ class Instance:
                 arriving.is_finished = True
             case e.Fence():
                 arriving.is_open = False
-                self._later(SOON_S, partial(tell, e.IsFenced()))
+                wait_s = SOON_S if arriving.writing is None else WRITE_S + SOON_S
+                self._later(wait_s, partial(tell, e.IsFenced()))
             case e.Abandon():
                 self.core(partial(self.engine.abandon, migration))
             case e.Drop():
@@ -424,10 +428,15 @@ class Instance:
             or stage.stage != arriving.next_stage
         ):
             return
+        arriving.next_stage += 1
+        arriving.writing = stage
+        self._later(WRITE_S, partial(self._written, arriving, stage))
+
+    def _written(self, arriving, stage):
         for block, content in zip(stage.blocks, stage.content, strict=True):
             assert block not in self.engine.free, "a block is written that is free"
             self.engine.memory[block] = list(content)
-        arriving.next_stage += 1
+        arriving.writing = None
         self._later(SOON_S, partial(self._tell_target, arriving, e.HasArrived(stage.stage)))
         self._to_source(arriving, StageIsIn(stage.migration, stage.stage))
 

@@ -86,6 +86,8 @@ class Gateway:
         self.num_moves = 0
 
     def receive(self, sender, message):
+        if sender not in self.connected:
+            return  # of a session that is over
         match message:
             case Output():
                 self._output(sender, message)
@@ -146,6 +148,10 @@ class Gateway:
 
     def instance_lost(self, name):
         self.connected.discard(name)
+        for request, kept in self.early.items():
+            # What a lost instance has said too early may not make it the owner: it never tells the
+            # rest. The owner will ask, and have the stream back.
+            self.early[request] = [each for each in kept if each[0] != name]
         for request in self.streams.owned_by(InstanceId(name)):
             stream = self.streams.get(request)
             if stream.target in self.connected:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.core.migration_world import Fate, World
 
 few = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 NAMES = "ABC"
 REQUESTS = ("r", "s", "t")
