@@ -49,6 +49,7 @@ class Shadow:
     max_tokens: int
     num_tokens: int
     blocks: list[int]
+    num_reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ class Engine:
 
     def __init__(self, num_blocks, block_size, tell):
         self.block_size = block_size
+        self.cached_tokens = 0
+        """So much of every prompt is in the prefix cache, in whole blocks."""
         self.num_blocks = num_blocks
         self.memory = [[None] * block_size for _ in range(num_blocks)]
         self.free = list(range(num_blocks))
@@ -269,7 +272,17 @@ class Engine:
             return "no room"
         shadow = Shadow(name, prompt, max_tokens, num_tokens, self._take(blocks))
         self.shadows[migration] = shadow
+        self._reuse(shadow)
         return self._reservation(shadow)
+
+    def _reuse(self, shadow):
+        usable = min(self.cached_tokens, len(shadow.prompt), shadow.num_tokens)
+        shadow.num_reused = usable // self.block_size * self.block_size
+        kv = []
+        for at in range(shadow.num_reused):
+            kv.append(kv_of(kv, shadow.prompt[at]))
+            block, slot = divmod(at, self.block_size)
+            self.memory[shadow.blocks[block]][slot] = kv[-1]
 
     def extend(self, migration, num_tokens):
         shadow = self.shadows.get(migration)
@@ -283,7 +296,7 @@ class Engine:
         return self._reservation(shadow)
 
     def _reservation(self, shadow):
-        return Reservation(shadow.num_tokens, tuple(shadow.blocks), num_reused=0)
+        return Reservation(shadow.num_tokens, tuple(shadow.blocks), shadow.num_reused)
 
     def commit(self, migration, peer, epoch, outputs, num_computed):
         shadow = self.shadows.pop(migration, None)

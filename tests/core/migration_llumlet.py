@@ -472,4 +472,6 @@ def message_reservation(message):
 
 
 def reserved_message(migration, reservation):
-    return Reserved(migration, reservation.num_tokens, list(reservation.blocks), 0)
+    return Reserved(
+        migration, reservation.num_tokens, list(reservation.blocks), reservation.num_reused
+    )

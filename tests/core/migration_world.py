@@ -176,6 +176,7 @@ class World:
     is_rough: Whether outputs may be lost and overtaken too. Sessions keep them in order and
         whole, and without that a stream may end in an error.
     copy_s: What a stage of the copy takes.
+    cached_tokens: What every engine has of every prompt in its prefix cache.
     not_ready: How often a target's engine needs a moment more before it can reserve.
     rules: Of every source (`SourceRules`).
     """
@@ -190,6 +191,7 @@ class World:
         is_rough=False,
         copy_s=LATENCY_S,
         not_ready=0,
+        cached_tokens=0,
         **rules,
     ):
         self.now = 0.0
@@ -208,6 +210,8 @@ class World:
         self._not_ready = not_ready
         self._line: dict[tuple[str, str], float] = {}
         self.instances = {name: Instance(self, name, num_blocks, **rules) for name in names}
+        for instance in self.instances.values():
+            instance.engine.cached_tokens = cached_tokens
         self.gateway = Gateway(self)
 
     # ------------------------------------------------------------------ what is done to it

@@ -40,6 +40,7 @@ options = st.fixed_dictionaries(
     {
         "copy_s": st.sampled_from([0.001, 0.025, 0.06]),
         "num_blocks": st.sampled_from([48, 26, 18]),
+        "cached_tokens": st.sampled_from([0, 5, 99]),
         "not_ready": st.integers(0, 2),
         "is_blocking": st.booleans(),
         "aborts_if_diverging": st.booleans(),
@@ -125,6 +126,43 @@ def test_nothing_but_the_end_of_a_request_stops_a_move_in_good_weather(prompts, 
             assert machine.state.value in {"moved", "gone"} or machine.reason.startswith(
                 ("it grows as fast", "the id is taken")
             ), machine.reason
+
+
+def test_what_the_target_has_in_its_prefix_cache_is_not_copied():
+    world = World({"r": (tuple(range(9)), 12)}, cached_tokens=99)
+    world.start("r")
+    world.after(0.05, lambda: world.move("m", "r", "B"))
+    world.run()
+    world.check_end()
+    assert world.outcome("m") == "moved"
+    (reserved,) = (each.message for each in world.sent if each.kind == "Reserved")
+    copied = {b for each in world.sent if each.kind == "Stage" for b in each.message.blocks}
+    assert copied
+    assert reserved.num_reused_tokens == 8
+    assert copied.isdisjoint(reserved.blocks[:4])
+
+
+def test_a_waiting_request_moves_without_kv():
+    world = World({"r": ((1, 2, 3, 4), 20), "s": (tuple(range(15)), 8)}, num_blocks=12)
+    world.start("r")
+    world.after(0.1, lambda: world.start("s"))
+    world.after(0.11, lambda: world.order("m", "s", "A", "B"))
+    world.run()
+    world.check_end()
+    assert world.outcome("m") == "moved"
+    (commit,) = (each.message for each in world.sent if each.kind == "Commit")
+    assert (commit.outputs, commit.num_computed) == ([], 0)
+
+
+def test_several_requests_at_once_pass_each_other():
+    world = World({name: ((1, 2, number), 30) for number, name in enumerate("rstuvw")})
+    for number, name in enumerate(world.requests):
+        world.start(name, "AB"[number % 2])
+        world.after(0.06, lambda name=name, n=number: world.move(f"m-{name}", name, "BA"[n % 2]))
+    world.run()
+    world.check_end()
+    assert {world.outcome(f"m-{name}") for name in world.requests} == {"moved"}
+    assert world.gateway.num_moves == len(world.requests)
 
 
 def test_ping_pong():

@@ -100,7 +100,7 @@ def walk(start, events, table, depth):
 def sources():
     arrows = set()
     for rules in RULES:
-        arrows |= walk(Source(EPOCH, rules), SOURCE_EVENTS, SOURCE_TABLE, depth=8)
+        arrows |= walk(Source(EPOCH, rules), SOURCE_EVENTS, SOURCE_TABLE, depth=7)
     return arrows
 
 
