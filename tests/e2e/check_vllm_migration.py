@@ -395,6 +395,21 @@ def check_return(rig: Rig) -> None:
     check("returned: offsets", offsets == list(range(40)), offsets)
     rig.is_quiet(free, "returned")
 
+    # Aborted, and added again under the same id before that is known to the workers.
+    for later in (Epoch(2), Epoch(3)):
+        again = rig.add(prompt, params)
+        rig.until(lambda again=again: len(rig.said(again).tokens) >= 5, "five tokens")
+        seen = len(rig.said(again).tokens)
+        rig.sink.abort(PEER, [(again, Epoch(1))])
+        frames = rig.payload(again, prompt, params, 0)
+        rig.sink.add(PEER, Add(again, later, 99, "again"), frames)
+        if later == 3:
+            rig.sink.abort(PEER, [(again, Epoch(3))])
+            rig.is_quiet(free, "added again, and aborted again")
+        else:
+            check("added again: tokens", rig.run(again).tokens[seen:] == alone.tokens)
+            rig.is_quiet(free, "added again")
+
     # Committed, and aborted before its first step.
     target, prepared = rig.prepare(prompt, params)
     rig.reserve("short", prepared, 47, False)

@@ -52,8 +52,8 @@ class Arrivals(Scheduler):
             return "it is on its way here already"
         if request_id in self.requests:
             return "still held here"
-        if request_id in self.finished_req_ids or request_id in self._llx_in_flight:
-            return None  # its last life here is not over for the workers before the next step
+        if self.llx_is_ending(request_id):
+            return None
         if reason := self._llx_refusal(request, num_tokens):
             return reason
         if request.structured_output_request is not None:
@@ -83,6 +83,13 @@ class Arrivals(Scheduler):
         if num_tokens and num_active >= self.max_num_active_reqs:
             return f"no room: {num_active} requests are in the batch or come into it"
         return ""
+
+    def llx_is_ending(self, request_id: str) -> bool:
+        """Whether an earlier life of this id is not over for the workers before the next step.
+
+        A step ahead, they would take the last token of the one for the next token of the other.
+        """
+        return request_id in self.finished_req_ids or request_id in self._llx_in_flight
 
     def llx_arriving(self, migration: MigrationId) -> Request | None:
         """The request that blocks are reserved for."""
@@ -184,9 +191,7 @@ class Arrivals(Scheduler):
     ) -> str:
         """Appends the outputs, and takes the grammar through them, if nothing else forbids it."""
         request = shadow.request
-        if request.request_id in self.requests or (
-            request.request_id in self.finished_req_ids or request.request_id in self._llx_in_flight
-        ):
+        if request.request_id in self.requests or self.llx_is_ending(request.request_id):
             return "its id came to life here in another way"
         if num_computed > shadow.num_tokens:
             return f"{num_computed} tokens copied, {shadow.num_tokens} reserved"

@@ -34,7 +34,7 @@ def movable_reason(request: Request) -> str:
         return "its KV is handed over by a connector"
     is_in_prefill = request.num_output_tokens == 0 and request.num_computed_tokens > 0
     if is_in_prefill and (
-        params.prompt_logprobs is not None or params.logprob_token_ids is not None
+        params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
     ):
         return "its prompt logprobs are not all out yet"
     return ""
