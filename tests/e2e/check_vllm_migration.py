@@ -488,6 +488,30 @@ def check_kept(rig: Rig) -> None:
     rig.port.resume(source, Epoch(2))
     rig.is_quiet(free, "aborted while cut")
 
+    # The engine that schedules ahead has a token of it in flight now; the other has not.
+    is_ahead = type(rig.core.scheduler).__name__ == "MigratingAsyncScheduler"
+    source = rig.add(prompt, params)
+    rig.until(lambda: len(rig.said(source).tokens) >= 4, "four tokens")
+    rig.begin(source)
+    done: list[Cut | None] = []
+    rig.port.cut(source, done.append)
+    check("cut: waits for what is in flight", bool(done) is not is_ahead, done)
+    rig.port.resume(source, Epoch(1))
+    done.clear()
+    check("resumed while it drained: tokens", rig.run(source).tokens == alone.tokens)
+    check("resumed while it drained: nothing said", not done)
+    rig.is_quiet(free, "resumed while it drained")
+
+    source = rig.add(prompt, params)
+    rig.until(lambda: len(rig.said(source).tokens) >= 4, "four tokens")
+    rig.begin(source)
+    done.clear()
+    rig.port.cut(source, done.append)
+    rig.sink.abort(PEER, [(source, Epoch(1))])
+    rig.pump()
+    check("aborted while it drained: said", len(done) == 1 and (done[0] is None) is is_ahead, done)
+    rig.is_quiet(free, "aborted while it drained")
+
     rig.lost.clear()
     source = rig.add(prompt, params)
     rig.until(lambda: len(rig.said(source).tokens) >= 4, "four tokens")
