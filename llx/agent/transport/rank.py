@@ -193,6 +193,7 @@ class RankAgent:
     def _accept_loop(self) -> None:
         with selectors.DefaultSelector() as selector:
             for each in (self._tcp, self._local, self._woken):
+                each.setblocking(False)  # who knocked may have gone again before `accept`
                 selector.register(each, selectors.EVENT_READ)
             while not self._closing.is_set():
                 for key, _ in selector.select(self._end_strangers()):
@@ -220,7 +221,7 @@ class RankAgent:
             connection, _ = listener.accept()
         except OSError as error:  # the peer has gone again; or no descriptor is left, for a while
             log.warning("kv.accept_failed", reason=error)
-            self._closing.wait(0.01)
+            self._closing.wait(0.1)
             return
         if listener is self._local and not is_same_user(connection):
             connection.close()

@@ -14,6 +14,7 @@ import torch
 
 from llx.agent.vllm import block_copy
 from llx.core.model import MigrationId, RequestId
+from llx.cuda.blocks import BlockPacker
 from llx.errors import EngineError
 
 _GENERATOR: Final = b"g1"
@@ -35,6 +36,7 @@ class VllmKvStore:
         self._layout = f"{_describe(self._tensors)} block={block_size} {backend}"
         if tensor_parallel > 1:
             self._layout += f" tp={tensor_parallel}"
+        self._packer = BlockPacker(self._tensors, 0) if _are_on_cpu(self._tensors) else None
         self._lock = threading.Lock()
         self._kept: dict[MigrationId, bytes] = {}
 
@@ -50,11 +52,17 @@ class VllmKvStore:
 
     def pack(self, blocks: Sequence[int], out: memoryview) -> None:
         """Gather blocks: layer by layer, in each the blocks in the order asked for."""
-        block_copy.pack(self._tensors, blocks, out)
+        if self._packer is not None:
+            self._packer.pack(blocks, out)
+        else:
+            block_copy.pack(self._tensors, blocks, out)
 
     def unpack(self, blocks: Sequence[int], data: memoryview) -> None:
         """Scatter what `pack` has gathered."""
-        block_copy.unpack(self._tensors, blocks, data)
+        if self._packer is not None:
+            self._packer.unpack(blocks, data)
+        else:
+            block_copy.unpack(self._tensors, blocks, data)
 
     def sampler_state(self, request: RequestId) -> bytes:
         """The generator of a seeded request. The V2 runner has none: it draws by seed and position.
@@ -81,6 +89,10 @@ class VllmKvStore:
         if not state.startswith(_GENERATOR):
             return None
         return torch.frombuffer(bytearray(state[len(_GENERATOR) :]), dtype=torch.uint8)
+
+
+def _are_on_cpu(tensors: Sequence[torch.Tensor]) -> bool:
+    return all(each.device.type == "cpu" for each in tensors)
 
 
 def _block_views(caches: Sequence[torch.Tensor], num_blocks: int) -> list[torch.Tensor]:
