@@ -107,8 +107,8 @@ class Call(_Message, frozen=True, tag="call"):
 class Ruling(_Message, frozen=True, tag="ruling"):
     """The arbiter's word on who owns a request (gateway → the source of a migration).
 
-    `is_yours`: the source has it again, under `epoch`, and goes on. Else somebody else has it under
-    `epoch`, or nobody has it any more: the source frees what it holds.
+    `is_yours`: the source has it again, under `epoch`, and goes on. Else what it holds under an
+    epoch lower than `epoch` is not its own any more, and it frees that.
     """
 
     request: RequestId
@@ -298,14 +298,20 @@ class Reply(_Message, frozen=True, tag="reply"):
 
 
 class AskOwner(_Message, frozen=True, tag="ask-owner"):
-    """The source to the arbiter: I held `request` under `epoch` and gave it away; whose is it?"""
+    """The source to the arbiter: I held `request` under `epoch` and gave it away; whose is it?
+
+    Answered by a `Ruling`, or not yet: the source asks again.
+    """
 
     request: RequestId
     epoch: Epoch
 
 
 class Moving(_Message, frozen=True, tag="moving"):
-    """The source to the arbiter: `request` may go on at `target`, under ``epoch + 1``."""
+    """The source to the arbiter: `request` may go on at `target`, under ``epoch + 1``.
+
+    Sent after the last output that the source has made under `epoch`, and before the commit.
+    """
 
     request: RequestId
     epoch: Epoch

@@ -147,6 +147,7 @@ class Streams:
             self._give(stream, sender, epoch)
         if verdict in {Verdict.COUNTS, Verdict.MOVES}:
             stream.num_tokens += num_new
+            stream.target = None  # the owner gives nothing out after `Moving`, unless it goes on
         return verdict
 
     def note_target(

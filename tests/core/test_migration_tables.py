@@ -202,6 +202,13 @@ def test_a_lost_ruling_is_asked_for():
         assert e.AskArbiter in kinds(source.handle(e.TimedOut()))
 
 
+def test_news_of_an_earlier_watch_does_not_end_what_has_yet_to_begin():
+    source = Source(EPOCH, SourceRules(2, 64))
+    source.start()
+    assert source.handle(e.IsGone("it was preempted")) == []
+    assert e.SendReserve in kinds(source.handle(e.HasBegun(progress(9, is_waiting=True))))
+
+
 def applying_target():
     target = Target(4)
     target.start()

@@ -62,6 +62,18 @@ def test_an_owner_that_asks_first_has_it_back_and_the_target_is_fenced():
     assert streams.judge(R, A, again.epoch, 0, 1) is Verdict.COUNTS
 
 
+def test_a_target_is_known_until_the_owner_goes_on_after_all():
+    streams = Streams()
+    epoch = streams.own(R, A)
+    streams.note_target(R, B, epoch, B)
+    streams.note_target(R, A, Epoch(epoch + 1), B)
+    assert streams.get(R).target is None, "only its owner can say so"
+    streams.note_target(R, A, epoch, B)
+    assert streams.get(R).target == B
+    streams.judge(R, A, epoch, 0, 1)
+    assert streams.get(R).target is None, "B has refused, and A goes on"
+
+
 def test_an_output_from_before_it_was_taken_back_does_not_end_what_the_owner_holds():
     streams = Streams()
     epoch = streams.own(R, A)

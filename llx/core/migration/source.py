@@ -466,7 +466,9 @@ SOURCE_TABLE: Final[Table[SourceState, Source]] = make_table(
         Rule(_CUT, TimedOut, (S.KEPT,), Source._timed_out_cut),
         Rule(_CUT, TargetRefused, (S.KEPT,), Source._refused_cut),
         Rule(_CUT, TargetLost, (S.KEPT,), Source._refused_cut),
-        Rule((S.BEGINNING, *_UNCUT, *_CUT), IsGone, (S.GONE,), Source._gone),
+        # Not in `beginning`: what is gone there was watched by an earlier migration, and what this
+        # one is about to watch would be watched for ever.
+        Rule((*_UNCUT, *_CUT), IsGone, (S.GONE,), Source._gone),
     ]
 )
 """Every pair that is not here is ignored: it is news of what is over."""
