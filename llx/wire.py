@@ -456,7 +456,7 @@ class MoveSeen(msgspec.Struct, frozen=True):
     """A change of owner as the gateway saw it.
 
     `downtime_ms`: between the source's last and the target's first token; `itl_ms`: the median of
-    the request's 32 gaps before, 0 if there were none. The stall is their difference.
+    the request's 32 gaps before, 0 if there were less than 8. The stall is their difference.
     """
 
     request: RequestId

@@ -30,6 +30,7 @@ _POLL_S = 0.02
 _REPORTS_S = 3.0
 """Gateways report what they saw of a move with their next heartbeats."""
 _MIN_OUTPUTS = 2
+_MAX_RUNS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Load:
         at_once: Requests at a time.
         temperature: 0: greedy; else each request samples with a seed of its own.
         is_checked: Every move compares the KV at both ends.
+        moves: The moved run is repeated until so many have moved, a few times at most.
         seed: Of prompts and of the choice of what moves.
     """
 
@@ -52,6 +54,7 @@ class Load:
     at_once: int
     temperature: float = 0.0
     is_checked: bool = False
+    moves: int = 1
     seed: int = 1
 
 
@@ -112,14 +115,17 @@ def verify(
         LlxError: The cluster fails in another way.
     """
     check_movable(control, load.model)
-    reference = _Run(gateway, load, "reference", observe)
+    reference = _Run(gateway, load, Progress("reference"), observe)
     reference.wait()
-    moved = _Run(gateway, load, "moved", observe)
-    mover = _Mover(control, load, moved, observe)
-    mover.start()
-    moved.wait()
-    moves = mover.finish()
-    return _judge(reference, moved, moves)
+    progress, runs, moves = Progress("moved"), list[_Run](), list[MigrationStatus]()
+    while len(runs) < _MAX_RUNS and progress.moved < load.moves:
+        run = _Run(gateway, load, progress, observe)
+        mover = _Mover(control, load, run, observe)
+        mover.start()
+        run.wait()
+        runs.append(run)
+        moves += mover.finish()
+    return _judge(reference, runs, moves)
 
 
 def check_movable(control: ControlClient, model: str) -> list[str]:
@@ -149,11 +155,13 @@ def check_movable(control: ControlClient, model: str) -> list[str]:
 class _Run:
     """All requests of a load, some at a time, each on a thread."""
 
-    def __init__(self, gateway: OpenAIClient, load: Load, phase: str, observe: Observe) -> None:
+    def __init__(
+        self, gateway: OpenAIClient, load: Load, progress: Progress, observe: Observe
+    ) -> None:
         self.prefix = f"verify-{secrets.token_hex(4)}-"
         self.tokens: list[list[int]] = [[] for _ in load.prompt_tokens]
         self.errors: list[str] = []
-        self.progress = Progress(phase)
+        self.progress = progress
         self._gateway = gateway
         self._load = load
         self._observe = observe
@@ -273,7 +281,8 @@ def _is_told(move: MigrationStatus) -> bool:
     return move.outcome is not MoveOutcome.MOVED or move.downtime_ms is not None
 
 
-def _judge(reference: _Run, moved: _Run, moves: Sequence[MigrationStatus]) -> Verdict:
+def _judge(reference: _Run, runs: Sequence[_Run], moves: Sequence[MigrationStatus]) -> Verdict:
+    errors = [text for each in (reference, *runs) for text in each.errors]
     done = [each for each in moves if each.outcome is MoveOutcome.MOVED]
     kept = [each for each in moves if each.outcome is MoveOutcome.KEPT]
     differing = [each for each in kept if "differ" in each.reason]
@@ -287,8 +296,10 @@ def _judge(reference: _Run, moved: _Run, moves: Sequence[MigrationStatus]) -> Ve
         requests=len(reference.tokens),
         migrated=len(done),
         kept=len(kept),
-        failed=len(reference.errors) + len(moved.errors),
-        mismatched_tokens=sum(map(_mismatches, reference.tokens, moved.tokens)),
+        failed=len(errors),
+        mismatched_tokens=sum(
+            sum(map(_mismatches, reference.tokens, each.tokens)) for each in runs
+        ),
         differing_kv=len(differing),
         downtime_ms_p50=_share(downtimes, 0.5),
         downtime_ms_p95=_share(downtimes, 0.95),
@@ -297,7 +308,7 @@ def _judge(reference: _Run, moved: _Run, moves: Sequence[MigrationStatus]) -> Ve
         stall_ms_p95=_share(stalls, 0.95),
         stall_over_itl_p50=_share(ratios, 0.5),
         stall_over_itl_p95=_share(ratios, 0.95),
-        reasons=[*reference.errors, *moved.errors, *sorted({each.reason for each in kept})],
+        reasons=[*errors, *sorted({each.reason for each in kept})],
     )
 
 

@@ -29,6 +29,7 @@ from llx.cli import (
     req,
     status,
     up,
+    verify,
 )
 from llx.errors import ExitCode
 
@@ -86,6 +87,7 @@ app.command("chat")(chat.chat)
 app.command("demo")(demo.demo)
 app.add_typer(node.app, name="node")
 app.add_typer(model.app, name="model")
+app.add_typer(verify.app, name="verify")
 app.add_typer(context.app, name="context")
 app.add_typer(lock.app, name="lock")
 app.command("completion")(completion.completion)

@@ -13,6 +13,8 @@ from llx.cli.session import Session
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rich.console import Console
+
     from llx.bench.verify import Observe, Progress, Verdict
 
 app = typer.Typer(help="Check llx's promises on your own cluster.", no_args_is_help=True)
@@ -38,6 +40,9 @@ def migration(
     at_once: Annotated[
         int, typer.Option("--at-once", min=1, max=64, metavar="N", help="Requests at a time.")
     ] = 1,
+    moves: Annotated[
+        int, typer.Option("--moves", min=1, metavar="N", help="Repeat until so many have moved.")
+    ] = 20,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 0.0,
     output: OutputOption = None,
     context: ContextOption = None,
@@ -51,7 +56,6 @@ def migration(
     """
     from llx.bench.verify import Load, verify
     from llx.cli.render import emit
-    from llx.errors import CheckError
 
     lengths = _lengths(prompts)
     session = Session(context_name=context, output_name=output)
@@ -63,12 +67,18 @@ def migration(
             at_once,
             temperature=temperature,
             is_checked=True,
+            moves=moves,
         )
-        with _shown(session, len(lengths)) as observe:
+        with shown(session, len(lengths)) as observe:
             verdict = verify(gateway, control, load, observe)
-    emit(session.out, session.output, verdict, [load.model], lambda _: _print(session, verdict))
-    if not verdict.is_good:
-        raise CheckError(*_what_is_wrong(verdict))
+    emit(
+        session.out,
+        session.output,
+        verdict,
+        [load.model],
+        lambda _: print_verdict(session.out, verdict),
+    )
+    check(verdict)
 
 
 def _lengths(text: str) -> tuple[int, ...]:
@@ -82,7 +92,7 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _shown(session: Session, total: int) -> "Iterator[Observe]":
+def shown(session: Session, total: int) -> "Iterator[Observe]":
     """A line that says how far the runs are, on a terminal."""
     if not session.err.is_terminal:
         yield lambda _: None
@@ -98,15 +108,19 @@ def _shown(session: Session, total: int) -> "Iterator[Observe]":
         yield observe
 
 
-def _print(session: Session, verdict: "Verdict") -> None:
+def print_verdict(console: "Console", verdict: "Verdict") -> None:
+    """The verdict as a table."""
     from rich.table import Table
 
     from llx.cli.render import print_table
 
-    word = "same" if verdict.is_good else "NOT the same"
+    word = "differ" if verdict.mismatched_tokens else "the same"
     grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for title, value in (
-        ("answers", f"{word}: {verdict.mismatched_tokens} tokens differ"),
+        (
+            "tokens",
+            f"{word}, {verdict.mismatched_tokens} of them" if verdict.mismatched_tokens else word,
+        ),
         ("requests", f"{verdict.requests}, {verdict.failed} failed"),
         ("moves", f"{verdict.migrated} moved, {verdict.kept} kept"),
         ("KV cache", f"differed in {verdict.differing_kv} moves"),
@@ -116,7 +130,7 @@ def _print(session: Session, verdict: "Verdict") -> None:
         ("stall / ITL", _two(verdict.stall_over_itl_p50, verdict.stall_over_itl_p95, "")),
     ):
         grid.add_row(title, value)
-    print_table(session.out, grid)
+    print_table(console, grid)
 
 
 def _one(value: float | None, unit: str) -> str:
@@ -127,12 +141,20 @@ def _two(median: float | None, high: float | None, unit: str) -> str:
     return f"p50 {_one(median, unit)}, p95 {_one(high, unit)}"
 
 
-def _what_is_wrong(verdict: "Verdict") -> tuple[str]:
+def check(verdict: "Verdict") -> None:
+    """Whether requests moved and nothing changed by it.
+
+    Raises:
+        CheckError: Says what is wrong.
+    """
+    from llx.errors import CheckError
+
     if verdict.failed:
-        return (f"{verdict.failed} requests failed: {verdict.reasons[0]}",)
+        raise CheckError(f"{verdict.failed} requests failed: {verdict.reasons[0]}")
     if verdict.differing_kv:
-        return (f"the KV cache differed in {verdict.differing_kv} moves",)
+        raise CheckError(f"the KV cache differed in {verdict.differing_kv} moves")
     if verdict.mismatched_tokens:
-        return (f"{verdict.mismatched_tokens} tokens differ between the runs",)
-    why = f": {verdict.reasons[0]}" if verdict.reasons else ""
-    return (f"nothing moved{why}",)
+        raise CheckError(f"{verdict.mismatched_tokens} tokens differ between the runs")
+    if not verdict.migrated:
+        why = f": {verdict.reasons[0]}" if verdict.reasons else ""
+        raise CheckError(f"nothing moved{why}")

@@ -58,6 +58,7 @@ class Move:
     def status(self) -> MigrationStatus:
         """As the control API shows it."""
         news, seen = self.news, self.seen
+        paced = seen if seen is not None and seen.itl_ms else None
         found = MigrationStatus(
             id=self.id,
             request=self.request,
@@ -72,8 +73,8 @@ class Move:
             begun_at=self.begun_at,
             ended_at=self.ended_at,
             downtime_ms=None if seen is None else seen.downtime_ms,
-            itl_ms=None if seen is None else seen.itl_ms,
-            stall_ms=None if seen is None else round(seen.downtime_ms - seen.itl_ms, 3),
+            itl_ms=None if paced is None else paced.itl_ms,
+            stall_ms=None if paced is None else round(paced.downtime_ms - paced.itl_ms, 3),
         )
         if news is None:
             return found

@@ -7,6 +7,7 @@ from llx.core.model import Epoch, InstanceId, RequestId
 from llx.wire import MoveSeen
 
 _GAPS = 32
+_FEWEST = 8
 _MOVES = 256
 """So many moves are repeated in reports."""
 
@@ -30,8 +31,8 @@ class Pace:
 
     @property
     def itl_s(self) -> float:
-        """The median of the last 32 gaps; 0 if there was none."""
-        return statistics.median(self._gaps) if self._gaps else 0.0
+        """The median of the last 32 gaps; 0 if there were too few to say."""
+        return statistics.median(self._gaps) if len(self._gaps) >= _FEWEST else 0.0
 
 
 class MoveLog:

@@ -3,8 +3,8 @@
     .venv/bin/python -m tests.bench.migration            everything
     .venv/bin/python -m tests.bench.migration --contexts 512,4096 --rounds 2
 
-Per round, in shuffled order, one request per context length. Once it decodes it is moved to and fro,
-live and with a blocking copy in turns, with nothing reused and long enough pauses that its pace is
+Per round, in shuffled order, one request per context length. Once it decodes it moves to and fro,
+live and with a blocking copy in turns, nothing reused, with pauses so long that its pace is
 known; what a move costs is what the gateway saw. Recomputing is measured as the first token's time
 of a new request with the same tokens. Then streams that nobody moves are timed while another one is
 moved without a pause, and while it is not, in turns. Bounds are judged by the 95% interval of the
@@ -13,6 +13,7 @@ median; exit code 8 if one does not hold. One JSON line on standard output.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -23,13 +24,14 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from llx.api import MigrateRequest, MoveOutcome
 from llx.client import ControlClient
-from llx.openai_client import CompletionRequest, OpenAIClient
+from llx.openai_client import CompletionRequest, OpenAIClient, Tokens
 from tests.bench.intervals import interval_of_median, percentile
 from tests.bench.overhead import NODE, free_port
 from tests.node import ROOT, node_environment
@@ -49,6 +51,7 @@ OUTPUTS = 700
 PACE_TOKENS = 36
 """Between two moves: the gateway's median is over 32 gaps."""
 WINDOW_S = 4.0
+NEIGHBOURS = 4
 
 
 @dataclass
@@ -114,9 +117,10 @@ class Streamed:
         self.name = name
         self.times: list[float] = []
         self.tokens: list[int] = []
+        self._is_cancelled = False
         self._began = time.monotonic()
         request = CompletionRequest(MODEL, tuple(prompt), outputs, request_id=name, cache_salt=name)
-        self._source = gateway.stream_completion(request)
+        self._source = cast("Generator[Tokens, None, None]", gateway.stream_completion(request))
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -124,6 +128,14 @@ class Streamed:
         for piece in self._source:
             self.tokens.extend(piece.token_ids)
             self.times.extend([piece.at] * len(piece.token_ids))
+            if self._is_cancelled:
+                self._source.close()
+                return
+
+    def cancel(self) -> None:
+        """Leave, as a client does that has seen enough."""
+        self._is_cancelled = True
+        self.join()
 
     @property
     def ttft_s(self) -> float:
@@ -195,52 +207,76 @@ def measure_request(
 def measure_neighbours(
     gateway: OpenAIClient, control: ControlClient, rng: random.Random, windows: int
 ) -> list[float]:
-    """Ratios of the ITL of streams that stay: while another is moved, to while it is not."""
+    """Ratios of the ITL of streams that stay: while another is moved, to while it is not.
+
+    Where the other one is makes the batches of one instance larger. So it rests as long on either
+    instance as it is moved, and each stream is compared with itself.
+    """
     ratios = []
     for _ in range(windows):
-        names = [f"bench{rng.randrange(1 << 30)}x" for _ in range(3)]
         streams = [
-            Streamed(gateway, [rng.randrange(10, 250) for _ in range(512)], 7000, name)
-            for name in names
+            Streamed(
+                gateway,
+                [rng.randrange(10, 250) for _ in range(512)],
+                7000,
+                f"bench{rng.randrange(1 << 30)}x",
+            )
+            for _ in range(NEIGHBOURS + 1)
         ]
         for each in streams:
             each.wait(20)
-        medians = {}
-        order = [True, False]
-        rng.shuffle(order)
-        for is_moving in order:
+        mover = Mover(control, streams[0].name)
+        phases = ["rest", "move", "rest elsewhere"]
+        rng.shuffle(phases)
+        medians: dict[str, list[float]] = {}
+        for phase in phases:
+            if phase == "rest elsewhere":
+                mover.move()
             begin = time.monotonic()
             while time.monotonic() < begin + WINDOW_S:
-                if is_moving:
-                    move_on(control, names[0])
+                if phase == "move":
+                    mover.move()
                 else:
                     time.sleep(0.05)
-            stays = [gaps_between(each.times, begin, time.monotonic()) for each in streams[1:]]
-            medians[is_moving] = statistics.median([gap for gaps in stays for gap in gaps])
-        ratios.append(medians[True] / medians[False])
+            end = time.monotonic()
+            medians[phase] = [
+                statistics.median(gaps_between(each.times, begin, end)) for each in streams[1:]
+            ]
+        ratios += [
+            2 * moving / (here + there)
+            for moving, here, there in zip(
+                medians["move"], medians["rest"], medians["rest elsewhere"], strict=True
+            )
+        ]
+        print(f"others: {ratios[-NEIGHBOURS:]}, {mover.moved} moves", file=sys.stderr)
         for each in streams:
-            cancel(each)
+            each.cancel()
     return ratios
 
 
-def move_on(control: ControlClient, name: str) -> None:
-    """One move, and no waiting for what the gateway says of it."""
-    found = [each for each in control.requests().requests if name in each.id]
-    if not found or found[0].migration:
-        time.sleep(0.01)
-        return
-    target = {"wide-0": "wide-1", "wide-1": "wide-0"}[found[0].instance]
-    control.migrate(MigrateRequest(request=found[0].id, target=target, reuse_prefix=False))
+class Mover:
+    """Moves one request to and fro, each move as soon as the one before is over."""
+
+    def __init__(self, control: ControlClient, name: str) -> None:
+        self._control = control
+        (found,) = [each for each in control.requests().requests if name in each.id]
+        self._request, self._instance = found.id, found.instance
+        self.moved = 0
+
+    def move(self) -> None:
+        target = {"wide-0": "wide-1", "wide-1": "wide-0"}[self._instance]
+        order = MigrateRequest(request=self._request, target=target, reuse_prefix=False)
+        (begun,) = self._control.migrate(order).migrations
+        while (outcome := self._control.migration(begun.id).outcome) is None:
+            time.sleep(0.02)
+        if outcome is MoveOutcome.MOVED:
+            self._instance = target
+            self.moved += 1
 
 
 def gaps_between(times: list[float], begin: float, end: float) -> list[float]:
     inside = [each for each in times if begin <= each <= end]
-    return [b - a for a, b in zip(inside, inside[1:], strict=False)]
-
-
-def cancel(stream: Streamed) -> None:
-    with contextlib.suppress(ValueError, RuntimeError):
-        stream._source.close()
+    return [b - a for a, b in itertools.pairwise(inside)]
 
 
 def main() -> int:

@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from llx.agent.vllm import migrating
 from llx.agent.vllm.engine import LlxEngineCore, _Sink
 from llx.core.migration import Begun, Cut, Progress, Reservation
 from llx.core.model import Epoch, MigrationId, RequestId
 from llx.curve import ClusterKeys
 from llx.ports import KvStore, MigratingEngine
 from llx.specs import EngineKind, InstanceSpec
-from llx.wire import Add, Outputs, Reserve
+from llx.wire import Add, Call, Reply, Reserve
 
 BLOCK, NUM_BLOCKS = 32, 24
 PEER = 7
@@ -52,13 +54,15 @@ class Endpoint:
     def __init__(self) -> None:
         self.said: dict[str, Said] = {}
         self.load: Any = None
+        self.replies: list[tuple[str, Any]] = []
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
 
     def report(self, load: Any, seen: dict[int, int]) -> None:
         self.load = load
 
     def emit(self, peer: int, message: Any, payload: Any = None) -> None:
-        if not isinstance(message, Outputs):
+        if isinstance(message, Reply):
+            self.replies.append((message.error, MsgpackDecoder().decode(payload())))
             return
         outputs = self._decoder.decode(payload()).outputs
         for output, (epoch, offset) in zip(outputs, message.owners, strict=True):
@@ -391,6 +395,21 @@ def check_return(rig: Rig) -> None:
     check("returned: offsets", offsets == list(range(40)), offsets)
     rig.is_quiet(free, "returned")
 
+    # Aborted, and added again under the same id before that is known to the workers.
+    for later in (Epoch(2), Epoch(3)):
+        again = rig.add(prompt, params)
+        rig.until(lambda again=again: len(rig.said(again).tokens) >= 5, "five tokens")
+        seen = len(rig.said(again).tokens)
+        rig.sink.abort(PEER, [(again, Epoch(1))])
+        frames = rig.payload(again, prompt, params, 0)
+        rig.sink.add(PEER, Add(again, later, 99, "again"), frames)
+        if later == 3:
+            rig.sink.abort(PEER, [(again, Epoch(3))])
+            rig.is_quiet(free, "added again, and aborted again")
+        else:
+            check("added again: tokens", rig.run(again).tokens[seen:] == alone.tokens)
+            rig.is_quiet(free, "added again")
+
     # Committed, and aborted before its first step.
     target, prepared = rig.prepare(prompt, params)
     rig.reserve("short", prepared, 47, False)
@@ -468,6 +487,30 @@ def check_kept(rig: Rig) -> None:
     rig.port.release(source)
     rig.port.resume(source, Epoch(2))
     rig.is_quiet(free, "aborted while cut")
+
+    # The engine that schedules ahead has a token of it in flight now; the other has not.
+    is_ahead = type(rig.core.scheduler).__name__ == "MigratingAsyncScheduler"
+    source = rig.add(prompt, params)
+    rig.until(lambda: len(rig.said(source).tokens) >= 4, "four tokens")
+    rig.begin(source)
+    done: list[Cut | None] = []
+    rig.port.cut(source, done.append)
+    check("cut: waits for what is in flight", bool(done) is not is_ahead, done)
+    rig.port.resume(source, Epoch(1))
+    done.clear()
+    check("resumed while it drained: tokens", rig.run(source).tokens == alone.tokens)
+    check("resumed while it drained: nothing said", not done)
+    rig.is_quiet(free, "resumed while it drained")
+
+    source = rig.add(prompt, params)
+    rig.until(lambda: len(rig.said(source).tokens) >= 4, "four tokens")
+    rig.begin(source)
+    done.clear()
+    rig.port.cut(source, done.append)
+    rig.sink.abort(PEER, [(source, Epoch(1))])
+    rig.pump()
+    check("aborted while it drained: said", len(done) == 1 and (done[0] is None) is is_ahead, done)
+    rig.is_quiet(free, "aborted while it drained")
 
     rig.lost.clear()
     source = rig.add(prompt, params)
@@ -566,12 +609,17 @@ def check_requests(rig: Rig) -> None:
     check("prompt logprobs may wait elsewhere", isinstance(waits, Begun), waits)
     rig.port.unwatch(one)
     rig.until(lambda: len(rig.said(one).tokens) >= 2, "two tokens")
-    (view,) = rig.core.llx_requests()
+    rig.sink.call(PEER, Call(1, "llx_requests"), [])
+    rig.pump()
+    error, (view,) = rig.endpoint.replies[-1]
+    assert error == ""
     expected = {
         "id": one, "name": f"name-of-{one}", "peer": PEER, "priority": 3, "state": "running",
         "num_prompt": 40, "num_blocks": 2, "size_bytes": 2 * rig.store.block_bytes, "pinned": "",
     }  # fmt: skip
     check("shown", expected.items() <= view.items(), view)
+    by_plan = migrating._block_bytes(rig.core)
+    check("bytes by vLLM's plan", by_plan == rig.store.block_bytes, by_plan)
     rig.begin(one)
     assert rig.cut(one) is not None
     (view,) = rig.core.llx_requests()
@@ -583,6 +631,13 @@ def check_requests(rig: Rig) -> None:
     check("its id is taken", held == "still held here", held)
     rig.port.release(one)
     rig.is_quiet(free, "shown")
+    _, adapted = rig.prepare(prompt_of(40, 14), {"max_tokens": 60})
+    adapted.lora_request = LoRARequest("adapter", 1, "/nowhere")
+    refused = rig.reserve("lora", adapted, 10, False)
+    check("no such adapter", "'adapter'" in refused, refused)
+    _, long = rig.prepare(prompt_of(40, 14), {"max_tokens": 4000})
+    refused = rig.reserve("long", long, 10, False)
+    check("too long for here", "640" in refused, refused)
     failed: list[int] = []
     rig.port.on_core(lambda: failed.append(1 // 0))
     rig.port.on_core(lambda: failed.append(1))

@@ -43,6 +43,7 @@ _MAX_WAITING = 1024
 _REMEMBERED = 1024
 """So many migrations that are over are remembered, for messages that come late."""
 _IDLE_LINK_S = 60.0
+_END_S = 2.0
 
 
 class MigrationService:
@@ -121,9 +122,9 @@ class MigrationService:
 
     def close(self) -> None:
         """End; migrations under way are left to the other ends."""
-        self._post(self._loop.stop)
+        self._post(self._end)
         if self._thread.is_alive():
-            self._thread.join(timeout=5)
+            self._thread.join(_END_S)
 
     def _post(self, action: Callable[..., None], *arguments: object) -> None:
         self._parts.post(action, *arguments)
@@ -134,11 +135,19 @@ class MigrationService:
         try:
             self._loop.run_forever()
         finally:
-            for task in asyncio.all_tasks(self._loop):
-                task.cancel()
-            self._loop.run_until_complete(asyncio.sleep(0))
             self._context.destroy(linger=0)
             self._loop.close()
+
+    def _end(self) -> None:
+        self._waiting.clear()
+        for instance in list(self._links):
+            self._close_link(instance)
+        ending = self._loop.create_task(self._end_links())
+        ending.add_done_callback(lambda _: self._loop.stop())
+
+    async def _end_links(self) -> None:
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=_END_S / 2)
 
     # ------------------------------------------------------------------ messages
 
@@ -248,7 +257,8 @@ class MigrationService:
         self._idle[instance] = self._loop.call_later(_IDLE_LINK_S, self._close_link, instance)
 
     def _close_link(self, instance: InstanceId) -> None:
-        self._idle.pop(instance, None)
+        if (timer := self._idle.pop(instance, None)) is not None:
+            timer.cancel()
         link = self._links.pop(instance)
         self._to_target(link, lambda each: each.link_is_down("another runs there by now"))
         task = self._loop.create_task(link.close())

@@ -33,8 +33,6 @@ from llx.wire import Route
 
 log = get_log(__name__)
 
-STRANGER_S = 3.0
-"""A connection that has not shown a token by then is closed."""
 MAX_STRANGERS = 32
 """Connections without a token; the oldest makes room for one more."""
 _JOIN_S = 5.0
@@ -50,6 +48,7 @@ class RankAgent:
         spec: Chunk size, checksums, bandwidth.
         bind_host: IP address to listen on, and that others dial.
         port_range: First and last port to listen on; None: as the system chooses.
+        stranger_s: A connection that has not shown a token by then is closed.
 
     Raises:
         ConflictError: No port of the range is free, or the address is not this host's.
@@ -61,9 +60,12 @@ class RankAgent:
         spec: MigrationSpec,
         bind_host: str,
         port_range: tuple[int, int] | None = None,
+        *,
+        stranger_s: float = 3.0,
     ) -> None:
         self._store = store
         self._spec = spec
+        self._stranger_s = stranger_s
         self._budget = Budget(spec.bandwidth_bytes_s)
         self._admissions = Admissions()
         self._listener: KvListener | None = None
@@ -224,7 +226,7 @@ class RankAgent:
             connection.close()
             return
         with self._lock:
-            self._connections[connection] = time.monotonic() + STRANGER_S
+            self._connections[connection] = time.monotonic() + self._stranger_s
         self._spawn("kv-target", lambda: self._serve(connection))
 
     def _serve(self, connection: socket.socket) -> None:

@@ -1,5 +1,8 @@
 """Gathers KV blocks of all layers into one buffer, and back: plain torch, any device.
 
+Both are done when they return. A block that is packed must have been written by steps whose output
+is known, and one that is unpacked must not be in use: then no step has to be waited for.
+
 The bytes are those of the layers one after the other, in each the blocks in the order asked for,
 in each block the dimensions in their logical order: independent of how a layer lies in memory.
 """
@@ -35,6 +38,8 @@ def unpack(tensors: Sequence[torch.Tensor], block_ids: Sequence[int], data: memo
         view.index_copy_(0, index, part)
         at += size
     assert at == flat.numel(), f"{at} bytes unpacked of {flat.numel()}"
+    if index.is_cuda:  # vLLM's steps run on a stream of their own
+        torch.cuda.current_stream(index.device).synchronize()
 
 
 def _bytes_view(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,9 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import (
-    EngineCoreOutput,
-    EngineCoreOutputs,
     EngineCoreRequest,
     EngineCoreRequestType,
     FinishReason,
-    UtilityOutput,
 )
 from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
 from vllm.v1.engine.utils import EngineZmqAddresses, SignalCallback
@@ -46,13 +43,14 @@ from llx.agent.transport.instance import InstanceTransport
 from llx.agent.vllm.arguments import instance_argv
 from llx.agent.vllm.migrating import OnCore, VllmMigratingEngine, open_migration, request_views
 from llx.agent.vllm.scheduler import enable_migration
+from llx.agent.vllm.stamping import StampingQueue
 from llx.core.model import Epoch, InstanceId, PoolName, RequestId, blocks_for
 from llx.curve import ClusterKeys
 from llx.errors import EngineError
 from llx.pins import VLLM_VERSION
 from llx.ports import Frame
 from llx.specs import InstanceSpec, Phase, StatusFile
-from llx.wire import Add, Call, InstanceInfo, Load, Outputs, Reply
+from llx.wire import Add, Call, InstanceInfo, Load
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +119,8 @@ class LlxEngineCore(EngineCoreProc):
         self.llx_llumlet: MigrationService | None = None
         self.llx_transport: InstanceTransport | None = None
         self._llx_prepare_lock = threading.Lock()
+        self._llx_late: list[tuple[Request, int]] = []
+        """Requests added under an id whose last life here is just ending."""
         executor_class = _executor_class(vllm_config)
         super().__init__(vllm_config, True, "", executor_class, log_stats=True)
 
@@ -128,7 +128,7 @@ class LlxEngineCore(EngineCoreProc):
 
     @contextmanager
     def _perform_handshakes(self, *_: Any, **__: Any) -> Generator[EngineZmqAddresses, None, None]:
-        self.output_queue = _StampingQueue(self)
+        self.output_queue = StampingQueue(self)
         yield EngineZmqAddresses(inputs=[], outputs=[])
 
     def process_input_sockets(
@@ -247,6 +247,13 @@ class LlxEngineCore(EngineCoreProc):
         if not self.llx_ownership.add(request.client_index, header):
             log.warning("engine.duplicate_add request=%s epoch=%s", header.request, header.epoch)
             return
+        self._llx_add(request, request_wave)
+
+    def _llx_add(self, request: Request, request_wave: int) -> None:
+        header: Add = request.llx_header
+        if self.llx_migrating is not None and self.scheduler.llx_is_ending(header.request):
+            self._llx_late.append((request, request_wave))
+            return
         try:
             super().add_request(request, request_wave)
         except (TypeError, ValueError):
@@ -272,6 +279,11 @@ class LlxEngineCore(EngineCoreProc):
     def _llx_settle(self) -> None:
         if self.llx_migrating is not None:
             self.scheduler.llx_settle()
+        late, self._llx_late = self._llx_late, []
+        for request, wave in late:
+            header: Add = request.llx_header
+            if self.llx_ownership.epoch_of(header.request) == header.epoch:  # not aborted since
+                self._llx_add(request, wave)
 
     def llx_prepare(self, message: EngineCoreRequest) -> tuple[Request, int]:
         """vLLM's preparation of a request, on any thread but the core's: one at a time."""
@@ -344,47 +356,6 @@ def _executor_class(vllm_config: Any) -> type[Executor]:
     if current_platform.is_cpu() and vllm_config.parallel_config.world_size == 1:
         return UniProcExecutor
     return Executor.get_class(vllm_config)
-
-
-class _StampingQueue:
-    """Stands where vLLM's output queue was: stamps ownership and hands over to the endpoint."""
-
-    def __init__(self, core: LlxEngineCore) -> None:
-        self._core = core
-
-    def put_nowait(self, item: tuple[int, EngineCoreOutputs] | bytes) -> None:
-        """Take one step's outputs for one peer, a utility's reply, or vLLM's last word."""
-        endpoint = self._core.llx_endpoint
-        assert endpoint is not None, "no output before the endpoint is bound"
-        if isinstance(item, bytes):
-            endpoint.close("the engine failed; its log has the traceback")
-            return
-        peer, outputs = item
-        if outputs.utility_output is not None:
-            self._reply(endpoint, peer, outputs.utility_output)
-            return
-        stamps = self._core.llx_ownership.stamp(_marks(outputs.outputs))
-        kept = [
-            (output, stamp)
-            for output, stamp in zip(outputs.outputs, stamps, strict=True)
-            if stamp is not None
-        ]
-        if not kept and outputs.scheduler_stats is None:
-            return
-        outputs.outputs = [output for output, _ in kept]
-        encode = self._core._llx_encoder.encode
-        endpoint.emit(peer, Outputs(0, [stamp for _, stamp in kept]), lambda: encode(outputs))
-
-    def _reply(self, endpoint: InstanceEndpoint, peer: int, output: UtilityOutput) -> None:
-        error = output.failure_message or ""
-        result = output.result.result if output.result is not None else None
-        encode = self._core._llx_encoder.encode
-        endpoint.emit(peer, Reply(output.call_id, error), None if error else lambda: encode(result))
-
-
-def _marks(outputs: Iterable[EngineCoreOutput]) -> Iterable[tuple[RequestId, int, bool]]:
-    for output in outputs:
-        yield output.request_id, len(output.new_token_ids), output.finish_reason is not None
 
 
 class _Sink:

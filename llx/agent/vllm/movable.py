@@ -4,6 +4,7 @@ A reason is a string for operators; an empty one means that nothing stands in th
 """
 
 import hashlib
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def movable_reason(request: Request) -> str:
         return "its KV is handed over by a connector"
     is_in_prefill = request.num_output_tokens == 0 and request.num_computed_tokens > 0
     if is_in_prefill and (
-        params.prompt_logprobs is not None or params.logprob_token_ids is not None
+        params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
     ):
         return "its prompt logprobs are not all out yet"
     return ""
@@ -102,15 +103,21 @@ def compatibility(config: Any, layout: str) -> str:
 
 
 def _model_identity(model: Any) -> str:
-    """Hub id and revision, or of a local directory what its files look like."""
+    """Hub id and revision, or of a local directory what its files look like; and its config.
+
+    The config as vLLM has it, overrides included; where the files lie is not part of it.
+    """
+    config = {
+        key: value
+        for key, value in model.hf_config.to_dict().items()
+        if key not in {"_name_or_path", "transformers_version"}
+    }
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     folder = Path(model.model)
     if not folder.is_dir():
-        return f"{model.model}@{model.revision or 'main'}"
-    digest = hashlib.sha256()
+        return f"{model.model}@{model.revision or 'main'} {digest.hexdigest()[:16]}"
     for path in sorted(folder.iterdir()):
-        if path.name == "config.json":
-            digest.update(path.read_bytes())
-        elif path.suffix in _WEIGHTS:
+        if path.suffix in _WEIGHTS:
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
             _sample(path, digest)
     return digest.hexdigest()[:32]

@@ -57,7 +57,7 @@ class LlxWorker:
             bind_host: Address to listen on.
             port_range: First and last port to listen on; None: as the system chooses.
         """
-        from llx.agent.transport import serve_rank  # type: ignore[import-untyped]
+        from llx.agent.transport.worker import serve_rank
 
         decoded = msgspec.msgpack.decode(spec, type=MigrationSpec)
         return serve_rank(self._llx_store, decoded, bind_host, port_range)

@@ -188,7 +188,7 @@ class Source:
             return []
         self._commands = []
         state = rule.act(self, event) or self.state
-        assert state in rule.to, f"{self.state} may not become {state} by {event}"
+        assert state in rule.ways(self.state), f"{self.state} may not become {state} by {event}"
         self.state = state
         if self.is_over:
             self._do(SetDeadline(None))
@@ -448,15 +448,15 @@ SOURCE_TABLE: Final[Table[SourceState, Source]] = make_table(
             (S.EXTENDING_LATE, S.COMMITTING),
             Source._extended_late,
         ),
-        Rule((S.COMMITTING,), TargetCommitted, (S.COMMITTING,), Source._target_has_it),
+        Rule((S.COMMITTING,), TargetCommitted, (), Source._target_has_it),
         Rule((S.COMMITTING,), TargetRefused, (S.KEPT,), Source._refused_commit),
         Rule((S.COMMITTING,), TargetLost, (S.ASKING,), Source._lost_target),
         Rule((S.COMMITTING,), CopyFailed, (S.COMMITTING, S.ASKING), Source._not_copied_last),
         Rule((S.COMMITTING,), TimedOut, (S.ASKING,), Source._timed_out_commit),
         Rule((S.COMMITTING,), Ruled, (S.COMMITTING, S.MOVED), Source._ruled),
         Rule((S.ASKING,), Ruled, (S.ASKING, S.MOVED, S.KEPT), Source._ruled_asked),
-        Rule((S.ASKING,), TimedOut, (S.ASKING,), Source._ask_again),
-        Rule(_GIVEN, HasCopied, _GIVEN, Source._copied_last),
+        Rule((S.ASKING,), TimedOut, (), Source._ask_again),
+        Rule(_GIVEN, HasCopied, (), Source._copied_last),
         Rule(_GIVEN, IsGone, (S.GONE,), Source._gone_committed),
         Rule((S.BEGINNING, *_UNCUT), Cancelled, (S.KEPT,), Source._refused),
         Rule((S.BEGINNING, *_UNCUT), TimedOut, (S.KEPT,), Source._timed_out),

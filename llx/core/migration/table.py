@@ -14,12 +14,17 @@ class Rule(Generic[M, S]):
     """In each of `states`, `event` makes the machine `act` and go to one of `to`.
 
     `act` gets the machine and the event, and returns the state to go to; None: no other state.
+    Where `to` is empty there never is another.
     """
 
     states: tuple[S, ...]
     event: type
     to: tuple[S, ...]
     act: Callable[[M, Any], S | None]
+
+    def ways(self, state: S) -> tuple[S, ...]:
+        """Where the event may lead from `state`."""
+        return self.to or (state,)
 
 
 Table = Mapping[tuple[S, type], Rule[M, S]]
@@ -40,7 +45,7 @@ def draw(table: Table[S, M], initial: S, ends: Collection[S]) -> str:
     """The table as a mermaid state diagram; events that lead to one state share an arrow."""
     arrows: dict[tuple[str, str], list[str]] = {}
     for (state, event), rule in table.items():
-        for to in rule.to:
+        for to in rule.ways(state):
             arrows.setdefault((state.value, to.value), []).append(event.__name__)
     lines = ["stateDiagram-v2", f"    [*] --> {initial.value}"]
     lines += [

@@ -132,7 +132,7 @@ class Target:
             return []
         self._commands = []
         state = rule.act(self, event) or self.state
-        assert state in rule.to, f"{self.state} may not become {state} by {event}"
+        assert state in rule.ways(self.state), f"{self.state} may not become {state} by {event}"
         if state in ENDS and state is not self.state:
             self._do(SetDeadline(None))
         self.state = state
@@ -254,11 +254,11 @@ TARGET_TABLE: Final[Table[TargetState, Target]] = make_table(
     [
         Rule((T.PREPARING,), HasReserved, (T.HOLDING,), Target._reserved),
         Rule((T.PREPARING,), CannotReserve, (T.ENDED,), Target._not_reserved),
-        Rule((T.PREPARING,), IsNotReady, (T.PREPARING,), Target._not_ready),
+        Rule((T.PREPARING,), IsNotReady, (), Target._not_ready),
         Rule((T.HOLDING,), ExtendAsked, (T.EXTENDING,), Target._extend),
         Rule((T.EXTENDING,), HasReserved, (T.HOLDING,), Target._reserved),
         Rule((T.EXTENDING,), CannotReserve, (T.FENCING,), Target._not_extended),
-        Rule((T.HOLDING, T.EXTENDING), HasArrived, (T.HOLDING, T.EXTENDING), Target._arrived),
+        Rule((T.HOLDING, T.EXTENDING), HasArrived, (), Target._arrived),
         Rule((T.HOLDING,), CommitAsked, (T.COMMITTING, T.APPLYING), Target._commit_asked),
         Rule((T.COMMITTING,), HasArrived, (T.COMMITTING, T.APPLYING), Target._arrived_last),
         Rule((T.APPLYING,), HasApplied, (T.OWNING,), Target._applied),
@@ -267,15 +267,15 @@ TARGET_TABLE: Final[Table[TargetState, Target]] = make_table(
         Rule((T.APPLYING,), ArbiterLost, (T.DROPPING,), Target._orphan_when_applied),
         Rule((T.DROPPING,), HasApplied, (T.DROPPED,), Target._drop),
         Rule((T.DROPPING,), CannotApply, (T.FENCING,), Target._nothing_to_drop),
-        Rule((T.OWNING,), CommitAsked, (T.OWNING,), Target._committed_again),
+        Rule((T.OWNING,), CommitAsked, (), Target._committed_again),
         Rule((T.OWNING,), AbortAsked, (T.DROPPED,), Target._drop),
         Rule(_UNAPPLIED, IsBroken, (T.FENCING,), Target._broken),
         Rule(_UNAPPLIED, AbortAsked, (T.FENCING,), Target._aborted),
         Rule(_OPEN, SourceLost, (T.FENCING,), Target._source_lost),
         Rule(_UNAPPLIED, ArbiterLost, (T.FENCING,), Target._arbiter_lost),
         Rule(_UNAPPLIED, TimedOut, (T.FENCING,), Target._timed_out),
-        Rule((T.FENCING, T.ENDED), CommitAsked, (T.FENCING, T.ENDED), Target._refuse_late),
-        Rule((T.FENCING, T.ENDED), ExtendAsked, (T.FENCING, T.ENDED), Target._refuse_late),
+        Rule((T.FENCING, T.ENDED), CommitAsked, (), Target._refuse_late),
+        Rule((T.FENCING, T.ENDED), ExtendAsked, (), Target._refuse_late),
         Rule((T.FENCING,), IsFenced, (T.ENDED,), Target._fenced),
     ]
 )
