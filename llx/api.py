@@ -74,8 +74,8 @@ class LoadStatus(_Resource):
 class InstanceStatus(_Resource):
     """One instance.
 
-    `is_cordoned`: by name; it may be by its host as well. `moving_out`: requests that are on their
-    way to another one. `cannot_migrate`: why none can move; empty: they can, or nobody knows yet.
+    `is_cordoned`: by name; it may be by its host as well. `moving_out`: requests on their way to
+    another one. `cannot_migrate`: why none can move; empty: they can, or nobody knows yet.
     """
 
     name: str
@@ -205,9 +205,8 @@ class StopRequest(_Resource):
 class StopReport(_Resource):
     """What a stop or a drain did to streams and requests.
 
-    `moved`: to other instances. `not_moved`: which could not, and why, ``request: reason``; they
-    are among those that finished, were cut, or remain. `remaining`: go on where they were.
-    `not_stopped`: what could not be reached and may still run.
+    `not_stopped`: what could not be reached and may still run. `moved`: to other instances.
+    `not_moved`: which could not, ``request: reason``; they finished, were cut, or are `remaining`.
     """
 
     api_version: Literal["v1"] = "v1"
@@ -264,9 +263,8 @@ class NoteReport(_Resource):
 class RequestStatus(_Resource):
     """A request that an instance has: one generation.
 
-    `id` is the engine's; `name` is ``x-llx-request-id``, which several generations may share.
-    `state`: waiting, running, preempted, or leaving (it goes to another instance). `pinned`: why it
-    cannot move. `migration`: the one under way.
+    `id` is the engine's, `name` ``x-llx-request-id``, which several generations may share. `state`:
+    waiting, running, preempted, or leaving (for another instance). `pinned`: why it cannot move.
     """
 
     id: str
@@ -309,10 +307,10 @@ class MoveOutcome(StrEnum):
 class MigrationStatus(_Resource):
     """One migration: a move of one request.
 
-    `state` is the source's, ``ordered`` before its first word. `outcome`: None while it is open.
-    `why` it was ordered. `rate`: bytes per second of copying. `downtime_ms`: between the last token
-    of the source and the first of the target as the gateway saw it; `itl_ms`: the median gap
-    before, `stall_ms` their difference; None while the gateway has not said.
+    `state` is the source's, ``ordered`` before its first word; `outcome` None while it is open;
+    `rate` in bytes per second of copying. `downtime_ms`: from the last token of the source to the
+    first of the target as the gateway saw it; `itl_ms`: the median gap before, `stall_ms` their
+    difference; None while the gateway has not said.
     """
 
     api_version: Literal["v1"] = "v1"

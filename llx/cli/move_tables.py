@@ -67,6 +67,8 @@ def progress_text(each: MigrationStatus) -> str:
     copied = f"{each.blocks_copied} blocks, {size_text(each.size_bytes)}"
     if each.blocks_reused:
         copied += f", {each.blocks_reused} reused"
+    if each.outcome is None and not each.blocks_copied:
+        return f"{what}: {each.state}"
     if each.outcome is None:
         return f"{what}: {each.state}, stage {each.stage}, {copied}, {rate_text(each.rate)}"
     took = f"{copied} in {milliseconds(each.elapsed_ms)}"

@@ -241,10 +241,11 @@ class Migrations:
     async def _plan_request(self, given: str, target: Unit) -> _Plan:
         plan = _Plan()
         listing = await list_requests(self._fleet.loads, self._serving())
-        for each in find(listing, given):
-            if each.instance == target.name:
-                plan.left_out.append(_left_out(each, f"is on {target.name} already"))
-                continue
+        found = find(listing, given)
+        away = [each for each in found if each.instance != target.name]
+        if not away:  # of several generations, those that are there are where they should be
+            plan.left_out = [_left_out(each, f"is on {target.name} already") for each in found]
+        for each in away:
             check_ends(self._fleet, self._fleet.instance_unit(each.instance), target)
             reason = why_pinned(self._fleet, each)
             if reason:

@@ -172,13 +172,15 @@ class TestWait:
         return llx("migrate", *words, "--to", "tiny-1", "--wait")
 
     def test_shows_how_it_gets_on_and_the_downtime(self, llx, head):
-        copying = {"m3-1": {"state": "copying", "stage": 1}}
+        reserving = {"m3-1": {"state": "reserving", "blocks_copied": 0}}
+        copying = {"m3-1": {"state": "copying", "stage": 1, "blocks_copied": 30}}
         over = {"m3-1": {**MOVED, "stage": 2, "downtime_ms": None}}
-        done = self.wait(llx, head, copying, over, {}, {"m3-1": MOVED})
+        done = self.wait(llx, head, reserving, copying, over, {}, {"m3-1": MOVED})
         assert done.exit_code == 0
         what = "m3-1 llx-r1 tiny-0 → tiny-1"
         end = f"{what}: moved; 30 blocks, 7.5 MiB in 41 ms, downtime 9.6 ms (ITL 8.1 ms)"
         assert done.stderr.splitlines() == [
+            f"{what}: reserving",
             f"{what}: copying, stage 1, 30 blocks, 7.5 MiB, 238 MiB/s",
             end,
         ]

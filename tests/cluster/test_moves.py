@@ -130,6 +130,17 @@ def test_what_cannot_be_is_refused_with_the_culprit(rig) -> None:
             client.migration("m1-99")
 
 
+def test_of_several_generations_those_move_that_are_elsewhere(rig) -> None:
+    with up(rig) as client:
+        rig.give("m-0", {"id": "0_chatcmpl-two-0123abcd", "name": "llx-two"})
+        rig.give("m-1", {"id": "1_chatcmpl-two-0123abcd", "name": "llx-two"})
+        rig.eventually(lambda: is_busy(client, "m-1", 1), "they are reported")
+        rig.eventually(lambda: is_busy(client, "m-0", 1), "they are reported")
+        report = client.migrate(MigrateRequest(request="two", target="m-1"))
+        assert [each.request for each in report.migrations] == ["0_chatcmpl-two-0123abcd"]
+        assert report.left_out == []
+
+
 def test_a_move_can_be_cancelled_and_one_request_moves_once_at_a_time(rig) -> None:
     with up(rig) as client:
         rig.give("m-0", request(1, takes_s=60))
