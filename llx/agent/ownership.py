@@ -30,12 +30,21 @@ class Ownership:
         """Peer → sequence number of the last ADD taken in (`Add.seq`)."""
 
     def add(self, peer: int, header: Add) -> bool:
-        """Take in an ADD. False if the id is already held, whatever its epoch: abort it first."""
+        """Take in an ADD. False if the id is already held; see `is_superseded`."""
         self.seen[peer] = header.seq
         if header.request in self._held:
             return False
         self._held[header.request] = _Entry(peer, header.epoch)
         return True
+
+    def is_superseded(self, peer: int, header: Add) -> bool:
+        """Whether the peer has the id of its ADD under an earlier epoch: that life of it is over.
+
+        The arbiter has placed the request anew, and by chance where a copy that it has fenced still
+        runs. That must be ended before the ADD is taken in.
+        """
+        entry = self._held.get(header.request)
+        return entry is not None and entry.peer == peer and entry.epoch < header.epoch
 
     def adopt(self, request: RequestId, peer: int, epoch: Epoch, num_tokens: int) -> bool:
         """Own a request that arrives with `num_tokens` tokens of output. False if it is held."""

@@ -247,6 +247,8 @@ class SimEngine:
 
     def _add(self, command: _Added) -> None:
         header, message = command.header, command.message
+        if self._ownership.is_superseded(command.peer, header):
+            self._forget([header.request])
         if not self._ownership.add(command.peer, header):
             log.warning("engine.duplicate_add request=%s epoch=%s", header.request, header.epoch)
             return

@@ -202,17 +202,20 @@ class PoolClient(AsyncMPClient):
         if outputs.outputs or outputs.scheduler_stats is not None:
             outputs.engine_index = self._roster.slot(instance)
             self.outputs_queue.put_nowait(outputs)
-        for each in given:
-            if self._early and (early := self._early.pop(RequestId(each.output.request_id), None)):
-                self._accept_early(early, now)
+        if self._early:
+            for each in given:
+                self._accept_early(RequestId(each.output.request_id), now)
 
-    def _accept_early(self, early: list[_Early], now: float) -> None:
-        """The owner's last tokens may be there now."""
-        for each in early:
-            if self._accept(each, now):
+    def _accept_early(self, request: RequestId, now: float) -> None:
+        """What was early may count by now; what is let through may make room for more."""
+        while early := self._early.pop(request, None):
+            counted = [each for each in early if self._accept(each, now)]
+            for each in counted:
                 late = EngineCoreOutputs(outputs=[each.output], timestamp=each.timestamp)
                 late.engine_index = self._roster.slot(each.link.member.instance)
                 self.outputs_queue.put_nowait(late)
+            if not counted:
+                return
 
     def on_llumlet(self, link: InstanceLink, message: FromLlumlet) -> None:
         """The source of a migration tells the arbiter, or asks it."""
@@ -238,6 +241,8 @@ class PoolClient(AsyncMPClient):
         """
         instance = link.member.instance
         self._clocks.pop(instance, None)
+        for request, early in list(self._early.items()):
+            self._early[request] = [each for each in early if each.link is not link]
         why = f"instance {instance} was lost ({reason})"
         for request in self._streams.owned_by(instance):
             stream = self._streams.get(request)

@@ -94,3 +94,15 @@ def test_offsets_of_each_request_are_contiguous(steps):
     for name, count in steps:
         assert table.stamp([(RequestId(name), count, False)]) == [(1, next_offset[name])]
         next_offset[name] += count
+
+
+def test_an_add_under_a_later_epoch_ends_the_life_before():
+    ownership = Ownership()
+    first, second = Add(RequestId("r"), Epoch(1), 1), Add(RequestId("r"), Epoch(1_000_000), 2)
+    assert not ownership.is_superseded(0, first)
+    assert ownership.add(0, first)
+    assert not ownership.is_superseded(0, first)
+    assert ownership.is_superseded(0, second)
+    assert not ownership.is_superseded(1, second), "it is another peer's"
+    ownership.drop(RequestId("r"))
+    assert ownership.add(0, second)

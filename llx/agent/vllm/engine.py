@@ -244,6 +244,8 @@ class LlxEngineCore(EngineCoreProc):
     def add_request(self, request: Request, request_wave: int = 0) -> None:
         """Take in a request, unless its id is held already."""
         header: Add = request.llx_header
+        if self.llx_ownership.is_superseded(request.client_index, header):
+            self.abort_requests([header.request])
         if not self.llx_ownership.add(request.client_index, header):
             log.warning("engine.duplicate_add request=%s epoch=%s", header.request, header.epoch)
             return

@@ -17,6 +17,8 @@ from llx.core.model import MigrationId, RequestId
 from llx.cuda.blocks import BlockPacker
 from llx.errors import EngineError
 
+SWITCH_INTERVAL_S: Final = 0.0005
+"""A thread that moves KV, or answers for it, waits at most this long for one that computes."""
 _GENERATOR: Final = b"g1"
 """Heads the state of a `torch.Generator`, as the V1 model runner keeps one per seeded request."""
 

@@ -4,6 +4,7 @@ Everything but `on_core` and `prepare` runs on the core thread, between two step
 """
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from vllm.v1.serial_utils import MsgpackDecoder
 
 from llx.agent.transport.instance import InstanceTransport
 from llx.agent.transport.rank import RankAgent
-from llx.agent.vllm.kv_store import VllmKvStore
+from llx.agent.transport.remote import connect_ranks
+from llx.agent.vllm.kv_store import SWITCH_INTERVAL_S, VllmKvStore
 from llx.agent.vllm.movable import compatibility, movable_reason, pinned_by_cache
 from llx.core.migration import Begun, Cut, Progress, Reservation
 from llx.core.model import Epoch, MigrationId, RequestId
@@ -88,12 +90,11 @@ class VllmMigratingEngine:
 
     def open_transport(self, spec: InstanceSpec, listener: KvListener) -> InstanceTransport:
         """Have every rank serve its KV, within this process or in its worker's."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         store = self.local_store()
         if store is not None:
             agent = RankAgent(store, spec.migration, spec.bind_host, spec.port_range)
             return InstanceTransport([agent], listener)
-        from llx.agent.transport.remote import connect_ranks
-
         encoded = msgspec.msgpack.encode(spec.migration)
         arguments = (encoded, spec.bind_host, spec.port_range)
         return connect_ranks(self._core.collective_rpc("llx_start_rank", args=arguments), listener)

@@ -6,6 +6,7 @@ first request, and wraps what has to be wrapped on that worker's own model runne
 """
 
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 from vllm.sampling_params import SamplingType
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
+from llx.agent.transport.worker import serve_rank
 from llx.agent.vllm.arrival import ATTRIBUTE, Arrival
-from llx.agent.vllm.kv_store import VllmKvStore
+from llx.agent.vllm.kv_store import SWITCH_INTERVAL_S, VllmKvStore
 from llx.core.model import MigrationId
 from llx.errors import EngineError
 from llx.specs import MigrationSpec
@@ -57,8 +59,7 @@ class LlxWorker:
             bind_host: Address to listen on.
             port_range: First and last port to listen on; None: as the system chooses.
         """
-        from llx.agent.transport.worker import serve_rank
-
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         decoded = msgspec.msgpack.decode(spec, type=MigrationSpec)
         return serve_rank(self._llx_store, decoded, bind_host, port_range)
 
