@@ -226,6 +226,13 @@ def test_blocks_that_were_not_reserved_are_refused(pair: Pair) -> None:
     pair.assert_copied([(0, 1)])
 
 
+def test_block_ids_of_nonsense_are_refused_and_the_next_migration_works(pair: Pair) -> None:
+    pair.begin([1])
+    assert "block" in str(pair.send(0, [0], [2**40]).get())
+    pair.begin([1], MigrationId("m-2"))
+    assert pair.send(0, [0], [1], MigrationId("m-2")).get() == pair.size(1)
+
+
 @pytest.mark.parametrize("kind", ["tcp", "local"])
 def test_another_layout_is_refused_with_words(kind: str, here) -> None:
     pair = Pair(kind, here(layout="8xbfloat16"), here(layout="8xfloat32"))

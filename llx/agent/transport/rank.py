@@ -140,7 +140,11 @@ class RankAgent:
     ) -> None:
         """Copy blocks; see `llx.ports.KvTransport.send`."""
         assert len(source) == len(target), f"{len(source)} blocks to {len(target)}"
-        item = Stage(stage, encode_blocks(source), encode_blocks(target), state_of, done)
+        try:
+            item = Stage(stage, encode_blocks(source), encode_blocks(target), state_of, done)
+        except OverflowError:  # a target's block table is what another process says
+            done("block ids out of range")
+            return
         with self._lock:
             link = self._links.get(migration)
             if link is not None:
