@@ -72,7 +72,11 @@ class LoadStatus(_Resource):
 
 
 class InstanceStatus(_Resource):
-    """One instance."""
+    """One instance.
+
+    `is_cordoned`: by name; it may be by its host as well. `moving_out`: requests that are on their
+    way to another one. `cannot_migrate`: why none can move; empty: they can, or nobody knows yet.
+    """
 
     name: str
     model: str
@@ -89,6 +93,9 @@ class InstanceStatus(_Resource):
     last_failure: str = ""
     load: LoadStatus | None = None
     log: str = ""
+    is_cordoned: bool = False
+    moving_out: int = 0
+    cannot_migrate: str = ""
 
 
 class GatewayStatus(_Resource):
@@ -196,12 +203,20 @@ class StopRequest(_Resource):
 
 
 class StopReport(_Resource):
-    """What a stop did to streams. `not_stopped`: what could not be reached and may still run."""
+    """What a stop or a drain did to streams and requests.
+
+    `moved`: to other instances. `not_moved`: which could not, and why, ``request: reason``; they
+    are among those that finished, were cut, or remain. `remaining`: go on where they were.
+    `not_stopped`: what could not be reached and may still run.
+    """
 
     api_version: Literal["v1"] = "v1"
     finished: int
     cut: int
     not_stopped: list[str] = []
+    moved: int = 0
+    not_moved: list[str] = []
+    remaining: int = 0
 
 
 class SettingsDocument(_Resource):
@@ -244,6 +259,144 @@ class NoteReport(_Resource):
     """The event is in the audit trail."""
 
     api_version: Literal["v1"] = "v1"
+
+
+class RequestStatus(_Resource):
+    """A request that an instance has: one generation.
+
+    `id` is the engine's; `name` is ``x-llx-request-id``, which several generations may share.
+    `state`: waiting, running, preempted, or leaving (it goes to another instance). `pinned`: why it
+    cannot move. `migration`: the one under way.
+    """
+
+    id: str
+    name: str
+    instance: str
+    model: str
+    priority: int
+    priority_class: str = ""
+    state: str
+    num_prompt: int
+    num_tokens: int
+    num_blocks: int
+    size_bytes: int
+    arrived_at: float
+    pinned: str = ""
+    migration: str = ""
+
+
+class RequestList(_Resource):
+    """All requests. `not_asked`: instances of which they are not known, ``instance: reason``."""
+
+    api_version: Literal["v1"] = "v1"
+    requests: list[RequestStatus]
+    not_asked: list[str] = []
+
+
+class MoveOutcome(StrEnum):
+    """How a migration ended.
+
+    `kept`: the request goes on at its source. `gone`: the request had ended. `unknown`: nobody
+    said, as when the source fell.
+    """
+
+    MOVED = "moved"
+    KEPT = "kept"
+    GONE = "gone"
+    UNKNOWN = "unknown"
+
+
+class MigrationStatus(_Resource):
+    """One migration: a move of one request.
+
+    `state` is the source's, ``ordered`` before its first word. `outcome`: None while it is open.
+    `why` it was ordered. `rate`: bytes per second of copying. `downtime_ms`: between the last token
+    of the source and the first of the target as the gateway saw it; `itl_ms`: the median gap
+    before, `stall_ms` their difference; None while the gateway has not said.
+    """
+
+    api_version: Literal["v1"] = "v1"
+    id: str
+    request: str
+    name: str
+    source: str
+    target: str
+    user: str = ""
+    why: str = ""
+    state: str
+    outcome: MoveOutcome | None = None
+    reason: str = ""
+    begun_at: float
+    ended_at: float | None = None
+    stage: int = 0
+    num_stages: int = 0
+    blocks_copied: int = 0
+    blocks_reused: int = 0
+    num_tokens: int = 0
+    size_bytes: int = 0
+    rate: float = 0.0
+    elapsed_ms: float = 0.0
+    downtime_ms: float | None = None
+    itl_ms: float | None = None
+    stall_ms: float | None = None
+
+
+class MigrationList(_Resource):
+    """Migrations, the oldest first. The head keeps the last 1000 that are over."""
+
+    api_version: Literal["v1"] = "v1"
+    migrations: list[MigrationStatus]
+
+
+class MigrateRequest(_Resource):
+    """Body of ``POST /v1/migrations``: move `request`, or some requests of `source`, to `target`.
+
+    `request`: any of its ids (`llx req ls`), or the client's own ``x-request-id``. `count`: at most
+    so many; None: all. `by`: which of them (`llx.core.request_choice`). `is_dry_run`: only say what
+    would move. `is_checked`: compare the copied KV at both ends before the target goes on.
+    `is_blocking`: stop the request before the first copy, the baseline for live migration.
+    `reuse_prefix`: the target may use blocks of its prefix cache instead of copying them, if the
+    cluster's settings allow it.
+    """
+
+    request: str = ""
+    source: str = ""
+    count: int | None = Field(default=None, ge=1)
+    by: str = "shortest"
+    target: str
+    is_dry_run: bool = False
+    is_checked: bool = False
+    is_blocking: bool = False
+    reuse_prefix: bool = True
+    user: str = ""
+
+
+class LeftOut(_Resource):
+    """A request that was meant and does not move, and why."""
+
+    request: str
+    name: str
+    instance: str
+    reason: str
+
+
+class PlannedMove(_Resource):
+    """What a move would be. `copy_s` and `downtime_ms`: as lately; None: none was seen yet."""
+
+    request: RequestStatus
+    target: str
+    copy_s: float | None = None
+    downtime_ms: float | None = None
+
+
+class MigrateReport(_Resource):
+    """What was begun, or with `is_dry_run` planned; `num_seen`: moves that estimates rest on."""
+
+    api_version: Literal["v1"] = "v1"
+    migrations: list[MigrationStatus] = []
+    planned: list[PlannedMove] = []
+    left_out: list[LeftOut] = []
+    num_seen: int = 0
 
 
 class ErrorBody(_Resource):

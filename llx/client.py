@@ -5,6 +5,7 @@ of errors. No logic about clusters lives here.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
@@ -24,8 +25,13 @@ from llx.api import (
     HostStatus,
     InstanceStatus,
     LogSlice,
+    MigrateReport,
+    MigrateRequest,
+    MigrationList,
+    MigrationStatus,
     NoteReport,
     NoteRequest,
+    RequestList,
     SettingsDocument,
     SettingsUpdate,
     StopReport,
@@ -66,6 +72,8 @@ ERROR_NAMES: MappingProxyType[str, type[LlxError]] = MappingProxyType(
 """`ErrorBody.error` and the exception it stands for; any other name is a `RemoteError`."""
 
 _STOP_MARGIN_S = 90.0
+_IDS_AT_A_TIME = 500
+"""More would make too long a URL."""
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -155,17 +163,85 @@ class ControlClient:
         """
         return self._request("GET", f"instances/{_quoted(name)}", InstanceStatus)
 
-    def restart_instance(self, name: str, *, user: str = "") -> InstanceStatus | GatewayStatus:
+    def restart_instance(
+        self, name: str, *, user: str = "", deadline_s: float = 60.0
+    ) -> InstanceStatus | GatewayStatus:
         """Stop an instance, if it runs, and start it anew; returns as soon as that has begun.
 
-        It may be a gateway, too, whose streams may finish first.
+        Its requests move to other instances first, or finish until the deadline. It may be a
+        gateway, too, whose streams may finish likewise.
 
         Raises:
             NotFoundError: There is none of that name.
             ConflictError: It is stopping, or the cluster is.
         """
         path = f"instances/{_quoted(name)}/restart"
-        return self._request("POST", path, UnitStatus, params={"user": user}).root
+        params = {"user": user, "deadline_s": deadline_s}
+        return self._request("POST", path, UnitStatus, params=params).root
+
+    def cordon_instance(self, name: str, *, is_on: bool, user: str = "") -> InstanceStatus:
+        """Give an instance nothing new from now on, or use it again; what it has goes on.
+
+        Raises:
+            NotFoundError: There is no such instance.
+        """
+        path = f"instances/{_quoted(name)}/{'cordon' if is_on else 'uncordon'}"
+        return self._request("POST", path, InstanceStatus, params={"user": user})
+
+    def drain_instance(self, name: str, *, deadline_s: float = 60.0, user: str = "") -> StopReport:
+        """Cordon an instance and empty it: its requests move to others, what cannot may finish.
+
+        It stays up and cordoned. Returns when it is empty, or at the deadline.
+
+        Raises:
+            NotFoundError: There is no such instance.
+            ConflictError: It is not ready, or is being drained; or the cluster stops.
+        """
+        return self._drain(f"instances/{_quoted(name)}/drain", deadline_s, user)
+
+    def requests(self) -> RequestList:
+        """All requests, with the instance that has each."""
+        return self._request("GET", "requests", RequestList)
+
+    def migrate(self, request: MigrateRequest) -> MigrateReport:
+        """Move requests; returns when that has begun, or what would be with `is_dry_run`.
+
+        Raises:
+            NotFoundError: There is no such request or instance.
+            ConflictError: Nothing can move between these instances, or several requests are meant.
+            ConfigError: The question contradicts itself.
+            UnreachableError: The source does not say what it has.
+        """
+        return self._request("POST", "migrations", MigrateReport, json=request.model_dump())
+
+    def migrations(self, ids: Sequence[str] = ()) -> list[MigrationStatus]:
+        """Migrations, the oldest first: those of `ids`, by default all that the head knows of."""
+        if not ids:
+            return self._request("GET", "migrations", MigrationList).migrations
+        found = []
+        for start in range(0, len(ids), _IDS_AT_A_TIME):
+            params = {"id": list(ids[start : start + _IDS_AT_A_TIME])}
+            found += self._request("GET", "migrations", MigrationList, params=params).migrations
+        return found
+
+    def migration(self, migration: str) -> MigrationStatus:
+        """One migration.
+
+        Raises:
+            NotFoundError: There is none of that id, or it is long over.
+        """
+        return self._request("GET", f"migrations/{_quoted(migration)}", MigrationStatus)
+
+    def cancel_migration(self, migration: str, *, user: str = "") -> MigrationStatus:
+        """Ask for a migration to be given up, if it still can be; how it ends shows later.
+
+        Raises:
+            NotFoundError: There is none of that id, or it is long over.
+            ConflictError: It is over.
+            UnreachableError: Its source is not connected.
+        """
+        path = f"migrations/{_quoted(migration)}/cancel"
+        return self._request("POST", path, MigrationStatus, params={"user": user})
 
     def logs(
         self, name: str, *, offset: int | None = None, limit: int = 65536, tail: int = 200
@@ -189,10 +265,7 @@ class ControlClient:
 
         A second stop with a shorter deadline cuts the first one short.
         """
-        body = StopRequest(deadline_s=deadline_s, user=user)
-        return self._request(
-            "POST", "stop", StopReport, json=body.model_dump(), timeout=deadline_s + _STOP_MARGIN_S
-        )
+        return self._drain("stop", deadline_s, user)
 
     def cordon_host(self, name: str, *, is_on: bool, user: str = "") -> HostStatus:
         """Give a host nothing new from now on, or use it again; what runs there goes on.
@@ -205,19 +278,16 @@ class ControlClient:
         return self._request("POST", path, HostStatus, params={"user": user})
 
     def drain_host(self, name: str, *, deadline_s: float = 60.0, user: str = "") -> StopReport:
-        """Cordon a host, let its streams finish until the deadline, stop what runs there.
+        """Cordon a host, move its requests to others, stop what runs there.
 
-        What there is room for starts elsewhere. Returns when the host is empty.
+        What cannot move may finish until the deadline. What there is room for starts elsewhere.
+        Returns when the host is empty.
 
         Raises:
             NotFoundError: There is no such host.
             ConflictError: It is the only usable one, or being drained; or the cluster stops.
         """
-        body = StopRequest(deadline_s=deadline_s, user=user)
-        path = f"hosts/{_quoted(name)}/drain"
-        return self._request(
-            "POST", path, StopReport, json=body.model_dump(), timeout=deadline_s + _STOP_MARGIN_S
-        )
+        return self._drain(f"hosts/{_quoted(name)}/drain", deadline_s, user)
 
     def settings(self) -> str:
         """What the cluster should be: a whole cluster.yaml."""
@@ -247,6 +317,12 @@ class ControlClient:
         """
         body = NoteRequest(verb=verb[:MAX_VERB_CHARS], text=text[:MAX_NOTE_CHARS], user=user)
         self._request("POST", "events", NoteReport, json=body.model_dump())
+
+    def _drain(self, path: str, deadline_s: float, user: str) -> StopReport:
+        body = StopRequest(deadline_s=deadline_s, user=user)
+        return self._request(
+            "POST", path, StopReport, json=body.model_dump(), timeout=deadline_s + _STOP_MARGIN_S
+        )
 
     def _request(self, method: str, path: str, kind: type[R], **options: Any) -> R:
         try:

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from llx.choices import Platform
+from llx.migration_settings import MigrationSettings
 from llx.specs import EngineKind, SimSpec
 from llx.yaml_reader import nearest
 
@@ -319,6 +320,7 @@ class ClusterSettings(Settings):
     models: tuple[ModelSettings, ...]
     priority_classes: tuple[PriorityClassSettings, ...] = Field(default_factory=_default_classes)
     gateway: GatewaySettings = GatewaySettings()
+    migration: MigrationSettings = MigrationSettings()
     control: ControlSettings = ControlSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 

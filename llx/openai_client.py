@@ -4,9 +4,10 @@ Synchronous, over httpx. Server-sent events are read here; nothing else of the A
 """
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from llx.secret import Secret
 
 INSTANCE_HEADER = "x-llx-instance"
 PRIORITY_HEADER = "x-llx-priority"
+REQUEST_ID_HEADER = "x-request-id"
 
 _CONNECT_TIMEOUT_S = 5.0
 _MAX_LINE_BYTES = 16 << 20
@@ -64,6 +66,33 @@ class Answer:
     output_tokens: int
     finish_reason: str | None
     instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """A completion of token ids, to its last token: no end-of-sequence token ends it.
+
+    `cache_salt`: only requests of one salt share prefix-cache blocks. `extra`: further fields of
+    the body, as vLLM names them.
+    """
+
+    model: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    request_id: str = ""
+    temperature: float = 0.0
+    seed: int | None = None
+    cache_salt: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A piece of a completion: its token ids, its text, and when it came (monotonic seconds)."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +185,34 @@ class OpenAIClient:
                 _check(response)
             yield Stream(response.headers.get(INSTANCE_HEADER, ""), self._guarded(response))
 
+    def stream_completion(self, request: CompletionRequest) -> Iterator[Tokens]:
+        """Ask for a completion, and give its tokens as they come."""
+        body = {
+            "model": request.model,
+            "prompt": list(request.prompt),
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "seed": request.seed,
+            "cache_salt": request.cache_salt,
+            "ignore_eos": True,
+            "return_token_ids": True,
+            "stream": True,
+            **request.extra,
+        }
+        given = {key: value for key, value in body.items() if value is not None}
+        headers = {REQUEST_ID_HEADER: request.request_id} if request.request_id else {}
+        with (
+            self._errors(),
+            self._http.stream("POST", "completions", json=given, headers=headers) as response,
+        ):
+            if response.status_code != httpx.codes.OK:
+                response.read()
+            _check(response)
+            for event in _payloads(response):
+                for choice in event.get("choices") or ():
+                    ids = tuple(choice.get("token_ids") or ())
+                    yield Tokens(ids, choice.get("text") or "", time.monotonic())
+
     def _guarded(self, response: httpx.Response) -> Iterator[Chunk]:
         with self._errors():
             yield from _chunks(response)
@@ -230,19 +287,24 @@ def _error_text(response: httpx.Response) -> str:
 
 
 def _chunks(response: httpx.Response) -> Iterator[Chunk]:
-    """The chunks of one stream, ended by ``[DONE]`` and nothing else."""
     tokens = 0
+    for event in _payloads(response):
+        tokens = max(tokens, int((event.get("usage") or {}).get("completion_tokens") or 0))
+        choices: Sequence[Any] = event.get("choices") or ()
+        text = "".join((each.get("delta") or {}).get("content") or "" for each in choices)
+        reasons = [each["finish_reason"] for each in choices if each.get("finish_reason")]
+        yield Chunk(text, tokens, reasons[0] if reasons else None)
+
+
+def _payloads(response: httpx.Response) -> Iterator[Any]:
+    """What one stream carries, ended by ``[DONE]`` and nothing else."""
     for data in _events(response.iter_lines()):
         if data == "[DONE]":
             return
         event = json.loads(data)
         if "error" in event:
             raise RemoteError(f"the answer broke off: {event['error'].get('message')}")
-        tokens = max(tokens, int((event.get("usage") or {}).get("completion_tokens") or 0))
-        choices: Sequence[Any] = event.get("choices") or ()
-        text = "".join((each.get("delta") or {}).get("content") or "" for each in choices)
-        reasons = [each["finish_reason"] for each in choices if each.get("finish_reason")]
-        yield Chunk(text, tokens, reasons[0] if reasons else None)
+        yield event
     raise RemoteError("the answer broke off: the connection ended before [DONE]")
 
 

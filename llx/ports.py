@@ -146,8 +146,11 @@ class KvTransport(Protocol):
     def routes(self) -> list[Route]:
         """How this instance's ranks are reached."""
 
-    def expect(self, migration: MigrationId, token: bytes) -> None:
-        """Target: admit connections of that migration which know `token`."""
+    def expect(self, migration: MigrationId, token: bytes, blocks: Sequence[int]) -> None:
+        """Target: admit connections of that migration which know `token`, to write `blocks`."""
+
+    def allow(self, migration: MigrationId, blocks: Sequence[int]) -> None:
+        """Target: let it write these blocks as well; nothing if it has been fenced."""
 
     def fence(self, migration: MigrationId, done: Callable[[], None]) -> None:
         """Target: admit nothing more; when `done` is called nothing is written any more."""

@@ -132,6 +132,7 @@ class MigrateOrder(_Message, frozen=True, tag="migrate"):
 
     `is_checked`: compare a digest of the copied KV at both ends before the target goes on with it.
     `is_blocking`: the request stops before the first copy, the baseline for live migration.
+    `reuse_prefix`: the target may use blocks that its prefix cache has, if its settings say so too.
     """
 
     migration: MigrationId
@@ -140,6 +141,7 @@ class MigrateOrder(_Message, frozen=True, tag="migrate"):
     term: Term
     is_checked: bool = False
     is_blocking: bool = False
+    reuse_prefix: bool = True
 
 
 class CancelMigration(_Message, frozen=True, tag="cancel-migration"):
@@ -166,7 +168,7 @@ class Reserve(_Message, frozen=True, tag="reserve"):
     name: str
     compatibility: str
     num_tokens: int
-    is_checked: bool = False
+    reuse_prefix: bool = True
 
 
 class Extend(_Message, frozen=True, tag="extend"):
@@ -214,6 +216,8 @@ class InstanceInfo(msgspec.Struct, frozen=True):
     max_num_batched_tokens: int
     tensor_parallel: int
     pid: int
+    cannot_migrate: str = ""
+    """Why its requests cannot move; empty if they can."""
 
 
 class Ready(_Message, frozen=True, tag="ready"):
@@ -382,6 +386,36 @@ class MigrationNews(_Message, frozen=True, tag="migration-news"):
     reason: str = ""
 
 
+class RequestView(msgspec.Struct, frozen=True):
+    """A request as its instance sees it; the utility ``llx_requests`` answers with a list of them.
+
+    Attributes:
+        id: `RequestId`.
+        name: What operators know it by (`Add.name`).
+        peer: Index of the session that holds its stream.
+        priority: The integer that vLLM sees; lower is more urgent.
+        state: ``waiting``, ``running``, ``preempted``, or ``leaving`` while it is being moved away.
+        num_prompt: Tokens of its prompt.
+        num_tokens: Those, and what has been generated.
+        num_blocks: KV blocks that it holds.
+        size_bytes: Bytes of those blocks, over all ranks.
+        arrival: When it came to its gateway, in seconds since 1970.
+        pinned: Why it cannot move; empty if it can.
+    """
+
+    id: str
+    name: str
+    peer: int
+    priority: int
+    state: str
+    num_prompt: int
+    num_tokens: int
+    num_blocks: int
+    size_bytes: int
+    arrival: float
+    pinned: str = ""
+
+
 class Dead(_Message, frozen=True, tag="dead"):
     """The engine is gone; nothing more will come of this instance."""
 
@@ -428,7 +462,7 @@ class MoveSeen(msgspec.Struct, frozen=True):
     """A change of owner as the gateway saw it.
 
     `downtime_ms`: between the source's last and the target's first token; `itl_ms`: the median of
-    the request's 32 gaps before, 0 if there were none. The stall is their difference.
+    the request's 32 gaps before, 0 if there were less than 8. The stall is their difference.
     """
 
     request: RequestId

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from llx.api import ErrorBody, StopReport
+from llx.api import ErrorBody, MigrateRequest, StopReport
 from llx.client import ControlClient
 from llx.errors import (
     ConfigError,
@@ -73,9 +73,49 @@ def test_names_are_one_path_segment() -> None:
                 call("../a b?")
     assert seen == [
         b"/v1/instances/..%2Fa%20b%3F",
-        b"/v1/instances/..%2Fa%20b%3F/restart?user=",
+        b"/v1/instances/..%2Fa%20b%3F/restart?user=&deadline_s=60.0",
         b"/v1/logs/..%2Fa%20b%3F?offset=-1&limit=65536&tail=200",
     ]
+
+
+def test_what_is_sent_about_migrations() -> None:
+    seen: list[httpx.Request] = []
+    move = {"id": "m1-1", "request": "r", "name": "", "source": "a", "target": "b",
+            "state": "ordered", "begun_at": 1.0}  # fmt: skip
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        match request.method, request.url.path.split("/")[2:]:
+            case "GET", ["requests"]:
+                return httpx.Response(200, json={"requests": []})
+            case _, ["migrations"]:
+                return httpx.Response(200, json={"migrations": [move]})
+            case _, ["instances", _, "drain"]:
+                return httpx.Response(200, json={"finished": 0, "cut": 0, "moved": 2})
+        return httpx.Response(200, json=move)
+
+    with client(answer) as control:
+        assert control.requests().requests == []
+        ask = MigrateRequest(source="a", target="b", count=2, by="oldest", user="ann")
+        assert control.migrate(ask).migrations[0].id == "m1-1"
+        assert control.migrations(["m1-1", "m1-2"])[0].outcome is None
+        assert len(control.migrations()) == 1
+        assert len(control.migrations(["m1-1"] * 501)) == 2, "asked in parts"
+        assert control.migration("m1/1").id == "m1-1"
+        assert control.cancel_migration("m1-1", user="ann").id == "m1-1"
+        assert control.drain_instance("a", deadline_s=7).moved == 2
+    del seen[4:6]
+    assert [(each.method, each.url.raw_path) for each in seen] == [
+        ("GET", b"/v1/requests"),
+        ("POST", b"/v1/migrations"),
+        ("GET", b"/v1/migrations?id=m1-1&id=m1-2"),
+        ("GET", b"/v1/migrations"),
+        ("GET", b"/v1/migrations/m1%2F1"),
+        ("POST", b"/v1/migrations/m1-1/cancel?user=ann"),
+        ("POST", b"/v1/instances/a/drain"),
+    ]
+    assert MigrateRequest.model_validate_json(seen[1].content) == ask
+    assert seen[6].extensions["timeout"]["read"] > 60
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llx.cluster.desired import desired_instances
 from llx.cluster_file import ClusterSettings, ModelSettings
 from llx.errors import ConfigError, NotFoundError
+from llx.migration_settings import MigrationSettings
 from llx.settings import (
     Environment,
     OutputFormat,
@@ -25,7 +27,7 @@ from llx.settings import (
     resolve_model,
     with_hosts,
 )
-from llx.specs import EngineKind, SimSpec
+from llx.specs import EngineKind, MigrationSpec, SimSpec
 from llx.yaml_reader import read_yaml
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "cluster.yaml"
@@ -245,6 +247,29 @@ class TestClusters:
         model = ModelSettings(name="m", model="./m", engine=EngineKind.SIM, sim={"step_base_ms": 2})
         assert model.sim_spec == SimSpec(step_base_ms=2.0)
         assert ModelSettings(name="m", model="./m").sim_spec is None
+
+
+class TestMigration:
+    def test_the_defaults_are_those_of_the_spec(self):
+        assert MigrationSettings().spec == MigrationSpec()
+
+    def test_reaches_every_instance(self, tmp_path):
+        text = MINIMAL + "migration: {max_out: 2, bandwidth_mib_s: 1.5, on_divergence: abort}\n"
+        settings = load_cluster(write(tmp_path, text))
+        expected = MigrationSpec(max_out=2, bandwidth_bytes_s=1_572_864, on_divergence="abort")
+        assert [each.migration for each in desired_instances(settings)] == [expected]
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("{max_out: 0}", "2: migration.max_out: Input should be greater than or equal to 1"),
+            ("{on_divergence: give_up}", "2: migration.on_divergence: Input should be 'finish'"),
+            ("{bandwidth_mib_s: 0}", "2: migration.bandwidth_mib_s: Input should be greater"),
+            ("{max_outs: 1}", '2: unknown key "max_outs" in migration; did you mean "max_out"?'),
+        ],
+    )
+    def test_mistakes(self, tmp_path, text, words):
+        assert mistake(tmp_path, f"{MINIMAL}migration: {text}\n").startswith(words)
 
 
 class TestLocalCluster:

@@ -11,9 +11,7 @@ from llx.errors import WireError
 
 ids = st.text(min_size=1, max_size=60)
 small = st.integers(0, 2**40)
-info = st.builds(
-    wire.InstanceInfo, ids, ids, ids, ids, ids, ids, small, small, small, small, small, small, small
-)
+info = st.builds(wire.InstanceInfo, *[ids] * 6, *[small] * 7, ids)
 to_instance = st.one_of(
     st.builds(wire.Hello, ids, small, ids, ids, ids, small),
     st.builds(wire.Ping, small),

@@ -181,6 +181,10 @@ class InstanceEndpoint:
         peer = self._peers.get(name.encode())
         return None if peer is None else peer.index
 
+    def peers_of(self, role: str) -> list[int]:
+        """The sessions of that role."""
+        return [peer.index for peer in list(self._peers.values()) if peer.role == role]
+
     def name_of(self, index: int) -> str:
         """The peer whose session that is; empty if it is over."""
         peer = self._by_index.get(index)

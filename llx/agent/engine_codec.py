@@ -233,6 +233,11 @@ def decode_arguments(payload: Sequence[Frame]) -> list[Any]:
     return _decode(_arguments_decoder, payload)
 
 
+def event(kind: EventType) -> EngineCoreEvent:
+    """Something that happens to a request now."""
+    return EngineCoreEvent(kind, time.monotonic())
+
+
 def encode_logprobs(token_ids: Sequence[int], logprobs: Sequence[float], rank: int) -> Any:
     """Encode as vLLM's ``LogprobsLists`` one token: the sampled token first, then the top ones.
 

@@ -37,6 +37,19 @@ class Ownership:
         self._held[header.request] = _Entry(peer, header.epoch)
         return True
 
+    def adopt(self, request: RequestId, peer: int, epoch: Epoch, num_tokens: int) -> bool:
+        """Own a request that arrives with `num_tokens` tokens of output. False if it is held."""
+        if request in self._held:
+            return False
+        self._held[request] = _Entry(peer, epoch, num_tokens)
+        return True
+
+    def set_epoch(self, request: RequestId, epoch: Epoch) -> None:
+        """Go on owning a request under another epoch; nothing if it is not held."""
+        entry = self._held.get(request)
+        if entry is not None:
+            entry.epoch = epoch
+
     def held(self, peer: int, requests: Iterable[tuple[RequestId, Epoch]]) -> list[RequestId]:
         """Those of a peer's Abort that it may end: its own, at that epoch or an earlier one."""
         return [
@@ -60,6 +73,11 @@ class Ownership:
         """The peer that owns `request`, if it is held."""
         entry = self._held.get(request)
         return entry.peer if entry is not None else None
+
+    def epoch_of(self, request: RequestId) -> Epoch | None:
+        """The epoch under which `request` is held, if it is."""
+        entry = self._held.get(request)
+        return entry.epoch if entry is not None else None
 
     def stamp(
         self, outputs: Iterable[tuple[RequestId, int, bool]]

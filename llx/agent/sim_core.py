@@ -20,12 +20,11 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Protocol, assert_never
 
 from llx.agent.engine_codec import (
-    EngineCoreEvent,
     EngineCoreOutput,
     EngineCoreOutputs,
     EngineCoreRequest,
@@ -36,16 +35,14 @@ from llx.agent.engine_codec import (
     decode_request,
     encode,
     encode_logprobs,
+    event,
 )
 from llx.agent.ownership import Ownership
-from llx.agent.sim_request import read_request
-from llx.core.engine_model import (
-    EngineConfig,
-    EngineModel,
-    Finish,
-    Step,
-    TokenOutput,
-)
+from llx.agent.sim_kv import SimKv
+from llx.agent.sim_moves import SimMoves
+from llx.agent.sim_request import Live, read_request
+from llx.core.engine_model import EngineModel, Finish, Step, TokenOutput
+from llx.core.engine_state import EngineConfig
 from llx.core.model import Epoch, Nanos, RequestId
 from llx.core.token_model import HashedTokens
 from llx.errors import WireError
@@ -65,6 +62,10 @@ RESULTS: Final = MappingProxyType[str, Any](
         "list_loras": [],
     }
 )
+"""The utilities whose answer never changes."""
+REQUESTS: Final = "llx_requests"
+"""The utility that answers with a list of `llx.wire.RequestView`."""
+UTILITIES: Final = frozenset({*RESULTS, REQUESTS})
 """The utilities it answers; the endpoint admits these names and no other."""
 
 _CATCH_UP_NS = 2_000_000
@@ -94,6 +95,7 @@ class _Added:
     header: Add
     message: EngineCoreRequest | None
     """None: the payload could not be read."""
+    payload: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,26 +115,24 @@ class _PeerGone:
     peer: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Something that the llumlet wants done."""
+
+    action: Callable[[], None]
+
+
 class _Stop:
     """Wakes the core thread to its end."""
 
 
-_Command = _Added | _Aborted | _Called | _PeerGone | _Stop
-
-
-@dataclass(slots=True)
-class _Live:
-    """What the front end is still to be told of a request."""
-
-    peer: int
-    num_logprobs: int | None = None
-    prefill_stats: PrefillStats | None = field(default_factory=PrefillStats)
-    """None once the first output has left."""
-    events: list[EngineCoreEvent] = field(default_factory=list)
+_Command = _Added | _Aborted | _Called | _PeerGone | _Asked | _Stop
 
 
 class SimEngine:
     """The engine of one instance; implements `llx.ports.EngineSink`.
+
+    `moves` is its `llx.ports.MigratingEngine`, `kv` its `llx.ports.KvStore`.
 
     `add`, `abort`, `call`, `drop_peer` and `stop` may be called from any thread; `run` is the core
     thread.
@@ -143,12 +143,22 @@ class SimEngine:
         self._model = EngineModel(config, tokens)
         self._vocabulary = tokens.vocabulary
         self._ownership = Ownership()
-        self._live: dict[RequestId, _Live] = {}
+        self._live: dict[RequestId, Live] = {}
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._stats_sent: dict[int, float] = {}
         self._num_steps = 0
         self._outlet: Outlet
+        self.kv: Final = SimKv(tokens)
+        self.moves: Final = SimMoves(
+            config,
+            self._model,
+            self._ownership,
+            self._live,
+            vocabulary=tokens.vocabulary,
+            post=lambda action: self._commands.put(_Asked(action)),
+            forget=self._forget,
+        )
 
     # ------------------------------------------------------------------ any thread
 
@@ -162,7 +172,9 @@ class SimEngine:
         except WireError as error:
             log.warning("engine.bad_request request=%s error=%s", header.request, error)
             message = None
-        self._commands.put(_Added(peer, header, message))
+        # Copied: it outlives the buffers of the socket.
+        frames = tuple(bytes(frame) for frame in payload)
+        self._commands.put(_Added(peer, header, message, frames))
 
     def abort(self, peer: int, requests: list[tuple[RequestId, Epoch]]) -> None:
         """End requests, each only if held at that epoch or an earlier one."""
@@ -195,7 +207,8 @@ class SimEngine:
             self._report(now)
             if step is None:
                 step_end = 0
-                self._handle(self._commands.get())
+                if not self._model.moves.tell():  # whoever is told may give it something to run
+                    self._handle(self._commands.get())
                 continue
             step_end = step.started_at + step.duration_ns
             self._note(step)
@@ -203,7 +216,7 @@ class SimEngine:
             self._stopping.wait((step_end - time.monotonic_ns()) / 1e9)
             self._emit_tokens(outputs)
         self._take_in()
-        self._finish(list(self._live), FinishReason.ABORT)
+        self._end_all()
 
     def _take_in(self) -> None:
         while True:
@@ -224,17 +237,21 @@ class SimEngine:
             case _PeerGone(peer=peer):
                 self._forget(self._ownership.of_peer(peer))
                 self._stats_sent.pop(peer, None)
+            case _Asked(action=action):
+                action()
             case _Stop():
                 pass
             case _:
                 assert_never(command)
+        self._model.moves.tell()
 
     def _add(self, command: _Added) -> None:
         header, message = command.header, command.message
         if not self._ownership.add(command.peer, header):
             log.warning("engine.duplicate_add request=%s epoch=%s", header.request, header.epoch)
             return
-        live = self._live[header.request] = _Live(command.peer)
+        live = Live(command.peer, header.name, command.payload)
+        self._live[header.request] = live
         if message is None:
             self._finish([header.request], FinishReason.ERROR)
             return
@@ -251,7 +268,7 @@ class SimEngine:
         num_prompt = len(request.asked.prompt)
         live.num_logprobs = request.num_logprobs
         live.prefill_stats = PrefillStats(num_prompt, num_prompt)
-        live.events.append(_event(EventType.QUEUED))
+        live.events.append(event(EventType.QUEUED))
         self._model.add(request.asked)
 
     def _forget(self, requests: list[RequestId]) -> None:
@@ -268,6 +285,10 @@ class SimEngine:
             self._emit(peer, [])
 
     def _answer(self, peer: int, header: Call) -> None:
+        if header.method == REQUESTS:
+            views = self.moves.views(self.kv.block_bytes)
+            self._outlet.emit(peer, Reply(header.call), lambda: [encode(views)])
+            return
         if header.method not in RESULTS:
             error = f"the simulated engine has no utility {header.method!r}"
             self._outlet.emit(peer, Reply(header.call, error))
@@ -282,7 +303,15 @@ class SimEngine:
             (EventType.SCHEDULED, step.admitted),
         ):
             for request in requests:
-                self._live[request].events.append(_event(kind))
+                self._live[request].events.append(event(kind))
+
+    def _end_all(self) -> None:
+        """End what is held. What was cut may go on elsewhere by now: it ends without a word."""
+        requests = list(self._live)
+        leaving = [each for each in requests if self._model.moves.is_cut(each)]
+        self._forget(leaving)
+        self._finish([each for each in requests if each not in leaving], FinishReason.ABORT)
+        self._model.moves.tell()
 
     # ------------------------------------------------------------------ outputs
 
@@ -294,8 +323,9 @@ class SimEngine:
             by_peer[live.peer].append(self._output(token, live))
         for peer, outputs in by_peer.items():
             self._emit(peer, outputs)
+        self._model.moves.tell()
 
-    def _output(self, token: TokenOutput, live: _Live) -> EngineCoreOutput:
+    def _output(self, token: TokenOutput, live: Live) -> EngineCoreOutput:
         output = EngineCoreOutput(token.request, [token.token])
         if live.num_logprobs is not None:
             output.new_logprobs = self._logprobs(token.token, live.num_logprobs)
@@ -321,7 +351,7 @@ class SimEngine:
             output = EngineCoreOutput(request, [], finish_reason=reason)
             if live.prefill_stats is not None:
                 # Without these the front end's histograms would count from the machine's start.
-                output.events = [_event(EventType.QUEUED), _event(EventType.SCHEDULED)]
+                output.events = [event(EventType.QUEUED), event(EventType.SCHEDULED)]
             by_peer[live.peer].append(output)
         for peer, outputs in by_peer.items():
             self._emit(peer, outputs)
@@ -378,10 +408,6 @@ def _marks(outputs: Sequence[EngineCoreOutput]) -> list[tuple[RequestId, int, bo
         (RequestId(each.request_id), len(each.new_token_ids), each.finish_reason is not None)
         for each in outputs
     ]
-
-
-def _event(kind: EventType) -> EngineCoreEvent:
-    return EngineCoreEvent(kind, time.monotonic())
 
 
 def _frames(message: EngineCoreOutputs) -> list[Frame]:

@@ -10,9 +10,13 @@ from pathlib import Path
 from llx import __version__
 from llx.agent.endpoint import InstanceEndpoint
 from llx.agent.engine_codec import EngineCoreReadyResponse, encode
-from llx.agent.sim_core import RESULTS, Outlet, SimEngine
+from llx.agent.llumlet import EngineFacts, MigrationService
+from llx.agent.sim_core import UTILITIES, Outlet, SimEngine
+from llx.agent.sim_kv import sim_compatibility
 from llx.agent.sim_model import ModelFacts, read_model
-from llx.core.engine_model import EngineConfig, StepTime
+from llx.agent.transport.instance import InstanceTransport
+from llx.agent.transport.rank import RankAgent
+from llx.core.engine_state import EngineConfig, StepTime
 from llx.core.model import Blocks, InstanceId, PoolName, Tokens
 from llx.core.token_model import HashedTokens
 from llx.curve import ClusterKeys
@@ -37,22 +41,31 @@ def run_sim(spec: InstanceSpec, status: StatusFile, *, lease_s: float = 10.0) ->
     status.write(Phase.LOADING, "reading the model's tokenizer")
     facts = read_model(spec.model, spec.engine_args)
     engine, config = make_engine(spec.sim or SimSpec(), facts)
+    keys = ClusterKeys.load(Path(spec.keys_path))
+    llumlet = _llumlet(spec, keys, engine, config, facts)
+    transport = InstanceTransport(
+        [RankAgent(engine.kv, spec.migration, spec.bind_host, spec.port_range)], llumlet
+    )
     endpoint = InstanceEndpoint(
-        ClusterKeys.load(Path(spec.keys_path)),
+        keys,
         spec.bind_host,
         info=_info(spec, config),
         engine_ready=encode(ready_response(config, dtype=facts.dtype, name=spec.name)),
         sink=engine,
-        allowed_calls=frozenset(RESULTS),
+        llumlet=llumlet,
+        allowed_calls=UTILITIES,
         lease_s=lease_s,
         port_range=spec.port_range,
     )
+    llumlet.start(endpoint, transport)
     core = CoreThread(engine, endpoint)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: engine.stop())
     status.write(Phase.READY, addresses=list(endpoint.start()))
     core.start()
     core.join()
+    llumlet.close()
+    transport.stop()
     if core.failure is not None:
         status.write(Phase.FAILED, f"{type(core.failure).__name__}: {core.failure}"[:2000])
         endpoint.close("the engine failed; its log has the traceback")
@@ -83,6 +96,28 @@ class CoreThread(threading.Thread):
         except Exception as error:
             log.exception("engine.failed")
             self.failure = error
+
+
+def _llumlet(
+    spec: InstanceSpec,
+    keys: ClusterKeys,
+    engine: SimEngine,
+    config: EngineConfig,
+    facts: ModelFacts,
+) -> MigrationService:
+    return MigrationService(
+        keys,
+        PoolName(spec.pool),
+        EngineFacts(
+            InstanceId(spec.name),
+            sim_compatibility(spec.model, facts, spec.sim or SimSpec()),
+            config.block_size,
+            config.max_model_len,
+        ),
+        spec.migration,
+        engine.moves,
+        engine,
+    )
 
 
 def make_engine(sim: SimSpec, facts: ModelFacts) -> tuple[SimEngine, EngineConfig]:

@@ -1,10 +1,15 @@
-"""From vLLM's engine-core request to the engine model's, or the reason why not."""
+"""A request of the simulated engine: how it is read, and what its front end is owed meanwhile."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from llx.agent.engine_codec import EngineCoreRequest, SamplingParams
-from llx.core.engine_model import EngineRequest
+from llx.agent.engine_codec import (
+    EngineCoreEvent,
+    EngineCoreRequest,
+    PrefillStats,
+    SamplingParams,
+)
+from llx.core.engine_state import EngineRequest
 from llx.core.model import Nanos, RequestId
 from llx.core.token_model import Vocabulary
 
@@ -18,6 +23,20 @@ class SimRequest:
 
     asked: EngineRequest
     num_logprobs: int | None
+
+
+@dataclass(slots=True)
+class Live:
+    """A request under way: whose it is, how it was asked for, what is still to be told of it."""
+
+    peer: int
+    name: str = ""
+    payload: tuple[bytes, ...] = ()
+    """The frames of its ADD, for the instance that it may move to."""
+    num_logprobs: int | None = None
+    prefill_stats: PrefillStats | None = field(default_factory=PrefillStats)
+    """None once the first output has left, here or elsewhere."""
+    events: list[EngineCoreEvent] = field(default_factory=list)
 
 
 def read_request(

@@ -16,6 +16,7 @@ from llx.errors import DeadlineError, EngineError, ExitCode, LlxError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from llx.bench.verify import Verdict
     from llx.bootstrap.local_ports import LocalPorts
     from llx.bootstrap.plan import Plan
     from llx.cli.checklist import Checklist
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 _STOP_DEADLINE_S = 5.0
 _INSTANCES = 2
+_PROMPT_TOKENS = 64
+_MOVED_TOKENS = 400
+_MOVES = 20
 _REMEDY = "`llx up` does the same and leaves everything to be looked at: llx logs NAME"
 
 
@@ -39,10 +43,11 @@ def demo(
         int, typer.Option("--max-tokens", min=1, metavar="N", help="Length of each answer.")
     ] = 160,
 ) -> None:
-    """Show llx at work: two instances, one endpoint.
+    """Show llx at work: two instances, one endpoint, requests that move while they run.
 
-    A cluster comes up, streams from both instances at once, and is gone at the end. The show is on
-    stderr; stdout gets one line of JSON.
+    A cluster comes up and streams from both instances at once. Then the same requests run twice,
+    the second time moved between the instances all the while, and every token is compared. At the
+    end all is gone. The show is on stderr; stdout gets one line of JSON.
     """
     session = Session()
     began = time.monotonic()
@@ -92,10 +97,11 @@ def _perform(
         with interruptions.installed():
             try:
                 board = _stream(session, plan, ports, Checklist(session.err), requests, max_tokens)
+                verdict = _move(session, plan.state_dir, requests)
             finally:
                 interruptions.acknowledge()
                 _take_down(session, plan.state_dir, ports)
-        return _verdict(board)
+        return _outcome(board) | _figures(verdict)
 
 
 def _plan(session: Session, folder: "Path", engine: Engine, platform: Platform) -> "Plan":
@@ -156,8 +162,56 @@ def _take_down(session: Session, state_dir: "Path", ports: "LocalPorts") -> None
     _say(session, "")
 
 
-def _verdict(board: "StreamBoard") -> dict[str, object]:
-    """The figures.
+def _move(session: Session, state_dir: "Path", requests: int) -> "Verdict":
+    """The same requests with and without moves, all at once; each samples with its own seed.
+
+    The tiny model's most likely tokens soon repeat themselves and would prove little.
+    """
+    from llx.bench.verify import Load, verify
+    from llx.cli.verify import print_verdict, shown
+    from llx.client import ControlClient
+    from llx.openai_client import OpenAIClient
+
+    _say(session, f"\n{requests} requests, then the same again while they are moved\n")
+    with ControlClient.for_cluster(state_dir) as control:
+        status = control.status()
+        load = Load(
+            status.models[0].name,
+            tuple(_PROMPT_TOKENS * (number % 4 + 1) for number in range(requests)),
+            _MOVED_TOKENS,
+            at_once=requests,
+            temperature=1.0,
+            is_checked=True,
+            moves=_MOVES,
+        )
+        with OpenAIClient(status.url) as gateway, shown(session, requests) as observe:
+            verdict = verify(gateway, control, load, observe)
+    print_verdict(session.err, verdict)
+    return verdict
+
+
+def _figures(verdict: "Verdict") -> dict[str, object]:
+    """What moving came to.
+
+    Raises:
+        CheckError: A token differed, a request failed, or nothing moved.
+    """
+    from llx.cli.verify import check
+
+    check(verdict)
+    return verdict.model_dump(
+        include={
+            "migrated",
+            "mismatched_tokens",
+            "downtime_ms_p50",
+            "itl_ms_p50",
+            "stall_over_itl_p50",
+        }
+    )
+
+
+def _outcome(board: "StreamBoard") -> dict[str, object]:
+    """The figures of the streams.
 
     Raises:
         CheckError: A stream failed, or an instance served none.

@@ -1,6 +1,6 @@
 """``--dry-run`` of verbs that the head carries out: what its status says would become of whom."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,8 @@ def drain(session: Session, name: str, deadline_s: float) -> None:
         if each.host == name
     ]
     lines += [
-        f"{each.name}: {_requests(each)}; ends with them, after {deadline_s:g} s at most"
+        f"{each.name}: {_requests(each)}, {_way_out(each, status, {name})}; "
+        f"ends when it has none, after {deadline_s:g} s at most"
         for each in status.instances
         if each.host == name
     ]
@@ -55,10 +56,41 @@ def drain(session: Session, name: str, deadline_s: float) -> None:
     _say(session, lines)
 
 
-def restart(session: Session, name: str) -> None:
+def cordon_instance(session: Session, name: str, *, is_on: bool) -> None:
+    """Of `llx inst cordon` and `uncordon`."""
+    with session.control() as control:
+        found = control.instance(name)
+    if found.is_cordoned is is_on:
+        _say(session, [f"{name} is {'' if is_on else 'not '}cordoned already"])
+    elif is_on:
+        _say(session, [f"{name} gets nothing new: {_requests(found)}, which go on"])
+    else:
+        _say(session, [f"{name} is used again"])
+
+
+def drain_instance(session: Session, name: str, deadline_s: float) -> None:
+    """Of `llx inst drain`."""
+    from llx.api import InstanceState
+    from llx.errors import ConflictError
+
+    with session.control() as control:
+        found, status = control.instance(name), control.status()
+    if found.state is not InstanceState.READY:
+        raise ConflictError(f"{name} is {found.state}", remedy=f"llx inst get {name}")
+    late = f"what is left after {deadline_s:g} s goes on there"
+    lines = [
+        f"{name} gets nothing new",
+        f"{_requests(found)}, {_way_out(found, status)}; {late}",
+        f"{name} stays up: `llx inst uncordon {name}` uses it again",
+    ]
+    _say(session, lines)
+
+
+def restart(session: Session, name: str, deadline_s: float) -> None:
     """Of `llx inst restart`."""
     with session.control() as control:
-        gateways = {each.name: each for each in control.status().gateways}
+        status = control.status()
+        gateways = {each.name: each for each in status.gateways}
         if name in gateways:
             gateway = gateways[name]
             what = f"{gateway.in_flight} streams going on, which finish; ends and is started anew"
@@ -66,7 +98,8 @@ def restart(session: Session, name: str) -> None:
             return
         found = control.instance(name)
     where = f" on {found.host}" if found.host else ""
-    _say(session, [f"{name}{where}: {_requests(found)}, cut off; ends and is started anew"])
+    way = f"{_way_out(found, status)}, cut after {deadline_s:g} s" if deadline_s else "cut off"
+    _say(session, [f"{name}{where}: {_requests(found)}, {way}; ends and is started anew"])
 
 
 def down_here(session: Session, state_dir: Path, doomed: Sequence[Path], deadline_s: float) -> None:
@@ -108,6 +141,30 @@ def _requests(instance: "InstanceStatus") -> str:
     if load is None:
         return f"{instance.state}, its requests are not known"
     return f"{load.running} requests running, {load.waiting} waiting"
+
+
+def _way_out(
+    instance: "InstanceStatus", status: "ClusterStatus", emptied: Container[str] = ()
+) -> str:
+    """Where its requests would go; `emptied`: hosts that are emptied with it."""
+    from llx.api import InstanceState
+
+    if instance.cannot_migrate:
+        return f"which finish there: it cannot move requests ({instance.cannot_migrate})"
+    closed = {each.name for each in status.hosts if each.is_cordoned or each.name in emptied}
+    others = [
+        each.name
+        for each in status.instances
+        if each.name != instance.name
+        and each.model == instance.model
+        and each.state is InstanceState.READY
+        and not each.is_cordoned
+        and not each.cannot_migrate
+        and each.host not in closed
+    ]
+    if not others:
+        return f"which finish there: no other instance of {instance.model} takes any"
+    return f"which move to {', '.join(others)}, or finish"
 
 
 def _table(session: Session, rows: Sequence[tuple[str, str]]) -> None:

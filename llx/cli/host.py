@@ -7,7 +7,7 @@ import typer
 
 from llx.cli import dry_run as dry
 from llx.cli.failures import command
-from llx.cli.parameters import ContextOption, OutputOption, YesOption, parse_duration
+from llx.cli.parameters import ContextOption, DeadlineOption, OutputOption, YesOption
 from llx.cli.session import Session, confirmed
 
 if TYPE_CHECKING:
@@ -155,39 +155,28 @@ def uncordon(
 @command
 def drain(
     host: HostArgument,
-    deadline: Annotated[
-        float,
-        typer.Option(
-            "--deadline",
-            parser=parse_duration,
-            metavar="DURATION",
-            help="Streams may go on so long; then they are cut.",
-            show_default="60s",
-        ),
-    ] = 60.0,
+    deadline: DeadlineOption = 60.0,
     dry_run: DryRunOption = False,
     yes: YesOption = False,
     context: ContextOption = None,
 ) -> None:
-    """Cordon a host, let its streams finish, stop its instances."""
-    from llx.errors import ExitCode, LlxError
+    """Cordon a host, move its requests to other hosts, stop its instances.
+
+    What cannot move may finish; so may the streams of its gateway.
+    """
+    from llx.cli.drained import report_drain
+    from llx.errors import LlxError
 
     session = Session(context_name=context)
     if dry_run:
         dry.drain(session, host, deadline)
         return
-    question = f"Drain {host}? What has not finished after {deadline:g} s is cut."
+    question = f"Drain {host}? What cannot move and has not finished after {deadline:g} s is cut."
     if not confirmed(session, question, is_yes=yes):
         raise LlxError("not confirmed: nothing was changed")
     with session.control() as control:
         report = control.drain_host(host, deadline_s=deadline, user=session.user)
-    streams = f"{report.finished} streams finished, {report.cut} cut"
-    if report.not_stopped:
-        left = ", ".join(report.not_stopped)
-        note = f"{host} is not empty: {left} may still run there; {streams}"
-        session.out.print(note, markup=False, soft_wrap=True)
-        raise typer.Exit(int(ExitCode.PARTIAL))
-    session.out.print(f"{host} is empty: {streams}")
+    report_drain(session, host, report)
 
 
 def _set_cordon(

@@ -9,20 +9,32 @@ from llx.cli.failures import command
 from llx.cli.logs import logs
 from llx.cli.parameters import (
     ContextOption,
+    DeadlineOption,
     DryRunOption,
     OutputOption,
     YesOption,
     complete_process,
+    parse_duration,
 )
 from llx.cli.session import Session, confirmed
 
 if TYPE_CHECKING:
     from llx.api import GatewayStatus, InstanceStatus
 
-app = typer.Typer(help="Instances: list, look at, restart.", no_args_is_help=True)
+app = typer.Typer(help="Instances: list, look at, cordon, drain, restart.", no_args_is_help=True)
 
 InstanceArgument = Annotated[
     str, typer.Argument(metavar="NAME", autocompletion=complete_process, show_default=False)
+]
+WaitOption = Annotated[
+    float,
+    typer.Option(
+        "--deadline",
+        parser=parse_duration,
+        metavar="DURATION",
+        help="Wait so long for what cannot move.",
+        show_default="60s",
+    ),
 ]
 
 
@@ -55,29 +67,94 @@ def get(name: InstanceArgument, output: OutputOption = None, context: ContextOpt
         _show(session, control.instance(name))
 
 
+@app.command("cordon")
+@command
+def cordon(
+    name: InstanceArgument,
+    dry_run: DryRunOption = False,
+    output: OutputOption = None,
+    context: ContextOption = None,
+) -> None:
+    """Give an instance nothing new; what it has goes on."""
+    _set_cordon(name, output, context, is_on=True, is_dry_run=dry_run)
+
+
+@app.command("uncordon")
+@command
+def uncordon(
+    name: InstanceArgument,
+    dry_run: DryRunOption = False,
+    output: OutputOption = None,
+    context: ContextOption = None,
+) -> None:
+    """Use an instance again."""
+    _set_cordon(name, output, context, is_on=False, is_dry_run=dry_run)
+
+
+@app.command("drain")
+@command
+def drain(
+    name: InstanceArgument,
+    deadline: WaitOption = 60.0,
+    dry_run: DryRunOption = False,
+    context: ContextOption = None,
+) -> None:
+    """Cordon an instance and move its requests to others; it stays up, empty.
+
+    What cannot move may finish there; nothing is cut. `llx inst uncordon` or a restart uses the
+    instance again.
+    """
+    from llx.cli.drained import report_drain
+
+    session = Session(context_name=context)
+    if dry_run:
+        dry.drain_instance(session, name, deadline)
+        return
+    with session.control() as control:
+        report = control.drain_instance(name, deadline_s=deadline, user=session.user)
+    report_drain(session, name, report)
+
+
 @app.command("restart")
 @command
 def restart(
     name: InstanceArgument,
+    deadline: DeadlineOption = 60.0,
     dry_run: DryRunOption = False,
     yes: YesOption = False,
     output: OutputOption = None,
     context: ContextOption = None,
 ) -> None:
-    """Stop an instance or a gateway, if it runs, and start it anew. An instance's streams end."""
+    """Stop an instance or a gateway, if it runs, and start it anew.
+
+    The requests of an instance move to others first. What cannot move may finish; so may the
+    streams of a gateway.
+    """
     from llx.errors import LlxError
 
     session = Session(context_name=context, output_name=output)
     if dry_run:
-        dry.restart(session, name)
+        dry.restart(session, name, deadline)
         return
-    if not confirmed(session, f"Restart {name}? Its streams end.", is_yes=yes):
+    question = f"Restart {name}? What cannot move and has not finished after {deadline:g} s is cut."
+    if not confirmed(session, question, is_yes=yes):
         raise LlxError("not confirmed: nothing was changed")
     with session.control() as control:
-        _show(session, control.restart_instance(name, user=session.user))
+        _show(session, control.restart_instance(name, user=session.user, deadline_s=deadline))
 
 
 app.command("logs")(logs)
+
+
+def _set_cordon(
+    name: str, output: OutputOption, context: str | None, *, is_on: bool, is_dry_run: bool
+) -> None:
+    session = Session(context_name=context, output_name=output)
+    if is_dry_run:
+        dry.cordon_instance(session, name, is_on=is_on)
+        return
+    with session.control() as control:
+        _show(session, control.cordon_instance(name, is_on=is_on, user=session.user))
 
 
 def _show(session: Session, found: "InstanceStatus | GatewayStatus") -> None:

@@ -21,11 +21,15 @@ from llx.cli import (
     inst,
     lock,
     logs,
+    mig,
+    migrate,
     model,
     node,
     play,
+    req,
     status,
     up,
+    verify,
 )
 from llx.errors import ExitCode
 
@@ -73,6 +77,9 @@ app.command("doctor")(doctor.doctor)
 app.command("status")(status.status)
 app.add_typer(host.app, name="host")
 app.add_typer(inst.app, name="inst")
+app.add_typer(req.app, name="req")
+app.command("migrate")(migrate.migrate)
+app.add_typer(mig.app, name="mig")
 app.command("logs")(logs.logs)
 app.command("play")(play.play)
 app.command("generate")(generate.generate)
@@ -80,6 +87,7 @@ app.command("chat")(chat.chat)
 app.command("demo")(demo.demo)
 app.add_typer(node.app, name="node")
 app.add_typer(model.app, name="model")
+app.add_typer(verify.app, name="verify")
 app.add_typer(context.app, name="context")
 app.add_typer(lock.app, name="lock")
 app.command("completion")(completion.completion)

@@ -77,6 +77,16 @@ YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
 ]
+DeadlineOption = Annotated[
+    float,
+    typer.Option(
+        "--deadline",
+        parser=parse_duration,
+        metavar="DURATION",
+        help="What cannot move may go on so long; then it is cut.",
+        show_default="60s",
+    ),
+]
 UrlOption = Annotated[
     str | None,
     typer.Option("--url", metavar="URL", help="Of a gateway; default: the cluster's own."),

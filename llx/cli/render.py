@@ -31,6 +31,10 @@ _STYLES = {
     "failed": "bold red",
     "stopped": "dim",
     "down": "dim",
+    "moved": "green",
+    "kept": "yellow",
+    "gone": "dim",
+    "unknown": "bold red",
 }
 
 

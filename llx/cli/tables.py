@@ -6,7 +6,14 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from llx.api import ClusterStatus, GatewayStatus, HostStatus, InstanceStatus, ModelStatus
+from llx.api import (
+    ClusterStatus,
+    GatewayStatus,
+    HostStatus,
+    InstanceState,
+    InstanceStatus,
+    ModelStatus,
+)
 from llx.cli.render import Column, age, print_table, span, styled, table
 
 
@@ -19,7 +26,7 @@ def instance_columns(
         Column("model", lambda each: each.model),
         Column("host", lambda each: each.host or "-", is_wide_only=not shows_host),
         Column("engine", lambda each: each.engine, is_wide_only=True),
-        Column("state", lambda each: str(each.state)),
+        Column("state", lambda each: f"{each.state}{', cordoned' if each.is_cordoned else ''}"),
         Column("run", lambda each: _load(each, "running"), is_number=True),
         Column("wait", lambda each: _load(each, "waiting"), is_number=True),
         Column("kv", _kv, is_number=True),
@@ -28,6 +35,8 @@ def instance_columns(
         Column("age", lambda each: age(each.started_at, now), is_number=True),
         Column("pid", lambda each: _or_dash(each.pid), is_number=True, is_wide_only=True),
         Column("devices", lambda each: _devices(each.devices), is_wide_only=True),
+        Column("moving", lambda each: str(each.moving_out), is_number=True, is_wide_only=True),
+        Column("can move", _can_move, is_wide_only=True),
         Column("detail", lambda each: _one_line(each.detail)),
     ]
 
@@ -158,6 +167,13 @@ def _kv(each: InstanceStatus) -> str:
 
 def _freeness(each: InstanceStatus) -> str:
     return "-" if each.load is None else f"{each.load.freeness:.1f}"
+
+
+def _can_move(each: InstanceStatus) -> str:
+    """Whether its requests can, or why they cannot."""
+    if each.cannot_migrate:
+        return f"no: {each.cannot_migrate}"
+    return "yes" if each.state is InstanceState.READY else "-"
 
 
 def _devices(devices: list[str]) -> str:

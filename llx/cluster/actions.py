@@ -155,12 +155,12 @@ class Actions:
         if not self._fleet.is_stopping:
             await self.start_again(unit)
 
-    async def renew(self, unit: Unit) -> None:
+    async def renew(self, unit: Unit, deadline_s: float = DRAIN_S) -> None:
         """End a gateway once its streams have finished, and start it anew."""
         unit.retry_at, unit.failures = None, 0
         unit.state, unit.detail = InstanceState.DRAINING, "lets its streams finish"
-        self.note("draining", unit, deadline_s=DRAIN_S)
-        await self.end_surely(unit.host, unit.name, Deadline.after(DRAIN_S))
+        self.note("draining", unit, deadline_s=deadline_s)
+        await self.end_surely(unit.host, unit.name, Deadline.after(deadline_s))
         self._fleet.line.drop(unit.name)
         if not self._fleet.is_stopping:
             await self.start_again(unit)

@@ -17,6 +17,8 @@ _LIVE = frozenset(
 """Taken up by a running cluster as they are."""
 _GATEWAY_ONLY = ("gateway.api_keys", "gateway.max_requests", "priority_classes")
 """A gateway that is started again takes them up."""
+_INSTANCE_ONLY = ("migration",)
+"""An instance that is started takes them up; those that run go on as they were."""
 _HOST_FIXED = ("cluster_address", "python")
 _MODEL_LIVE = ("instances.min", "instances.max")
 _MODEL_GATEWAY_ONLY = ("serve_args",)
@@ -47,6 +49,8 @@ def compare(old: ClusterSettings, new: ClusterSettings) -> Changes:
             found.gateway_keys.append(key)
         elif key in _LIVE:
             found.words.append(f"{key} changes")
+        elif _is_below(key, _INSTANCE_ONLY):
+            found.words.append(f"{key} changes, for instances that are started from now on")
         else:
             found.refused.append(key)
     if found.gateway_keys:

@@ -35,7 +35,9 @@ from llx.api import (
     StopRequest,
 )
 from llx.client import ERROR_NAMES
+from llx.cluster.actions import DRAIN_S
 from llx.cluster.driver import ClusterDriver
+from llx.cluster.migration_routes import User, add_migration_routes
 from llx.errors import (
     ConfigError,
     ConflictError,
@@ -59,7 +61,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Message, Receive, Send], Awaitable[None]]
 
-User = Annotated[str, Query(max_length=256, description="Who asks, for the audit trail.")]
+Seconds = Annotated[float, Query(ge=0, le=MAX_DEADLINE_S)]
 _STATUS_OF: dict[type[LlxError], HTTPStatus] = {
     NotFoundError: HTTPStatus.NOT_FOUND,
     ConflictError: HTTPStatus.CONFLICT,
@@ -88,6 +90,8 @@ def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
         },
     )
     _add_routes(app, driver)
+    _add_instance_routes(app, driver)
+    add_migration_routes(app, driver.migrations)
     app.add_exception_handler(LlxError, _on_llx_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -157,16 +161,6 @@ def _add_routes(app: FastAPI, driver: ClusterDriver) -> None:
         """The whole cluster."""
         return driver.status()
 
-    @app.get(f"/{API_VERSION}/instances/{{name}}")
-    async def instance(name: str) -> InstanceStatus:
-        """One instance."""
-        return driver.instance(name)
-
-    @app.post(f"/{API_VERSION}/instances/{{name}}/restart")
-    async def restart_instance(name: str, user: User = "") -> InstanceStatus | GatewayStatus:
-        """Stop an instance or a gateway and start it anew; answers when that has begun."""
-        return driver.restart(name, user)
-
     @app.get(f"/{API_VERSION}/logs/{{name}}")
     async def logs(
         name: str,
@@ -215,6 +209,35 @@ def _add_routes(app: FastAPI, driver: ClusterDriver) -> None:
         wanted = await asyncio.to_thread(parse_cluster, update.yaml)
         user, is_dry_run = update.user[:256], update.is_dry_run
         return ChangeReport(changes=driver.reconfigure(wanted, user, is_dry_run=is_dry_run))
+
+
+def _add_instance_routes(app: FastAPI, driver: ClusterDriver) -> None:
+    @app.get(f"/{API_VERSION}/instances/{{name}}")
+    async def instance(name: str) -> InstanceStatus:
+        """One instance."""
+        return driver.instance(name)
+
+    @app.post(f"/{API_VERSION}/instances/{{name}}/restart")
+    async def restart_instance(
+        name: str, user: User = "", deadline_s: Seconds = DRAIN_S
+    ) -> InstanceStatus | GatewayStatus:
+        """Stop an instance or a gateway and start it anew; answers when that has begun."""
+        return driver.restart(name, user, deadline_s)
+
+    @app.post(f"/{API_VERSION}/instances/{{name}}/cordon")
+    async def cordon_instance(name: str, user: User = "") -> InstanceStatus:
+        """Give an instance nothing new; what it has goes on."""
+        return driver.instances.cordon(name, is_on=True, user=user)
+
+    @app.post(f"/{API_VERSION}/instances/{{name}}/uncordon")
+    async def uncordon_instance(name: str, user: User = "") -> InstanceStatus:
+        """Use an instance again."""
+        return driver.instances.cordon(name, is_on=False, user=user)
+
+    @app.post(f"/{API_VERSION}/instances/{{name}}/drain")
+    async def drain_instance(name: str, request: StopRequest) -> StopReport:
+        """Cordon an instance and empty it; answers when it is empty, or at the deadline."""
+        return await driver.instances.drain(name, _deadline_s(request), request.user[:256])
 
 
 def parse_cluster(text: str) -> ClusterSettings:

@@ -17,6 +17,7 @@ from llx.cluster.desired import desired_gateways, desired_hosts, desired_instanc
 from llx.cluster.emptying import Emptying
 from llx.cluster.fleet import Fleet
 from llx.cluster.host_unit import HostUnit
+from llx.cluster.instance_verbs import figures
 from llx.cluster.rolling import Rolling
 from llx.cluster.unit import Unit
 from llx.errors import ConflictError
@@ -172,7 +173,7 @@ class Converging:
         self._unwatch.pop(host.name, lambda: None)()
         del self._fleet.hosts[host.name]
         await self._agents.remove(host.name)
-        self._actions.note_host("removed", host.name, finished=done.finished, cut=done.cut)
+        self._actions.note_host("removed", host.name, user="", **figures(done.report()))
         self._actions.wake()
 
     async def _wait_for_agent(self, host: HostUnit) -> None:
@@ -186,6 +187,11 @@ class Converging:
     # ------------------------------------------------------------------ instances
 
     def _apply_instances(self, specs: Sequence[InstanceSpec]) -> None:
+        """Those that run keep what they were started with."""
+        for spec in specs:
+            unit = self._fleet.instances.get(spec.name)
+            if unit is not None:
+                unit.spec = spec
         self._fleet.instances = self._with(self._fleet.instances, specs)
         for unit in self._leaving(self._fleet.instances, specs):
             self._actions.own(self._retire(unit), f"retire-{unit.name}")

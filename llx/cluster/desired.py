@@ -16,6 +16,7 @@ from llx.specs import (
     EngineKind,
     GatewaySpec,
     InstanceSpec,
+    MigrationSpec,
     PoolSpec,
     PriorityClassSpec,
 )
@@ -34,7 +35,7 @@ def desired_hosts(settings: ClusterSettings) -> list[str]:
 def desired_instances(settings: ClusterSettings) -> list[InstanceSpec]:
     """`instances.min` instances of every model, named ``<pool>-<index>``."""
     return [
-        _instance(model, f"{model.name}-{index}")
+        _instance(model, f"{model.name}-{index}", settings.migration.spec)
         for model in settings.models
         for index in range(model.instances.min)
     ]
@@ -99,7 +100,7 @@ def _gateway(settings: ClusterSettings, scheduler_address: str) -> GatewaySpec:
     )
 
 
-def _instance(model: ModelSettings, name: str) -> InstanceSpec:
+def _instance(model: ModelSettings, name: str, migration: MigrationSpec) -> InstanceSpec:
     return InstanceSpec(
         name=name,
         pool=model.name,
@@ -111,6 +112,7 @@ def _instance(model: ModelSettings, name: str) -> InstanceSpec:
         keys_path="",
         status_path="",
         sim=model.sim_spec,
+        migration=migration,
     )
 
 

@@ -26,15 +26,18 @@ from llx.api import (
     LogSlice,
     StopReport,
 )
-from llx.cluster.actions import GRACE_S, Actions
+from llx.cluster.actions import DRAIN_S, GRACE_S, Actions
 from llx.cluster.agents import AgentsSource
 from llx.cluster.audit import AuditTrail
 from llx.cluster.converge import Converging
+from llx.cluster.draining import Draining
 from llx.cluster.emptying import Emptying
 from llx.cluster.ending import Ending
 from llx.cluster.fleet import Fleet
 from llx.cluster.host_unit import HostUnit, HostWatch
+from llx.cluster.instance_verbs import InstanceVerbs, figures
 from llx.cluster.judging import Judging
+from llx.cluster.migrations import Migrations
 from llx.cluster.placement_file import Placements, save_cordons, save_placements
 from llx.cluster.placing import Placing
 from llx.cluster.rolling import Rolling
@@ -74,7 +77,14 @@ class ClusterDriver:
         self._actions = Actions(fleet, audit, self._publish)
         self._judging = Judging(fleet, self._actions)
         self._placing = Placing(fleet, self._actions)
-        self._emptying = Emptying(fleet, self._actions, self._publish)
+        self.migrations = Migrations(fleet, audit)
+        """Moves of requests, as operators ask for them."""
+        fleet.loads.listen(self.migrations)
+        fleet.line.tell_moves(self.migrations.on_seen)
+        draining = Draining(fleet, self.migrations, self._publish)
+        self._emptying = Emptying(fleet, self._actions, draining, self._publish)
+        self.instances = InstanceVerbs(fleet, self._actions, draining)
+        """What is done to one instance."""
         self._rolling = Rolling(fleet, self._actions)
         self._converging = Converging(
             fleet, agents, self._actions, self._emptying, self._rolling, self._watch
@@ -126,6 +136,7 @@ class ClusterDriver:
         if not self.fleet.is_stopping:
             self._end_strays()
             self._rolling.look()
+        self.migrations.sweep()
         await self._publish()
         self.fleet.has_served = self.fleet.has_served or self.fleet.is_ready()
 
@@ -203,10 +214,13 @@ class ClusterDriver:
         """
         return self.fleet.instance(name)
 
-    def restart(self, name: str, user: str) -> InstanceStatus | GatewayStatus:
+    def restart(
+        self, name: str, user: str, deadline_s: float = DRAIN_S
+    ) -> InstanceStatus | GatewayStatus:
         """Begin to stop an instance or a gateway, if it runs, and to start it anew.
 
-        The streams of a gateway may finish first.
+        The requests of an instance move to others first, or finish until the deadline; likewise
+        the streams of a gateway.
 
         Raises:
             NotFoundError: There is none of that name.
@@ -229,10 +243,12 @@ class ClusterDriver:
                 f"{name}: the agent of {unit.host} does not answer", remedy="llx host ls"
             )
         self._actions.note("restarting", unit, user=user)
-        unit.state, unit.detail = InstanceState.STOPPING, "restart asked for"
-        is_gateway = isinstance(unit.spec, GatewaySpec)
-        action = self._actions.renew if is_gateway else self._actions.restart
-        self._actions.act(unit, action(unit))
+        unit.is_cordoned = False
+        if isinstance(unit.spec, GatewaySpec):
+            unit.state, unit.detail = InstanceState.STOPPING, "restart asked for"
+            self._actions.act(unit, self._actions.renew(unit, deadline_s))
+        else:
+            self.instances.begin_restart(unit, user, deadline_s)
         return self.fleet.unit_status(unit)
 
     def cordon(self, name: str, *, is_on: bool, user: str) -> HostStatus:
@@ -251,7 +267,7 @@ class ClusterDriver:
         return self.fleet.host(name)
 
     async def drain_host(self, name: str, deadline_s: float, user: str) -> StopReport:
-        """Cordon a host and empty it; what there is room for starts elsewhere.
+        """Cordon a host and empty it; its requests move, what there is room for starts elsewhere.
 
         Raises:
             NotFoundError: There is none of that name.
@@ -273,13 +289,12 @@ class ClusterDriver:
 
     async def _drain(self, host: HostUnit, deadline_s: float, user: str) -> StopReport:
         try:
-            done = await self._emptying.empty(self.fleet.units_on(host.name), deadline_s)
+            done = await self._emptying.empty(self.fleet.units_on(host.name), deadline_s, user)
         finally:
             host.is_draining = False
-        self._actions.note_host(
-            "drained", host.name, user=user, finished=done.finished, cut=done.cut
-        )
-        return StopReport(finished=done.finished, cut=done.cut, not_stopped=done.left)
+        report = done.report()
+        self._actions.note_host("drained", host.name, user=user, **figures(report))
+        return report
 
     def note(self, verb: str, text: str, user: str) -> None:
         """An operator has done something to the cluster past its head: for the audit trail."""

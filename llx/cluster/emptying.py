@@ -1,18 +1,18 @@
 """Taking units from their hosts without cutting streams: one unit, or all of a host.
 
-An instance is cordoned at the gateways first; when they know it, and it has nothing running or
-waiting any more (or the deadline has come), gateways let go of it and it ends. A gateway drains by
-itself: told to end, it takes no new connection and lets its streams finish.
+An instance is cordoned at the gateways and drained (`llx.cluster.draining`): its requests move to
+other instances or finish; then, or when the deadline has come, gateways let go of it and it ends. A
+gateway drains by itself: told to end, it takes no new connection and lets its streams finish.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llx.agent.processes import ShimRecord
-from llx.api import InstanceState
+from llx.api import InstanceState, StopReport
 from llx.cluster.actions import GRACE_S, Actions
+from llx.cluster.draining import EMPTY, Draining
 from llx.cluster.fleet import Fleet
 from llx.cluster.stopping import StopCount
 from llx.cluster.unit import Unit
@@ -23,42 +23,53 @@ from llx.wire import GatewayReport
 
 log = get_log(__name__)
 
-_EMPTY = "takes nothing new"
-_POLL_S = 0.1
-_KNOWN_S = 5.0
-"""A gateway that does not take in a new list is not waited for longer."""
-_SILENT_S = 5.0
-"""An instance that has not been heard for so long cannot be emptied; a link may blink."""
-_CALM_S = 0.3
-"""So long nothing may run: a request may be on its way from a gateway."""
-
 
 @dataclass(slots=True)
 class Emptied:
-    """What became of streams; `left`: what could not be reached and may still run."""
+    """What became of streams and requests; `left`: what could not be reached and may still run.
 
-    finished: int
-    cut: int
-    left: list[str]
+    `moved` and `not_moved`: see `llx.api.StopReport`.
+    """
+
+    finished: int = 0
+    cut: int = 0
+    left: list[str] = field(default_factory=list)
+    moved: int = 0
+    not_moved: list[str] = field(default_factory=list)
+
+    def report(self) -> StopReport:
+        """As the control API tells it."""
+        return StopReport(
+            finished=self.finished,
+            cut=self.cut,
+            not_stopped=self.left,
+            moved=self.moved,
+            not_moved=self.not_moved,
+        )
 
 
 class Emptying:
     """Empties units and hosts of a fleet."""
 
     def __init__(
-        self, fleet: Fleet, actions: Actions, publish: Callable[[], Awaitable[None]]
+        self,
+        fleet: Fleet,
+        actions: Actions,
+        draining: Draining,
+        publish: Callable[[], Awaitable[None]],
     ) -> None:
         self._fleet = fleet
         self._actions = actions
+        self._draining = draining
         self._publish = publish
 
-    async def empty(self, units: Sequence[Unit], deadline_s: float) -> Emptied:
+    async def empty(self, units: Sequence[Unit], deadline_s: float, user: str = "") -> Emptied:
         """Take all these units from their hosts, at once; they have none afterwards."""
-        done = Emptied(0, 0, [])
-        await asyncio.gather(*(self._empty(unit, deadline_s, done) for unit in units))
+        done = Emptied()
+        await asyncio.gather(*(self._empty(unit, deadline_s, user, done) for unit in units))
         return done
 
-    async def _empty(self, unit: Unit, deadline_s: float, done: Emptied) -> None:
+    async def _empty(self, unit: Unit, deadline_s: float, user: str, done: Emptied) -> None:
         while unit.is_busy and unit.task is not None:
             await asyncio.wait([unit.task])
         if not unit.host:
@@ -69,65 +80,29 @@ class Emptying:
         if isinstance(unit.spec, GatewaySpec):
             action = self._empty_gateway(unit, deadline_s, done)
         else:
-            action = self._empty_instance(unit, deadline_s, done)
+            action = self._empty_instance(unit, deadline_s, user, done)
         await asyncio.wait([self._actions.act(unit, action)])
 
-    async def _empty_instance(self, unit: Unit, deadline_s: float, done: Emptied) -> None:
+    async def _empty_instance(
+        self, unit: Unit, deadline_s: float, user: str, done: Emptied
+    ) -> None:
         if unit.known:
-            unit.state, unit.detail = InstanceState.DRAINING, _EMPTY
+            unit.state, unit.detail = InstanceState.DRAINING, EMPTY
             self._actions.note("draining", unit, deadline_s=deadline_s)
-            await self._publish()
-            before, after = await self._wait_until_idle(unit, deadline_s)
-            done.finished += max(0, before - after)
+            why = f"{unit.name} is emptied"
+            drained = await self._draining.drain(unit, deadline_s, user=user, why=why)
+            done.moved += drained.moved
+            done.finished += drained.finished
+            done.not_moved += drained.not_moved
             if self._fleet.is_stopping:  # that lets streams finish, and ends it afterwards
                 done.left.append(unit.name)
                 return
-            done.cut += after
+            done.cut += drained.left
         unit.known = []
         unit.state, unit.detail = InstanceState.STOPPING, "is taken from its host"
         await self._publish()
         await self._take_away(unit, GRACE_S, done)
         unit.leave_host()
-
-    async def _wait_until_idle(self, unit: Unit, deadline_s: float) -> tuple[int, int]:
-        """Requests at the beginning and at the end."""
-        begun = time.monotonic()
-        version = self._fleet.line.version
-        first = last = self._requests(unit)
-        calm_since: float | None = None
-        silent_since: float | None = None
-        while (now := time.monotonic()) < begun + deadline_s and not self._fleet.is_stopping:
-            found = self._requests(unit)
-            if found is None:
-                silent_since = silent_since or now
-                if now - silent_since >= _SILENT_S:  # nobody can reach it
-                    break
-                calm_since = None
-                await asyncio.sleep(_POLL_S)
-                continue
-            silent_since = None
-            first, last = found if first is None else max(first, found), found
-            unit.detail = f"takes nothing new; {found} requests left" if found else _EMPTY
-            version = version or self._fleet.line.version  # of a new head none is out yet
-            is_known = self._is_known(version) or now > begun + _KNOWN_S
-            if found or not is_known:
-                calm_since = None
-            else:
-                calm_since = calm_since or now
-                if now - calm_since >= _CALM_S:
-                    break
-            await asyncio.sleep(_POLL_S)
-        return first or 0, last or 0
-
-    def _is_known(self, version: int) -> bool:
-        """Whether every gateway has that list, also those that a new head has not met yet."""
-        running = [u for u in self._fleet.gateways.values() if u.state is InstanceState.READY]
-        are_met = all(self._fleet.is_heard(unit) for unit in running)
-        return version > 0 and are_met and self._fleet.line.is_known(version)
-
-    def _requests(self, unit: Unit) -> int | None:
-        found = self._fleet.loads.load(unit.name)
-        return None if found is None else found[0].num_running + found[0].num_waiting
 
     async def _empty_gateway(self, unit: Unit, deadline_s: float, done: Emptied) -> None:
         count = StopCount(lambda: self._report(unit))

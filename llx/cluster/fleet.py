@@ -11,6 +11,7 @@ from llx.cluster.desired import serves_alike
 from llx.cluster.gateway_line import GatewayLine, GatewayView
 from llx.cluster.host_unit import HostUnit
 from llx.cluster.load_watch import LoadWatch
+from llx.cluster.move_log import MoveLog
 from llx.cluster.status import (
     States,
     are_ready,
@@ -48,6 +49,7 @@ class Fleet:
         line: What gateways say.
         loads: What instances say.
         line_address: Where gateways reach this head.
+        moves: The record of migrations.
         is_stopping: A stop was asked for.
         has_served: All was ready once in this life of the head.
     """
@@ -64,6 +66,7 @@ class Fleet:
     procs_dir: Path
     is_stopping: bool = False
     has_served: bool = False
+    moves: MoveLog = field(default_factory=MoveLog)
     started_at: float = field(default_factory=time.time)
 
     def units(self) -> list[Unit]:
@@ -132,19 +135,26 @@ class Fleet:
                 continue
             assert isinstance(unit.spec, InstanceSpec), f"{name} is an instance"
             inward, outward = unit.known[:2]
-            host = self.hosts.get(unit.host)
             found.append(
                 Member(
                     InstanceId(name),
                     PoolName(unit.spec.pool),
                     inward,
                     outward,
-                    is_cordoned=unit.is_leaving
-                    or unit.state is InstanceState.DRAINING
-                    or (host is not None and host.is_cordoned),
+                    is_cordoned=self.is_cordoned(unit),
                 )
             )
         return found
+
+    def is_cordoned(self, unit: Unit) -> bool:
+        """Whether an instance gets nothing new, for its own or its host's sake."""
+        host = self.hosts.get(unit.host)
+        return (
+            unit.is_cordoned
+            or unit.is_leaving
+            or unit.state is InstanceState.DRAINING
+            or (host is not None and (host.is_cordoned or host.is_leaving))
+        )
 
     def is_near(self, unit: Unit) -> bool:
         """Whether its host's agent can be asked to do things."""
@@ -243,6 +253,13 @@ class Fleet:
         unit = self.instance_unit(name)
         assert isinstance(unit.spec, InstanceSpec), f"{name} is an instance"
         status = instance_status(unit, unit.spec, self.loads.load(name), self._log(name))
+        info = self.loads.info(name)
+        status = status.model_copy(
+            update={
+                "moving_out": len(self.moves.leaving(name)),
+                "cannot_migrate": "" if info is None else info.cannot_migrate,
+            }
+        )
         refusal = self.loads.refusal(name)
         if refusal and unit.state is InstanceState.READY:
             return status.model_copy(update={"detail": f"refuses this head: {refusal}"})

@@ -10,7 +10,7 @@ back, and the one that was started in its place. Only that on the expected host 
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import zmq
@@ -26,6 +26,7 @@ from llx.wire import (
     GatewayReport,
     Member,
     Members,
+    MoveSeen,
     ToScheduler,
     check_frames,
     encode,
@@ -42,6 +43,8 @@ _MAX_GATEWAYS = 256
 
 HostOf = Callable[[str], str]
 """Gateway → name of the host where it is to be; empty: nowhere."""
+OnMoves = Callable[[Sequence[MoveSeen]], None]
+"""Gets what a gateway saw of migrations, much of it not for the first time."""
 
 
 @dataclass(slots=True)
@@ -75,6 +78,7 @@ class GatewayLine:
         self._members: list[Member] = []
         self._views: dict[str, GatewayView] = {}
         self._host_of: HostOf | None = None
+        self._on_moves: OnMoves | None = None
         self._ignored: set[bytes] = set()
         self._decoder: Decoder[ToScheduler] = Decoder(ToScheduler)
         self._context = zmq.asyncio.Context()
@@ -90,6 +94,10 @@ class GatewayLine:
         Until this is called every gateway is heard.
         """
         self._host_of = host_of
+
+    def tell_moves(self, on_moves: OnMoves) -> None:
+        """Tell `on_moves` of every report from now on that names any."""
+        self._on_moves = on_moves
 
     async def bind(self, address: str | None) -> str:
         """Listen at that address, as running gateways dial it; None: anywhere on loopback.
@@ -179,6 +187,8 @@ class GatewayLine:
                     if view.report is None or view.report.connected != message.connected:
                         self.changed.set()
                     view.report, view.heard_at = message, now
+                    if message.moves and self._on_moves is not None:
+                        self._on_moves(message.moves)
 
     def _join(self, identity: bytes, hello: GatewayHello, now: float) -> GatewayView:
         if hello.gateway not in self._views and len(self._views) >= _MAX_GATEWAYS:

@@ -1,4 +1,4 @@
-"""The scheduler's connections to instances: their load reports and what they are.
+"""The scheduler's connections to instances: load reports, what they are, migrations.
 
 Each ready instance is dialled as a peer of role ``scheduler``, which sends no requests.
 """
@@ -6,16 +6,29 @@ Each ready instance is dialled as a peer of role ``scheduler``, which sends no r
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import zmq.asyncio
 
 from llx.agent.link import InstanceLink, peer_of_process
 from llx.core.model import InstanceId, InstanceLoad, Term
 from llx.curve import ClusterKeys
+from llx.errors import UnreachableError
 from llx.log import get_log
-from llx.wire import FromLlumlet, InstanceInfo, Member, Outputs
+from llx.ports import Frame
+from llx.wire import FromLlumlet, InstanceInfo, Member, MigrationNews, Outputs, ToLlumlet
 
 log = get_log(__name__)
+
+
+class LlumletEvents(Protocol):
+    """Who is told of migrations; called on the event loop, must not block."""
+
+    def on_news(self, instance: InstanceId, news: MigrationNews) -> None:
+        """An instance says how a migration away from it gets on."""
+
+    def on_link_down(self, instance: InstanceId, reason: str) -> None:
+        """Nothing is heard of an instance any more; its link may come back."""
 
 
 class LoadWatch:
@@ -29,6 +42,11 @@ class LoadWatch:
         self._links: dict[InstanceId, InstanceLink] = {}
         self._reported_at: dict[InstanceId, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._llumlets: LlumletEvents | None = None
+
+    def listen(self, events: LlumletEvents) -> None:
+        """Tell `events` of migrations from now on."""
+        self._llumlets = events
 
     def follow(self, members: Sequence[Member]) -> None:
         """Make the links match `members`; a changed address is another instance."""
@@ -73,8 +91,35 @@ class LoadWatch:
         link = self._links.get(InstanceId(instance))
         return "" if link is None else link.refusal
 
+    def tell_llumlet(self, instance: str, message: ToLlumlet) -> None:
+        """Send a message to an instance's llumlet.
+
+        Raises:
+            UnreachableError: It is not connected.
+        """
+        self._link(instance).tell_llumlet(message)
+
+    async def call(
+        self, instance: str, method: str, payload: Sequence[Frame], timeout_s: float
+    ) -> list[memoryview]:
+        """Call a utility of an instance; returns the result's frames.
+
+        Raises:
+            UnreachableError: It is not connected, or was not to the end.
+            RemoteError: It refused or failed the call.
+            TimeoutError: No answer in time.
+        """
+        return await self._link(instance).call(method, payload, timeout_s)
+
+    def _link(self, instance: str) -> InstanceLink:
+        link = self._links.get(InstanceId(instance))
+        if link is None:
+            raise UnreachableError(f"instance {instance} is not connected")
+        return link
+
     async def close(self) -> None:
         """Close every link."""
+        self._llumlets = None
         for instance in list(self._links):
             self._drop(instance)
         await asyncio.gather(*self._closing, return_exceptions=True)
@@ -86,6 +131,11 @@ class LoadWatch:
         task = asyncio.get_running_loop().create_task(link.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+        self._tell_down(instance, "it is not in use any more")
+
+    def _tell_down(self, instance: InstanceId, reason: str) -> None:
+        if self._llumlets is not None:
+            self._llumlets.on_link_down(instance, reason)
 
     # ------------------------------------------------------------------ what links report
 
@@ -96,6 +146,7 @@ class LoadWatch:
         """The process is watched through its shim; the link redials."""
         if self._links.get(link.member.instance) is link:
             log.warning("instance.link_down", instance=link.member.instance, reason=reason)
+            self._tell_down(link.member.instance, reason)
 
     def on_outputs(self, link: InstanceLink, header: Outputs, payload: list[memoryview]) -> None:
         """The scheduler sends no requests, so nothing comes."""
@@ -106,7 +157,10 @@ class LoadWatch:
             self._reported_at[link.member.instance] = time.monotonic()
 
     def on_llumlet(self, link: InstanceLink, message: FromLlumlet) -> None:
-        """News of migrations."""
+        """News of migrations; the rest is for gateways and other instances."""
+        is_present = self._links.get(link.member.instance) is link
+        if is_present and self._llumlets is not None and isinstance(message, MigrationNews):
+            self._llumlets.on_news(link.member.instance, message)
 
 
 def _addresses(member: Member) -> tuple[str, str]:

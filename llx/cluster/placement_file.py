@@ -33,6 +33,7 @@ class PlacedUnit(msgspec.Struct, frozen=True):
     failures: int = 0
     last_failure: str = ""
     was_ready: bool = False
+    is_cordoned: bool = False
 
 
 class Placements(msgspec.Struct, frozen=True):

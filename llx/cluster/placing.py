@@ -121,6 +121,7 @@ def _placed(units: Mapping[str, Unit]) -> dict[str, PlacedUnit]:
             failures=unit.failures,
             last_failure=unit.last_failure,
             was_ready=unit.was_ready,
+            is_cordoned=unit.is_cordoned,
         )
         for name, unit in units.items()
         if unit.host

@@ -170,6 +170,7 @@ def _remembered(spec: InstanceSpec | GatewaySpec, placed: PlacedUnit | None) -> 
         return unit
     unit.put_on(placed.host)
     unit.known = list(placed.addresses)
+    unit.is_cordoned = placed.is_cordoned
     if placed.spec == spec:  # other settings may succeed where these have failed
         unit.was_ready, unit.last_failure = placed.was_ready, placed.last_failure
         unit.failures, unit.owes_pause = placed.failures, placed.failures > 0

@@ -84,6 +84,7 @@ def instance_status(
         last_failure=unit.last_failure,
         load=None if load is None else _load_status(unit.name, *load),
         log=log,
+        is_cordoned=unit.is_cordoned,
     )
 
 

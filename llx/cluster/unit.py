@@ -65,6 +65,8 @@ class Unit:
             that has ended is one of an earlier life and no failure.
         was_ready: It has been ready, or found running: then it is started again when it ends.
         is_leaving: It is no longer asked for.
+        is_cordoned: An instance that gets nothing new, as an operator has asked; until it is
+            uncordoned or restarted.
         observed: What was last seen of it.
         known: The addresses under which gateways may use it; empty: none.
         restarts: How often it was started again in this life of the head.
@@ -88,6 +90,7 @@ class Unit:
     is_ours: bool = False
     was_ready: bool = False
     is_leaving: bool = False
+    is_cordoned: bool = False
     observed: Observed | None = None
     known: list[str] = field(default_factory=list)
     restarts: int = 0

@@ -8,24 +8,34 @@ no clock: the caller says when a step starts, and is told how long it takes.
               └─────preempt──────┘                              complete(step) ─► outputs
 
 It batches as vLLM's v1 scheduler does under ``--scheduling-policy priority``: running requests
-first, then the waiting ones by (priority, arrival), in one budget of tokens per step, long prefills
-in chunks. A request is admitted when all its tokens so far would fit in the free blocks. Who runs
-out of blocks takes them from the least urgent running request, which is recomputed later. One
-difference: a running request that has to preempt itself does not end the step's planning for the
-rest, so that a step is never empty.
+first, then those that arrived with their KV (`llx.core.engine_moves`), then the waiting ones by
+(priority, arrival), in one budget of tokens per step, long prefills in chunks. A request is
+admitted when all its tokens so far would fit in the free blocks. Who runs out of blocks takes them
+from the least urgent request in the batch, which is recomputed later. Two differences: a running
+request that has to preempt itself does not end the step's planning for the rest, so that a step is
+empty only if nothing can run; and one that has arrived, and has no place in the batch yet, can lose
+its blocks as if it had one.
 
 What a token *is* lies behind `TokenModel`; this module only counts them.
 """
 
-import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
-from llx.core.model import Blocks, ClassLoad, InstanceLoad, Nanos, RequestId, Tokens, blocks_for
+from llx.core.engine_moves import EngineMoves
+from llx.core.engine_state import EngineConfig, EngineRequest, EngineState, Held, State, urgency
+from llx.core.model import InstanceLoad, Nanos, RequestId, blocks_for
 
 _NOTHING: frozenset[int] = frozenset()
+_STATES: Final = {
+    State.WAITING: "waiting",
+    State.PREEMPTED: "preempted",
+    State.ARRIVED: "waiting",
+    State.RUNNING: "running",
+    State.CUT: "leaving",
+}
 
 
 class TokenModel(Protocol):
@@ -36,71 +46,12 @@ class TokenModel(Protocol):
 
     def sample(
         self,
-        request: "EngineRequest",
+        request: EngineRequest,
         num_tokens: int,
         blocks: Sequence[int],
         banned: frozenset[int],
     ) -> int:
         """The token after the first `num_tokens`, whose KV is in `blocks`; none of `banned`."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepTime:
-    """How long a step takes, as a sum of four linear terms (`llx.specs.SimSpec`)."""
-
-    base_ns: int
-    prefill_token_ns: int
-    decode_ns: int
-    context_ktoken_ns: int
-
-    def of(self, num_prefill_tokens: int, num_decodes: int, num_context_tokens: int) -> Nanos:
-        """Duration of a step of that many prefill tokens, decodes and tokens of context."""
-        return Nanos(
-            self.base_ns
-            + self.prefill_token_ns * num_prefill_tokens
-            + self.decode_ns * num_decodes
-            + self.context_ktoken_ns * num_context_tokens // 1000
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """An engine's size. A request of `max_model_len` tokens must fit in the blocks."""
-
-    num_blocks: Blocks
-    block_size: Tokens
-    max_num_seqs: int
-    max_num_batched_tokens: Tokens
-    max_model_len: Tokens
-    step_time: StepTime
-
-    def __post_init__(self) -> None:
-        assert min(self.num_blocks, self.block_size, self.max_num_seqs) > 0, self
-        assert self.max_num_batched_tokens > 0, self
-        assert blocks_for(self.max_model_len, self.block_size) <= self.num_blocks, (
-            f"{self.num_blocks} blocks cannot hold one request of {self.max_model_len} tokens"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
-    """A request as the engine gets it.
-
-    `priority`: lower is more urgent. `arrival` orders requests of one priority. The request ends
-    at `max_tokens`, at `eos_token` or at a token of `stop_tokens`; the first
-    `min_tokens` are none of `banned_early`.
-    """
-
-    request: RequestId
-    prompt: tuple[int, ...]
-    max_tokens: int
-    arrival: Nanos
-    priority: int = 0
-    min_tokens: int = 0
-    eos_token: int | None = None
-    stop_tokens: frozenset[int] = frozenset()
-    banned_early: frozenset[int] = frozenset()
-    seed: int = 0
 
 
 class Finish(Enum):
@@ -148,36 +99,17 @@ class Step:
     preempted: tuple[RequestId, ...]
 
 
-class _State(Enum):
-    WAITING = "waiting"
-    PREEMPTED = "preempted"
-    RUNNING = "running"
-    GONE = "gone"
+@dataclass(frozen=True, slots=True)
+class RequestStatus:
+    """A request as operators see it.
 
-
-@dataclass(slots=True, eq=False)
-class _Held:
-    """A request in the engine. Tokens 0 … num_computed have their KV in `blocks`."""
+    `state`: ``waiting``, ``preempted``, ``running``, or ``leaving`` while it is being moved away.
+    """
 
     asked: EngineRequest
-    life: int
-    tokens: list[int]
-    num_computed: int = 0
-    blocks: list[int] = field(default_factory=list)
-    state: _State = _State.WAITING
-
-    @property
-    def num_outputs(self) -> int:
-        return len(self.tokens) - len(self.asked.prompt)
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What one priority class has here."""
-
-    num_running: int = 0
-    num_waiting: int = 0
-    waiting_demand: int = 0
+    state: str
+    num_tokens: int
+    num_blocks: int
 
 
 @dataclass(slots=True)
@@ -190,59 +122,50 @@ class _Plan:
     preempted: list[RequestId] = field(default_factory=list)
 
 
-def _urgency(held: _Held) -> tuple[int, int, int]:
-    """Sort key: the most urgent first."""
-    return (held.asked.priority, held.asked.arrival, held.life)
-
-
 class EngineModel:
     """The engine. Calls alternate: `schedule`, then `complete` of that step; the rest any time."""
 
     def __init__(self, config: EngineConfig, tokens: TokenModel) -> None:
-        self.config = config
+        self.config: Final = config
         self._tokens = tokens
-        self._free = list(range(config.num_blocks - 1, -1, -1))
-        self._held: dict[RequestId, _Held] = {}
-        self._running: list[_Held] = []
-        self._waiting: list[_Held] = []
-        self._tallies: dict[int, _Tally] = {}
-        self._waiting_tokens = 0
-        self._num_preempted = 0
-        self._next_life = 0
+        self._state = EngineState(config)
+        self.moves: Final = EngineMoves(self._state)
         self._open: Step | None = None
 
     @property
     def num_requests(self) -> int:
-        """Requests held, waiting and running."""
-        return len(self._held)
+        """Requests held, in whatever state."""
+        return len(self._state.held)
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request of a new id, with a prompt of 1 to ``max_model_len - 1`` tokens."""
-        assert request.request not in self._held, f"{request.request} is held already"
-        assert 1 <= len(request.prompt) < self.config.max_model_len, "prompt does not fit"
-        assert request.max_tokens >= 1, "a request asks for one token at least"
-        held = _Held(request, self._next_life, list(request.prompt))
-        self._next_life += 1
-        self._held[request.request] = held
-        self._enqueue(held, _State.WAITING)
+        self._state.move(self._state.hold(request), State.WAITING)
 
     def abort(self, request: RequestId) -> bool:
         """End a request and free its blocks. False if it is not held."""
-        held = self._held.get(request)
+        held = self._state.held.get(request)
         if held is None:
             return False
-        self._remove(held)
+        self._end(held, "aborted")
         return True
 
     def schedule(self, now: Nanos) -> Step | None:
-        """Plan the next step, to start at `now`; None when there is nothing to run."""
+        """Plan the next step, to start at `now`; None when there is nothing to run.
+
+        That may be so although requests are held: when they are on their way out, or wait for
+        blocks or places which such requests, or reservations, still have.
+        """
         assert self._open is None, "the step before is not complete"
         plan = _Plan(self.config.max_num_batched_tokens)
         self._continue_running(plan)
-        if not plan.preempted:
+        if not (plan.preempted and plan.chunks):
+            self._admit_arrived(plan)
             self._admit(plan)
         if not plan.chunks:
-            assert not self._held, "requests are held, yet none can run"
+            state = self._state
+            assert not state.held or state.cut or state.num_reserved, (
+                "requests are held, yet none can run"
+            )
             return None
         chunks = tuple(plan.chunks.values())
         self._open = Step(
@@ -252,6 +175,7 @@ class EngineModel:
             admitted=tuple(plan.admitted),
             preempted=tuple(plan.preempted),
         )
+        self._state.in_flight = frozenset(chunk.life for chunk in chunks)
         return self._open
 
     def complete(self, step: Step) -> list[TokenOutput]:
@@ -261,88 +185,95 @@ class EngineModel:
         """
         assert step is self._open, "not the step that was scheduled last"
         self._open = None
+        self._state.in_flight = frozenset()
         outputs = []
         for chunk in step.chunks:
-            held = self._held.get(chunk.request)
+            held = self._state.held.get(chunk.request)
             if held is None or held.life != chunk.life:
                 continue
             self._tokens.compute(held.tokens, chunk.start, chunk.end, held.blocks)
             held.num_computed = chunk.end
             if chunk.end == len(held.tokens):
                 outputs.append(self._next_token(held))
+        self.moves.drained()
         return outputs
 
     def load(self) -> InstanceLoad:
         """The load at this moment; costs O(priority classes)."""
-        tallies = self._tallies.items()
-        return InstanceLoad(
-            total=self.config.num_blocks,
-            free=Blocks(len(self._free)),
-            block_size=self.config.block_size,
-            num_running=len(self._running),
-            num_waiting=len(self._waiting),
-            waiting_demand=Blocks(sum(tally.waiting_demand for _, tally in tallies)),
-            waiting_tokens=Tokens(self._waiting_tokens),
-            num_preempted=self._num_preempted,
-            classes={
-                priority: ClassLoad(t.num_running, t.num_waiting, Blocks(t.waiting_demand))
-                for priority, t in tallies
-            },
-        )
+        return self._state.load()
+
+    def requests(self) -> list[RequestStatus]:
+        """All requests held, in the order they came in."""
+        return [_status(held) for held in self._state.held.values()]
 
     def block_table(self, request: RequestId) -> tuple[int, ...]:
         """The blocks a request holds, in the order of its positions."""
-        held = self._held.get(request)
+        held = self._state.held.get(request)
         return tuple(held.blocks) if held is not None else ()
 
     # ------------------------------------------------------------------ planning
 
     def _continue_running(self, plan: _Plan) -> None:
-        for held in list(self._running):
+        for held in list(self._state.running):
             if plan.budget == 0:
                 return
-            if held.state is not _State.RUNNING:
+            if held.state is not State.RUNNING:
                 continue  # preempted by one before it in this very loop
             self._run(held, plan)
 
-    def _admit(self, plan: _Plan) -> None:
-        while self._waiting and plan.budget > 0 and len(self._running) < self.config.max_num_seqs:
-            held = self._waiting[0]
-            if self._demand(held) > len(self._free):
+    def _admit_arrived(self, plan: _Plan) -> None:
+        """Those that came with their KV; they take blocks from others only where nothing runs."""
+        while self._state.arrived and self._can_admit(plan):
+            held = self._state.arrived[0]
+            if plan.chunks and self._num_new(held, plan) > len(self._state.free):
                 return
-            self._dequeue(held)
-            held.state = _State.RUNNING
-            self._running.append(held)
-            self._tally(held).num_running += 1
-            plan.admitted.append(held.asked.request)
-            self._run(held, plan)
+            self._start(held, plan)
 
-    def _run(self, held: _Held, plan: _Plan) -> None:
+    def _admit(self, plan: _Plan) -> None:
+        while self._state.waiting and not self._state.arrived and self._can_admit(plan):
+            held = self._state.waiting[0]
+            if self._state.demand(held) > len(self._state.free):
+                return
+            self._start(held, plan)
+
+    def _can_admit(self, plan: _Plan) -> bool:
+        return plan.budget > 0 and self._state.num_slots_taken < self.config.max_num_seqs
+
+    def _start(self, held: Held, plan: _Plan) -> None:
+        self._state.move(held, State.RUNNING)
+        self._run(held, plan)
+        if held.state is State.RUNNING:
+            plan.admitted.append(held.asked.request)
+
+    def _run(self, held: Held, plan: _Plan) -> None:
         """Give `held` a chunk of the step, taking blocks from the least urgent where needed."""
-        start = held.num_computed
-        end = min(len(held.tokens), start + plan.budget)
-        num_new = blocks_for(end, self.config.block_size) - len(held.blocks)
-        while num_new > len(self._free):
-            victim = max(self._running, key=_urgency)
+        while (num_new := self._num_new(held, plan)) > len(self._state.free):
+            victim = max([*self._state.running, *self._state.arrived], key=urgency)
             self._preempt(victim, plan)
             if victim is held:
                 return
-            end = min(len(held.tokens), start + plan.budget)
-            num_new = blocks_for(end, self.config.block_size) - len(held.blocks)
-        held.blocks.extend(self._free.pop() for _ in range(num_new))
+        held.blocks.extend(self._state.take(num_new))
+        start, end = held.num_computed, self._end_of_chunk(held, plan)
         is_decode = end - start == 1 and held.num_outputs > 0
         plan.chunks[held.asked.request] = Chunk(
             held.asked.request, held.life, start, end, is_decode
         )
         plan.budget -= end - start
 
-    def _preempt(self, victim: _Held, plan: _Plan) -> None:
+    def _end_of_chunk(self, held: Held, plan: _Plan) -> int:
+        return min(len(held.tokens), held.num_computed + plan.budget)
+
+    def _num_new(self, held: Held, plan: _Plan) -> int:
+        """Blocks to be had before its next chunk can be computed."""
+        end = self._end_of_chunk(held, plan)
+        return max(0, blocks_for(end, self.config.block_size) - len(held.blocks))
+
+    def _preempt(self, victim: Held, plan: _Plan) -> None:
         chunk = plan.chunks.pop(victim.asked.request, None)
         if chunk is not None:
             plan.budget += chunk.num_tokens
-        self._release(victim)
-        self._stop_running(victim)
-        self._enqueue(victim, _State.PREEMPTED)
+        self._state.move(victim, State.PREEMPTED)
+        self.moves.lost(victim, "preempted")
         plan.preempted.append(victim.asked.request)
 
     def _duration(self, chunks: Sequence[Chunk]) -> Nanos:
@@ -354,7 +285,7 @@ class EngineModel:
 
     # ------------------------------------------------------------------ completing
 
-    def _next_token(self, held: _Held) -> TokenOutput:
+    def _next_token(self, held: Held) -> TokenOutput:
         asked = held.asked
         is_early = held.num_outputs < asked.min_tokens
         banned = asked.banned_early if is_early else _NOTHING
@@ -362,10 +293,10 @@ class EngineModel:
         held.tokens.append(token)
         finish, stop_token = self._finish_of(held, token)
         if finish is not None:
-            self._remove(held)
+            self._end(held, "finished")
         return TokenOutput(asked.request, token, finish, stop_token)
 
-    def _finish_of(self, held: _Held, token: int) -> tuple[Finish | None, int | None]:
+    def _finish_of(self, held: Held, token: int) -> tuple[Finish | None, int | None]:
         asked = held.asked
         if token == asked.eos_token:
             return Finish.STOP, None
@@ -376,49 +307,11 @@ class EngineModel:
             return Finish.LENGTH, None
         return None, None
 
-    # ------------------------------------------------------------------ bookkeeping
+    def _end(self, held: Held, why: str) -> None:
+        self._state.move(held, State.GONE)
+        self.moves.lost(held, why)
 
-    def _demand(self, held: _Held) -> int:
-        return blocks_for(len(held.tokens), self.config.block_size)
 
-    def _tally(self, held: _Held) -> _Tally:
-        return self._tallies.setdefault(held.asked.priority, _Tally())
-
-    def _enqueue(self, held: _Held, state: _State) -> None:
-        held.state = state
-        bisect.insort(self._waiting, held, key=_urgency)
-        tally = self._tally(held)
-        tally.num_waiting += 1
-        tally.waiting_demand += self._demand(held)
-        self._waiting_tokens += len(held.tokens)
-        self._num_preempted += state is _State.PREEMPTED
-
-    def _dequeue(self, held: _Held) -> None:
-        index = bisect.bisect_left(self._waiting, _urgency(held), key=_urgency)
-        assert self._waiting.pop(index) is held, "the waiting queue is out of order"
-        tally = self._tally(held)
-        tally.num_waiting -= 1
-        tally.waiting_demand -= self._demand(held)
-        self._waiting_tokens -= len(held.tokens)
-        self._num_preempted -= held.state is _State.PREEMPTED
-
-    def _stop_running(self, held: _Held) -> None:
-        self._running.remove(held)
-        self._tally(held).num_running -= 1
-
-    def _release(self, held: _Held) -> None:
-        self._free.extend(reversed(held.blocks))
-        held.blocks = []
-        held.num_computed = 0
-
-    def _remove(self, held: _Held) -> None:
-        if held.state is _State.RUNNING:
-            self._stop_running(held)
-        else:
-            self._dequeue(held)
-        self._release(held)
-        held.state = _State.GONE
-        del self._held[held.asked.request]
-        tally = self._tally(held)
-        if not tally.num_running and not tally.num_waiting:
-            del self._tallies[held.asked.priority]
+def _status(held: Held) -> RequestStatus:
+    state = _STATES[held.state] if not held.is_watched else "leaving"
+    return RequestStatus(held.asked, state, len(held.tokens), len(held.blocks))

@@ -14,7 +14,7 @@ the last position and within a few tokens anywhere else. Hashing is blake2b: the
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from llx.core.engine_model import EngineRequest
+from llx.core.engine_state import EngineRequest
 
 _DIGEST_BYTES = 64
 
@@ -38,6 +38,11 @@ class Vocabulary:
         start = number % len(self._ids)
         candidates = (self._ids[(start + k) % len(self._ids)] for k in range(len(self._ids)))
         return next((token for token in candidates if token not in banned), self._ids[start])
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal vocabularies, and else different."""
+        return blake2b(repr(self._ids).encode(), digest_size=8).hexdigest()
 
     def neighbours(self, token: int, count: int) -> list[int]:
         """`count` further tokens, in a fixed order, as runners-up of `token` for logprobs."""
@@ -70,15 +75,21 @@ class HashedTokens:
         assert bytes_per_token >= 8, "8 bytes of KV per token at least"
         self.vocabulary = vocabulary
         self.block_bytes = block_size * bytes_per_token
-        self._block_size = block_size
-        self._bytes = bytes_per_token
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.bytes_per_token = bytes_per_token
         self._copies = -(-bytes_per_token // _DIGEST_BYTES)
         self._mean = mean_output_tokens
         self._pool = bytearray(num_blocks * self.block_bytes)
 
+    @property
+    def pool(self) -> memoryview:
+        """The bytes of all blocks, one after the other, writable."""
+        return memoryview(self._pool)
+
     def block(self, index: int) -> memoryview:
         """The bytes of one block, writable."""
-        return memoryview(self._pool)[index * self.block_bytes : (index + 1) * self.block_bytes]
+        return self.pool[index * self.block_bytes : (index + 1) * self.block_bytes]
 
     def compute(self, tokens: Sequence[int], start: int, end: int, blocks: Sequence[int]) -> None:
         """Write the KV of positions `start` to `end` (exclusive)."""
@@ -86,7 +97,9 @@ class HashedTokens:
             head = b"%d %d" % (tokens[position], position)
             digest = self._hash(head, position, blocks)
             at = self._offset(position, blocks)
-            self._pool[at : at + self._bytes] = (digest * self._copies)[: self._bytes]
+            self._pool[at : at + self.bytes_per_token] = (digest * self._copies)[
+                : self.bytes_per_token
+            ]
 
     def sample(
         self,
@@ -115,8 +128,8 @@ class HashedTokens:
 
     def _read(self, position: int, blocks: Sequence[int]) -> bytearray:
         at = self._offset(position, blocks)
-        return self._pool[at : at + self._bytes]
+        return self._pool[at : at + self.bytes_per_token]
 
     def _offset(self, position: int, blocks: Sequence[int]) -> int:
-        block = blocks[position // self._block_size]
-        return block * self.block_bytes + position % self._block_size * self._bytes
+        block = blocks[position // self.block_size]
+        return block * self.block_bytes + position % self.block_size * self.bytes_per_token

@@ -2,16 +2,14 @@
 
 `PoolClient` stands where vLLM's `AsyncMPClient` would be. It sends each request to the instance
 that dispatch chose and merges the outputs of all instances into the one queue that vLLM reads.
-An output counts only if it carries the request's present epoch and the offset that comes next:
-
-    sent   epoch 1 → A                    A dies before the first token → epoch 2 → B
-    A      (1, 0) late, dropped: epoch    B  (2, 0) ok  (2, 1) ok  (2, 1) again: dropped, offset
+Which outputs count, and who owns a stream while it moves, is `llx.core.streams`' to say.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,24 +25,46 @@ from llx.core.model import Epoch, InstanceId, RequestId
 from llx.core.streams import Stream, Streams, Verdict
 from llx.errors import UnreachableError
 from llx.gateway import context
+from llx.gateway.clocks import ClockOffset
+from llx.gateway.pace import MoveLog, Pace
 from llx.gateway.roster import Roster
 from llx.ports import Frame
-from llx.wire import FromLlumlet, Outputs
+from llx.wire import AskOwner, FromLlumlet, Moving, Outputs, Ruling
 
 log = logging.getLogger(__name__)
 
 _CALL_TIMEOUT_S = 60.0
+_TAKE_OVER_S = 2.0
+"""So long after a source's death its target may still take a stream over."""
 _MAX_PLACEMENTS = 3
 """A request that ends every instance it is sent to must not be sent to all of them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Sent:
-    """What it takes to send a request again."""
+    """What it takes to send a request again, and how its tokens come."""
 
     request: RequestId
     payload: Sequence[Frame]
     prompt_tokens: int
+    http: context.RequestContext | None
+    pace: Pace = field(default_factory=Pace)
+
+    @property
+    def name(self) -> str:
+        """What operators know it by."""
+        return self.http.request_id if self.http is not None else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Early:
+    """An output of a stream's next owner that came before its owner's last ones."""
+
+    link: InstanceLink
+    output: EngineCoreOutput
+    epoch: Epoch
+    offset: int
+    timestamp: float
 
 
 @dataclass(slots=True)
@@ -88,6 +108,9 @@ class PoolClient(AsyncMPClient):
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
         self._streams = Streams()
         self._sent: dict[RequestId, _Sent] = {}
+        self._early: dict[RequestId, list[_Early]] = {}
+        self._clocks: dict[InstanceId, ClockOffset] = {}
+        self.moves = MoveLog()
         if renderer is not None:
             renderer.start_mm_warmup_in_background()
 
@@ -119,6 +142,7 @@ class PoolClient(AsyncMPClient):
             RequestId(request.request_id),
             self._encoder.encode(request),
             len(request.prompt_token_ids or ()),
+            http,
         )
         instance = self._place(sent)
         if instance is None:
@@ -163,28 +187,80 @@ class PoolClient(AsyncMPClient):
 
     def on_outputs(self, link: InstanceLink, header: Outputs, payload: list[memoryview]) -> None:
         """One step's outputs of one instance."""
+        now = time.monotonic()
         outputs: EngineCoreOutputs = self._decoder.decode(payload)
         if len(outputs.outputs) != len(header.owners):
             log.error("pool.malformed_outputs instance=%s", link.member.instance)
             return
         instance = link.member.instance
-        outputs.outputs = [
-            output
+        self._clocks.setdefault(instance, ClockOffset()).convert(outputs, now)
+        given = [
+            _Early(link, output, epoch, offset, outputs.timestamp)
             for output, (epoch, offset) in zip(outputs.outputs, header.owners, strict=True)
-            if self._accept(instance, output, epoch, offset)
         ]
+        outputs.outputs = [each.output for each in given if self._accept(each, now)]
         if outputs.outputs or outputs.scheduler_stats is not None:
             outputs.engine_index = self._roster.slot(instance)
             self.outputs_queue.put_nowait(outputs)
+        for each in given:
+            if self._early and (early := self._early.pop(RequestId(each.output.request_id), None)):
+                self._accept_early(early, now)
+
+    def _accept_early(self, early: list[_Early], now: float) -> None:
+        """The owner's last tokens may be there now."""
+        for each in early:
+            if self._accept(each, now):
+                late = EngineCoreOutputs(outputs=[each.output], timestamp=each.timestamp)
+                late.engine_index = self._roster.slot(each.link.member.instance)
+                self.outputs_queue.put_nowait(late)
 
     def on_llumlet(self, link: InstanceLink, message: FromLlumlet) -> None:
-        """The source of a migration asks or tells the arbiter."""
+        """The source of a migration tells the arbiter, or asks it."""
+        instance = link.member.instance
+        match message:
+            case Moving(request=request, epoch=epoch, target=target):
+                self._streams.note_target(request, instance, epoch, target)
+            case AskOwner(request=request, epoch=epoch):
+                answer = self._streams.ask(request, instance, epoch)
+                if answer is None:
+                    return  # not decided yet: it asks again
+                if answer.is_yours:
+                    self._early.pop(request, None)
+                log.info("pool.ruled request=%s instance=%s answer=%s", request, instance, answer)
+                self._rule(link, request, answer.epoch, is_yours=answer.is_yours)
+            case _:
+                log.warning("pool.unexpected_message type=%s", type(message).__name__)
 
     def on_down(self, link: InstanceLink, reason: str) -> None:
-        """An instance is lost: what has not answered yet goes elsewhere, the rest ends in error."""
+        """An instance is lost: what has not answered yet goes elsewhere, the rest ends in error.
+
+        What was just leaving it may go on at its target: that is waited for, a moment.
+        """
         instance = link.member.instance
+        self._clocks.pop(instance, None)
+        why = f"instance {instance} was lost ({reason})"
         for request in self._streams.owned_by(instance):
-            self._recover(request, f"instance {instance} was lost ({reason})")
+            stream = self._streams.get(request)
+            assert stream is not None, "it is owned"
+            target = self._roster.get(stream.target) if stream.target is not None else None
+            if target is not None and target.is_ready:
+                loop = asyncio.get_running_loop()
+                loop.call_later(_TAKE_OVER_S, self._recover_if, request, stream.epoch, why)
+            else:
+                self._recover(request, why)
+
+    def _recover_if(self, request: RequestId, epoch: Epoch, reason: str) -> None:
+        stream = self._streams.get(request)
+        if stream is not None and stream.epoch == epoch:
+            self._recover(request, reason)
+
+    def _rule(
+        self, link: InstanceLink, request: RequestId, epoch: Epoch, *, is_yours: bool
+    ) -> None:
+        try:
+            link.tell_llumlet(Ruling(request, epoch, is_yours))
+        except UnreachableError:
+            log.info("pool.ruling_not_sent request=%s", request)  # its session ends all it had
 
     # ------------------------------------------------------------------ ownership
 
@@ -195,7 +271,7 @@ class PoolClient(AsyncMPClient):
             instance = link.member.instance
             epoch = self._streams.own(sent.request, instance)
             try:
-                link.add(sent.request, epoch, demand, sent.payload)
+                link.add(sent.request, epoch, demand, sent.payload, sent.name)
             except UnreachableError:
                 continue  # it went down since it was listed; the roster no longer lists it
             log.debug(
@@ -209,21 +285,54 @@ class PoolClient(AsyncMPClient):
         self._streams.end(sent.request)
         return None
 
-    def _accept(
-        self, instance: InstanceId, output: EngineCoreOutput, epoch: Epoch, offset: int
-    ) -> bool:
-        """Whether vLLM's front end gets to see an output."""
+    def _accept(self, given: _Early, now: float) -> bool:
+        """Whether vLLM's front end gets to see an output now."""
+        output, instance = given.output, given.link.member.instance
         request, num_new = RequestId(output.request_id), len(output.new_token_ids)
-        verdict = self._streams.judge(request, instance, epoch, offset, num_new)
-        if verdict is not Verdict.COUNTS:
-            self.counters.num_dropped_outputs += 1
-            if verdict is Verdict.GAP:
-                self._fail(request, f"tokens before {offset} were lost on the way")
-            return False
+        stream = self._streams.get(request)
+        former = None if stream is None else stream.owner
+        verdict = self._streams.judge(request, instance, given.epoch, given.offset, num_new)
+        match verdict:
+            case Verdict.COUNTS:
+                self._sent[request].pace.note(now)
+            case Verdict.MOVES:
+                assert former is not None, "a stream moves from somewhere"
+                self._note_move(request, former, given, now)
+            case Verdict.EARLY:
+                self._early.setdefault(request, []).append(given)
+                return False
+            case _:
+                self._refuse(given, verdict)
+                return False
+        return self._take_in(request, output, instance)
+
+    def _refuse(self, given: _Early, verdict: Verdict) -> None:
+        """Tokens that do not count. Whoever makes them without owning the stream is to stop."""
+        request = RequestId(given.output.request_id)
+        self.counters.num_dropped_outputs += 1
+        if verdict is Verdict.GAP:
+            self._fail(request, f"tokens before {given.offset} were lost on the way")
+        elif verdict is Verdict.STALE and given.output.finish_reason is None:
+            given.link.abort([(request, given.epoch)])
+
+    def _note_move(self, request: RequestId, former: InstanceId, given: _Early, now: float) -> None:
+        sent, instance = self._sent[request], given.link.member.instance
+        move = self.moves.note(request, given.epoch, former, instance, given.offset, sent.pace, now)
+        log.info(
+            "pool.moved request=%s source=%s target=%s downtime_ms=%.1f itl_ms=%.1f",
+            request, former, instance, move.downtime_ms, move.itl_ms,
+        )  # fmt: skip
+        if sent.http is not None:
+            sent.http.instances.append(instance)
+        if (link := self._roster.get(former)) is not None:
+            self._rule(link, request, given.epoch, is_yours=False)
+
+    def _take_in(self, request: RequestId, output: EngineCoreOutput, instance: InstanceId) -> bool:
+        """An output counts; whether it is one for vLLM's front end."""
         if output.finish_reason == FinishReason.ABORT:
             self._recover(request, f"instance {instance} is stopping")
             return False
-        self.counters.output_tokens += num_new
+        self.counters.output_tokens += len(output.new_token_ids)
         if output.finish_reason is not None:
             self._forget(request)
             if output.finish_reason == FinishReason.ERROR:
@@ -263,4 +372,5 @@ class PoolClient(AsyncMPClient):
 
     def _forget(self, request: RequestId) -> Stream | None:
         self._sent.pop(request, None)
+        self._early.pop(request, None)
         return self._streams.end(request)

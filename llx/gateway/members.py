@@ -254,6 +254,7 @@ class ReportSource:
                 for link in pool.roster.links()
                 if link.is_ready
             ],
+            moves=[move for client in clients for move in client.moves.last()],
         )
 
 

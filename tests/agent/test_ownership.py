@@ -52,6 +52,29 @@ def test_an_abort_of_another_peer_is_ignored():
     assert table.held(1, [(R, Epoch(9))]) == []
 
 
+def test_a_request_that_arrives_goes_on_at_its_offset_under_its_epoch():
+    table = Ownership()
+    assert table.adopt(R, 3, Epoch(4), 7)
+    assert table.stamp([(R, 2, False), (R, 1, False)]) == [(4, 7), (4, 9)]
+    assert (table.peer_of(R), table.epoch_of(R)) == (3, 4)
+    assert not table.adopt(R, 5, Epoch(9), 0)
+    assert not table.add(5, add(epoch=9))
+    assert table.held(3, [(R, Epoch(3))]) == []
+    assert table.seen == {5: 1}
+
+
+def test_a_request_that_stays_goes_on_under_another_epoch():
+    table = Ownership()
+    table.add(0, add(epoch=1))
+    table.stamp([(R, 5, False)])
+    table.set_epoch(R, Epoch(3))
+    assert table.stamp([(R, 1, False)]) == [(3, 5)]
+    assert table.held(0, [(R, Epoch(2))]) == []
+    table.drop(R)
+    table.set_epoch(R, Epoch(4))
+    assert table.epoch_of(R) is None
+
+
 def test_a_peer_that_goes_takes_its_requests_and_its_mark():
     table = Ownership()
     table.add(0, add(request=RequestId("a"), seq=1))

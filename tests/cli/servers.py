@@ -16,8 +16,14 @@ from llx.api import (
     InstanceStatus,
     LoadStatus,
     LogSlice,
+    MigrateReport,
+    MigrateRequest,
+    MigrationList,
+    MigrationStatus,
     ModelStatus,
     NoteReport,
+    RequestList,
+    RequestStatus,
     StopReport,
 )
 from llx.specs import Phase, ProcessStatus, save_spec
@@ -57,6 +63,26 @@ def cluster_status(url="http://127.0.0.1:8000", *, started_at=NOW - 300):
         llx_version="0.1.0", vllm_version="0.32.0", platform="cpu",
         models=[model], instances=instances, gateways=[gateway],
     )  # fmt: skip
+
+
+def request_status(key, **more):
+    values = {
+        "id": f"cmpl-{key}-0-0123abcd", "name": f"llx-{key}", "instance": "tiny-0",
+        "model": "tiny", "priority": 10, "priority_class": "normal", "state": "running",
+        "num_prompt": 20, "num_tokens": 530, "num_blocks": 34, "size_bytes": 8_912_896,
+        "arrived_at": NOW - 90, **more,
+    }  # fmt: skip
+    return RequestStatus(**values)
+
+
+def migration_status(number, **more):
+    values = {
+        "id": f"m3-{number}", "request": f"cmpl-r{number}-0-0123abcd", "name": f"llx-r{number}",
+        "source": "tiny-0", "target": "tiny-1", "user": "ann", "why": "asked for",
+        "state": "copying", "begun_at": NOW - 30, "stage": 2, "blocks_copied": 30,
+        "size_bytes": 7_864_320, "rate": 250e6, "elapsed_ms": 41.0, **more,
+    }  # fmt: skip
+    return MigrationStatus(**values)
 
 
 class Server:
@@ -122,6 +148,39 @@ class FakeHead(Server):
         self.notes: list[dict] = []
         self.log = "one\ntwo\nthree\n"
         self.drained = StopReport(finished=2, cut=1)
+        self.requests = RequestList(requests=[request_status("a")])
+        self.moves: list[MigrationStatus] = []
+        self.migrated = MigrateReport()
+        self.orders: list[MigrateRequest] = []
+        self.forgets = False
+        """It is not the head that began `moves`."""
+        self.later: list[dict] = []
+        """What becomes of each of `moves` at each further look."""
+
+    def look_at_moves(self, query):
+        """Migrations, a step further each time."""
+        ids = [value for key, value in parse_qsl(query) if key == "id"]
+        if self.forgets:
+            return MigrationList(migrations=[])
+        if self.later:
+            change = self.later.pop(0)
+            self.moves = [each.model_copy(update=change.get(each.id, {})) for each in self.moves]
+        return MigrationList(migrations=[e for e in self.moves if not ids or e.id in ids])
+
+    def about_requests(self, handler, path, query, body):
+        """What is asked about requests and migrations; None: about something else, or nobody."""
+        match path:
+            case ["requests"]:
+                return self.requests
+            case ["migrations"] if handler.command == "POST":
+                self.orders.append(MigrateRequest.model_validate_json(body))
+                self.moves = [*self.moves, *self.migrated.migrations]
+                return self.migrated
+            case ["migrations"]:
+                return self.look_at_moves(query)
+            case ["migrations", name, *_]:
+                return next((each for each in self.moves if each.id == name), None)
+        return None
 
     def register(self, state_dir):
         """Be the head of the cluster of that directory."""
@@ -137,7 +196,10 @@ class FakeHead(Server):
         if handler.headers.get("authorization") != f"Bearer {TOKEN}":
             error = ErrorBody(error="unauthorized", message="no")
             return self.send(handler, 401, error.model_dump_json())
+        found = self.about_requests(handler, path.split("/")[2:], query, body)
         match path.split("/")[2:]:
+            case _ if found is not None:
+                pass
             case ["status"]:
                 found = self.found
             case ["events"]:
@@ -145,7 +207,7 @@ class FakeHead(Server):
                 found = NoteReport()
             case ["stop"]:
                 found = StopReport(finished=1, cut=0)
-            case ["hosts", _, "drain"]:
+            case ["hosts", _, "drain"] | ["instances", _, "drain"]:
                 found = self.drained
             case ["logs", "head" | "gateway-0" | "tiny-0"]:
                 lines = self.log.splitlines(keepends=True)

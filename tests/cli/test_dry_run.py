@@ -6,10 +6,11 @@ import os
 import pytest
 
 from llx.agent.shim import start_time
-from llx.api import HostState, HostStatus
+from llx.api import HostState, HostStatus, InstanceState
 from llx.cli import dry_run
 from tests.cli.servers import cluster_status
 
+NOWHERE = "which finish there: no other instance of tiny takes any"
 CHANGES = ("POST", "PUT", "DELETE")
 
 
@@ -64,10 +65,11 @@ class TestOfHosts:
 
     def test_drain(self, llx, head, status):
         head.found = status
+        way = "ends when it has none, after 30 s at most"
         assert self.dry(llx, head, "drain", "h1", "--deadline", "30s").stdout.splitlines() == [
             "h1 gets nothing new",
             "gateway-0: 4 streams going on; ends with them, after 30 s at most",
-            "tiny-0: 3 requests running, 1 waiting; ends with them, after 30 s at most",
+            f"tiny-0: 3 requests running, 1 waiting, {NOWHERE}; {way}",
             "what there is room for starts on h2",
         ]
 
@@ -91,6 +93,11 @@ class TestOfInstances:
     def test_restart(self, llx, head):
         done = llx("inst", "restart", "tiny-0", "--dry-run")
         assert done.stdout == (
+            "tiny-0 on here: 3 requests running, 1 waiting, which finish there: no other instance "
+            "of tiny takes any, cut after 60 s; ends and is started anew\n"
+        )
+        done = llx("inst", "restart", "tiny-0", "--dry-run", "--deadline", "0")
+        assert done.stdout == (
             "tiny-0 on here: 3 requests running, 1 waiting, cut off; ends and is started anew\n"
         )
         assert not [each for each in head.asked if each.startswith("POST")]
@@ -99,6 +106,38 @@ class TestOfInstances:
         assert llx("inst", "restart", "nobody", "--dry-run").exit_code == 4
         done = llx("inst", "restart", "gateway-0", "--dry-run")
         assert "streams going on, which finish; ends and is started anew" in done.stdout
+
+    def test_drain(self, llx, head):
+        two = [
+            each.model_copy(update={"state": InstanceState.READY}) for each in head.found.instances
+        ]
+        head.found = head.found.model_copy(update={"instances": two})
+        done = llx("inst", "drain", "tiny-0", "--dry-run", "--deadline", "30s")
+        late = "what is left after 30 s goes on there"
+        assert done.stdout.splitlines() == [
+            "tiny-0 gets nothing new",
+            f"3 requests running, 1 waiting, which move to tiny-1, or finish; {late}",
+            "tiny-0 stays up: `llx inst uncordon tiny-0` uses it again",
+        ]
+        lite = two[0].model_copy(update={"cannot_migrate": "its KV cache is of several kinds"})
+        head.found = head.found.model_copy(update={"instances": [lite, two[1]]})
+        done = llx("inst", "drain", "tiny-0", "--dry-run")
+        assert "cannot move requests (its KV cache is of several kinds)" in done.stdout
+        assert not [each for each in head.asked if each.startswith("POST")]
+
+    def test_a_drain_that_would_be_refused_is(self, llx, head):
+        done = llx("inst", "drain", "tiny-1", "--dry-run")
+        assert (done.exit_code, done.stdout) == (5, "")
+        assert "tiny-1 is failed" in done.stderr
+
+    def test_cordon(self, llx, head):
+        done = llx("inst", "cordon", "tiny-0", "--dry-run")
+        assert done.stdout == (
+            "tiny-0 gets nothing new: 3 requests running, 1 waiting, which go on\n"
+        )
+        done = llx("inst", "uncordon", "tiny-0", "--dry-run")
+        assert done.stdout == "tiny-0 is not cordoned already\n"
+        assert not [each for each in head.asked if each.startswith("POST")]
 
 
 class TestDownHere:

@@ -129,20 +129,50 @@ class TestInstances:
         done = llx("inst", "restart", "tiny-0", "-y", LOGNAME="ada")
         assert done.exit_code == 0
         machine = quote(socket.gethostname(), safe="")
-        assert f"POST /v1/instances/tiny-0/restart?user=ada%40{machine}" in head.asked
+        path = f"POST /v1/instances/tiny-0/restart?user=ada%40{machine}&deadline_s="
+        assert f"{path}60.0" in head.asked
+        llx("inst", "restart", "tiny-0", "-y", "--deadline", "2m", LOGNAME="ada")
+        assert f"{path}120.0" in head.asked
+
+    def test_cordon_and_uncordon(self, llx, head):
+        assert llx("inst", "cordon", "tiny-0", "-o", "name").stdout == "tiny-0\n"
+        assert llx("inst", "uncordon", "tiny-0").stdout.startswith("name: tiny-0\n")
+        asked = [each.partition("?")[0] for each in head.asked]
+        assert asked == [
+            "POST /v1/instances/tiny-0/cordon", "POST /v1/instances/tiny-0/uncordon",
+        ]  # fmt: skip
+
+    def test_drain(self, llx, head):
+        head.drained = StopReport(finished=1, cut=0, moved=4)
+        done = llx("inst", "drain", "tiny-0")
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert done.stdout == "tiny-0 is empty: 4 requests moved, 1 finished, 0 cut\n"
+
+    def test_a_drain_says_what_stayed_and_why(self, llx, head):
+        head.drained = StopReport(
+            finished=1, cut=0, moved=4, remaining=1, not_moved=["llx-a: pinned: it has a pooler"]
+        )
+        done = llx("inst", "drain", "tiny-0")
+        assert done.exit_code == 6
+        assert done.stdout == (
+            "tiny-0 is not empty: 1 requests go on there; 4 requests moved, 1 finished, 0 cut\n"
+        )
+        assert done.stderr == "could not move: llx-a: pinned: it has a pooler\n"
 
 
 class TestHosts:
     def test_a_drained_host_is_empty(self, llx, head):
         done = llx("host", "drain", "h2", "-y")
-        assert (done.exit_code, done.stdout) == (0, "h2 is empty: 2 streams finished, 1 cut\n")
+        assert done.exit_code == 0
+        assert done.stdout == "h2 is empty: 0 requests moved, 2 finished, 1 cut\n"
 
     def test_a_drain_names_what_it_could_not_stop(self, llx, head):
         head.drained = StopReport(finished=2, cut=1, not_stopped=["gateway-1", "m-1"])
         done = llx("host", "drain", "h2", "-y")
         assert done.exit_code == 6
         assert done.stdout == (
-            "h2 is not empty: gateway-1, m-1 may still run there; 2 streams finished, 1 cut\n"
+            "h2 is not empty: gateway-1, m-1 may still run there; 0 requests moved, 2 finished,"
+            " 1 cut\n"
         )
 
 

@@ -1,9 +1,10 @@
 """A real head with real shims over fake instances and gateways; nothing of it survives its test."""
 
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,10 @@ class Rig:
             )
             time.sleep(0.02)
 
+    def give(self, name: str, *requests: dict[str, Any]) -> None:
+        """Make these the requests of an instance (`fakes/fake_llumlet.py`)."""
+        write_requests(self.state.procs / name, requests)
+
     def log(self, name: str) -> str:
         path = self.state.procs / name / "log"
         return path.read_text() if path.exists() else ""
@@ -93,6 +98,13 @@ class Rig:
         stop_everything(self.state.path, 0)
         for process in list_processes(self.state.procs):
             shim.kill_marked(process.status().mark)
+
+
+def write_requests(folder: Path, requests: Sequence[dict[str, Any]]) -> None:
+    """The requests of the fake instance of that directory."""
+    new = folder / "requests.tmp"
+    new.write_text(json.dumps(list(requests)))
+    new.replace(folder / "requests.json")
 
 
 @pytest.fixture

@@ -78,6 +78,15 @@ def test_what_only_gateways_take_up() -> None:
     assert found.words[-1].startswith("gateways start again: models.n, ")
 
 
+def test_what_instances_take_up_as_they_are_started() -> None:
+    found = compare(cluster(), cluster(migration={"max_out": 2, "bandwidth_mib_s": 100}))
+    assert found.words == [
+        "migration.bandwidth_mib_s changes, for instances that are started from now on",
+        "migration.max_out changes, for instances that are started from now on",
+    ]
+    assert found.refused == found.gateway_keys == []
+
+
 def test_what_is_refused() -> None:
     found = compare(
         cluster(),

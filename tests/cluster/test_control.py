@@ -15,6 +15,11 @@ from llx.api import (
     InstanceState,
     InstanceStatus,
     LogSlice,
+    MigrateReport,
+    MigrateRequest,
+    MigrationList,
+    MigrationStatus,
+    RequestList,
     StopReport,
 )
 from llx.cluster.control import MAX_BODY_BYTES, make_app
@@ -27,6 +32,10 @@ INSTANCE = InstanceStatus(
     name="m-0", model="m", host="localhost", engine="sim", state=InstanceState.READY
 )
 
+MIGRATION = MigrationStatus(
+    id="m1-1", request="r", name="llx-r", source="m-0", target="m-1", state="copying", begun_at=1.0
+)
+
 
 class StandIn:
     """Answers what it was told, remembers what it was asked."""
@@ -34,14 +43,16 @@ class StandIn:
     def __init__(self) -> None:
         self.asked: list[tuple[object, ...]] = []
         self.error: Exception | None = None
+        self.instances = InstancesStandIn(self)
+        self.migrations = MigrationsStandIn(self)
 
-    def _note(self, *what: object) -> None:
+    def note_asked(self, *what: object) -> None:
         self.asked.append(what)
         if self.error is not None:
             raise self.error
 
     def status(self) -> ClusterStatus:
-        self._note("status")
+        self.note_asked("status")
         return ClusterStatus(
             cluster="c", state=ClusterState.READY, url="u", term=1, started_at=0.0,
             llx_version="0", vllm_version="0", platform="cpu", models=[], instances=[INSTANCE],
@@ -49,41 +60,82 @@ class StandIn:
         )  # fmt: skip
 
     def instance(self, name: str) -> InstanceStatus:
-        self._note("instance", name)
+        self.note_asked("instance", name)
         return INSTANCE
 
-    def restart(self, name: str, user: str) -> InstanceStatus:
-        self._note("restart", name, user)
+    def restart(self, name: str, user: str, deadline_s: float) -> InstanceStatus:
+        self.note_asked("restart", name, user, deadline_s)
         return INSTANCE
 
     async def read_log(self, name: str, offset: int | None, limit: int, tail: int) -> LogSlice:
-        self._note("log", name, offset, limit, tail)
+        self.note_asked("log", name, offset, limit, tail)
         return LogSlice(name=name, text="text", next_offset=4)
 
     def cordon(self, name: str, *, is_on: bool, user: str) -> HostStatus:
-        self._note("cordon", name, is_on, user)
+        self.note_asked("cordon", name, is_on, user)
         return HostStatus(name=name, state=HostState.READY, is_cordoned=is_on)
 
     async def drain_host(self, name: str, deadline_s: float, user: str) -> StopReport:
-        self._note("drain", name, deadline_s, user)
+        self.note_asked("drain", name, deadline_s, user)
         return StopReport(finished=2, cut=1)
 
     def settings(self) -> str:
-        self._note("settings")
+        self.note_asked("settings")
         return "cluster: c"
 
     def reconfigure(
         self, settings: ClusterSettings, user: str, *, is_dry_run: bool = False
     ) -> list[str]:
-        self._note("ask" if is_dry_run else "reconfigure", settings.cluster, user)
+        self.note_asked("ask" if is_dry_run else "reconfigure", settings.cluster, user)
         return ["model m: 1 → 2 instances"]
 
     def note(self, verb: str, text: str, user: str) -> None:
-        self._note("note", verb, text, user)
+        self.note_asked("note", verb, text, user)
 
     async def stop(self, deadline_s: float, user: str) -> StopReport:
-        self._note("stop", deadline_s, user)
+        self.note_asked("stop", deadline_s, user)
         return StopReport(finished=1, cut=0)
+
+
+class InstancesStandIn:
+    def __init__(self, driver: StandIn) -> None:
+        self.driver = driver
+
+    def cordon(self, name: str, *, is_on: bool, user: str) -> InstanceStatus:
+        self.driver.note_asked("cordon-instance", name, is_on, user)
+        return INSTANCE.model_copy(update={"is_cordoned": is_on})
+
+    async def drain(self, name: str, deadline_s: float, user: str) -> StopReport:
+        self.driver.note_asked("drain-instance", name, deadline_s, user)
+        return StopReport(finished=0, cut=0, moved=3, remaining=1, not_moved=["r: pinned"])
+
+
+class MigrationsStandIn:
+    def __init__(self, driver: StandIn) -> None:
+        self.driver = driver
+
+    async def requests(self) -> RequestList:
+        self.driver.note_asked("requests")
+        return RequestList(requests=[], not_asked=["m-1: away"])
+
+    async def migrate(self, ask: MigrateRequest) -> MigrateReport:
+        self.driver.note_asked("migrate", ask.request or ask.source, ask.target, ask.user)
+        return MigrateReport(migrations=[MIGRATION])
+
+    def history(self, ids: list[str]) -> MigrationList:
+        self.driver.note_asked("history", ids)
+        return MigrationList(migrations=[MIGRATION])
+
+    def get(self, migration: str) -> "MigrationsStandIn":
+        self.driver.note_asked("migration", migration)
+        return self
+
+    def cancel(self, migration: str, user: str) -> "MigrationsStandIn":
+        self.driver.note_asked("cancel", migration, user)
+        return self
+
+    def status(self) -> MigrationStatus:
+        return MIGRATION
 
 
 @pytest.fixture
@@ -129,7 +181,7 @@ async def test_operations_reach_the_driver(http: httpx.AsyncClient, driver: Stan
     assert driver.asked == [
         ("status",),
         ("instance", "m-0"),
-        ("restart", "m-0", "ann"),
+        ("restart", "m-0", "ann", 60.0),
         ("log", "m-0", None, 65536, 200),
         ("log", "m-0", 7, 99, 3),
         ("stop", 5.0, "ann"),
@@ -156,6 +208,35 @@ async def test_operations_on_hosts_and_settings_reach_the_driver(
         ("settings",),
         ("reconfigure", "c2", "ann"),
         ("note", "model add", "m on h1", "ann"),
+    ]
+
+
+async def test_operations_on_instances_and_requests_reach_the_driver(
+    http: httpx.AsyncClient, driver: StandIn
+) -> None:
+    assert (await http.post("/v1/instances/m-0/cordon?user=ann")).json()["is_cordoned"] is True
+    assert (await http.post("/v1/instances/m-0/uncordon")).json()["is_cordoned"] is False
+    drained = await http.post("/v1/instances/m-0/drain", json={"deadline_s": 3, "user": "ann"})
+    assert (drained.json()["moved"], drained.json()["remaining"]) == (3, 1)
+    await http.post("/v1/instances/m-0/restart?user=ann&deadline_s=0")
+    assert (await http.get("/v1/requests")).json()["not_asked"] == ["m-1: away"]
+    asked = {"request": "r", "target": "m-1", "user": "ann" * 100}
+    assert (await http.post("/v1/migrations", json=asked)).json()["migrations"][0]["id"] == "m1-1"
+    assert len((await http.get("/v1/migrations?id=a&id=b")).json()["migrations"]) == 1
+    assert (await http.get("/v1/migrations")).status_code == 200
+    assert (await http.get("/v1/migrations/m1-1")).json()["state"] == "copying"
+    assert (await http.post("/v1/migrations/m1-1/cancel?user=ann")).json()["id"] == "m1-1"
+    assert driver.asked == [
+        ("cordon-instance", "m-0", True, "ann"),
+        ("cordon-instance", "m-0", False, ""),
+        ("drain-instance", "m-0", 3.0, "ann"),
+        ("restart", "m-0", "ann", 0.0),
+        ("requests",),
+        ("migrate", "r", "m-1", ("ann" * 100)[:256]),
+        ("history", ["a", "b"]),
+        ("history", []),
+        ("migration", "m1-1"),
+        ("cancel", "m1-1", "ann"),
     ]
 
 
@@ -222,6 +303,11 @@ async def test_other_errors_are_internal(http: httpx.AsyncClient, driver: StandI
         ("POST", "/v1/events", {"json": {"verb": "x" * 101, "text": ""}}, 422),
         ("POST", "/v1/events", {"json": {"verb": "x", "text": "x" * 2001}}, 422),
         ("POST", f"/v1/instances/m-0/restart?user={'x' * 300}", {}, 422),
+        ("POST", "/v1/instances/m-0/restart?deadline_s=-1", {}, 422),
+        ("POST", "/v1/instances/m-0/drain", {"json": {"deadline_s": -1}}, 400),
+        ("POST", "/v1/migrations", {"json": {"request": "r"}}, 422),
+        ("POST", "/v1/migrations", {"json": {"source": "a", "target": "b", "count": 0}}, 422),
+        ("GET", f"/v1/migrations?{'id=x&' * 1001}", {}, 422),
     ],
 )
 async def test_bad_requests(
@@ -261,6 +347,13 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
         "/v1/status",
         "/v1/instances/{name}",
         "/v1/instances/{name}/restart",
+        "/v1/instances/{name}/cordon",
+        "/v1/instances/{name}/uncordon",
+        "/v1/instances/{name}/drain",
+        "/v1/requests",
+        "/v1/migrations",
+        "/v1/migrations/{migration}",
+        "/v1/migrations/{migration}/cancel",
         "/v1/logs/{name}",
         "/v1/stop",
         "/v1/hosts/{name}/cordon",

@@ -4,13 +4,14 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 import zmq
 import zmq.asyncio
 
 from llx.agent.link import peer_of_process
 from llx.cluster.gateway_line import GatewayLine
-from llx.core.model import InstanceId, PoolName, Term
+from llx.core.model import Epoch, InstanceId, PoolName, RequestId, Term
 from llx.curve import ClusterKeys, make_dialer
 from llx.errors import ConflictError
 from llx.wire import (
@@ -20,6 +21,7 @@ from llx.wire import (
     GatewayReport,
     Member,
     Members,
+    MoveSeen,
     encode,
 )
 
@@ -96,6 +98,24 @@ async def test_a_change_reaches_who_is_there(line: GatewayLine, peer: Peer) -> N
     assert await peer.hears_nothing()
     await line.publish(TWO)
     assert await peer.members() == Members(TERM, 2, TWO)
+
+
+async def test_what_a_gateway_saw_of_moves_is_told(line: GatewayLine, peer: Peer) -> None:
+    told: list[object] = []
+    line.tell_moves(told.append)
+    seen = MoveSeen(
+        RequestId("r"), Epoch(2), InstanceId("m-0"), InstanceId("m-1"), 9, downtime_ms=7.0,
+        itl_ms=5.0,
+    )  # fmt: skip
+    report = GatewayReport("g", 1, 1, 0, 0, 0, 0, [])
+    await peer.socket.send(encode(msgspec.structs.replace(report, moves=[seen])))
+    await peer.hello()
+    await peer.socket.send(encode(report))
+    await peer.socket.send(encode(msgspec.structs.replace(report, moves=[seen])))
+    async with asyncio.timeout(5):
+        while not told:
+            await asyncio.sleep(0.01)
+    assert told == [[seen]], "nothing of who has not presented itself"
 
 
 @pytest.mark.parametrize(("term", "version"), [(0, 0), (2, 99), (3, 0)])

@@ -198,7 +198,7 @@ def test_restart_of_a_running_instance_replaces_its_process(rig) -> None:
     with rig.client() as client:
         rig.reaches(client, ClusterState.READY)
         before = pids(rig)
-        client.restart_instance("m-1")
+        client.restart_instance("m-1", deadline_s=0)
         with pytest.raises(ConflictError, match="m-1 is being stopped or started"):
             client.restart_instance("m-1")
         assert client.status().state is ClusterState.DEGRADED
@@ -332,7 +332,7 @@ def test_an_instance_of_older_settings_serves_on_and_says_so(rig) -> None:
         status = rig.reaches(client, ClusterState.READY)
         assert pids(rig) == before
         assert "older settings" in status.instances[0].detail
-        client.restart_instance("m-0")
+        client.restart_instance("m-0", deadline_s=0)
         rig.eventually(lambda: client.instance("m-0").restarts == 1, "it is restarted")
         rig.reaches(client, ClusterState.READY)
         assert client.instance("m-0").detail == ""

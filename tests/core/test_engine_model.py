@@ -8,15 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llx.core.engine_model import (
-    EngineConfig,
-    EngineModel,
-    EngineRequest,
-    Finish,
-    Step,
-    StepTime,
-    TokenOutput,
-)
+from llx.core.engine_model import EngineModel, Finish, Step, TokenOutput
+from llx.core.engine_state import EngineConfig, EngineRequest, StepTime
 from llx.core.model import Blocks, Nanos, RequestId, Tokens, blocks_for
 
 pytestmark = pytest.mark.core

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llx.core.engine_model import EngineConfig, EngineModel, EngineRequest, StepTime
+from llx.core.engine_model import EngineModel
+from llx.core.engine_state import EngineConfig, EngineRequest, StepTime
 from llx.core.model import Blocks, Nanos, RequestId, Tokens
 from llx.core.token_model import HashedTokens, Vocabulary
 

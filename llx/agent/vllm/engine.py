@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,9 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import (
-    EngineCoreOutput,
-    EngineCoreOutputs,
     EngineCoreRequest,
     EngineCoreRequestType,
     FinishReason,
-    UtilityOutput,
 )
 from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
 from vllm.v1.engine.utils import EngineZmqAddresses, SignalCallback
@@ -40,15 +37,20 @@ from vllm.version import __version__ as vllm_version
 
 from llx import __version__
 from llx.agent.endpoint import InstanceEndpoint
+from llx.agent.llumlet import EngineFacts, MigrationService
 from llx.agent.ownership import Ownership
+from llx.agent.transport.instance import InstanceTransport
 from llx.agent.vllm.arguments import instance_argv
+from llx.agent.vllm.migrating import OnCore, VllmMigratingEngine, open_migration, request_views
+from llx.agent.vllm.scheduler import enable_migration
+from llx.agent.vllm.stamping import StampingQueue
 from llx.core.model import Epoch, InstanceId, PoolName, RequestId, blocks_for
 from llx.curve import ClusterKeys
 from llx.errors import EngineError
 from llx.pins import VLLM_VERSION
 from llx.ports import Frame
 from llx.specs import InstanceSpec, Phase, StatusFile
-from llx.wire import Add, Call, InstanceInfo, Load, Outputs, Reply
+from llx.wire import Add, Call, InstanceInfo, Load
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ ALLOWED_CALLS = frozenset(
         "remove_lora",
         "list_loras",
         "pin_lora",
+        "llx_requests",
     }
 )
 """Utilities that a peer may call. None of them runs code of the caller's choosing."""
@@ -111,7 +114,13 @@ class LlxEngineCore(EngineCoreProc):
         self._llx_bound = threading.Event()
         self._llx_encoder = MsgpackEncoder()
         self._llx_reported_at = 0.0
-        self._llx_num_preempted = 0
+        self.llx_cannot_migrate = enable_migration(vllm_config)
+        self.llx_migrating: VllmMigratingEngine | None = None
+        self.llx_llumlet: MigrationService | None = None
+        self.llx_transport: InstanceTransport | None = None
+        self._llx_prepare_lock = threading.Lock()
+        self._llx_late: list[tuple[Request, int]] = []
+        """Requests added under an id whose last life here is just ending."""
         executor_class = _executor_class(vllm_config)
         super().__init__(vllm_config, True, "", executor_class, log_stats=True)
 
@@ -119,27 +128,71 @@ class LlxEngineCore(EngineCoreProc):
 
     @contextmanager
     def _perform_handshakes(self, *_: Any, **__: Any) -> Generator[EngineZmqAddresses, None, None]:
-        self.output_queue = _StampingQueue(self)
+        self.output_queue = StampingQueue(self)
         yield EngineZmqAddresses(inputs=[], outputs=[])
 
     def process_input_sockets(
         self, _inputs: Any, _coordinator: Any, _identity: Any, ready_event: threading.Event
     ) -> None:
-        """Bind the endpoint; its own threads do the rest."""
+        """Bind the endpoint; its own threads do the rest.
+
+        The core thread waits for it to be bound, so what is asked of the workers here is the first.
+        """
+        match open_migration(self):
+            case str(reason):
+                self.llx_cannot_migrate = reason
+                log.info("engine.cannot_migrate instance=%s why=%s", self.llx_spec.name, reason)
+            case migrating:
+                self.llx_migrating = migrating
+        sink = _Sink(self)
+        llumlet = self._llx_llumlet(sink)
         endpoint = InstanceEndpoint(
             self.llx_keys,
             self.llx_spec.bind_host,
             info=self._llx_info(),
             engine_ready=msgspec.msgpack.encode(self._make_ready_response()),
-            sink=_Sink(self),
+            sink=sink,
+            llumlet=llumlet,
             allowed_calls=ALLOWED_CALLS,
             port_range=self.llx_spec.port_range,
         )
         self.llx_endpoint = endpoint
         self.llx_report(is_forced=True)
+        if llumlet is not None:
+            assert self.llx_migrating is not None, "it has a llumlet"
+            self.llx_transport = self.llx_migrating.open_transport(self.llx_spec, llumlet)
+            llumlet.start(endpoint, self.llx_transport)
+            self.llx_llumlet = llumlet
         self.llx_addresses = endpoint.start()
         self._llx_bound.set()
         ready_event.set()
+
+    def _llx_llumlet(self, sink: "_Sink") -> MigrationService | None:
+        """The migration end, if requests can move."""
+        migrating, config = self.llx_migrating, self.vllm_config
+        if migrating is None:
+            return None
+        facts = EngineFacts(
+            InstanceId(self.llx_spec.name),
+            migrating.compatibility,
+            config.cache_config.block_size,
+            config.model_config.max_model_len,
+        )
+        return MigrationService(
+            self.llx_keys,
+            PoolName(self.llx_spec.pool),
+            facts,
+            self.llx_spec.migration,
+            migrating,
+            sink,
+        )
+
+    def llx_end_migration(self) -> None:
+        """End the llumlet and the copies under way; what it left open the other ends settle."""
+        if self.llx_llumlet is not None:
+            self.llx_llumlet.close()
+        if self.llx_transport is not None:
+            self.llx_transport.stop()
 
     def process_output_sockets(self, *_: Any) -> None:
         """Wait for the end: outputs leave through the endpoint."""
@@ -163,6 +216,7 @@ class LlxEngineCore(EngineCoreProc):
             max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
             tensor_parallel=config.parallel_config.tensor_parallel_size,
             pid=os.getpid(),
+            cannot_migrate=self.llx_cannot_migrate,
         )
 
     # ------------------------------------------------------------------ core thread
@@ -174,8 +228,12 @@ class LlxEngineCore(EngineCoreProc):
                     self._llx_finish(peer, [header.request], FinishReason.ERROR)
             case _PeerGone(peer=peer):
                 self.abort_requests(list(self.llx_ownership.of_peer(peer)))
+            case OnCore():
+                request.run()
+                self.llx_report(is_forced=not self.scheduler.has_requests())
             case _:
                 super()._handle_client_request(request_type, request)
+        self._llx_settle()
 
     def _reject_add_in_shutdown(self, request: Request) -> bool:
         if self.is_running():
@@ -188,6 +246,13 @@ class LlxEngineCore(EngineCoreProc):
         header: Add = request.llx_header
         if not self.llx_ownership.add(request.client_index, header):
             log.warning("engine.duplicate_add request=%s epoch=%s", header.request, header.epoch)
+            return
+        self._llx_add(request, request_wave)
+
+    def _llx_add(self, request: Request, request_wave: int) -> None:
+        header: Add = request.llx_header
+        if self.llx_migrating is not None and self.scheduler.llx_is_ending(header.request):
+            self._llx_late.append((request, request_wave))
             return
         try:
             super().add_request(request, request_wave)
@@ -207,8 +272,28 @@ class LlxEngineCore(EngineCoreProc):
 
     def _process_engine_step(self) -> bool:
         model_executed: bool = super()._process_engine_step()
+        self._llx_settle()
         self.llx_report(is_forced=not self.scheduler.has_requests())
         return model_executed
+
+    def _llx_settle(self) -> None:
+        if self.llx_migrating is not None:
+            self.scheduler.llx_settle()
+        late, self._llx_late = self._llx_late, []
+        for request, wave in late:
+            header: Add = request.llx_header
+            if self.llx_ownership.epoch_of(header.request) == header.epoch:  # not aborted since
+                self._llx_add(request, wave)
+
+    def llx_prepare(self, message: EngineCoreRequest) -> tuple[Request, int]:
+        """vLLM's preparation of a request, on any thread but the core's: one at a time."""
+        with self._llx_prepare_lock:
+            prepared: tuple[Request, int] = self.preprocess_add_request(message)
+        return prepared
+
+    def llx_requests(self) -> list[dict[str, Any]]:
+        """The utility that shows operators what is held here (`RequestView`)."""
+        return [msgspec.to_builtins(view) for view in request_views(self)]
 
     def llx_report(self, *, is_forced: bool) -> None:
         """Hand the endpoint a fresh load report, at most one per 5 ms unless forced."""
@@ -225,17 +310,22 @@ class LlxEngineCore(EngineCoreProc):
         pool = self.scheduler.kv_cache_manager.block_pool
         classes: dict[int, list[int]] = {}
         waiting_tokens = preempted = 0
+        migrating = self.llx_migrating
         for request in self.scheduler.requests.values():
             if RequestStatus.is_finished(request.status):
                 continue
             entry = classes.setdefault(request.priority, [0, 0, 0])
-            if request.status == RequestStatus.RUNNING:
+            if request.status == RequestStatus.RUNNING or (
+                migrating is not None and self.scheduler.llx_is_leaving(request.request_id)
+            ):
                 entry[0] += 1
                 continue
             entry[1] += 1
-            entry[2] += blocks_for(request.num_tokens, block_size)
+            # What has just arrived has its blocks already.
+            has_blocks = request.num_computed_tokens > 0
+            entry[2] += 0 if has_blocks else blocks_for(request.num_tokens, block_size)
             waiting_tokens += max(0, request.num_tokens - request.num_computed_tokens)
-            preempted += request.status == RequestStatus.PREEMPTED
+            preempted += request.status == RequestStatus.PREEMPTED and not has_blocks
         return Load(
             session=0,
             seen=0,
@@ -268,47 +358,6 @@ def _executor_class(vllm_config: Any) -> type[Executor]:
     return Executor.get_class(vllm_config)
 
 
-class _StampingQueue:
-    """Stands where vLLM's output queue was: stamps ownership and hands over to the endpoint."""
-
-    def __init__(self, core: LlxEngineCore) -> None:
-        self._core = core
-
-    def put_nowait(self, item: tuple[int, EngineCoreOutputs] | bytes) -> None:
-        """Take one step's outputs for one peer, a utility's reply, or vLLM's last word."""
-        endpoint = self._core.llx_endpoint
-        assert endpoint is not None, "no output before the endpoint is bound"
-        if isinstance(item, bytes):
-            endpoint.close("the engine failed; its log has the traceback")
-            return
-        peer, outputs = item
-        if outputs.utility_output is not None:
-            self._reply(endpoint, peer, outputs.utility_output)
-            return
-        stamps = self._core.llx_ownership.stamp(_marks(outputs.outputs))
-        kept = [
-            (output, stamp)
-            for output, stamp in zip(outputs.outputs, stamps, strict=True)
-            if stamp is not None
-        ]
-        if not kept and outputs.scheduler_stats is None:
-            return
-        outputs.outputs = [output for output, _ in kept]
-        encode = self._core._llx_encoder.encode
-        endpoint.emit(peer, Outputs(0, [stamp for _, stamp in kept]), lambda: encode(outputs))
-
-    def _reply(self, endpoint: InstanceEndpoint, peer: int, output: UtilityOutput) -> None:
-        error = output.failure_message or ""
-        result = output.result.result if output.result is not None else None
-        encode = self._core._llx_encoder.encode
-        endpoint.emit(peer, Reply(output.call_id, error), None if error else lambda: encode(result))
-
-
-def _marks(outputs: Iterable[EngineCoreOutput]) -> Iterable[tuple[RequestId, int, bool]]:
-    for output in outputs:
-        yield output.request_id, len(output.new_token_ids), output.finish_reason is not None
-
-
 class _Sink:
     """The engine's side of the endpoint; every method runs on the endpoint's input thread."""
 
@@ -325,12 +374,15 @@ class _Sink:
             if message.request_id != header.request:
                 raise EngineError(f"header {header.request!r}, payload {message.request_id!r}")
             message.client_index = peer
-            request, wave = core.preprocess_add_request(message)
+            request, wave = core.llx_prepare(message)
         except Exception:  # whatever vLLM makes of a request must not end the instance
             log.exception("engine.bad_request request=%s", header.request)
             core.input_queue.put_nowait((_UTILITY, _Rejected(peer, header)))
             return
         request.llx_header = header
+        request.llx_payload = ()
+        if core.llx_migrating is not None and not request.mm_features:
+            request.llx_payload = tuple(bytes(frame) for frame in payload)
         core.input_queue.put_nowait((_ADD, (request, wave)))
 
     def abort(self, peer: int, requests: list[tuple[RequestId, Epoch]]) -> None:
@@ -390,5 +442,6 @@ def run_vllm(spec: InstanceSpec, status: StatusFile) -> int:
         return 1
     finally:
         stop.stop()
+        core.llx_end_migration()
         core.shutdown()
     return 0

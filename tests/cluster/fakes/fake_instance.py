@@ -2,7 +2,9 @@
 
 `engine_args` say how it behaves: ``fake``: ready (default), crash, fail, never;
 ``end_s``: how long it takes to end; ``is_idle``: it has no requests, unless there is a file
-``busy`` in its directory.
+``busy`` in its directory; ``cannot_migrate``: why it cannot.
+
+A file ``requests.json`` in its directory is what it has (`fake_llumlet.py`).
 """
 
 import signal
@@ -10,6 +12,8 @@ import sys
 import threading
 import time
 from pathlib import Path
+
+from fake_llumlet import FakeEngine
 
 from llx import __version__
 from llx.agent.endpoint import InstanceEndpoint
@@ -20,13 +24,6 @@ from llx.specs import InstanceSpec, Phase, StatusFile, load_spec
 from llx.wire import InstanceInfo, Load
 
 signal.alarm(120)  # whatever becomes of the test
-
-
-class NoEngine:
-    def add(self, *_: object) -> None: ...
-    def abort(self, *_: object) -> None: ...
-    def call(self, *_: object) -> None: ...
-    def drop_peer(self, *_: object) -> None: ...
 
 
 def main() -> int:
@@ -52,19 +49,24 @@ def main() -> int:
         instance=InstanceId(spec.name), pool=PoolName(spec.pool), engine=spec.engine,
         llx_version=__version__, vllm_version=VLLM_VERSION, model=spec.model, num_blocks=100,
         block_size=16, max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=512,
-        tensor_parallel=1, pid=0,
+        tensor_parallel=1, pid=0, cannot_migrate=spec.engine_args.get("cannot_migrate", ""),
     )  # fmt: skip
+    engine = FakeEngine(Path("requests.json"))
     endpoint = InstanceEndpoint(
         ClusterKeys.load(Path(spec.keys_path)), spec.bind_host, info=info, engine_ready=b"",
-        sink=NoEngine(), allowed_calls=frozenset(), port_range=spec.port_range,
+        sink=engine, llumlet=engine, allowed_calls=frozenset({"llx_requests"}),
+        port_range=spec.port_range,
     )  # fmt: skip
+    engine.emit = endpoint.emit
     addresses = endpoint.start()
     busy = Load(0, 0, Nanos(1), 100, 60, 16, 2, 1, 8, 128, 0, {10: (2, 1, 8)})
     idle = Load(0, 0, Nanos(1), 100, 100, 16, 0, 0, 0, 0, 0, {})
     is_idle = bool(spec.engine_args.get("is_idle"))
     status.write(Phase.READY, addresses=list(addresses))
     while True:
-        endpoint.report(idle if is_idle and not Path("busy").exists() else busy, {})
+        engine.work()
+        load = engine.load() or (idle if is_idle and not Path("busy").exists() else busy)
+        endpoint.report(load, {})
         if ended.wait(0.05):
             break
     time.sleep(float(spec.engine_args.get("end_s", 0)))

@@ -1,0 +1,1 @@
+"""Scripted measuring runs against a running cluster, over its public APIs alone."""

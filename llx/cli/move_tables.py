@@ -1,0 +1,115 @@
+"""The tables of requests and migrations."""
+
+from llx.api import LeftOut, MigrationStatus, PlannedMove, RequestStatus
+from llx.cli.render import Column, age
+
+
+def request_columns(now: float | None = None) -> list[Column[RequestStatus]]:
+    """Of `llx req ls`."""
+    return [
+        Column("request", lambda each: each.name or each.id),
+        Column("id", lambda each: each.id, is_wide_only=True),
+        Column("model", lambda each: each.model, is_wide_only=True),
+        Column("instance", lambda each: each.instance),
+        Column("class", lambda each: each.priority_class or str(each.priority)),
+        Column("state", lambda each: each.state),
+        Column("prompt", lambda each: str(each.num_prompt), is_number=True, is_wide_only=True),
+        Column("tokens", lambda each: str(each.num_tokens), is_number=True),
+        Column("blocks", lambda each: str(each.num_blocks), is_number=True),
+        Column("kv", lambda each: size_text(each.size_bytes), is_number=True, is_wide_only=True),
+        Column("age", lambda each: age(each.arrived_at, now), is_number=True),
+        Column("migration", lambda each: each.migration or "-", is_wide_only=True),
+        Column("pinned", lambda each: each.pinned),
+    ]
+
+
+def migration_columns(now: float | None = None) -> list[Column[MigrationStatus]]:
+    """Of `llx mig ls`."""
+    return [
+        Column("id", lambda each: each.id),
+        Column("request", lambda each: each.name or each.request),
+        Column("source", lambda each: each.source),
+        Column("target", lambda each: each.target),
+        Column("state", lambda each: str(each.outcome or each.state)),
+        Column("tokens", lambda each: str(each.num_tokens), is_number=True, is_wide_only=True),
+        Column("stages", lambda each: str(each.num_stages), is_number=True, is_wide_only=True),
+        Column("blocks", lambda each: str(each.blocks_copied), is_number=True, is_wide_only=True),
+        Column("reused", lambda each: str(each.blocks_reused), is_number=True, is_wide_only=True),
+        Column("bytes", lambda each: size_text(each.size_bytes), is_number=True),
+        Column("rate", lambda each: rate_text(each.rate), is_number=True, is_wide_only=True),
+        Column("took", _took, is_number=True, is_wide_only=True),
+        Column("downtime", lambda each: milliseconds(each.downtime_ms), is_number=True),
+        Column("itl", lambda each: milliseconds(each.itl_ms), is_number=True, is_wide_only=True),
+        Column("age", lambda each: age(each.begun_at, now), is_number=True),
+        Column("user", lambda each: each.user or "-", is_wide_only=True),
+        Column("why", lambda each: each.why or "-", is_wide_only=True),
+        Column("reason", lambda each: each.reason),
+    ]
+
+
+def planned_columns() -> list[Column[PlannedMove]]:
+    """Of `llx migrate --dry-run`."""
+    return [
+        Column("request", lambda each: each.request.name or each.request.id),
+        Column("source", lambda each: each.request.instance),
+        Column("target", lambda each: each.target),
+        Column("state", lambda each: each.request.state),
+        Column("tokens", lambda each: str(each.request.num_tokens), is_number=True),
+        Column("blocks", lambda each: str(each.request.num_blocks), is_number=True),
+        Column("bytes", lambda each: size_text(each.request.size_bytes), is_number=True),
+        Column("copy", lambda each: _copy(each), is_number=True),
+    ]
+
+
+def progress_text(each: MigrationStatus) -> str:
+    """One line of a migration under way, or of how it ended."""
+    what = f"{each.id} {each.name or each.request} {each.source} → {each.target}"
+    copied = f"{each.blocks_copied} blocks, {size_text(each.size_bytes)}"
+    if each.blocks_reused:
+        copied += f", {each.blocks_reused} reused"
+    if each.outcome is None:
+        return f"{what}: {each.state}, stage {each.stage}, {copied}, {rate_text(each.rate)}"
+    took = f"{copied} in {milliseconds(each.elapsed_ms)}"
+    gap = ""
+    if each.downtime_ms is not None:
+        gap = f", downtime {milliseconds(each.downtime_ms)}"
+        gap += f" (ITL {milliseconds(each.itl_ms)})" if each.itl_ms else ""
+    because = f": {each.reason}" if each.reason else ""
+    return f"{what}: {each.outcome}{because}; {took}{gap}"
+
+
+def left_out_text(each: LeftOut) -> str:
+    """One line of a request that does not move."""
+    return f"{each.name or each.request} on {each.instance} {each.reason}"
+
+
+def milliseconds(value: float | None) -> str:
+    """A short time: ``0.42 ms``, ``12 ms``, ``3.4 s``."""
+    if value is None:
+        return "-"
+    if value >= 1000:
+        return f"{value / 1000:.1f} s"
+    return f"{value:.0f} ms" if value >= 10 else f"{value:.2g} ms"
+
+
+def size_text(size_bytes: float) -> str:
+    """A size, to be read: ``512 B``, ``3.5 MiB``, ``12 GiB``."""
+    size, unit = float(size_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
+
+
+def rate_text(rate: float) -> str:
+    """Bytes per second, to be read."""
+    return f"{size_text(rate)}/s" if rate > 0 else "-"
+
+
+def _took(each: MigrationStatus) -> str:
+    return milliseconds(each.elapsed_ms or None)
+
+
+def _copy(each: PlannedMove) -> str:
+    return "-" if each.copy_s is None else milliseconds(each.copy_s * 1000)

@@ -1,0 +1,122 @@
+"""Which requests there are, and where: asked of the instances whenever somebody wants to know.
+
+The scheduler keeps no list of running requests. Finding one by any of its ids is a pure function.
+"""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from llx.agent.link import encode_arguments
+from llx.cluster.load_watch import LoadWatch
+from llx.core.model import InstanceId, RequestId
+from llx.errors import ConflictError, LlxError, NotFoundError, WireError
+from llx.wire import RequestView
+
+LIST_CALL = "llx_requests"
+LEAVING = "leaving"
+"""State of a request that goes to another instance."""
+_ASK_S = 3.0
+_MAX_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A request and the instance that has it."""
+
+    view: RequestView
+    instance: InstanceId
+
+    @property
+    def request(self) -> RequestId:
+        """Its id."""
+        return RequestId(self.view.id)
+
+    @property
+    def label(self) -> str:
+        """What operators call it."""
+        return self.view.name or self.view.id
+
+
+@dataclass(slots=True)
+class Listing:
+    """Requests, and why those of some instances are not known, ``instance: reason``."""
+
+    requests: list[Located] = field(default_factory=list)
+    not_asked: list[str] = field(default_factory=list)
+
+
+async def list_requests(loads: LoadWatch, instances: Sequence[str]) -> Listing:
+    """The requests of these instances, all asked at once.
+
+    A request that is on its way may be listed at both ends: then it is where it goes.
+    """
+    found = Listing()
+    answers = await asyncio.gather(*(_ask(loads, each) for each in instances))
+    by_id: dict[str, Located] = {}
+    for instance, answer in zip(instances, answers, strict=True):
+        if isinstance(answer, str):
+            found.not_asked.append(f"{instance}: {answer}")
+            continue
+        for view in answer:
+            known = by_id.get(view.id)
+            if known is None or known.view.state == LEAVING:
+                by_id[view.id] = Located(view, InstanceId(instance))
+    found.requests = list(by_id.values())
+    return found
+
+
+def find(listing: Listing, given: str) -> list[Located]:
+    """The request that is meant: all its generations, of which there are several with ``n``.
+
+    `given` is tried as, in this order:
+
+    1. the engine's id: exactly that generation;
+    2. `x-llx-request-id`: all its generations;
+    3. the client's own id, its `x-request-id`. vLLM makes engine ids of it:
+       ``cmpl-<id>-<prompt>-<random>`` and ``chatcmpl-<id>-<random>``, with ``<k>_`` before the k-th
+       of several generations. All generations, if they belong to one request.
+
+    Raises:
+        NotFoundError: There is none, as far as instances were heard.
+        ConflictError: Several requests carry that client's id.
+    """
+    requests = listing.requests
+    exact = [each for each in requests if each.view.id == given]
+    if exact:
+        return exact
+    named = [each for each in requests if each.view.name and each.view.name == given]
+    if named:
+        return named
+    pattern = re.compile(rf"(\d+_)?[a-z]+[-_]{re.escape(given)}(-\d+)?(-[0-9a-f]{{8}})?")
+    found = [each for each in requests if given and pattern.fullmatch(each.view.id)]
+    names = list(dict.fromkeys(each.label for each in found))
+    if len(names) > 1:
+        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+        raise ConflictError(
+            f'{len(names)} requests carry the id "{given}": {", ".join(names[:_MAX_NAMED])}{more}',
+            remedy="name one of these",
+        )
+    if not found:
+        raise NotFoundError(
+            f'no request "{given}": it has ended, or never was',
+            remedy="llx req ls",
+            detail="\n".join(f"not asked: {each}" for each in listing.not_asked),
+        )
+    return found
+
+
+async def _ask(loads: LoadWatch, instance: str) -> list[RequestView] | str:
+    """Its requests, or why they are not known."""
+    try:
+        frames = await loads.call(instance, LIST_CALL, encode_arguments(), _ASK_S)
+        return msgspec.msgpack.decode(b"".join(frames), type=list[RequestView])
+    except TimeoutError:
+        return f"no answer in {_ASK_S:g} s"
+    except (msgspec.DecodeError, WireError) as error:
+        return f"its answer makes no sense: {error}"
+    except LlxError as error:
+        return error.message

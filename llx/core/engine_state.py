@@ -1,0 +1,265 @@
+"""What an engine holds: requests, their KV blocks, their queues, and the load that follows.
+
+Bookkeeping without decisions: who runs next is `llx.core.engine_model`'s, who leaves or arrives
+`llx.core.engine_moves`'. Every request is in one state, and in the queue of that state:
+
+    state       queue              KV blocks   in the load
+    WAITING     waiting            none        waiting, with what it demands
+    PREEMPTED   waiting            none        waiting, preempted
+    ARRIVED     arrived            yes         waiting, demands what it has not
+    RUNNING     running            yes         running
+    CUT         cut                if it had   running
+
+Blocks reserved for a request that may yet arrive are simply not free.
+"""
+
+import bisect
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, assert_never
+
+from llx.core.model import Blocks, ClassLoad, InstanceLoad, Nanos, RequestId, Tokens, blocks_for
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """How long a step takes, as a sum of four linear terms (`llx.specs.SimSpec`)."""
+
+    base_ns: int
+    prefill_token_ns: int
+    decode_ns: int
+    context_ktoken_ns: int
+
+    def of(self, num_prefill_tokens: int, num_decodes: int, num_context_tokens: int) -> Nanos:
+        """Duration of a step of that many prefill tokens, decodes and tokens of context."""
+        return Nanos(
+            self.base_ns
+            + self.prefill_token_ns * num_prefill_tokens
+            + self.decode_ns * num_decodes
+            + self.context_ktoken_ns * num_context_tokens // 1000
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """An engine's size. A request of `max_model_len` tokens must fit in the blocks."""
+
+    num_blocks: Blocks
+    block_size: Tokens
+    max_num_seqs: int
+    max_num_batched_tokens: Tokens
+    max_model_len: Tokens
+    step_time: StepTime
+
+    def __post_init__(self) -> None:
+        assert min(self.num_blocks, self.block_size, self.max_num_seqs) > 0, self
+        assert self.max_num_batched_tokens > 0, self
+        assert blocks_for(self.max_model_len, self.block_size) <= self.num_blocks, (
+            f"{self.num_blocks} blocks cannot hold one request of {self.max_model_len} tokens"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """A request as the engine gets it.
+
+    `priority`: lower is more urgent. `arrival` orders requests of one priority. The request ends
+    at `max_tokens`, at `eos_token` or at a token of `stop_tokens`; the first
+    `min_tokens` are none of `banned_early`.
+    """
+
+    request: RequestId
+    prompt: tuple[int, ...]
+    max_tokens: int
+    arrival: Nanos
+    priority: int = 0
+    min_tokens: int = 0
+    eos_token: int | None = None
+    stop_tokens: frozenset[int] = frozenset()
+    banned_early: frozenset[int] = frozenset()
+    seed: int = 0
+
+
+class State(Enum):
+    """Where a request is."""
+
+    WAITING = "waiting"
+    PREEMPTED = "preempted"
+    ARRIVED = "arrived"
+    """Came with its KV and waits for its turn in the batch, ahead of all that wait without."""
+    RUNNING = "running"
+    CUT = "cut"
+    """On its way out: in no batch, its blocks kept as they are."""
+    GONE = "gone"
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A request in the engine. Tokens 0 … num_computed have their KV in `blocks`.
+
+    `life` tells apart two requests of one id. `cut_from` is where it was before CUT.
+    `is_watched`: it is being moved away.
+    """
+
+    asked: EngineRequest
+    life: int
+    tokens: list[int]
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    state: State = State.GONE
+    cut_from: State = State.GONE
+    is_watched: bool = False
+
+    @property
+    def num_outputs(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - len(self.asked.prompt)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What one priority class has here."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    waiting_demand: int = 0
+
+
+def urgency(held: Held) -> tuple[int, int, int]:
+    """Sort key: the most urgent first."""
+    return (held.asked.priority, held.asked.arrival, held.life)
+
+
+class EngineState:
+    """The requests and blocks of one engine. `waiting` and `arrived` are in order of urgency."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config: Final = config
+        self.free = list(range(config.num_blocks - 1, -1, -1))
+        self.held: dict[RequestId, Held] = {}
+        self.running: list[Held] = []
+        self.waiting: list[Held] = []
+        self.arrived: list[Held] = []
+        self.cut: list[Held] = []
+        self.in_flight: frozenset[int] = frozenset()
+        """Lives that the open step computes for."""
+        self._tallies: dict[int, _Tally] = {}
+        self._waiting_tokens = 0
+        self._num_preempted = 0
+        self._next_life = 0
+
+    def hold(self, asked: EngineRequest, outputs: tuple[int, ...] = ()) -> Held:
+        """Take a request in; its state is still to be set by `move`."""
+        assert asked.request not in self.held, f"{asked.request} is held already"
+        assert 1 <= len(asked.prompt) < self.config.max_model_len, "prompt does not fit"
+        assert asked.max_tokens >= 1, "a request asks for one token at least"
+        held = Held(asked, self._next_life, [*asked.prompt, *outputs])
+        self._next_life += 1
+        self.held[asked.request] = held
+        return held
+
+    def move(self, held: Held, to: State) -> None:
+        """Bring a request into another state; into one without blocks, it gives its blocks back."""
+        self._leave(held)
+        if to in (State.WAITING, State.PREEMPTED, State.GONE):
+            self.give_back(held.blocks)
+            held.blocks = []
+            held.num_computed = 0
+        if to is State.CUT:
+            held.cut_from = held.state
+        held.state = to
+        self._enter(held)
+
+    def take(self, count: int) -> list[int]:
+        """Blocks off the free ones."""
+        return [self.free.pop() for _ in range(count)]
+
+    def give_back(self, blocks: list[int]) -> None:
+        """Blocks become free again."""
+        self.free.extend(reversed(blocks))
+
+    def demand(self, held: Held) -> int:
+        """Blocks that its tokens so far need beyond those it has."""
+        return max(0, blocks_for(len(held.tokens), self.config.block_size) - len(held.blocks))
+
+    @property
+    def num_slots_taken(self) -> int:
+        """Places in the batch: a request that was cut out of it keeps its own, to come back to."""
+        return len(self.running) + sum(held.cut_from is State.RUNNING for held in self.cut)
+
+    @property
+    def num_reserved(self) -> int:
+        """Blocks that are neither free nor any request's. Costs O(requests)."""
+        num_held = sum(len(held.blocks) for held in self.held.values())
+        return self.config.num_blocks - len(self.free) - num_held
+
+    def load(self) -> InstanceLoad:
+        """The load at this moment; costs O(priority classes)."""
+        tallies = self._tallies.items()
+        return InstanceLoad(
+            total=self.config.num_blocks,
+            free=Blocks(len(self.free)),
+            block_size=self.config.block_size,
+            num_running=len(self.running) + len(self.cut),
+            num_waiting=len(self.waiting) + len(self.arrived),
+            waiting_demand=Blocks(sum(tally.waiting_demand for _, tally in tallies)),
+            waiting_tokens=Tokens(self._waiting_tokens),
+            num_preempted=self._num_preempted,
+            classes={
+                priority: ClassLoad(t.num_running, t.num_waiting, Blocks(t.waiting_demand))
+                for priority, t in tallies
+            },
+        )
+
+    # ------------------------------------------------------------------ queues
+
+    def _enter(self, held: Held) -> None:
+        match held.state:
+            case State.WAITING | State.PREEMPTED:
+                bisect.insort(self.waiting, held, key=urgency)
+            case State.ARRIVED:
+                bisect.insort(self.arrived, held, key=urgency)
+            case State.RUNNING:
+                self.running.append(held)
+            case State.CUT:
+                self.cut.append(held)
+            case State.GONE:
+                del self.held[held.asked.request]
+                return
+            case _:
+                assert_never(held.state)
+        self._count(held, 1)
+
+    def _leave(self, held: Held) -> None:
+        match held.state:
+            case State.WAITING | State.PREEMPTED:
+                _take_out(self.waiting, held)
+            case State.ARRIVED:
+                _take_out(self.arrived, held)
+            case State.RUNNING:
+                self.running.remove(held)
+            case State.CUT:
+                self.cut.remove(held)
+            case State.GONE:
+                return  # it has only just been taken in
+            case _:
+                assert_never(held.state)
+        self._count(held, -1)
+
+    def _count(self, held: Held, sign: int) -> None:
+        priority = held.asked.priority
+        tally = self._tallies.setdefault(priority, _Tally())
+        if held.state in (State.RUNNING, State.CUT):
+            tally.num_running += sign
+        else:
+            tally.num_waiting += sign
+            tally.waiting_demand += sign * self.demand(held)
+            self._waiting_tokens += sign * (len(held.tokens) - held.num_computed)
+            self._num_preempted += sign * (held.state is State.PREEMPTED)
+        if not tally.num_running and not tally.num_waiting:
+            del self._tallies[priority]
+
+
+def _take_out(queue: list[Held], held: Held) -> None:
+    index = bisect.bisect_left(queue, urgency(held), key=urgency)
+    assert queue.pop(index) is held, "the queue is out of order"

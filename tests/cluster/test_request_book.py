@@ -1,0 +1,111 @@
+"""Finding a request by any of its ids; what instances answer."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from llx.cluster.request_book import Listing, Located, find, list_requests
+from llx.core.model import InstanceId
+from llx.errors import ConflictError, NotFoundError, RemoteError, UnreachableError
+from llx.wire import RequestView
+
+
+def view(id_: str, name: str = "", state: str = "running") -> RequestView:
+    return RequestView(id_, name, 1, 10, state, 5, 9, 1, 4096, 1.0)
+
+
+def listing(*views: RequestView) -> Listing:
+    return Listing([Located(each, InstanceId("m-0")) for each in views])
+
+
+ALL = listing(
+    view("cmpl-mine-0-0123abcd", "llx-a"),
+    view("0_chatcmpl-two-89abcdef", "llx-b"),
+    view("1_chatcmpl-two-89abcdef", "llx-b"),
+    view("chatcmpl-same-00000001", "llx-c"),
+    view("chatcmpl-same-00000002", "llx-d"),
+    view("cmpl-batch-0-0123abcd", "llx-e"),
+    view("cmpl-batch-1-0123abcd", "llx-e"),
+    view("chatcmpl-a.b-00000003", "llx-f"),
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "ids"),
+    [
+        ("cmpl-mine-0-0123abcd", ["cmpl-mine-0-0123abcd"]),
+        ("llx-a", ["cmpl-mine-0-0123abcd"]),
+        ("mine", ["cmpl-mine-0-0123abcd"]),
+        ("0_chatcmpl-two-89abcdef", ["0_chatcmpl-two-89abcdef"]),
+        ("two", ["0_chatcmpl-two-89abcdef", "1_chatcmpl-two-89abcdef"]),
+        ("llx-b", ["0_chatcmpl-two-89abcdef", "1_chatcmpl-two-89abcdef"]),
+        ("batch", ["cmpl-batch-0-0123abcd", "cmpl-batch-1-0123abcd"]),
+        ("a.b", ["chatcmpl-a.b-00000003"]),
+        ("llx-c", ["chatcmpl-same-00000001"]),
+    ],
+)
+def test_found_by(given: str, ids: list[str]) -> None:
+    assert [each.view.id for each in find(ALL, given)] == ids
+
+
+@pytest.mark.parametrize("given", ["", "min", "m.ne", "mine-0-0123abcd-x", "llx-", "cmpl", "axb"])
+def test_parts_of_an_id_are_none(given: str) -> None:
+    with pytest.raises(NotFoundError, match="it has ended, or never was"):
+        find(ALL, given)
+
+
+def test_an_id_of_several_requests_is_ambiguous() -> None:
+    with pytest.raises(ConflictError, match='2 requests carry the id "same": llx-c, llx-d'):
+        find(ALL, "same")
+    many = listing(*(view(f"chatcmpl-s-0000000{n}", f"llx-{n}") for n in range(9)))
+    with pytest.raises(ConflictError, match="llx-4 and 4 more"):
+        find(many, "s")
+
+
+def test_who_was_not_asked_is_named() -> None:
+    with pytest.raises(NotFoundError) as caught:
+        find(Listing([], ["m-1: no answer in 3 s"]), "x")
+    assert caught.value.detail == "not asked: m-1: no answer in 3 s"
+
+
+class Loads:
+    """Instances by name: their answers, or what is wrong with them."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+
+    async def call(self, instance: str, method: str, payload: Any, _timeout: float) -> Any:
+        assert (method, [bytes(each) for each in payload]) == ("llx_requests", [b"\x90"])
+        answer = self.answers[instance.replace("-", "_")]
+        if isinstance(answer, Exception):
+            raise answer
+        data = answer if isinstance(answer, bytes) else msgspec.msgpack.encode(answer)
+        return [memoryview(data)]
+
+
+async def test_all_are_asked_and_who_does_not_answer_is_told() -> None:
+    loads: Any = Loads(
+        m_0=[view("a"), view("b")],
+        m_1=UnreachableError("instance m-1 is not connected"),
+        m_2=RemoteError("m-2: 'llx_requests' is not an admitted utility"),
+        m_3=TimeoutError(),
+        m_4=b"\xc1",
+    )
+    found = await list_requests(loads, ["m-0", "m-1", "m-2", "m-3", "m-4"])
+    assert [(each.request, each.instance) for each in found.requests] == [
+        ("a", "m-0"), ("b", "m-0"),
+    ]  # fmt: skip
+    assert found.not_asked[:3] == [
+        "m-1: instance m-1 is not connected",
+        "m-2: m-2: 'llx_requests' is not an admitted utility",
+        "m-3: no answer in 3 s",
+    ]
+    assert found.not_asked[3].startswith("m-4: its answer makes no sense")
+
+
+@pytest.mark.parametrize("order", [["m-0", "m-1"], ["m-1", "m-0"]])
+async def test_what_is_listed_at_both_ends_is_where_it_goes(order: list[str]) -> None:
+    loads: Any = Loads(m_0=[view("a", state="leaving")], m_1=[view("a")])
+    (found,) = (await list_requests(loads, order)).requests
+    assert (found.instance, found.view.state) == ("m-1", "running")
