@@ -2,10 +2,11 @@
 
     python -m tests.migration.mover CONTROL_URL TOKEN_FILE SEED AT_ONCE MODEL… < until it closes
 
-Run on the head's host. Prints one JSON line per migration that is over, the last ones with what the
-gateway saw of them, and nothing else.
+Run on the head's host. Prints a JSON line per migration when it is over, and at the end one line
+with all of them as the head knows them then, with what gateways saw.
 """
 
+import json
 import random
 import sys
 import threading
@@ -25,14 +26,10 @@ class Mover:
         self._at_once = at_once
         self._models = models
         self._open: set[str] = set()
-        self._over: dict[str, MigrationStatus] = {}
+        self._over: list[str] = []
 
     def look(self) -> None:
-        if self._open:
-            for each in self._control.migrations(sorted(self._open)):
-                if each.outcome is not None:
-                    self._open.discard(each.id)
-                    self._over[each.id] = each
+        self._collect()
         room = self._at_once - len(self._open)
         if room <= 0:
             return
@@ -48,6 +45,23 @@ class Mover:
             others = [name for name in instances[request.model] if name != request.instance]
             self._move(request.id, self._rng.choice(others))
 
+    def finish(self) -> list[MigrationStatus]:
+        deadline = time.monotonic() + 60
+        while self._open and time.monotonic() < deadline:
+            self._collect()
+            time.sleep(0.05)
+        time.sleep(1.5)  # gateways tell what they saw with their next heartbeats
+        return [self._control.migration(each) for each in [*self._over, *self._open]]
+
+    def _collect(self) -> None:
+        if not self._open:
+            return
+        for each in self._control.migrations(sorted(self._open)):
+            if each.outcome is not None:
+                self._open.discard(each.id)
+                self._over.append(each.id)
+                print(json.dumps({"outcome": each.outcome, "reason": each.reason}), flush=True)
+
     def _move(self, request: str, target: str) -> None:
         order = MigrateRequest(
             request=request,
@@ -62,16 +76,6 @@ class Mover:
         except (NotFoundError, ConflictError):
             return  # it has ended, or left, meanwhile
 
-    def finish(self) -> list[MigrationStatus]:
-        deadline = time.monotonic() + 60
-        while self._open and time.monotonic() < deadline:
-            self._at_once = 0
-            self.look()
-            time.sleep(0.05)
-        time.sleep(1.5)  # gateways tell what they saw with their next heartbeats
-        ids = [*self._over, *self._open]
-        return [self._control.migration(each) for each in ids]
-
 
 def main() -> None:
     url, token, seed, at_once, *models = sys.argv[1:]
@@ -81,9 +85,8 @@ def main() -> None:
         mover = Mover(control, int(seed), int(at_once), models)
         while not over.is_set():
             mover.look()
-            time.sleep(0.01)
-        for each in mover.finish():
-            print(each.model_dump_json(), flush=True)
+            time.sleep(0.02)
+        print(json.dumps({"all": [each.model_dump(mode="json") for each in mover.finish()]}))
 
 
 if __name__ == "__main__":

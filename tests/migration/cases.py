@@ -1,0 +1,110 @@
+"""What is asked of the models, by way of the OpenAI API; and one answer, read as a stream."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import openai
+
+_rng = random.Random(11)
+
+
+def prompt(length: int) -> list[int]:
+    return [_rng.randrange(3, 540) for _ in range(length)]
+
+
+GREEDY = {"temperature": 0, "max_tokens": 80, "ignore_eos": True}
+SAMPLED = {"temperature": 1.0, "top_p": 0.95, "seed": 42, "max_tokens": 80, "ignore_eos": True}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 30, "maxLength": 60},
+        "ok": {"type": "boolean"},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 8}, "minItems": 4,
+                 "maxItems": 6},
+    },
+    "required": ["name", "ok", "tags"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+PLAIN: dict[str, dict[str, Any]] = {
+    f"greedy {length}": {"prompt": prompt(length), **GREEDY}
+    for length in (5, 31, 32, 64, 150, 333, 700, 1200, 2000)
+}
+FEATURES: dict[str, dict[str, Any]] = {
+    "seeded": {"prompt": prompt(50), **SAMPLED},
+    "seeded, penalties": {
+        "prompt": prompt(90),
+        **SAMPLED,
+        "presence_penalty": 0.8,
+        "frequency_penalty": 0.6,
+        "repetition_penalty": 1.1,
+    },
+    "stop strings": {"prompt": prompt(25), **GREEDY, "max_tokens": 160, "stop": ["zzqx", "qzj"]},
+    "stop token": {"prompt": prompt(28), **GREEDY, "max_tokens": 160, "stop_token_ids": [259]},
+    "logprobs": {"prompt": prompt(40), **GREEDY, "logprobs": 3},
+    "min_tokens, bias": {
+        "prompt": prompt(33),
+        "temperature": 0,
+        "max_tokens": 80,
+        "min_tokens": 60,
+        "logit_bias": {"2": 5},
+    },
+    "regex": {"prompt": prompt(20), **GREEDY, "regex": "([a-z]{3,9} ){12}done"},
+    "json schema": {"prompt": prompt(22), "temperature": 0, "max_tokens": 300, "json": SCHEMA},
+    "n=2": {"prompt": prompt(60), **SAMPLED, "n": 2},
+}
+LONG: dict[str, dict[str, Any]] = {"greedy 3000": {"prompt": prompt(3000), **GREEDY}}
+
+_OWN = {
+    "ignore_eos", "min_tokens", "repetition_penalty", "stop_token_ids", "regex", "json",
+}  # fmt: skip
+
+
+@dataclass
+class Choice:
+    """One of the answers to one request."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+    logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Answer:
+    choices: dict[int, Choice]
+    prompt_tokens: int
+    completion_tokens: int
+
+
+async def ask(client: openai.AsyncOpenAI, model: str, case: dict[str, Any]) -> Answer:
+    """Ask, and read the stream to its end.
+
+    Raises:
+        openai.OpenAIError: It failed.
+    """
+    extra = {key: value for key, value in case.items() if key in _OWN}
+    structured = {key: extra.pop(key) for key in ("regex", "json") if key in extra}
+    if structured:
+        extra["structured_outputs"] = structured
+    stream = await client.completions.create(
+        model=model,
+        **{key: value for key, value in case.items() if key not in _OWN},
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={**extra, "return_token_ids": True},
+    )
+    choices: dict[int, Choice] = {}
+    usage = None
+    async for chunk in stream:
+        usage = chunk.usage or usage
+        for piece in chunk.choices:
+            choice = choices.setdefault(piece.index, Choice())
+            choice.token_ids += getattr(piece, "token_ids", None) or []
+            choice.text += piece.text
+            choice.finish_reason = piece.finish_reason or choice.finish_reason
+            if piece.logprobs is not None:
+                choice.logprobs += piece.logprobs.token_logprobs
+    assert usage is not None, "the stream ended without its usage"
+    return Answer(choices, usage.prompt_tokens, usage.completion_tokens)
