@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 _CALL_TIMEOUT_S = 60.0
 _TAKE_OVER_S = 2.0
 """So long after a source's death its target may still take a stream over."""
+_MAX_EARLY = 4096
+"""Outputs of one stream that wait for those before them; they come within a step, as a rule."""
 _MAX_PLACEMENTS = 3
 """A request that ends every instance it is sent to must not be sent to all of them."""
 
@@ -209,6 +211,7 @@ class PoolClient(AsyncMPClient):
     def _accept_early(self, request: RequestId, now: float) -> None:
         """What was early may count by now; what is let through may make room for more."""
         while early := self._early.pop(request, None):
+            early.sort(key=lambda each: each.offset)
             counted = [each for each in early if self._accept(each, now)]
             for each in counted:
                 late = EngineCoreOutputs(outputs=[each.output], timestamp=each.timestamp)
@@ -296,6 +299,8 @@ class PoolClient(AsyncMPClient):
         request, num_new = RequestId(output.request_id), len(output.new_token_ids)
         stream = self._streams.get(request)
         former = None if stream is None else stream.owner
+        if output.finish_reason == FinishReason.ABORT and former != instance:
+            return False  # a target that stops: the source takes the stream back
         verdict = self._streams.judge(request, instance, given.epoch, given.offset, num_new)
         match verdict:
             case Verdict.COUNTS:
@@ -304,7 +309,10 @@ class PoolClient(AsyncMPClient):
                 assert former is not None, "a stream moves from somewhere"
                 self._note_move(request, former, given, now)
             case Verdict.EARLY:
-                self._early.setdefault(request, []).append(given)
+                early = self._early.setdefault(request, [])
+                early.append(given)
+                if len(early) > _MAX_EARLY:
+                    self._fail(request, f"the tokens before {early[0].offset} do not come")
                 return False
             case _:
                 self._refuse(given, verdict)

@@ -99,7 +99,6 @@ class Outgoing:
         self._blocks: tuple[int, ...] = ()
         self._num_tokens = 0
         self._seen_tokens = 0
-        self._reservation: Reservation | None = None
         self._is_open = False
         self._landed = 0
         self._copy_began = 0.0
@@ -161,7 +160,7 @@ class Outgoing:
 
     def link_is_up(self) -> None:
         """The session with the target stands: what was to be said first can be."""
-        if self._source.state is SourceState.RESERVING and self._reservation is None:
+        if self._source.state is SourceState.RESERVING:
             self._send_reserve()
 
     def _give_up_dialling(self) -> None:
@@ -271,7 +270,8 @@ class Outgoing:
                 self._parts.loop.call_soon(self.link_is_down, "the session is over")
 
     def _copy(self, command: Copy) -> None:
-        assert self._reservation is not None, "blocks were reserved"
+        reservation = self._source.reservation
+        assert reservation is not None, "blocks were reserved"
         span = slice(command.first, command.last)
         stage, num_blocks = command.stage, command.last
         self._copy_began = time.monotonic()
@@ -283,7 +283,7 @@ class Outgoing:
             self.order.migration,
             stage,
             self._blocks[span],
-            self._reservation.blocks[span],
+            reservation.blocks[span],
             state_of=self.order.request if command.is_final else None,
             done=done,
         )
@@ -330,7 +330,6 @@ class Outgoing:
                 message.token,
                 is_checked=self.order.is_checked,
             )
-        self._reservation = reservation
         self.handle(TargetReserved(reservation))
 
     def _has_copied(self, stage: int, num_blocks: int, result: int | str) -> None:

@@ -163,7 +163,7 @@ class MigrationService:
             case Reserve():
                 self._reserve(peer, message, payload)
             case Extend() | Commit() | AbortMigration():
-                self._pass_to_incoming(peer, message)
+                self._pass_to_incoming(message)
             case _:
                 log.warning("llumlet.unknown_message type=%s", type(message).__name__)
 
@@ -321,15 +321,13 @@ class MigrationService:
             return f"{self._spec.max_in} requests arrive already"
         return ""
 
-    def _pass_to_incoming(self, peer: int, message: Extend | Commit | AbortMigration) -> None:
+    def _pass_to_incoming(self, message: Extend | Commit | AbortMigration) -> None:
+        """Of a migration that is not known nothing is said: this instance may have owned it."""
         incoming = self._in.get(message.migration)
         if incoming is not None:
             incoming.hear(message)
-            return
-        self._remember_ended(message.migration)
-        if not isinstance(message, AbortMigration):
-            refusal = MigrationRefused(message.migration, "it is not known here")
-            self._parts.endpoint.emit(peer, refusal)
+        elif isinstance(message, AbortMigration):
+            self._remember_ended(message.migration)
 
     def _tell_incoming(self, migration: MigrationId, event: HasArrived | IsBroken) -> None:
         if (incoming := self._in.get(migration)) is not None:
