@@ -1,6 +1,7 @@
 """The oracle model: any difference in its greedy output is an error, no excuses.
 
     python tests/e2e/oracle_model.py make DIR      write it (float32, random weights, seeded)
+    python tests/e2e/oracle_model.py other DIR     another one, of an architecture unlike Llama's
     python tests/e2e/oracle_model.py check DIR     measure it; one JSON line
     python tests/e2e/oracle_model.py greedy DIR    prompts and lengths on standard input (JSON:
                                                    [[token ids, length], …]), tokens on output
@@ -15,7 +16,13 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from llx.agent.vllm import tiny_model
 
@@ -49,6 +56,36 @@ def make(folder: Path) -> None:
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
                 projection.weight.mul_(2.0)
             attention.o_proj.weight.mul_(2.0)
+        model.lm_head.weight.mul_(HEAD_SCALE)
+    model.to(torch.float32).save_pretrained(folder)
+
+
+def make_other(folder: Path) -> None:
+    """Write an OPT: learned positions, biases, LayerNorm, no grouped heads, tied embeddings."""
+    tiny_model.make(folder, dtype="float32")
+    torch.manual_seed(3)
+    config = OPTConfig(
+        vocab_size=tiny_model.VOCAB_SIZE,
+        hidden_size=HIDDEN,
+        word_embed_proj_dim=HIDDEN,
+        ffn_dim=MLP,
+        num_hidden_layers=4,
+        num_attention_heads=HEADS,
+        max_position_embeddings=4096,
+        init_std=0.06,
+        dropout=0.0,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    model = OPTForCausalLM(config)
+    with torch.no_grad():
+        for layer in model.model.decoder.layers:
+            attention = layer.self_attn
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                projection.weight.mul_(2.0)
+            attention.out_proj.weight.mul_(2.0)
         model.lm_head.weight.mul_(HEAD_SCALE)
     model.to(torch.float32).save_pretrained(folder)
 
@@ -101,6 +138,8 @@ if __name__ == "__main__":
     command, directory = sys.argv[1], Path(sys.argv[2])
     if command == "make":
         make(directory)
+    elif command == "other":
+        make_other(directory)
     elif command == "greedy":
         sys.stdout.write(json.dumps(greedy(directory, json.load(sys.stdin))) + "\n")
     else:

@@ -1,9 +1,10 @@
 """Moves running requests to and fro, at random moments, until its standard input ends.
 
-    python -m tests.migration.mover CONTROL_URL TOKEN_FILE SEED AT_ONCE MODEL… < until it closes
+    python -m tests.migration.mover CONTROL_URL TOKEN_FILE SEED AT_ONCE CHECKED MODEL… < until it closes
 
-Run on the head's host. Prints a JSON line per migration when it is over, and at the end one line
-with all of them as the head knows them then, with what gateways saw.
+CHECKED is the share of moves that compare the KV at both ends. Run on the head's host. Prints a
+JSON line per migration when it is over, and at the end one line with all of them as the head knows
+them then, with what gateways saw.
 """
 
 import json
@@ -20,10 +21,13 @@ from llx.secret import Secret
 
 
 class Mover:
-    def __init__(self, control: ControlClient, seed: int, at_once: int, models: list[str]) -> None:
+    def __init__(
+        self, control: ControlClient, seed: int, at_once: int, checked: float, models: list[str]
+    ) -> None:
         self._control = control
         self._rng = random.Random(seed)
         self._at_once = at_once
+        self._checked = checked
         self._models = models
         self._open: set[str] = set()
         self._over: list[str] = []
@@ -66,7 +70,7 @@ class Mover:
         order = MigrateRequest(
             request=request,
             target=target,
-            is_checked=self._rng.random() < 0.5,
+            is_checked=self._rng.random() < self._checked,
             is_blocking=self._rng.random() < 0.1,
             reuse_prefix=self._rng.random() < 0.5,
             user="mover",
@@ -78,11 +82,11 @@ class Mover:
 
 
 def main() -> None:
-    url, token, seed, at_once, *models = sys.argv[1:]
+    url, token, seed, at_once, checked, *models = sys.argv[1:]
     over = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
     with ControlClient(url, Secret(Path(token).read_text().strip())) as control:
-        mover = Mover(control, int(seed), int(at_once), models)
+        mover = Mover(control, int(seed), int(at_once), float(checked), models)
         while not over.is_set():
             mover.look()
             time.sleep(0.02)

@@ -417,7 +417,10 @@ def run_vllm(spec: InstanceSpec, status: StatusFile) -> int:
     parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
     engine_args = AsyncEngineArgs.from_cli_args(parser.parse_args(instance_argv(spec)))
     status.write(Phase.LOADING, "loading the model")
-    core = LlxEngineCore(engine_args.create_engine_config(), spec)
+    config = engine_args.create_engine_config()
+    if engine_args.async_scheduling:  # asked for: vLLM's CPU platform takes it back unasked
+        config.scheduler_config.async_scheduling = True
+    core = LlxEngineCore(config, spec)
 
     def wake() -> None:
         core.input_queue.put_nowait((_WAKEUP, None))

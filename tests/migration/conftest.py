@@ -1,0 +1,88 @@
+"""Two hosts, three models, two instances of each on different hosts: requests to be moved.
+
+    oracle   the oracle model in float32, prefix caching on
+    other    another architecture in float32, on two ranks, scheduled asynchronously
+    half     the oracle model in bfloat16
+
+Everything is done as a user does it: `llx up` over SSH, the OpenAI API, the control API.
+"""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests import node
+from tests.hosts.conftest import host_rig  # noqa: F401  # a fixture
+from tests.hosts.operator_machine import Operator
+from tests.hosts.rig import USER, Host, HostOptions, Rig, python_binds
+
+MAX_MODEL_LEN = 4096
+COMMON = {
+    "max_model_len": MAX_MODEL_LEN,
+    "block_size": 32,
+    "max_num_seqs": 32,
+    "enforce_eager": True,
+}
+CONTROL_PORT = 8900
+
+
+@dataclass(frozen=True)
+class Movable:
+    """The cluster."""
+
+    operator: Operator
+    url: str
+    head: Host
+    python: str
+
+    def token_file(self) -> str:
+        return f"/home/{USER}/.llx/clusters/c/token"
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory, node_python, node_environment) -> Path:
+    folder = tmp_path_factory.mktemp("other") / "model"
+    script = str(node.ROOT / "tests/e2e/oracle_model.py")
+    subprocess.run(
+        [node_python, script, "other", str(folder)],
+        env=node_environment, check=True, capture_output=True,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def movable(host_rig: Rig, oracle, other_model, node_python) -> Movable:  # noqa: F811
+    host_rig.up(2, HostOptions(binds=(*python_binds(Path(node_python)), node.ROOT), size="6g"))
+    operator = Operator(host_rig, python=node_python)
+    operator.config(models=models(oracle, other_model))
+    done = operator("up", "-y", "cluster.yaml", timeout_s=900)
+    assert done.returncode == 0, done.stderr
+    yield Movable(operator, operator.json("status")["url"], host_rig["h1"], node_python)
+    operator("down", "--deadline", "1s")
+    host_rig.down()
+
+
+def models(oracle: Path, other: Path) -> list[dict]:
+    return [
+        {
+            "name": "oracle",
+            "model": str(oracle),
+            "instances": {"min": 2},
+            "engine_args": {**COMMON, "dtype": "float32"},
+        },
+        {
+            "name": "other",
+            "model": str(other),
+            "instances": {"min": 2},
+            "tensor_parallel": 2,
+            "engine_args": {**COMMON, "dtype": "float32", "async_scheduling": True},
+        },
+        {
+            "name": "half",
+            "model": str(oracle),
+            "instances": {"min": 2},
+            "engine_args": {**COMMON, "dtype": "bfloat16"},
+        },
+    ]

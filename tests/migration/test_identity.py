@@ -1,0 +1,156 @@
+"""Moved at random moments, to and fro, requests say what they say when nothing moves them."""
+
+import asyncio
+import json
+import subprocess
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import openai
+import pytest
+
+from tests.hosts.operator_machine import eventually
+from tests.hosts.rig import USER
+from tests.migration.cases import FEATURES, LONG, PLAIN, Answer, ask
+from tests.migration.conftest import CONTROL_PORT, Movable
+
+pytestmark = [pytest.mark.migration, pytest.mark.hosts, pytest.mark.node, pytest.mark.e2e]
+
+WANTED_MOVES = 200
+AT_ONCE = 8
+ROUNDS = 12
+"""At most; as many as it takes."""
+EXPECTED_REASONS = (
+    "no such request here",
+    "the request has ended",
+    "it is being moved already",
+    "finished",
+    "aborted",
+    "is no longer there",
+)
+
+
+class Mover:
+    """`tests.migration.mover` on the head's host."""
+
+    def __init__(
+        self, movable: Movable, models: list[str], seed: int, checked: float = 0.3
+    ) -> None:
+        url = f"http://127.0.0.1:{CONTROL_PORT}"
+        self._process = movable.head.spawn(
+            movable.python, "-m", "tests.migration.mover",
+            url, movable.token_file(), str(seed), "4", str(checked), *models,
+            user=USER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.outcomes: Counter[str] = Counter()
+        self.moves: list[dict[str, Any]] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            said = json.loads(line)
+            if "all" in said:
+                self.moves = said["all"]
+            else:
+                self.outcomes[said["outcome"]] += 1
+
+    def finish(self) -> list[dict[str, Any]]:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._reader.join(90)
+        assert self._process.stderr is not None
+        assert self._process.wait(10) == 0, self._process.stderr.read().decode()
+        return self.moves
+
+
+async def answers(url: str, model: str, cases: dict[str, Any]) -> dict[str, Answer]:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def one(case: dict[str, Any]) -> Answer:
+            async with slots:
+                return await ask(client, model, case)
+
+        found = await asyncio.gather(*map(one, cases.values()))
+    return dict(zip(cases, found, strict=True))
+
+
+def differences(expected: dict[str, Answer], got: dict[str, Answer]) -> list[str]:
+    found = []
+    for name, one in expected.items():
+        other = got[name]
+        if (one.prompt_tokens, one.completion_tokens) != (
+            other.prompt_tokens,
+            other.completion_tokens,
+        ):
+            found.append(f"{name}: usage {one} and {other}")
+        for index, choice in one.choices.items():
+            moved = other.choices[index]
+            if choice.token_ids != moved.token_ids:
+                found.append(f"{name}: tokens {choice.token_ids} and {moved.token_ids}")
+            elif (choice.text, choice.finish_reason) != (moved.text, moved.finish_reason):
+                found.append(f"{name}: text {choice} and {moved}")
+            elif choice.logprobs != pytest.approx(moved.logprobs, abs=2e-3):
+                found.append(f"{name}: logprobs {choice.logprobs} and {moved.logprobs}")
+    return found
+
+
+def is_idle(movable: Movable) -> bool:
+    """Nothing runs, and every block is free."""
+    loads = [each["load"] for each in movable.operator.json("status")["instances"]]
+    return all(load is not None and load["blocks_used"] == load["running"] == 0 for load in loads)
+
+
+async def test_two_hundred_moves_change_nothing(movable):
+    """Of two architectures in float32, on one rank and on two: tokens, text, usage, logprobs."""
+    cases = {"oracle": PLAIN | FEATURES | LONG, "other": PLAIN | FEATURES}
+    expected = {model: await answers(movable.url, model, cases[model]) for model in cases}
+    mover = Mover(movable, list(cases), seed=5)
+    began = time.monotonic()
+    wrong: list[str] = []
+    try:
+        for _ in range(ROUNDS):
+            got = await asyncio.gather(
+                *(answers(movable.url, model, cases[model]) for model in cases)
+            )
+            for model, each in zip(cases, got, strict=True):
+                wrong += [f"{model}: {text}" for text in differences(expected[model], each)]
+            if wrong or mover.outcomes["moved"] >= WANTED_MOVES:
+                break
+    finally:
+        moves = mover.finish()
+    assert wrong == []
+    outcomes = Counter(each["outcome"] for each in moves)
+    print(f"{dict(outcomes)} in {time.monotonic() - began:.0f} s")
+    assert outcomes["moved"] >= WANTED_MOVES
+    unexpected = [
+        each["reason"]
+        for each in moves
+        if each["outcome"] == "kept"
+        and not any(reason in each["reason"] for reason in EXPECTED_REASONS)
+    ]
+    assert unexpected == []
+    assert outcomes["unknown"] == 0
+    done = [each for each in moves if each["outcome"] == "moved"]
+    assert any(each["blocks_reused"] for each in done), "no prefix was ever reused"
+    assert any(each["num_stages"] > 1 for each in done)
+    assert {each["source"].rpartition("-")[0] for each in done} == set(cases)
+    eventually(lambda: is_idle(movable), 30, "blocks were left behind")
+
+
+async def test_kv_of_a_bfloat16_model_is_the_same_at_both_ends(movable):
+    """Every move compares digests of all copied blocks; a difference would keep the request."""
+    mover = Mover(movable, ["half"], seed=6, checked=1.0)
+    try:
+        for _ in range(3):
+            await answers(movable.url, "half", PLAIN)
+    finally:
+        moves = mover.finish()
+    done = [each for each in moves if each["outcome"] == "moved"]
+    assert len(done) >= 10
+    assert [each["reason"] for each in moves if "differ" in each["reason"]] == []
+    eventually(lambda: is_idle(movable), 30, "blocks were left behind")
