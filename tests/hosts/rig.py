@@ -507,7 +507,7 @@ def _path() -> str:
 def _spawn(*argv: str, **options: Any) -> "subprocess.Popen[bytes]":
     """A process that is killed when this thread ends, however that comes about."""
     tied = ["setpriv", "--pdeathsig", "KILL", *argv]
-    return subprocess.Popen(tied, stdin=subprocess.DEVNULL, **options)
+    return subprocess.Popen(tied, **{"stdin": subprocess.DEVNULL, **options})
 
 
 def _run(*argv: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":

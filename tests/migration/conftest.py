@@ -53,15 +53,23 @@ def other_model(tmp_path_factory, node_python, node_environment) -> Path:
 
 
 @pytest.fixture(scope="session")
-def movable(host_rig: Rig, oracle, other_model, node_python) -> Movable:  # noqa: F811
+def movable(host_rig: Rig, oracle, other_model, node_python, tmp_path_factory) -> Movable:  # noqa: F811
     host_rig.up(2, HostOptions(binds=(*python_binds(Path(node_python)), node.ROOT), size="6g"))
     operator = Operator(host_rig, python=node_python)
     operator.config(models=models(oracle, other_model))
     done = operator("up", "-y", "cluster.yaml", timeout_s=900)
     assert done.returncode == 0, done.stderr
     yield Movable(operator, operator.json("status")["url"], host_rig["h1"], node_python)
+    keep_logs(host_rig, tmp_path_factory.mktemp("logs"))
     operator("down", "--deadline", "1s")
     host_rig.down()
+
+
+def keep_logs(rig: Rig, folder: Path) -> None:
+    """What every process said, for whoever looks for the cause of a failure."""
+    script = 'cd ~/.llx/clusters/c/procs && for p in *; do echo "== $p"; cat $p/log; done'
+    for host in rig.hosts:
+        (folder / host.name).write_text(host.x("sh", "-c", script, user=USER).stdout)
 
 
 def models(oracle: Path, other: Path) -> list[dict]:

@@ -1,6 +1,6 @@
 """Moves running requests to and fro, at random moments, until its standard input ends.
 
-    python -m tests.migration.mover CONTROL_URL TOKEN_FILE SEED AT_ONCE CHECKED MODEL… < until it closes
+    python -m tests.migration.mover URL TOKEN_FILE SEED AT_ONCE CHECKED MODEL… < until it closes
 
 CHECKED is the share of moves that compare the KV at both ends. Run on the head's host. Prints a
 JSON line per migration when it is over, and at the end one line with all of them as the head knows

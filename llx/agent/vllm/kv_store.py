@@ -5,8 +5,9 @@ per layer over one allocation (``[block, head, token, content]``, whatever the o
 layers that share their KV are one view.
 """
 
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, Final
 
@@ -17,8 +18,11 @@ from llx.core.model import MigrationId, RequestId
 from llx.cuda.blocks import BlockPacker
 from llx.errors import EngineError
 
+log = logging.getLogger(__name__)
+
 SWITCH_INTERVAL_S: Final = 0.0005
 """A thread that moves KV, or answers for it, waits at most this long for one that computes."""
+_SAMPLED_S: Final = 5.0
 _GENERATOR: Final = b"g1"
 """Heads the state of a `torch.Generator`, as the V1 model runner keeps one per seeded request."""
 
@@ -39,6 +43,8 @@ class VllmKvStore:
         if tensor_parallel > 1:
             self._layout += f" tp={tensor_parallel}"
         self._packer = BlockPacker(self._tensors, 0) if _are_on_cpu(self._tensors) else None
+        self._sampling: frozenset[str] = frozenset()
+        self._sampled = threading.Condition()
         self._lock = threading.Lock()
         self._kept: dict[MigrationId, bytes] = {}
 
@@ -69,12 +75,27 @@ class VllmKvStore:
     def sampler_state(self, request: RequestId) -> bytes:
         """The generator of a seeded request. The V2 runner has none: it draws by seed and position.
 
-        The request must have been cut, and no step of it be in flight.
+        The request must have been cut. The core knows that its last step is over from one rank
+        alone; another one may be about to sample, each with a generator of its own.
         """
+        with self._sampled:
+            if not self._sampled.wait_for(lambda: request not in self._sampling, _SAMPLED_S):
+                log.warning("kv.sampler_busy request=%s", request)
         state = getattr(self._runner, "requests", {}).get(request)
         if state is None or state.generator is None:
             return b""
         return _GENERATOR + bytes(state.generator.get_state().numpy())
+
+    def begin_step(self, requests: Iterable[str]) -> None:
+        """The worker computes a step of these requests, and samples for them at its end."""
+        with self._sampled:
+            self._sampling = frozenset(requests)
+
+    def end_step(self) -> None:
+        """It has sampled."""
+        with self._sampled:
+            self._sampling = frozenset()
+            self._sampled.notify_all()
 
     def keep_sampler_state(self, migration: MigrationId, state: bytes) -> None:
         """Keep it until `take_generator_state` asks for it."""

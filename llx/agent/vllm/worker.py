@@ -17,6 +17,7 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
 from llx.agent.transport.worker import serve_rank
 from llx.agent.vllm.arrival import ATTRIBUTE, Arrival
+from llx.agent.vllm.cpu_sampling import keep_generators
 from llx.agent.vllm.kv_store import SWITCH_INTERVAL_S, VllmKvStore
 from llx.core.model import MigrationId
 from llx.errors import EngineError
@@ -42,6 +43,8 @@ class LlxWorker:
         except EngineError as error:
             return "", 0, error.message
         self._llx_store = store
+        keep_generators(self.model_runner)
+        _follow_sampling(self.model_runner, store)
         _announce_arrivals(self.model_runner, store)
         return store.layout, store.block_bytes, ""
 
@@ -62,6 +65,27 @@ class LlxWorker:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         decoded = msgspec.msgpack.decode(spec, type=MigrationSpec)
         return serve_rank(self._llx_store, decoded, bind_host, port_range)
+
+
+def _follow_sampling(runner: Any, store: VllmKvStore) -> None:
+    """Let the store know when a V1 runner's generators are in use."""
+    update: Callable[[Any], Any] | None = getattr(runner, "_update_states", None)
+    if update is None:
+        return
+    sample: Callable[..., Any] = runner._sample
+
+    def update_states(scheduler_output: Any) -> Any:
+        store.begin_step(scheduler_output.num_scheduled_tokens)
+        return update(scheduler_output)
+
+    def sample_to_the_end(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return sample(*args, **kwargs)
+        finally:
+            store.end_step()
+
+    runner._update_states = update_states
+    runner._sample = sample_to_the_end
 
 
 def _announce_arrivals(runner: Any, store: VllmKvStore) -> None:
