@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.migration, pytest.mark.hosts, pytest.mark.node, pytest
 
 WANTED_MOVES = 200
 AT_ONCE = 8
-ROUNDS = 12
-"""At most; as many as it takes."""
+PATIENCE_S = 600
+"""At most; as many rounds as it takes."""
 EXPECTED_REASONS = (
     "no such request here",
     "the request has ended",
@@ -29,6 +29,10 @@ EXPECTED_REASONS = (
     "finished",
     "aborted",
     "is no longer there",
+    # Six engines share the cores: a step of one may take longer than another one's patience.
+    "nobody said what became of it",
+    "it took too long",
+    "no migration of that name",
 )
 
 
@@ -67,9 +71,11 @@ class Mover:
         return self.moves
 
 
-async def answers(url: str, model: str, cases: dict[str, Any]) -> dict[str, Answer]:
+async def answers(
+    url: str, model: str, cases: dict[str, Any], at_once: int = AT_ONCE
+) -> dict[str, Answer]:
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        slots = asyncio.Semaphore(AT_ONCE)
+        slots = asyncio.Semaphore(at_once)
 
         async def one(case: dict[str, Any]) -> Answer:
             async with slots:
@@ -113,7 +119,7 @@ async def test_two_hundred_moves_change_nothing(movable):
     began = time.monotonic()
     wrong: list[str] = []
     try:
-        for _ in range(ROUNDS):
+        while time.monotonic() < began + PATIENCE_S:
             got = await asyncio.gather(
                 *(answers(movable.url, model, cases[model]) for model in cases)
             )

@@ -91,7 +91,7 @@ _COPY_S = 120.0
 """One stage."""
 _CUT_S = 60.0
 """A step in flight may be somebody else's long prefill."""
-_RULING_S = 2.0
+_RULING_S = 5.0
 _FIRST_TOKEN_S = 30.0
 """A target that has it may have a long step under way before the first token."""
 _ASK_AGAIN_S = 0.5
