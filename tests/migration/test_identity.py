@@ -68,7 +68,11 @@ class Mover:
         self._process.stdin.close()
         self._reader.join(90)
         assert self._process.stderr is not None
-        assert self._process.wait(10) == 0, self._process.stderr.read().decode()
+        said = self._process.stderr.read().decode()
+        assert self._process.wait(10) == 0, said
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process.stderr.close()
         return self.moves
 
 
