@@ -70,7 +70,7 @@ class MigratingEngine(Protocol):
     # ---------------------------------------------------------------- target
 
     def prepare(self, header: Reserve, payload: Sequence[Frame]) -> object | str:
-        """Decode a request that is to arrive, off the core thread; a string refuses it."""
+        """Decode a request that is to arrive, on the llumlet's thread; a string refuses it."""
 
     def reserve(
         self, migration: MigrationId, prepared: object, num_tokens: int, *, reuse_prefix: bool
@@ -190,7 +190,7 @@ class KvTransport(Protocol):
 class Llumlet(Protocol):
     """The migration end of an instance, as the endpoint sees it; called on its input thread."""
 
-    def receive(self, peer: int, name: str, message: object, payload: Sequence[Frame]) -> None:
+    def receive(self, peer: int, message: object, payload: Sequence[Frame]) -> None:
         """A message of `llx.wire.ToLlumlet` from a session."""
 
     def drop_peer(self, peer: int) -> None:

@@ -288,8 +288,7 @@ class InstanceEndpoint:
         """To the llumlet, from those who may."""
         if self._llumlet is None or _ROLES[type(message)] != peer.role:
             raise WireError(f"{type(message).__name__} from a {peer.role}")
-        name = peer.identity.decode(errors="replace")
-        self._llumlet.receive(peer.index, name, message, payload)
+        self._llumlet.receive(peer.index, message, payload)
 
     def _hello(self, identity: bytes, hello: Hello, now: float) -> None:
         peer = self._peers.get(identity)

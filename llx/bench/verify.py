@@ -85,12 +85,6 @@ class Verdict(BaseModel):
     stall_over_itl_p95: float | None
     reasons: list[str] = []
 
-    @property
-    def is_good(self) -> bool:
-        """Whether requests moved, and nothing changed by it."""
-        wrong = self.failed or self.mismatched_tokens or self.differing_kv
-        return self.migrated > 0 and not wrong
-
 
 @dataclass(slots=True)
 class Progress:

@@ -59,8 +59,8 @@ class _Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class _Early:
-    """An output of a stream's next owner that came before its owner's last ones."""
+class _Given:
+    """An output as an instance gave it."""
 
     link: InstanceLink
     output: EngineCoreOutput
@@ -110,7 +110,8 @@ class PoolClient(AsyncMPClient):
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
         self._streams = Streams()
         self._sent: dict[RequestId, _Sent] = {}
-        self._early: dict[RequestId, list[_Early]] = {}
+        self._early: dict[RequestId, list[_Given]] = {}
+        """Outputs of a stream's next owner that came before its owner's last ones."""
         self._clocks: dict[InstanceId, ClockOffset] = {}
         self.moves = MoveLog()
         if renderer is not None:
@@ -197,7 +198,7 @@ class PoolClient(AsyncMPClient):
         instance = link.member.instance
         self._clocks.setdefault(instance, ClockOffset()).convert(outputs, now)
         given = [
-            _Early(link, output, epoch, offset, outputs.timestamp)
+            _Given(link, output, epoch, offset, outputs.timestamp)
             for output, (epoch, offset) in zip(outputs.outputs, header.owners, strict=True)
         ]
         outputs.outputs = [each.output for each in given if self._accept(each, now)]
@@ -293,7 +294,7 @@ class PoolClient(AsyncMPClient):
         self._streams.end(sent.request)
         return None
 
-    def _accept(self, given: _Early, now: float) -> bool:
+    def _accept(self, given: _Given, now: float) -> bool:
         """Whether vLLM's front end gets to see an output now."""
         output, instance = given.output, given.link.member.instance
         request, num_new = RequestId(output.request_id), len(output.new_token_ids)
@@ -319,7 +320,7 @@ class PoolClient(AsyncMPClient):
                 return False
         return self._take_in(request, output, instance)
 
-    def _refuse(self, given: _Early, verdict: Verdict) -> None:
+    def _refuse(self, given: _Given, verdict: Verdict) -> None:
         """Tokens that do not count. Whoever makes them without owning the stream is to stop."""
         request = RequestId(given.output.request_id)
         self.counters.num_dropped_outputs += 1
@@ -328,7 +329,7 @@ class PoolClient(AsyncMPClient):
         elif verdict is Verdict.STALE and given.output.finish_reason is None:
             given.link.abort([(request, given.epoch)])
 
-    def _note_move(self, request: RequestId, former: InstanceId, given: _Early, now: float) -> None:
+    def _note_move(self, request: RequestId, former: InstanceId, given: _Given, now: float) -> None:
         sent, instance = self._sent[request], given.link.member.instance
         move = self.moves.note(request, given.epoch, former, instance, given.offset, sent.pace, now)
         log.info(

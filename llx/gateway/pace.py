@@ -40,7 +40,6 @@ class MoveLog:
 
     def __init__(self) -> None:
         self._moves: deque[MoveSeen] = deque(maxlen=_MOVES)
-        self.count = 0
 
     def note(
         self,
@@ -57,7 +56,6 @@ class MoveLog:
         downtime_s = pace.note(now)
         move = MoveSeen(request, epoch, source, target, num_tokens, downtime_s * 1e3, itl_s * 1e3)
         self._moves.append(move)
-        self.count += 1
         return move
 
     def last(self) -> list[MoveSeen]:

@@ -6,6 +6,7 @@ from typing import assert_never
 
 from llx.agent.link import InstanceLink
 from llx.agent.llumlet.parts import Deadline, Parts
+from llx.core import epochs
 from llx.core.migration import Begun, Cut, Progress, Reservation
 from llx.core.migration.events import (
     AskArbiter,
@@ -247,7 +248,7 @@ class Outgoing:
         header = Reserve(
             self.order.migration,
             self.order.request,
-            Epoch(begun.epoch + 1),
+            epochs.next_owner(begun.epoch),
             self._parts.endpoint.name_of(begun.peer),
             begun.name,
             self._parts.facts.compatibility,

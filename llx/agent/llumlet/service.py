@@ -56,7 +56,6 @@ class MigrationService:
         spec: How to move.
         engine: The engine.
         sink: The same engine, as the endpoint sees it.
-        cannot_migrate: Why nothing can move from or to this instance; empty: it can.
     """
 
     def __init__(
@@ -67,7 +66,6 @@ class MigrationService:
         spec: MigrationSpec,
         engine: MigratingEngine,
         sink: EngineSink,
-        cannot_migrate: str = "",
     ) -> None:
         self._keys = keys
         self._pool = pool
@@ -75,7 +73,6 @@ class MigrationService:
         self._spec = spec
         self._engine = engine
         self._sink = sink
-        self._cannot = cannot_migrate
         self._peer = peer_of_process(f"llumlet-{facts.instance}")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="llumlet", daemon=True)
@@ -104,7 +101,7 @@ class MigrationService:
         self._engine.watch(lambda request, why: self._post(self._gone, request, why))
         self._thread.start()
 
-    def receive(self, peer: int, name: str, message: object, payload: Sequence[Frame]) -> None:
+    def receive(self, peer: int, message: object, payload: Sequence[Frame]) -> None:
         """A message of `llx.wire.ToLlumlet`."""
         self._post(self._receive, peer, message, payload)
 
@@ -178,9 +175,7 @@ class MigrationService:
     # ------------------------------------------------------------------ away from here
 
     def _order(self, order: MigrateOrder) -> None:
-        if self._cannot:
-            self._refuse_order(order, self._cannot)
-        elif order.request in self._out or any(
+        if order.request in self._out or any(
             each.request == order.request for each in self._waiting
         ):
             self._refuse_order(order, "it is being moved already")
@@ -311,8 +306,6 @@ class MigrationService:
         incoming.start()
 
     def _refusal(self, header: Reserve, gateway: int | None) -> str:
-        if self._cannot:
-            return self._cannot
         if header.compatibility != self._facts.compatibility:
             return "it serves another model, or the same in another way"
         if gateway is None:

@@ -5,7 +5,6 @@ Everything but `on_core` and `prepare` runs on the core thread, between two step
 
 import logging
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -77,7 +76,6 @@ class VllmMigratingEngine:
         self._core = core
         self._scheduler: Any = core.scheduler
         self._requests = MsgpackDecoder(EngineCoreRequest)
-        self._lock = threading.Lock()
         self.rank_block_bytes = rank_block_bytes
         self.compatibility = compatibility(core.vllm_config, layout)
 
@@ -150,8 +148,7 @@ class VllmMigratingEngine:
         """Decode it, hash its prompt and begin to compile its grammar."""
         frames = tuple(bytes(frame) for frame in payload)
         try:
-            with self._lock:
-                message = self._requests.decode(frames)
+            message = self._requests.decode(frames)
             if message.request_id != header.request:
                 return f"header {header.request!r}, payload {message.request_id!r}"
             if message.mm_features:
