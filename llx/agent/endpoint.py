@@ -9,7 +9,6 @@ What is decided about an engine lives behind `EngineSink`, not here.
 
 import logging
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import msgspec
 import zmq
 
 from llx import __version__
+from llx.agent.free_port import bind_within
 from llx.core.model import Term
 from llx.curve import Authenticator, ClusterKeys, make_listener
 from llx.errors import ConflictError, WireError
@@ -222,7 +222,8 @@ class InstanceEndpoint:
         if self._port_range is None:
             socket.bind(f"tcp://{self._bind_host}:*")
         else:
-            _bind_within(socket, self._bind_host, self._port_range)
+            host = self._bind_host
+            bind_within(lambda port: socket.bind(f"tcp://{host}:{port}"), host, self._port_range)
         return socket, str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
 
     # ------------------------------------------------------------------ input thread
@@ -415,28 +416,6 @@ class InstanceEndpoint:
             peer.reported = (load, mark)
             message = msgspec.structs.replace(load, session=peer.session, seen=mark)
             self._out.send_multipart([peer.identity, encode(message)], copy=False)
-
-
-def _bind_within(socket: "zmq.Socket[Any]", host: str, port_range: tuple[int, int]) -> None:
-    """Bind to a free port of the range.
-
-    Begins anywhere in it: peers of an instance that has just ended still dial its port.
-    """
-    first, last = port_range
-    count = last - first + 1
-    start = random.randrange(count)
-    for step in range(count):
-        try:
-            socket.bind(f"tcp://{host}:{first + (start + step) % count}")
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EADDRINUSE:
-                raise ConflictError(f"{host} cannot be listened on: {error}") from None
-        else:
-            return
-    raise ConflictError(
-        f"{host}: every port from {first} to {last} is taken",
-        remedy="choose another network.first_port",
-    )
 
 
 def _same(reported: tuple[Load, int], load: Load, mark: int) -> bool:

@@ -6,14 +6,13 @@ only its own thread closes it.
 """
 
 import contextlib
-import errno
 import os
-import random
 import socket
 import struct
 from pathlib import Path
 
-from llx.errors import ConflictError, UnreachableError
+from llx.agent.free_port import bind_within
+from llx.errors import UnreachableError
 
 CONNECT_TIMEOUT_S = 3.0
 SILENCE_S = 30.0
@@ -42,26 +41,20 @@ def listen_tcp(host: str, port_range: tuple[int, int] | None) -> socket.socket:
     Raises:
         ConflictError: No port of the range is free, or the address is not this host's.
     """
-    first, last = port_range or (0, 0)
-    count = last - first + 1
-    start = random.randrange(count)  # peers of an agent that has just ended may still dial its port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for step in range(count):
+
+    def listen(port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((host, first + (start + step) % count))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
             listener.listen(_BACKLOG)
-        except OSError as error:
+        except OSError:
             listener.close()
-            if error.errno != errno.EADDRINUSE:
-                raise ConflictError(f"{host} cannot be listened on: {error}") from None
-        else:
-            return listener
-    raise ConflictError(
-        f"{host}: every port from {first} to {last} is taken",
-        remedy="choose another network.first_port",
-    )
+            raise
+        return listener
+
+    return bind_within(listen, host, port_range or (0, 0))
 
 
 def listen_local(prefix: str) -> tuple[socket.socket, str]:
