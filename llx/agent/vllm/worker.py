@@ -44,8 +44,7 @@ class LlxWorker:
             return "", 0, error.message
         self._llx_store = store
         keep_generators(self.model_runner)
-        _follow_sampling(self.model_runner, store)
-        _announce_arrivals(self.model_runner, store)
+        _wrap_runner(self.model_runner, store)
         return store.layout, store.block_bytes, ""
 
     def llx_kv_store(self) -> VllmKvStore:
@@ -67,8 +66,12 @@ class LlxWorker:
         return serve_rank(self._llx_store, decoded, bind_host, port_range)
 
 
-def _follow_sampling(runner: Any, store: VllmKvStore) -> None:
-    """Let the store know when a V1 runner's generators are in use."""
+def _wrap_runner(runner: Any, store: VllmKvStore) -> None:
+    """Have a V1 runner look at who arrives before it looks at a step, and follow its sampling.
+
+    To it requests that arrive are preempted ones that are resumed, and those it expects to
+    remember. The V2 runner is told everything by vLLM itself, and has no generators.
+    """
     update: Callable[[Any], Any] | None = getattr(runner, "_update_states", None)
     if update is None:
         return
@@ -76,6 +79,7 @@ def _follow_sampling(runner: Any, store: VllmKvStore) -> None:
 
     def update_states(scheduler_output: Any) -> Any:
         store.begin_step(scheduler_output.num_scheduled_tokens)
+        _seed(runner, store, getattr(scheduler_output, ATTRIBUTE, ()))
         return update(scheduler_output)
 
     def sample_to_the_end(*args: Any, **kwargs: Any) -> Any:
@@ -86,25 +90,6 @@ def _follow_sampling(runner: Any, store: VllmKvStore) -> None:
 
     runner._update_states = update_states
     runner._sample = sample_to_the_end
-
-
-def _announce_arrivals(runner: Any, store: VllmKvStore) -> None:
-    """Let a V1 runner know of requests that arrive with a step before it looks at the step.
-
-    To it they are preempted requests that are resumed, and those it expects to remember. The V2
-    runner is told everything by vLLM itself.
-    """
-    original: Callable[[Any], Any] | None = getattr(runner, "_update_states", None)
-    if original is None:
-        return
-
-    def update_states(scheduler_output: Any) -> Any:
-        arrivals = getattr(scheduler_output, ATTRIBUTE, ())
-        if arrivals:
-            _seed(runner, store, arrivals)
-        return original(scheduler_output)
-
-    runner._update_states = update_states
 
 
 def _seed(runner: Any, store: VllmKvStore, arrivals: Iterable[Arrival]) -> None:
