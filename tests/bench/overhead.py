@@ -24,6 +24,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.bench.intervals import interval_of_median, percentile
 from tests.bench.sse_load import Client, closed_loop
@@ -87,26 +88,19 @@ def served(argv: list[str], url: str, log: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def llx_cluster(folder: Path, engine: str, model: Path) -> Iterator[int]:
-    """One instance behind a gateway, by `llx up`; yields the gateway's port."""
+def llx_up(folder: Path, model: dict[str, Any]) -> Iterator[int]:
+    """A local cluster of one model (an entry of cluster.yaml), by `llx up`.
+
+    Its gateway's port; its state is in `folder`, its name "bench".
+    """
     port = free_port()
     config = {
         "cluster": "bench",
-        "models": [
-            {
-                "name": "m",
-                "model": str(model),
-                "engine": engine,
-                "instances": {"min": 1, "max": 1},
-                "engine_args": ENGINE_ARGS,
-            }
-        ],
+        "models": [model],
         "gateway": {"port": port},
         "control": {"port": 0},
         "runtime": {"platform": "cpu", "cpu_threads": 1},
     }
-    if engine == "sim":
-        config["models"][0]["sim"] = SIM  # type: ignore[index]
     path = folder / "cluster.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML
     llx = [sys.executable, "-m", "llx"]
@@ -119,7 +113,24 @@ def llx_cluster(folder: Path, engine: str, model: Path) -> Iterator[int]:
     try:
         yield port
     finally:
-        subprocess.run([*llx, "down", "--deadline", "5s"], env=environment, check=True)
+        down = [*llx, "down", "--deadline", "5s"]
+        subprocess.run(down, env=environment, check=True, stdout=sys.stderr)
+
+
+@contextlib.contextmanager
+def llx_cluster(folder: Path, engine: str, model: Path) -> Iterator[int]:
+    """One instance behind a gateway, by `llx up`; yields the gateway's port."""
+    entry: dict[str, Any] = {
+        "name": "m",
+        "model": str(model),
+        "engine": engine,
+        "instances": {"min": 1, "max": 1},
+        "engine_args": ENGINE_ARGS,
+    }
+    if engine == "sim":
+        entry["sim"] = SIM
+    with llx_up(folder, entry) as port:
+        yield port
 
 
 SIM = {
