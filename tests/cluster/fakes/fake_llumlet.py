@@ -51,7 +51,7 @@ class FakeEngine:
         ]
         self.emit(peer, Reply(message.call), lambda: [msgspec.msgpack.encode(views)])
 
-    def receive(self, peer: int, _name: str, message: object, _payload: object) -> None:
+    def receive(self, peer: int, message: object, _payload: object) -> None:
         self.inbox.put((peer, message))
 
     # ------------------------------------------------------------------ main thread
