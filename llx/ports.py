@@ -119,11 +119,98 @@ class KvStore(Protocol):
     def unpack(self, blocks: Sequence[int], data: memoryview) -> None:
         """Scatter what `pack` has gathered into blocks, in the same order."""
 
+    def buffer(self, size_bytes: int) -> memoryview:
+        """Memory that `pack` and `unpack` are fastest with; freed with the last view of it."""
+
+    @property
+    def device(self) -> "DeviceKv | None":
+        """The same cache as other GPUs reach it; None: it lies in the memory of the CPU."""
+
     def sampler_state(self, request: RequestId) -> bytes:
         """What this rank's sampler needs to go on with a request that was cut; may be empty."""
 
     def keep_sampler_state(self, migration: MigrationId, state: bytes) -> None:
         """Keep it for the request that the migration brings; empty: forget it."""
+
+
+class DeviceKv(Protocol):
+    """One rank's KV cache in the memory of a GPU: what joins it to another rank's. Any thread.
+
+    Everything here may be refused with an `EngineError` that says why, and then nothing is left.
+    """
+
+    @property
+    def gpu(self) -> str:
+        """UUID of the GPU."""
+
+    @property
+    def nccl(self) -> str:
+        """Version of NCCL, which has to be equal at both ends; empty: there is none here."""
+
+    def share(self) -> bytes:
+        """For `open_peer` in another process of this host."""
+
+    def open_peer(self, shared: bytes) -> "PeerKv":
+        """Map the cache of another process, which may be of another GPU of this host."""
+
+    def new_pair(self) -> bytes:
+        """The id of a communicator to be, for `join` at both ends; at most 256 bytes."""
+
+    def join(self, pair: bytes, *, is_source: bool, is_cancelled: Callable[[], bool]) -> "PairEnd":
+        """This end of a communicator for KV from a source to a target; both ends join at once.
+
+        Waits for the other end, seconds at most, and less if `is_cancelled` says so.
+        """
+
+
+class PeerKv(Protocol):
+    """Another process's KV cache, mapped into this one. One thread."""
+
+    def read(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy its blocks `source` into the own blocks `target`, one to one; done on return.
+
+        Raises:
+            EngineError: The copy failed; what is in the targets is undefined.
+        """
+
+    def close(self) -> None:
+        """Unmap it."""
+
+
+class PairEnd(Protocol):
+    """One end of a pairwise communicator. One thread at a time; both ends go the same way.
+
+        source    prepare(chunk 1)  send()  prepare(chunk 2)  send() …          finish()
+        target    receive(chunk 1)          receive(chunk 2) …                  finish()
+
+    All but `finish` return at once, as a rule: the GPU does the rest in order. A `send` is begun
+    when the target has called the matching `receive`, never before. At most `depth` chunks are
+    between `prepare` or `receive` and `finish` without the call waiting for the first of them.
+    Whatever fails raises `EngineError`; the end is broken then and only good for `close`.
+    """
+
+    @property
+    def chunk_blocks(self) -> int:
+        """Most blocks of a chunk; may differ between the ends."""
+
+    @property
+    def depth(self) -> int:
+        """How many chunks go at once."""
+
+    def prepare(self, blocks: Sequence[int], is_cancelled: Callable[[], bool]) -> None:
+        """Source: gather blocks for the next `send`."""
+
+    def send(self, is_cancelled: Callable[[], bool]) -> None:
+        """Source: send the oldest chunk that was prepared and not sent."""
+
+    def receive(self, blocks: Sequence[int], is_cancelled: Callable[[], bool]) -> None:
+        """Target: take the next chunk and scatter it into blocks."""
+
+    def finish(self, is_cancelled: Callable[[], bool]) -> None:
+        """Wait until all that was begun is done; at a target it is in its blocks then."""
+
+    def close(self) -> None:
+        """Take it down, also in the middle of a chunk; nothing is read or written afterwards."""
 
 
 class KvListener(Protocol):

@@ -50,6 +50,15 @@ class SimKv:
         for here, there in self._runs(blocks, len(data)):
             self._pool[here] = data[there]
 
+    def buffer(self, size_bytes: int) -> memoryview:
+        """See `llx.ports.KvStore`."""
+        return memoryview(bytearray(size_bytes))
+
+    @property
+    def device(self) -> None:
+        """See `llx.ports.KvStore`."""
+        return None
+
     def sampler_state(self, request: RequestId) -> bytes:
         """None: the next token hangs on the KV and the request's seed."""
         return b""

@@ -58,6 +58,13 @@ class OneCopy:
     def unpack(self, blocks: Sequence[int], data: memoryview) -> None:
         self._data[blocks[0] * BLOCK : (blocks[-1] + 1) * BLOCK] = data
 
+    def buffer(self, size_bytes: int) -> memoryview:
+        return memoryview(bytearray(size_bytes))
+
+    @property
+    def device(self) -> None:
+        return None
+
     def sampler_state(self, request: RequestId) -> bytes:
         return b""
 

@@ -85,6 +85,13 @@ class BytesStore:
         if self.flip_at_unpack:
             self.of(blocks[0])[7] ^= 1
 
+    def buffer(self, size_bytes: int) -> memoryview:
+        return memoryview(bytearray(size_bytes))
+
+    @property
+    def device(self) -> None:
+        return None
+
     def sampler_state(self, request: RequestId) -> bytes:
         return f"state of {request}".encode()
 

@@ -72,6 +72,15 @@ class VllmKvStore:
         else:
             block_copy.unpack(self._tensors, blocks, data)
 
+    def buffer(self, size_bytes: int) -> memoryview:
+        """See `llx.ports.KvStore`."""
+        return memoryview(bytearray(size_bytes))
+
+    @property
+    def device(self) -> None:
+        """See `llx.ports.KvStore`."""
+        return None
+
     def sampler_state(self, request: RequestId) -> bytes:
         """The generator of a seeded request. The V2 runner has none: it draws by seed and position.
 
