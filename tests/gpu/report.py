@@ -65,7 +65,7 @@ class Report:
         print(f"-- {name}", file=sys.stderr, flush=True)
         try:
             section(self)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the report's edge
             import traceback
 
             traceback.print_exc()
