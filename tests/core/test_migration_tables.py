@@ -202,6 +202,25 @@ def test_a_lost_ruling_is_asked_for():
         assert e.AskArbiter in kinds(source.handle(e.TimedOut()))
 
 
+@pytest.mark.parametrize("rules", [{"is_blocking": True}, {"is_checked": True}])
+def test_a_last_copy_that_may_take_long_is_given_the_time(rules):
+    source = begun_source(**rules)
+    source.handle(reserved(13))
+    while source.state is not SourceState.CUTTING:
+        source.handle(e.HasProgressed(progress(9)))
+        source.handle(e.HasCopied(source.num_stages, 4096))
+    commands = source.handle(e.HasCut(Cut((1,), 9, tuple(range(5)))))
+    assert source.state is SourceState.COMMITTING
+    assert commands[-1] == e.SetDeadline(120.0)
+    assert source.handle(e.HasCopied(source.num_stages, 1)) == [e.SetDeadline(5.0)]
+
+
+def test_a_target_that_has_said_so_is_waited_for_until_its_first_token():
+    source = committed_source()
+    assert source.handle(e.TargetCommitted()) == [e.SetDeadline(30.0)]
+    assert source.handle(e.HasCopied(source.num_stages, 1)) == []
+
+
 def test_news_of_an_earlier_watch_does_not_end_what_has_yet_to_begin():
     source = Source(EPOCH, SourceRules(2, 64))
     source.start()

@@ -512,6 +512,8 @@ def check_kept(rig: Rig) -> None:
     check("aborted while it drained: said", len(done) == 1 and (done[0] is None) is is_ahead, done)
     rig.is_quiet(free, "aborted while it drained")
 
+    check_writes_in_flight(rig, prompt, params, is_ahead)
+
     rig.lost.clear()
     source = rig.add(prompt, params)
     rig.until(lambda: len(rig.said(source).tokens) >= 4, "four tokens")
@@ -643,6 +645,20 @@ def check_requests(rig: Rig) -> None:
     rig.port.on_core(lambda: failed.append(1))
     rig.pump()
     check("a failing action is survived", failed == [1])
+
+
+def check_writes_in_flight(
+    rig: Rig, prompt: list[int], params: dict[str, Any], is_ahead: bool
+) -> None:
+    """Blocks that a step in flight still writes are nobody's, least of all an arrival's."""
+    free = rig.free
+    source = rig.add(prompt, params)
+    rig.until(lambda: len(rig.said(source).tokens) >= 4, "four tokens")
+    held = free - rig.free
+    rig.sink.abort(PEER, [(source, Epoch(1))])
+    rig.pump()
+    check("written still: held back", rig.free == (free - held if is_ahead else free), rig.free)
+    rig.is_quiet(free, "written still")
 
 
 def check_ends(rig: Rig) -> None:

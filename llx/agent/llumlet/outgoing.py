@@ -93,6 +93,7 @@ class Outgoing:
                 max_stages=parts.spec.max_stages,
                 aborts_if_diverging=parts.spec.on_divergence == "abort",
                 is_blocking=order.is_blocking,
+                is_checked=order.is_checked,
             ),
         )
         self._deadline = Deadline(parts.loop, lambda: self.handle(TimedOut()))

@@ -41,6 +41,9 @@ class _Migrating(Departures, Arrivals):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._llx_max_active: int = self.max_num_active_reqs
+        # A step in flight may still write into blocks whose request has ended. vLLM's next owner
+        # of them writes behind it on the same stream; what a migration writes comes from outside.
+        self.defer_block_free = self.vllm_config.max_concurrent_batches > 1
 
     def llx_begin(self, request_id: RequestId) -> Progress | str:
         """Its own worker does not know yet what a request brought that is not in the batch yet."""

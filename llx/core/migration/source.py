@@ -132,6 +132,7 @@ class SourceRules:
         aborts_if_diverging: Whether a request that grows faster than it is copied stays; else it is
             stopped, and the rest is copied.
         is_blocking: Whether it is stopped before anything is copied.
+        is_checked: Whether both ends read back what was copied, with the last stage.
     """
 
     block_size: int
@@ -139,6 +140,7 @@ class SourceRules:
     max_stages: int = 8
     aborts_if_diverging: bool = False
     is_blocking: bool = False
+    is_checked: bool = False
 
 
 class Source:
@@ -152,6 +154,7 @@ class Source:
     def __init__(self, epoch: Epoch, rules: SourceRules) -> None:
         self.state = S.BEGINNING
         self.epoch = epoch
+        self._is_taken = False
         self.reason = ""
         """Why it ended as it did."""
         self.num_stages = 0
@@ -294,11 +297,13 @@ class Source:
         commit, the stream waits for the target.
         """
         last = blocks_for(cut.num_computed, self._rules.block_size)
+        first = min(self.num_copied, last)
+        is_quick = last - first <= _FEW_BLOCKS + 1 and not self._rules.is_checked
         self._do(
-            Copy(self.num_stages, min(self.num_copied, last), last, is_final=True),
+            Copy(self.num_stages, first, last, is_final=True),
             TellArbiter(),
             SendCommit(self.num_stages, cut),
-            SetDeadline(_RULING_S),
+            SetDeadline(_RULING_S if is_quick else _COPY_S),
         )
         self.num_copied = last
         return S.COMMITTING
@@ -306,12 +311,15 @@ class Source:
     # ------------------------------------------------------------------ committed
 
     def _target_has_it(self, _: TargetCommitted) -> None:
+        self._is_taken = True
         self._do(SetDeadline(_FIRST_TOKEN_S))
 
     def _copied_last(self, event: HasCopied) -> SourceState | None:
         if self._counts(event.stage):
             self.num_stages += 1
             self.size_bytes += event.size_bytes
+            if self.state is S.COMMITTING and not self._is_taken:
+                self._do(SetDeadline(_RULING_S))
         return None
 
     def _not_copied_last(self, event: CopyFailed) -> SourceState | None:

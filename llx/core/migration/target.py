@@ -73,7 +73,6 @@ _PREPARE_S = 60.0
 _NOT_READY_S = 0.005
 _SILENCE_S = 130.0
 """Longer than any stage: a source that is silent for so long has forgotten the migration."""
-_LAST_STAGE_S = 10.0
 _NO_ARBITER = "the gateway that holds the stream is not connected here"
 
 
@@ -173,7 +172,7 @@ class Target:
         self._commit = event
         if event.stage < self._next_stage:
             return self._apply()
-        self._do(SetDeadline(_LAST_STAGE_S))
+        self._do(SetDeadline(_SILENCE_S))
         return T.COMMITTING
 
     def _arrived_last(self, event: HasArrived) -> TargetState | None:
