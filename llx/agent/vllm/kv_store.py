@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import torch
 
-from llx.agent.vllm import block_copy
 from llx.core.model import MigrationId, RequestId
 from llx.cuda.blocks import BlockPacker
+from llx.cuda.gpu_blocks import GpuBlocks
+from llx.cuda.gpu_kv import GpuKv
 from llx.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ class VllmKvStore:
     """The `KvStore` of a vLLM model runner, V1 or V2.
 
     Raises:
-        EngineError: A layer's view has no dimension that counts the blocks.
+        EngineError: A layer's view has no dimension that counts the blocks, or this GPU's kernels
+            cannot be made.
     """
 
     def __init__(self, runner: Any, *, block_size: int, tensor_parallel: int) -> None:
@@ -42,7 +44,13 @@ class VllmKvStore:
         self._layout = f"{_describe(self._tensors)} block={block_size} {backend}"
         if tensor_parallel > 1:
             self._layout += f" tp={tensor_parallel}"
-        self._packer = BlockPacker(self._tensors, 0) if _are_on_cpu(self._tensors) else None
+        self._packer: BlockPacker | GpuBlocks
+        self._device: GpuKv | None = None
+        if _are_on_cpu(self._tensors):
+            self._packer = BlockPacker(self._tensors, 0)
+        else:
+            self._packer = GpuBlocks(self._tensors, 0)
+            self._device = GpuKv(self._packer)
         self._sampling: frozenset[str] = frozenset()
         self._sampled = threading.Condition()
         self._lock = threading.Lock()
@@ -59,27 +67,23 @@ class VllmKvStore:
         return self._layout
 
     def pack(self, blocks: Sequence[int], out: memoryview) -> None:
-        """Gather blocks: layer by layer, in each the blocks in the order asked for."""
-        if self._packer is not None:
-            self._packer.pack(blocks, out)
-        else:
-            block_copy.pack(self._tensors, blocks, out)
+        """Gather blocks, in the order asked for."""
+        self._packer.pack(blocks, out)
 
     def unpack(self, blocks: Sequence[int], data: memoryview) -> None:
         """Scatter what `pack` has gathered."""
-        if self._packer is not None:
-            self._packer.unpack(blocks, data)
-        else:
-            block_copy.unpack(self._tensors, blocks, data)
+        self._packer.unpack(blocks, data)
 
     def buffer(self, size_bytes: int) -> memoryview:
-        """See `llx.ports.KvStore`."""
+        """Pinned for a GPU."""
+        if isinstance(self._packer, GpuBlocks):
+            return self._packer.buffer(size_bytes)
         return memoryview(bytearray(size_bytes))
 
     @property
-    def device(self) -> None:
-        """See `llx.ports.KvStore`."""
-        return None
+    def device(self) -> GpuKv | None:
+        """Of a cache on a GPU."""
+        return self._device
 
     def sampler_state(self, request: RequestId) -> bytes:
         """The generator of a seeded request. The V2 runner has none: it draws by seed and position.
