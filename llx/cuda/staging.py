@@ -8,7 +8,6 @@ Scattering goes the other way round. Both run on streams of low priority, beside
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from llx.cuda.driver import Driver
@@ -22,14 +21,6 @@ Copy = Callable[[Sequence[int], int, int], None]
 """Starts a copy of blocks from or to an address on the GPU, on a stream."""
 
 _Step = Callable[[Sequence[int], int, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """The events of one buffer: what they say of it when they have passed."""
-
-    filled: int
-    emptied: int
 
 
 class Staging:
@@ -51,7 +42,8 @@ class Staging:
         self._block_bytes = block_bytes
         self._lock = threading.Lock()
         self._streams: list[int] = []
-        self._turns: list[_Turn] = []
+        self._filled: list[int] = []  # an event of each buffer
+        self._emptied: list[int] = []
         self._buffers: list[int] = []
         self._broken = ""
         self._kept: list[object] = []
@@ -122,12 +114,14 @@ class Staging:
             self._lock.release()
 
     def _prepare(self) -> None:
-        if self._turns:
+        if self._streams:
             return
         driver = self._driver
         try:
-            self._streams = [driver.new_stream(), driver.new_stream()]
-            self._turns = [_Turn(driver.new_event(), driver.new_event()) for _ in range(2)]
+            for _ in range(2):
+                self._streams.append(driver.new_stream())
+                self._filled.append(driver.new_event())
+                self._emptied.append(driver.new_event())
         except EngineError:
             self._free()
             raise
@@ -135,27 +129,26 @@ class Staging:
     def _start(self, blocks: Sequence[int], fill: _Step, empty: _Step) -> None:
         """Put all chunks onto the streams: filling a buffer waits until it has been emptied."""
         driver = self._driver
-        while len(self._buffers) < len(self._turns):
+        while len(self._buffers) < len(self._filled):
             self._buffers.append(driver.allocate(self._chunk * self._block_bytes))
         first, second = self._streams
         for index, begin in enumerate(range(0, len(blocks), self._chunk)):
             chunk = blocks[begin : begin + self._chunk]
-            turn = self._turns[index % len(self._turns)]
-            buffer = self._buffers[index % len(self._turns)]
-            driver.hold(first, turn.emptied)
-            fill(chunk, begin * self._block_bytes, buffer, first)
-            driver.record(turn.filled, first)
-            driver.hold(second, turn.filled)
-            empty(chunk, begin * self._block_bytes, buffer, second)
-            driver.record(turn.emptied, second)
+            turn = index % len(self._buffers)
+            driver.hold(first, self._emptied[turn])
+            fill(chunk, begin * self._block_bytes, self._buffers[turn], first)
+            driver.record(self._filled[turn], first)
+            driver.hold(second, self._filled[turn])
+            empty(chunk, begin * self._block_bytes, self._buffers[turn], second)
+            driver.record(self._emptied[turn], second)
 
     def _drain(self, memory: object) -> None:
         """Wait for both streams, whatever has come onto them."""
-        turn = self._turns[0]
+        events = self._filled[0], self._emptied[0]
         try:
-            for event, stream in zip((turn.filled, turn.emptied), self._streams, strict=True):
+            for event, stream in zip(events, self._streams, strict=True):
                 self._driver.record(event, stream)
-            for event in (turn.filled, turn.emptied):
+            for event in events:
                 self._driver.wait(event, WAIT_S)
         except EngineError as error:
             self._broken = f"copying KV to or from the host failed before: {error.message}"
@@ -163,11 +156,11 @@ class Staging:
             raise
 
     def _free(self) -> None:
-        for turn in self._turns:
-            self._driver.free_event(turn.filled)
-            self._driver.free_event(turn.emptied)
+        for event in self._filled + self._emptied:
+            self._driver.free_event(event)
         for buffer in self._buffers:
             self._driver.free(buffer)
         for stream in self._streams:
             self._driver.free_stream(stream)
-        self._turns, self._buffers, self._streams = [], [], []
+        for kept in (self._filled, self._emptied, self._buffers, self._streams):
+            kept.clear()

@@ -40,7 +40,8 @@ class PartTable:
         """Of the first part, on the GPU."""
         stream = event = 0
         try:
-            stream, event = driver.new_stream(), driver.new_event()
+            stream = driver.new_stream()
+            event = driver.new_event()
             staged = ctypes.create_string_buffer(data, len(data))
             driver.to_device(self.address, ctypes.addressof(staged), len(data), stream)
             driver.record(event, stream)
