@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _DIRECT_BYTES: Final = 64 << 10
 """From this size on, copying whole blocks one by one over the link is as fast as gathering them."""
 
+_PEER_FACTOR: Final = 2
+
 
 class GpuBlocks:
     """The blocks of a KV cache that lies in tensors of one GPU, one or more per layer. Any thread.
@@ -163,14 +165,18 @@ class GpuBlocks:
         with self._driver.current():
             return shared_of(self._driver, self._plan)
 
-    def open_peer(self, shared: bytes) -> GpuPeer:
+    def open_peer(self, shared: bytes, *, max_ctas: int | None = None) -> GpuPeer:
         """Map the cache of another process of this host, whose layout has to be the same.
+
+        Reading it takes twice the CTAs of other copies unless told otherwise: no link is between
+        that would hold them up, and what it reads may be far away.
 
         Raises:
             EngineError: It is of another layout or version, not in bounds, or cannot be mapped.
         """
         with self._driver.current():
-            return GpuPeer(self._driver, self._plan, self._ring, shared, max_ctas=self._max_ctas)
+            ctas = max_ctas or _PEER_FACTOR * self._max_ctas
+            return GpuPeer(self._driver, self._plan, self._ring, shared, max_ctas=ctas)
 
     def close(self) -> None:
         """Free what copying needs; nothing may be under way, and peers have to be closed before."""
