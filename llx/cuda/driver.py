@@ -87,8 +87,10 @@ class Driver:
 
     # ---------------------------------------------------------------- kernels and streams
 
-    def launch(self, kernel: str, ctas: int, arguments: Sequence[int], stream: int) -> None:
-        """Start a kernel of `kernels.cu`, whose arguments are all passed as 64-bit integers.
+    def launch(
+        self, kernel: str, ctas: int, arguments: Sequence[int | ctypes.Structure], stream: int
+    ) -> None:
+        """Start a kernel of `kernels.cu`; all integers are passed as 64 bits.
 
         A parameter of 32 bits takes the lower half, which lies first.
         """
@@ -96,7 +98,8 @@ class Driver:
         if function is None:
             function = self._call("cuModuleGetFunction", self._module, kernel.encode())
             self._functions[kernel] = function
-        values = (tuple(arguments), (ctypes.c_uint64,) * len(arguments))
+        types = tuple(ctypes.c_void_p if isinstance(each, int) else None for each in arguments)
+        values = (tuple(arguments), types)
         self._call("cuLaunchKernel", function, ctas, 1, 1, THREADS, 1, 1, 0, stream, values, 0)
 
     def new_stream(self) -> int:

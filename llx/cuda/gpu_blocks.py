@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from llx.cuda.driver import Driver, driver_of
 from llx.cuda.layout import Plan, Strided, alignment_of, parts_of, plan_of, width_of
-from llx.cuda.peers import PART_BYTES, GpuPeer, check_ids, shared_of
+from llx.cuda.peers import PART_BYTES, GpuPeer, shared_of
 from llx.cuda.staging import Staging
-from llx.cuda.tables import MAX_IDS, IdRing, PartTable
+from llx.cuda.tables import MAX_IDS, PartTable, check_ids, ids_of
 from llx.errors import EngineError
 
 if TYPE_CHECKING:
@@ -60,11 +60,6 @@ class GpuBlocks:
         self._alignment = alignment_of(self._plan.pieces)
         with self._driver.current():
             self._table = PartTable(self._driver, parts_of(self._plan.pieces, PART_BYTES))
-            try:
-                self._ring = IdRing(self._driver)
-            except EngineError:
-                self._table.close()
-                raise
         self._staging = Staging(self._driver, self._plan.block_bytes)
 
     @property
@@ -176,13 +171,12 @@ class GpuBlocks:
         """
         with self._driver.current():
             ctas = max_ctas or _PEER_FACTOR * self._max_ctas
-            return GpuPeer(self._driver, self._plan, self._ring, shared, max_ctas=ctas)
+            return GpuPeer(self._driver, self._plan, shared, max_ctas=ctas)
 
     def close(self) -> None:
         """Free what copying needs; nothing may be under way, and peers have to be closed before."""
         with self._driver.current():
             self._staging.close()
-            self._ring.close()
             self._table.close()
 
     @property
@@ -198,12 +192,11 @@ class GpuBlocks:
             for begin in range(0, len(blocks), MAX_IDS):
                 some = blocks[begin : begin + MAX_IDS]
                 ctas = self._table.ctas(len(some), max_ctas or self._max_ctas)
-                with self._ring.upload(stream, some) as (ids,):
-                    table, at = self._table, packed + begin * self.block_bytes
-                    arguments = (table.address, table.num_parts, ids, len(some), at)
-                    self._driver.launch(
-                        f"llx_{kernel}_{width}", ctas, (*arguments, self.block_bytes), stream
-                    )
+                at = packed + begin * self.block_bytes
+                table = self._table
+                arguments = (table.address, table.num_parts, len(some), at, self.block_bytes)
+                name = f"llx_{kernel}_{width}"
+                self._driver.launch(name, ctas, (*arguments, ids_of(some)), stream)
 
     def _host_address(self, blocks: Sequence[int], memory: memoryview) -> int:
         size = len(blocks) * self.block_bytes

@@ -17,6 +17,12 @@ struct Part {
     u64 offset;
 };
 
+// Ids of blocks, which come with the launch itself: it waits for no upload, and nothing of it has to
+// be kept until it is done. In all, the parameters of a kernel may have 4 KiB.
+struct Ids {
+    int blocks[480];
+};
+
 // In widths of 16, 8, 4, 2 or 1 bytes: addresses, strides and sizes are multiples of it.
 template <typename T>
 __device__ __forceinline__ void copy_part(u64 to, u64 from, u64 size, unsigned lane) {
@@ -52,33 +58,33 @@ __device__ __forceinline__ u64 at(const Part& part, int block) {
 
 // gather: blocks -> packed, block after block.  scatter: packed -> blocks.
 // transfer: blocks of one cache -> blocks of another, whose parts have the same sizes.
-#define KERNELS(T, WIDTH)                                                                       \
-    extern "C" __global__ void __launch_bounds__(256) llx_gather_##WIDTH(                       \
-        const Part* parts, unsigned num_parts, const int* blocks, unsigned num_blocks,          \
-        u64 packed, u64 block_bytes) {                                                          \
-        FOR_EACH_PART(num_blocks, num_parts) {                                                  \
-            const Part part = parts[p];                                                         \
-            copy_part<T>(packed + b * block_bytes + part.offset, at(part, blocks[b]),           \
-                         part.size, lane);                                                      \
-        }                                                                                       \
-    }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256) llx_scatter_##WIDTH(                      \
-        const Part* parts, unsigned num_parts, const int* blocks, unsigned num_blocks,          \
-        u64 packed, u64 block_bytes) {                                                          \
-        FOR_EACH_PART(num_blocks, num_parts) {                                                  \
-            const Part part = parts[p];                                                         \
-            copy_part<T>(at(part, blocks[b]), packed + b * block_bytes + part.offset,           \
-                         part.size, lane);                                                      \
-        }                                                                                       \
-    }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256) llx_transfer_##WIDTH(                     \
-        const Part* sources, const Part* targets, unsigned num_parts, const int* source_blocks, \
-        const int* target_blocks, unsigned num_blocks) {                                        \
-        FOR_EACH_PART(num_blocks, num_parts) {                                                  \
-            const Part target = targets[p];                                                     \
-            copy_part<T>(at(target, target_blocks[b]), at(sources[p], source_blocks[b]),        \
-                         target.size, lane);                                                    \
-        }                                                                                       \
+#define KERNELS(T, WIDTH)                                                                      \
+    extern "C" __global__ void __launch_bounds__(256) llx_gather_##WIDTH(                      \
+        const Part* parts, unsigned num_parts, unsigned num_blocks, u64 packed,                \
+        u64 block_bytes, const __grid_constant__ Ids ids) {                                    \
+        FOR_EACH_PART(num_blocks, num_parts) {                                                 \
+            const Part part = parts[p];                                                        \
+            copy_part<T>(packed + b * block_bytes + part.offset, at(part, ids.blocks[b]),      \
+                         part.size, lane);                                                     \
+        }                                                                                      \
+    }                                                                                          \
+    extern "C" __global__ void __launch_bounds__(256) llx_scatter_##WIDTH(                     \
+        const Part* parts, unsigned num_parts, unsigned num_blocks, u64 packed,                \
+        u64 block_bytes, const __grid_constant__ Ids ids) {                                    \
+        FOR_EACH_PART(num_blocks, num_parts) {                                                 \
+            const Part part = parts[p];                                                        \
+            copy_part<T>(at(part, ids.blocks[b]), packed + b * block_bytes + part.offset,      \
+                         part.size, lane);                                                     \
+        }                                                                                      \
+    }                                                                                          \
+    extern "C" __global__ void __launch_bounds__(256) llx_transfer_##WIDTH(                    \
+        const Part* sources, const Part* targets, unsigned num_parts, unsigned num_blocks,     \
+        const __grid_constant__ Ids source_ids, const __grid_constant__ Ids target_ids) {      \
+        FOR_EACH_PART(num_blocks, num_parts) {                                                 \
+            const Part target = targets[p];                                                    \
+            copy_part<T>(at(target, target_ids.blocks[b]), at(sources[p], source_ids.blocks[b]), \
+                         target.size, lane);                                                   \
+        }                                                                                      \
     }
 
 KERNELS(uint4, 16)

@@ -19,7 +19,7 @@ from llx.cuda.layout import (
     parts_of,
     width_of,
 )
-from llx.cuda.tables import MAX_IDS, WAIT_S, IdRing, PartTable
+from llx.cuda.tables import MAX_IDS, WAIT_S, PartTable, check_ids, ids_of
 from llx.errors import EngineError
 
 PART_BYTES: Final = 8192
@@ -72,12 +72,9 @@ class GpuPeer:
     then gets bytes that are old, and whoever asked for it has to notice that nobody answers.
     """
 
-    def __init__(
-        self, driver: Driver, plan: Plan, ring: IdRing, shared: bytes, *, max_ctas: int
-    ) -> None:
+    def __init__(self, driver: Driver, plan: Plan, shared: bytes, *, max_ctas: int) -> None:
         self._driver = driver
         self._num_targets = plan.num_blocks
-        self._ring = ring
         self._max_ctas = max_ctas
         message = _decoded(shared)
         if message["layout"] != plan.layout:
@@ -149,10 +146,11 @@ class GpuPeer:
 
     def _launch(self, source: Sequence[int], target: Sequence[int]) -> None:
         theirs, own = self._tables
-        with self._ring.upload(self._stream, source, target) as (sources, targets):
-            arguments = (theirs.address, own.address, own.num_parts, sources, targets, len(source))
-            ctas = own.ctas(len(source), self._max_ctas)
-            self._driver.launch(f"llx_transfer_{self._width}", ctas, arguments, self._stream)
+        arguments = (theirs.address, own.address, own.num_parts, len(source))
+        lists = (ids_of(source), ids_of(target))
+        ctas = own.ctas(len(source), self._max_ctas)
+        name = f"llx_transfer_{self._width}"
+        self._driver.launch(name, ctas, (*arguments, *lists), self._stream)
 
     def _wait(self) -> None:
         try:
@@ -173,16 +171,6 @@ class GpuPeer:
         for handle in self._handles:
             self._driver.unmap(handle)
         self._tables, self._handles = [], []
-
-
-def check_ids(blocks: Sequence[int], num_blocks: int) -> None:
-    """An id that is none must never reach the GPU.
-
-    Raises:
-        EngineError: One is not.
-    """
-    if blocks and not (min(blocks) >= 0 and max(blocks) < num_blocks):
-        raise EngineError(f"KV blocks {min(blocks)} to {max(blocks)} of {num_blocks}")
 
 
 def _decoded(shared: bytes) -> dict[str, Any]:

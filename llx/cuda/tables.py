@@ -1,27 +1,20 @@
-"""What the kernels read besides KV: tables of parts, and lists of block ids on their way up."""
+"""What the kernels read besides KV: tables of parts, and lists of block ids."""
 
 import ctypes
 import struct
-import threading
-import time
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final
 
 from llx.cuda.driver import THREADS, Driver
 from llx.cuda.layout import Part
 from llx.errors import EngineError
 
-MAX_IDS: Final = 4096
-"""Of one list of a launch; longer ones take several launches."""
+MAX_IDS: Final = 480
+"""Of one list of a launch, as in `kernels.cu`; longer ones take several launches."""
 WAIT_S: Final = 20.0
 """How long anything here waits for the GPU, which may compute for seconds before it copies."""
 
-_SLOTS: Final = 16
-_LISTS: Final = 2
-_PAUSE_S: Final = 50e-6
 _WARPS: Final = THREADS // 32
 _MAX_ITEMS: Final = 2**31 - 1
 
@@ -67,79 +60,22 @@ class PartTable:
         self._driver.free(self.address)
 
 
-@dataclass(slots=True)
-class _Slot:
-    host: int
-    device: int
-    event: int
-    is_taken: bool = False
+class Ids(ctypes.Structure):
+    """Ids of blocks as a kernel takes them: with the launch itself, so there is no upload."""
+
+    _fields_ = (("blocks", ctypes.c_int32 * MAX_IDS),)
 
 
-class IdRing:
-    """Lists of block ids, copied to the GPU from pinned memory. Any thread.
+def ids_of(blocks: Sequence[int]) -> Ids:
+    """At most `MAX_IDS` of them, checked before by `check_ids`."""
+    return Ids.from_buffer_copy(array("i", blocks).tobytes().ljust(ctypes.sizeof(Ids), b"\0"))
 
-    A slot is taken by one launch and used again when that launch is done.
+
+def check_ids(blocks: Sequence[int], num_blocks: int) -> None:
+    """An id that is none must never reach the GPU.
+
+    Raises:
+        EngineError: One is not.
     """
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._lock = threading.Lock()
-        self._bytes = _LISTS * MAX_IDS * 4
-        self._host = driver.allocate_host(_SLOTS * self._bytes)
-        self._device = 0
-        self._slots: list[_Slot] = []
-        try:
-            self._device = driver.allocate(_SLOTS * self._bytes)
-            for begin in range(0, _SLOTS * self._bytes, self._bytes):
-                event = driver.new_event()
-                self._slots.append(_Slot(self._host + begin, self._device + begin, event))
-        except EngineError:
-            self.close()
-            raise
-
-    @contextmanager
-    def upload(self, stream: int, *lists: Sequence[int]) -> Iterator[list[int]]:
-        """Addresses on the GPU of lists of at most `MAX_IDS` ids, for one launch on the stream.
-
-        Raises:
-            EngineError: All slots stayed in use.
-        """
-        slot = self._take()
-        try:
-            ids = array("i")
-            for each in lists:
-                assert len(each) <= MAX_IDS, f"{len(each)} ids for {MAX_IDS}"
-                ids.extend(each)
-            size = len(ids) * ids.itemsize
-            ctypes.memmove(slot.host, ids.buffer_info()[0], size)
-            self._driver.to_device(slot.device, slot.host, size, stream)
-            try:
-                ends = [0]
-                for each in lists:
-                    ends.append(ends[-1] + len(each) * ids.itemsize)
-                yield [slot.device + end for end in ends[:-1]]
-            finally:
-                self._driver.record(slot.event, stream)
-        finally:
-            slot.is_taken = False
-
-    def close(self) -> None:
-        """Free it; no kernel may use it any more."""
-        for slot in self._slots:
-            self._driver.free_event(slot.event)
-        self._slots = []
-        if self._device:
-            self._driver.free(self._device)
-        self._driver.free_host(self._host)
-
-    def _take(self) -> _Slot:
-        deadline = time.monotonic() + WAIT_S
-        while True:
-            with self._lock:
-                for slot in self._slots:
-                    if not slot.is_taken and self._driver.has_passed(slot.event):
-                        slot.is_taken = True
-                        return slot
-            if time.monotonic() > deadline:
-                raise EngineError(f"{self._driver.gpu} has not copied KV within {WAIT_S:g} s")
-            time.sleep(_PAUSE_S)
+    if blocks and not (min(blocks) >= 0 and max(blocks) < num_blocks):
+        raise EngineError(f"KV blocks {min(blocks)} to {max(blocks)} of {num_blocks}")

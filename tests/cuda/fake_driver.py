@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from llx.errors import EngineError
 from tests.cuda.twin import twin
 
-Kernel = Callable[[str, int, Sequence[int]], object]
+Kernel = Callable[[str, int, Sequence], object]
 
 
 class World:
@@ -59,7 +59,7 @@ class FakeDriver:
 
     # ---------------------------------------------------------------- streams
 
-    def launch(self, kernel: str, ctas: int, arguments: Sequence[int], stream: int) -> None:
+    def launch(self, kernel: str, ctas: int, arguments: Sequence, stream: int) -> None:
         self._called("launch")
         self.launched.append((kernel, ctas))
         taken = tuple(arguments)

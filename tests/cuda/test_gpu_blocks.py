@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llx.cuda import staging, tables
+from llx.cuda import staging
 from llx.cuda.gpu_blocks import GpuBlocks
 from llx.errors import EngineError
 from tests.cuda.caches import Cache, Shape, cache_of, caches, llama
@@ -72,7 +72,7 @@ def test_buffers_are_not_filled_before_they_are_empty(order: str, seed: int) -> 
     wanted = [cache.block(block) for block in source]
     out = bytearray(9 * gpu.block_bytes)
     gpu.pack(source, memoryview(out))
-    assert len(driver.device) == 4, "a table, ids, and two buffers"
+    assert len(driver.device) == 3, "a table and two buffers"
     gpu.unpack(target, memoryview(out))
     assert [cache.block(block) for block in target] == wanted
     gpu.close()
@@ -192,7 +192,7 @@ def test_a_copy_that_fails_is_told(failing: str) -> None:
         assert bytes(out) == cache.block(1)
 
 
-@pytest.mark.parametrize("failing", ["allocate", "new_stream", "new_event", "allocate_host"])
+@pytest.mark.parametrize("failing", ["allocate", "new_stream", "new_event"])
 def test_what_cannot_be_made_leaves_nothing(failing: str) -> None:
     driver = FakeDriver()
     with driver.current():
@@ -217,27 +217,6 @@ def test_a_gpu_that_does_not_end_a_copy_keeps_its_memory(monkeypatch) -> None:
     del out
     gc.collect()
     assert len(driver.host) == held + 1, "the GPU may still write there"
-
-
-def test_ids_wait_for_a_slot_no_longer_than_they_may(monkeypatch) -> None:
-    monkeypatch.setattr(tables, "WAIT_S", 0.05)
-    cache = cache_of(llama("LBHNC"))
-    driver = FakeDriver()
-    gpu = blocks_of(cache, driver)
-    with driver.current():
-        stream, event = driver.new_stream(), driver.new_event()
-        packed = driver.allocate(gpu.block_bytes)
-    driver.is_stuck = True
-    for _ in range(16):
-        gpu.gather([1], packed, stream)
-    with pytest.raises(EngineError, match="within"):
-        gpu.gather([1], packed, stream)
-    driver.is_stuck = False
-    gpu.gather([2], packed, stream)
-    with driver.current():
-        driver.record(event, stream)
-        driver.wait(event, 1)
-    assert ctypes.string_at(packed, gpu.block_bytes) == cache.block(2)
 
 
 def test_many_threads_at_once() -> None:

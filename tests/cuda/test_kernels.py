@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from llx.cuda.driver import compiled
 from llx.cuda.layout import Part, Piece, parts_of
+from llx.cuda.tables import MAX_IDS, ids_of
 from llx.errors import EngineError
 from tests.cuda.caches import Arena
 from tests.cuda.twin import SOURCE, Built, compiler, twin
@@ -34,10 +35,6 @@ def table(parts: list[Part]) -> ctypes.Array[ctypes.c_char]:
         struct.pack("<4Q", p.address, p.stride_bytes, p.size_bytes, p.offset) for p in parts
     )
     return ctypes.create_string_buffer(raw, len(raw))
-
-
-def ids(blocks: list[int]) -> ctypes.Array[ctypes.c_int]:
-    return (ctypes.c_int * max(1, len(blocks)))(*blocks)
 
 
 class Case:
@@ -76,14 +73,12 @@ class Case:
     def launches(self, width: int):
         num_parts = len(self.tables[0])
         source, target = (ctypes.addressof(each) for each in self.kept)
-        lists = [ids(each) for each in (self.blocks, self.unique, self.others)]
-        at = [ctypes.addressof(each) for each in lists]
-        self.kept += lists
+        blocks, unique, others = (ids_of(each) for each in (self.blocks, self.unique, self.others))
         rest = (self.packed, self.block_bytes)
-        yield f"llx_gather_{width}", (source, num_parts, at[0], len(self.blocks), *rest)
-        yield f"llx_scatter_{width}", (target, num_parts, at[1], len(self.unique), *rest)
-        both = (source, target, num_parts, at[1], at[2], len(self.unique))
-        yield f"llx_transfer_{width}", both
+        yield f"llx_gather_{width}", (source, num_parts, len(self.blocks), *rest, blocks)
+        yield f"llx_scatter_{width}", (target, num_parts, len(self.unique), *rest, unique)
+        count = len(self.unique)
+        yield f"llx_transfer_{width}", (source, target, num_parts, count, unique, others)
 
     def content(self) -> list[bytearray]:
         return [arena.content() for arena in self.arenas]
@@ -149,6 +144,10 @@ def test_nvrtc_compiles_as_llx_does_when_it_starts(architecture) -> None:
             raise
         pytest.skip(f"there is no NVRTC to compile the kernels with: {error.message}")
     assert image[:4] == b"\x7fELF"
+
+
+def test_lists_of_ids_are_as_long_as_the_source_says() -> None:
+    assert f"int blocks[{MAX_IDS}];" in SOURCE.read_text()
 
 
 def test_wheel_carries_the_source() -> None:
