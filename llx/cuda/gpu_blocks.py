@@ -171,7 +171,7 @@ class GpuBlocks:
         """
         with self._driver.current():
             ctas = max_ctas or _PEER_FACTOR * self._max_ctas
-            return GpuPeer(self._driver, self._plan, shared, max_ctas=ctas)
+            return GpuPeer(self._driver, self._plan, shared, max_ctas=ctas, owner=self)
 
     def close(self) -> None:
         """Free what copying needs; nothing may be under way, and peers have to be closed before."""

@@ -68,12 +68,16 @@ def _export(driver: Driver, base: int) -> bytes:
 class GpuPeer:
     """Another process's KV cache, mapped into this one. One thread.
 
-    Made by `GpuBlocks.open_peer`. When the other process ends, CUDA keeps what is mapped: a copy
-    then gets bytes that are old, and whoever asked for it has to notice that nobody answers.
+    Made by `GpuBlocks.open_peer`. Opening and closing one waits for the GPU, so that a peer is best
+    kept from one migration to the next. When the other process ends, CUDA keeps what is mapped: a
+    copy then gets bytes that are old, and whoever asked for it has to notice that nobody answers.
     """
 
-    def __init__(self, driver: Driver, plan: Plan, shared: bytes, *, max_ctas: int) -> None:
+    def __init__(
+        self, driver: Driver, plan: Plan, shared: bytes, *, max_ctas: int, owner: object
+    ) -> None:
         self._driver = driver
+        self._owner = owner  # keeps the memory of the plan's pieces
         self._num_targets = plan.num_blocks
         self._max_ctas = max_ctas
         message = _decoded(shared)
@@ -97,7 +101,8 @@ class GpuPeer:
 
         Raises:
             EngineError: The copy failed; what is in the targets is undefined. If it has not ended
-                in time the peer is of no use any more, and its memory stays mapped.
+                within `WAIT_S` the GPU may write them still; the peer is of no use any more then,
+                and its memory stays mapped.
         """
         if self._closed:
             raise EngineError(self._closed)

@@ -14,8 +14,8 @@ from llx.cuda.driver import Driver
 from llx.cuda.tables import WAIT_S
 from llx.errors import EngineError
 
-STAGING_BYTES: Final = 8 << 20
-"""Of each buffer; one block, if a block is larger."""
+STAGING_BYTES: Final = 4 << 20
+"""Of each buffer; one block, if that is larger. Longer on the link than it takes to launch."""
 
 Copy = Callable[[Sequence[int], int, int], None]
 """Starts a copy of blocks from or to an address on the GPU, on a stream."""
