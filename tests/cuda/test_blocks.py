@@ -7,12 +7,13 @@ import pytest
 
 pytestmark = [pytest.mark.node]
 
-SCRIPT = Path(__file__).with_name("check_blocks.py")
 
-
-def test_blocks_are_gathered_and_scattered_bit_by_bit(node_python, node_environment) -> None:
+@pytest.mark.parametrize("script", ["check_blocks.py", "check_gpu_blocks.py"])
+def test_blocks_are_gathered_and_scattered_bit_by_bit(
+    script, node_python, node_environment
+) -> None:
     done = subprocess.run(
-        [node_python, "-W", "error", str(SCRIPT)],
+        [node_python, "-W", "error", str(Path(__file__).with_name(script))],
         env=node_environment,
         capture_output=True,
         text=True,
