@@ -310,7 +310,8 @@ class MigrationStatus(_Resource):
     `state` is the source's, ``ordered`` before its first word; `outcome` None while it is open;
     `rate` in bytes per second of copying. `downtime_ms`: from the last token of the source to the
     first of the target as the gateway saw it; `itl_ms`: the median gap before, `stall_ms` their
-    difference; None while the gateway has not said.
+    difference; None while the gateway has not said. `transport`: how its KV went (``cuda-ipc``,
+    ``nccl``, ``shm``, ``tcp``), `transport_why`: why in no better way; empty before it has.
     """
 
     api_version: Literal["v1"] = "v1"
@@ -334,6 +335,8 @@ class MigrationStatus(_Resource):
     size_bytes: int = 0
     rate: float = 0.0
     elapsed_ms: float = 0.0
+    transport: str = ""
+    transport_why: str = ""
     downtime_ms: float | None = None
     itl_ms: float | None = None
     stall_ms: float | None = None

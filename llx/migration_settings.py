@@ -21,6 +21,7 @@ class MigrationSettings(BaseModel):
     on_divergence: Literal["finish", "abort"] = "finish"
     bandwidth_mib_s: float | None = Field(default=None, gt=0, le=1 << 20)
     checksum: bool = False
+    transport: Literal["auto", "cuda-ipc", "nccl", "shm", "tcp"] = "auto"
 
     @property
     def spec(self) -> MigrationSpec:
@@ -34,4 +35,5 @@ class MigrationSettings(BaseModel):
             on_divergence=self.on_divergence,
             bandwidth_bytes_s=0 if limit is None else max(1, round(limit * _MIB)),
             checksum=self.checksum,
+            transport=self.transport,
         )

@@ -1,6 +1,7 @@
 """Protocols with two implementations each: the seams of the house."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from llx.core.migration import Begun, Cut, Progress, Reservation
@@ -223,6 +224,22 @@ class KvListener(Protocol):
         """Target: a connection of an open migration ended before `close`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a `KvTransport.send` has done.
+
+    Attributes:
+        size_bytes: Of the KV, over all ranks.
+        medium: How it went: ``cuda-ipc``, ``nccl``, ``shm`` or ``tcp``; where ranks differ, that
+            of each: ``nccl, tcp``.
+        why: Why by no better medium: ``cuda-ipc: no GPU; nccl: no GPU``; empty for the best.
+    """
+
+    size_bytes: int
+    medium: str
+    why: str = ""
+
+
 class KvTransport(Protocol):
     """Moves KV between two instances, rank by rank: all of it in one object per instance.
 
@@ -262,12 +279,12 @@ class KvTransport(Protocol):
         target: Sequence[int],
         *,
         state_of: RequestId | None,
-        done: Callable[[int | str], None],
+        done: Callable[[Copied | str], None],
     ) -> None:
         """Source: copy blocks `source` to blocks `target`, one to one; both may be empty.
 
-        `state_of`: send that request's sampler state along (the last stage). `done` gets the bytes
-        sent, over all ranks, once the target has them in its blocks; or why it has not.
+        `state_of`: send that request's sampler state along (the last stage). `done` gets what was
+        sent, over all ranks, once the target has it in its blocks; or why it has not.
         """
 
     def close(self, migration: MigrationId) -> None:

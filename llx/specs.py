@@ -58,8 +58,11 @@ class MigrationSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         on_divergence: What to do when a request grows faster than it is copied: ``finish`` (stop it
             and copy the rest) or ``abort``.
         bandwidth_bytes_s: Of an instance's copying, all moves together; 0: no limit.
-        checksum: Every chunk carries a checksum.
-        chunk_bytes: Staging memory of one connection.
+        checksum: Every chunk that goes through a socket or shared memory carries a checksum.
+        chunk_bytes: Staging memory of one connection whose bytes go through the CPU.
+        transport: How KV leaves an instance: ``auto`` (the best that source and target can),
+            ``cuda-ipc``, ``nccl``, ``shm`` or ``tcp``. If one is named, moves that cannot go that
+            way are refused.
     """
 
     reuse_prefix: bool = True
@@ -70,6 +73,7 @@ class MigrationSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bandwidth_bytes_s: int = 0
     checksum: bool = False
     chunk_bytes: int = 4 << 20
+    transport: str = "auto"
 
 
 class InstanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="instance"):

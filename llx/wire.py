@@ -363,7 +363,8 @@ class MigrationNews(_Message, frozen=True, tag="migration-news"):
     `state`: of the source's machine. `is_over`: nothing more will come. `outcome`, when over:
     ``moved``, ``kept`` (it goes on at the source) or ``gone`` (the request has ended).
     Times are milliseconds since the migration began; `rate` is bytes per second of copying.
-    `cut_ms` is when the request left the batch, 0 before.
+    `cut_ms` is when the request left the batch, 0 before. `transport` is how its KV went, and
+    `transport_why` why in no better way (`llx.ports.Copied`); empty until some has arrived.
     """
 
     migration: MigrationId
@@ -384,6 +385,8 @@ class MigrationNews(_Message, frozen=True, tag="migration-news"):
     is_over: bool = False
     outcome: str = ""
     reason: str = ""
+    transport: str = ""
+    transport_why: str = ""
 
 
 class RequestView(msgspec.Struct, frozen=True):

@@ -37,6 +37,7 @@ def migration_columns(now: float | None = None) -> list[Column[MigrationStatus]]
         Column("reused", lambda each: str(each.blocks_reused), is_number=True, is_wide_only=True),
         Column("bytes", lambda each: size_text(each.size_bytes), is_number=True),
         Column("rate", lambda each: rate_text(each.rate), is_number=True, is_wide_only=True),
+        Column("transport", transport_text, is_wide_only=True),
         Column("took", _took, is_number=True, is_wide_only=True),
         Column("downtime", lambda each: milliseconds(each.downtime_ms), is_number=True),
         Column("itl", lambda each: milliseconds(each.itl_ms), is_number=True, is_wide_only=True),
@@ -78,6 +79,13 @@ def progress_text(each: MigrationStatus) -> str:
         gap += f" (ITL {milliseconds(each.itl_ms)})" if each.itl_ms else ""
     because = f": {each.reason}" if each.reason else ""
     return f"{what}: {each.outcome}{because}; {took}{gap}"
+
+
+def transport_text(each: MigrationStatus) -> str:
+    """How its KV went: ``nccl``, ``shm (cuda-ipc: no GPU; nccl: no GPU)``."""
+    if not each.transport_why:
+        return each.transport or "-"
+    return f"{each.transport} ({each.transport_why})"
 
 
 def left_out_text(each: LeftOut) -> str:

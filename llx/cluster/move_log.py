@@ -87,6 +87,8 @@ class Move:
             "size_bytes": news.size_bytes,
             "rate": news.rate,
             "elapsed_ms": news.elapsed_ms,
+            "transport": news.transport,
+            "transport_why": news.transport_why,
         }
         return found.model_copy(update=figures)
 

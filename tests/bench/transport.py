@@ -30,7 +30,7 @@ import msgspec
 from llx.agent.transport.instance import InstanceTransport
 from llx.agent.transport.rank import RankAgent
 from llx.core.model import MigrationId, RequestId
-from llx.ports import KvStore
+from llx.ports import Copied, KvStore
 from llx.specs import MigrationSpec
 from llx.wire import Route
 from tests.bench.intervals import interval_of_median
@@ -184,10 +184,12 @@ class Source:
         self._transport.close(migration)
         return TOTAL / elapsed
 
-    def _stage(self, migration: MigrationId, stage: int, blocks: list[int]) -> int | str:
-        done: queue.SimpleQueue[int | str] = queue.SimpleQueue()
+    def _stage(self, migration: MigrationId, stage: int, blocks: list[int]) -> int:
+        done: queue.SimpleQueue[Copied | str] = queue.SimpleQueue()
         self._transport.send(migration, stage, blocks, blocks, state_of=None, done=done.put)
-        return done.get()
+        result = done.get()
+        assert isinstance(result, Copied), result
+        return result.size_bytes
 
 
 def compare(source: Source, rounds: int) -> dict:

@@ -15,6 +15,7 @@ from pathlib import Path
 from llx.agent.transport.instance import InstanceTransport
 from llx.agent.transport.rank import RankAgent
 from llx.core.model import MigrationId, RequestId
+from llx.ports import Copied
 from llx.specs import MigrationSpec
 from llx.wire import Route
 
@@ -125,18 +126,22 @@ class Heard:
 
 
 class Answer:
-    """A `done` that is waited for; asserts that it is called once."""
+    """A `done` that is waited for; asserts that it is called once. Of `Copied` it gets the size."""
 
     def __init__(self) -> None:
-        self._results: queue.Queue[int | str] = queue.Queue()
+        self._results: queue.Queue[Copied | str] = queue.Queue()
+        self.copied: Copied | None = None
 
-    def __call__(self, result: int | str = "") -> None:
+    def __call__(self, result: Copied | str = "") -> None:
         self._results.put(result)
 
     def get(self, timeout_s: float = WAIT_S) -> int | str:
         result = self._results.get(timeout=timeout_s)
         assert self._results.empty(), "answered twice"
-        return result
+        if isinstance(result, str):
+            return result
+        self.copied = result
+        return result.size_bytes
 
     @property
     def has_come(self) -> bool:

@@ -41,6 +41,7 @@ from llx.core.migration.source import ENDS, Command, Event, Source, SourceRules,
 from llx.core.model import Epoch
 from llx.errors import UnreachableError
 from llx.log import get_log
+from llx.ports import Copied
 from llx.wire import (
     AbortMigration,
     AskOwner,
@@ -105,6 +106,7 @@ class Outgoing:
         self._landed = 0
         self._copy_began = 0.0
         self._copying_s = 0.0
+        self._copied: Copied | None = None
         self._started = time.monotonic()
         self._cut_at = 0.0
         self._told_at = 0.0
@@ -278,7 +280,7 @@ class Outgoing:
         stage, num_blocks = command.stage, command.last
         self._copy_began = time.monotonic()
 
-        def done(result: int | str) -> None:
+        def done(result: Copied | str) -> None:
             self._parts.post(self._has_copied, stage, num_blocks, result)
 
         self._parts.transport.send(
@@ -334,13 +336,13 @@ class Outgoing:
             )
         self.handle(TargetReserved(reservation))
 
-    def _has_copied(self, stage: int, num_blocks: int, result: int | str) -> None:
+    def _has_copied(self, stage: int, num_blocks: int, result: Copied | str) -> None:
         self._copying_s += time.monotonic() - self._copy_began
         if isinstance(result, str):
             self.handle(CopyFailed(stage, result))
             return
-        self._landed = num_blocks
-        self.handle(HasCopied(stage, result))
+        self._landed, self._copied = num_blocks, result
+        self.handle(HasCopied(stage, result.size_bytes))
 
     # ------------------------------------------------------------------ news
 
@@ -376,4 +378,6 @@ class Outgoing:
             is_over=source.is_over,
             outcome=source.state.value if source.is_over else "",
             reason=source.reason,
+            transport=self._copied.medium if self._copied is not None else "",
+            transport_why=self._copied.why if self._copied is not None else "",
         )

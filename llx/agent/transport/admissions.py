@@ -157,16 +157,7 @@ class Admissions:
             Fenced: Nothing may be written any more.
         """
         with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    admission.state is not _State.CONNECTED or admission.blocks.issuperset(blocks)
-                ),
-                _PATIENCE_S,
-            )
-            if admission.state is not _State.CONNECTED:
-                raise Fenced
-            if not admission.blocks.issuperset(blocks):
-                raise WireError("blocks that were not reserved for this migration")
+            self._await(admission, blocks)
             admission.is_writing = True
         try:
             yield
@@ -178,3 +169,18 @@ class Admissions:
                     self._admissions.pop(admission.migration, None)
             for done in waiting:
                 done()
+
+    def require(self, admission: Admission, blocks: "array[int]") -> None:
+        """Inside `writing`: `blocks` may be written as well; raises as it does."""
+        with self._changed:
+            self._await(admission, blocks)
+
+    def _await(self, admission: Admission, blocks: "array[int]") -> None:
+        self._changed.wait_for(
+            lambda: admission.state is not _State.CONNECTED or admission.blocks.issuperset(blocks),
+            _PATIENCE_S,
+        )
+        if admission.state is not _State.CONNECTED:
+            raise Fenced
+        if not admission.blocks.issuperset(blocks):
+            raise WireError("blocks that were not reserved for this migration")

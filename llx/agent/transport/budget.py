@@ -16,6 +16,11 @@ class Budget:
         self._lock = threading.Lock()
         self._booked_until = 0.0
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether taking may have to wait."""
+        return self._bytes_per_s > 0
+
     def take(self, size_bytes: int, closing: threading.Event) -> None:
         """Wait until `size_bytes` may be sent, or `closing` is set."""
         if self._bytes_per_s <= 0:

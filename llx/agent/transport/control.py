@@ -13,6 +13,7 @@ import msgspec
 from llx.agent.transport.sockets import receive
 from llx.core.model import MigrationId, RequestId
 from llx.errors import WireError
+from llx.ports import Copied
 from llx.wire import Route
 
 MAX_MESSAGE_BYTES = 16 << 20
@@ -90,10 +91,10 @@ class Close(_Message, frozen=True):
 
 
 class Done(_Message, frozen=True):
-    """A call is answered: with bytes, or with what failed."""
+    """A call is answered: with what was done, or with what failed. A fence just is."""
 
     call: int
-    result: int | str
+    result: Copied | str | None
 
 
 class Arrived(_Message, frozen=True):

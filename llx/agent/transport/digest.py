@@ -13,7 +13,7 @@ def digest_of(store: KvStore, blocks: "array[int]", chunk_blocks: int) -> bytes:
     `pack` promises an order within one call only, so both ends read the same number at a time.
     """
     total = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    buffer = memoryview(bytearray(min(chunk_blocks, len(blocks)) * store.block_bytes))
+    buffer = store.buffer(max(1, min(chunk_blocks, len(blocks))) * store.block_bytes)
     for first in range(0, len(blocks), chunk_blocks):
         some = blocks[first : first + chunk_blocks]
         view = buffer[: len(some) * store.block_bytes]

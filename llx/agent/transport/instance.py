@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from llx.core.model import MigrationId, RequestId
-from llx.ports import KvListener
+from llx.ports import Copied, KvListener
 from llx.wire import Route
 
 
@@ -51,7 +51,7 @@ class Rank(Protocol):
         target: Sequence[int],
         *,
         state_of: RequestId | None,
-        done: Callable[[int | str], None],
+        done: Callable[[Copied | str], None],
     ) -> None:
         """Source."""
 
@@ -143,15 +143,16 @@ class InstanceTransport:
         target: Sequence[int],
         *,
         state_of: RequestId | None,
-        done: Callable[[int | str], None],
+        done: Callable[[Copied | str], None],
     ) -> None:
         """See `llx.ports.KvTransport`; `done` may be called before this returns."""
         if refusal := self._refused.get(migration):
             done(refusal)
             return
         total = _Sum(len(self._ranks), done)
-        for rank in self._ranks:
-            rank.send(migration, stage, source, target, state_of=state_of, done=total.add)
+        for number, rank in enumerate(self._ranks):
+            done_by = total.of_rank(number)
+            rank.send(migration, stage, source, target, state_of=state_of, done=done_by)
 
     def close(self, migration: MigrationId) -> None:
         """See `llx.ports.KvTransport`."""
@@ -207,25 +208,39 @@ class _Countdown:
 
 
 class _Sum:
-    """Calls `done` with the sum of all of several, or with the first failure among them."""
+    """Calls `done` with all of several as one, or with the first failure among them."""
 
-    def __init__(self, count: int, done: Callable[[int | str], None]) -> None:
+    def __init__(self, count: int, done: Callable[[Copied | str], None]) -> None:
         self._lock = threading.Lock()
         self._left = count
-        self._total = 0
+        self._copied: dict[int, Copied] = {}
         self._done = done
 
-    def add(self, result: int | str) -> None:
+    def of_rank(self, rank: int) -> Callable[[Copied | str], None]:
+        """What that rank is to call."""
+        return lambda result: self._add(rank, result)
+
+    def _add(self, rank: int, result: Copied | str) -> None:
         with self._lock:
             if self._left == 0:
                 return
             if isinstance(result, str):
                 self._left = 0
-                answer: int | str = result
+                answer: Copied | str = result
             else:
                 self._left -= 1
-                self._total += result
+                self._copied[rank] = result
                 if self._left:
                     return
-                answer = self._total
+                answer = _as_one([self._copied[each] for each in sorted(self._copied)])
         self._done(answer)
+
+
+def _as_one(ranks: list[Copied]) -> Copied:
+    """All ranks together; what is alike is said once."""
+    media = [each.medium for each in ranks]
+    return Copied(
+        sum(each.size_bytes for each in ranks),
+        media[0] if len(set(media)) == 1 else ", ".join(media),
+        " | ".join(dict.fromkeys(each.why for each in ranks if each.why)),
+    )

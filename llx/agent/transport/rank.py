@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from llx.agent.transport.admissions import Admissions
 from llx.agent.transport.budget import Budget
 from llx.agent.transport.frames import encode_blocks
+from llx.agent.transport.pairs import Pairs
 from llx.agent.transport.sockets import (
     address_of,
     hang_up,
@@ -27,7 +28,7 @@ from llx.agent.transport.target import TargetConnection
 from llx.core.model import MigrationId, RequestId
 from llx.errors import ConflictError
 from llx.log import get_log
-from llx.ports import KvListener, KvStore
+from llx.ports import Copied, KvListener, KvStore
 from llx.specs import MigrationSpec
 from llx.wire import Route
 
@@ -49,6 +50,7 @@ class RankAgent:
         bind_host: IP address to listen on, and that others dial.
         port_range: First and last port to listen on; None: as the system chooses.
         stranger_s: A connection that has not shown a token by then is closed.
+        pairs: Communicators with other ranks, closed with this; None: as usual.
 
     Raises:
         ConflictError: No port of the range is free, or the address is not this host's.
@@ -62,12 +64,14 @@ class RankAgent:
         port_range: tuple[int, int] | None = None,
         *,
         stranger_s: float = 3.0,
+        pairs: Pairs | None = None,
     ) -> None:
         self._store = store
         self._spec = spec
         self._stranger_s = stranger_s
         self._budget = Budget(spec.bandwidth_bytes_s)
         self._admissions = Admissions()
+        self._pairs = Pairs() if pairs is None else pairs
         self._listener: KvListener | None = None
         self._tcp = listen_tcp(bind_host, port_range)
         try:
@@ -121,6 +125,7 @@ class RankAgent:
             store=self._store,
             spec=self._spec,
             budget=self._budget,
+            pairs=self._pairs,
         )
         with self._lock:
             assert migration not in self._links, f"{migration} is open already"
@@ -136,7 +141,7 @@ class RankAgent:
         target: Sequence[int],
         *,
         state_of: RequestId | None,
-        done: Callable[[int | str], None],
+        done: Callable[[Copied | str], None],
     ) -> None:
         """Copy blocks; see `llx.ports.KvTransport.send`."""
         assert len(source) == len(target), f"{len(source)} blocks to {len(target)}"
@@ -175,6 +180,7 @@ class RankAgent:
             for connection in self._connections:
                 hang_up(connection)
             threads = list(self._threads)
+        self._pairs.close()
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -200,12 +206,20 @@ class RankAgent:
                 each.setblocking(False)  # who knocked may have gone again before `accept`
                 selector.register(each, selectors.EVENT_READ)
             while not self._closing.is_set():
-                for key, _ in selector.select(self._end_strangers()):
+                for key, _ in selector.select(self._next_look_s()):
                     if key.fileobj is not self._woken:
                         assert isinstance(key.fileobj, socket.socket)
                         self._accept(key.fileobj)
+                if self._pairs.has_idle:
+                    self._spawn("kv-pairs", self._pairs.close_idle)
         for each in (self._tcp, self._local, self._woken, self._wake_up):
             each.close()
+
+    def _next_look_s(self) -> float | None:
+        next_s = self._end_strangers()
+        if self._store.device is None:
+            return next_s
+        return self._pairs.look_s if next_s is None else min(next_s, self._pairs.look_s)
 
     def _end_strangers(self) -> float | None:
         """Close those whose time is up; how long until the next one's is."""
@@ -243,6 +257,7 @@ class RankAgent:
                     store=self._store,
                     chunk_bytes=self._spec.chunk_bytes,
                     admissions=self._admissions,
+                    pairs=self._pairs,
                     listener=listener,
                     is_admitted=lambda: self._is_no_stranger(connection),
                 ).serve()

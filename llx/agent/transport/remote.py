@@ -29,7 +29,7 @@ from llx.agent.transport.worker import RankAddress
 from llx.core.model import MigrationId, RequestId
 from llx.errors import UnreachableError, WireError
 from llx.log import get_log
-from llx.ports import KvListener
+from llx.ports import Copied, KvListener
 from llx.wire import Route
 
 log = get_log(__name__)
@@ -84,7 +84,7 @@ class RemoteRank:
         self._outbox: queue.SimpleQueue[ToRank | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._calls = itertools.count()
-        self._waiting: dict[int, Callable[[int | str], None]] = {}
+        self._waiting: dict[int, Callable[[Copied | str | None], None]] = {}
         self._expected: set[MigrationId] = set()
         self._is_gone = False
         self._threads = [
@@ -141,12 +141,16 @@ class RemoteRank:
         target: Sequence[int],
         *,
         state_of: RequestId | None,
-        done: Callable[[int | str], None],
+        done: Callable[[Copied | str], None],
     ) -> None:
         """Copy blocks; see `llx.ports.KvTransport.send`."""
         assert len(source) == len(target), f"{len(source)} blocks to {len(target)}"
         blocks = list(source), list(target)
-        self._call(lambda call: Send(migration, stage, *blocks, state_of, call), done)
+
+        def answer(result: Copied | str | None) -> None:
+            done("the rank's process answers with nonsense" if result is None else result)
+
+        self._call(lambda call: Send(migration, stage, *blocks, state_of, call), answer)
 
     def close(self, migration: MigrationId) -> None:
         """End its connection; nothing if it is not open."""
@@ -160,7 +164,9 @@ class RemoteRank:
 
     # ------------------------------------------------------------------ the conversation
 
-    def _call(self, make: Callable[[int], ToRank], done: Callable[[int | str], None]) -> None:
+    def _call(
+        self, make: Callable[[int], ToRank], done: Callable[[Copied | str | None], None]
+    ) -> None:
         with self._lock:
             is_gone = self._is_gone
             call = next(self._calls)

@@ -7,6 +7,7 @@ only its own thread closes it.
 
 import contextlib
 import os
+import select
 import socket
 import struct
 from pathlib import Path
@@ -163,6 +164,21 @@ def receive(connection: socket.socket, size: int) -> bytearray:
     data = bytearray(size)
     receive_into(connection, memoryview(data))
     return data
+
+
+def has_hung_up(connection: socket.socket) -> bool:
+    """Whether either end has hung up, or the peer is known to be dead; at once."""
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def peek(connection: socket.socket, size: int) -> bytes:
+    """The next bytes, at most `size`, left where they are; empty if nothing has come yet."""
+    try:
+        return connection.recv(size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return b""
 
 
 def hang_up(connection: socket.socket) -> None:

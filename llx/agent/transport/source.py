@@ -1,10 +1,9 @@
 """The source's end of one migration: a thread with one connection, through which stages go.
 
     llumlet's thread     open ─► send ─► send ─► … ─► close
-    this thread          connect, greet, (pack, send)*, END, wait for ARRIVED, done
+    this thread          connect, greet, agree on a medium, (stage, END, wait for ARRIVED, done)*
 
-While the kernel sends one chunk out of its own buffer, or the target unpacks one slot, the next is
-packed. What fails is remembered: each `send` gets one answer, and after a failure that failure.
+What fails is remembered: each `send` gets one answer, and after a failure that failure.
 """
 
 import queue
@@ -16,25 +15,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llx.agent.transport.budget import Budget
+from llx.agent.transport.choice import Medium, offer, reason_of
 from llx.agent.transport.digest import digest_of
 from llx.agent.transport.frames import (
     MAX_CHUNK_BLOCKS,
     MAX_STATE_BYTES,
+    Admitted,
     Hello,
     Last,
 )
+from llx.agent.transport.joining import NotJoined
+from llx.agent.transport.medium import CLOSED, SourceEnd, SourceMedium
+from llx.agent.transport.medium_ipc import IpcSource
+from llx.agent.transport.medium_nccl import NcclSource
+from llx.agent.transport.medium_shm import ShmSource
+from llx.agent.transport.medium_tcp import TcpSource
+from llx.agent.transport.pairs import Pairs
 from llx.agent.transport.sockets import SILENCE_S, hang_up
 from llx.agent.transport.source_wire import SourceWire, connect
 from llx.core.model import MigrationId, RequestId
-from llx.errors import EngineError, LlxError
+from llx.errors import EngineError, LlxError, RemoteError, WireError
 from llx.log import get_log
-from llx.ports import KvStore
+from llx.ports import Copied, KvStore
 from llx.specs import MigrationSpec
 from llx.wire import Route
 
 log = get_log(__name__)
-
-CLOSED = "its connection was closed at the source"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Stage:
     source: "array[int]"
     target: "array[int]"
     state_of: RequestId | None
-    done: Callable[[int | str], None]
+    done: Callable[[Copied | str], None]
 
 
 class SourceLink:
@@ -57,8 +63,9 @@ class SourceLink:
         token: Admits there.
         is_checked: Compare all blocks at the end.
         store: Where blocks are read.
-        spec: Chunk size, checksums.
+        spec: Chunk size, checksums, the medium that is asked for.
         budget: The rank's.
+        pairs: The rank's.
     """
 
     def __init__(
@@ -71,13 +78,13 @@ class SourceLink:
         store: KvStore,
         spec: MigrationSpec,
         budget: Budget,
+        pairs: Pairs,
     ) -> None:
         self._migration = migration
         self._route = route
         self._store = store
         self._budget = budget
-        self._is_checked = is_checked
-        self._has_crc = spec.checksum
+        self._pairs = pairs
         block_bytes = store.block_bytes
         self._hello = Hello(
             migration=migration,
@@ -87,12 +94,16 @@ class SourceLink:
             chunk_blocks=min(MAX_CHUNK_BLOCKS, max(1, spec.chunk_bytes // block_bytes)),
             is_checked=is_checked,
             has_crc=spec.checksum,
+            asked=spec.transport,
         )
         self._stages: queue.SimpleQueue[Stage | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._connection: socket.socket | None = None
         self._wire: SourceWire | None = None
+        self._medium: SourceMedium | None = None
+        self._why = ""
+        """Why no better medium."""
         self._failure = ""
         self._sent = array("i")
         """Every block copied so far; kept of a checked migration only."""
@@ -114,7 +125,7 @@ class SourceLink:
         self._guarded(self._connect)
         while (stage := self._stages.get()) is not None:
             self._guarded(self._copy, stage)
-            stage.done(self._failure or len(stage.source) * self._hello.block_bytes)
+            stage.done(self._failure or self._copied(stage))
         self._disconnect()
 
     # ------------------------------------------------------------------ this thread
@@ -125,6 +136,8 @@ class SourceLink:
             return
         try:
             action(*arguments)
+        except EngineError as error:
+            self._failure = self._settle(error.message)
         except LlxError as error:
             self._failure = error.message
         except OSError as error:
@@ -132,40 +145,79 @@ class SourceLink:
             self._failure = said or f"the connection to the target failed: {_in_words(error)}"
         except Exception as error:  # the thread's edge: a failing store ends one migration
             log.exception("kv.source_failed", migration=self._migration)
-            self._failure = f"{type(error).__name__} at the source: {error}"
+            self._failure = self._settle(f"{type(error).__name__} at the source: {error}")
         if self._failure:
             if self._closing.is_set():
                 self._failure = CLOSED
             log.info("kv.failed", migration=self._migration, reason=self._failure)
             self._disconnect()
 
+    def _settle(self, reason: str) -> str:
+        """Something failed here: because it did at the target, which has said so, or it is told."""
+        wire = self._wire
+        if wire is None or self._closing.is_set():
+            return reason
+        if wire.has_hung_up():
+            return wire.failure_said() or f"the connection to the target failed: {reason}"
+        wire.say_failed(reason)
+        return reason
+
     def _connect(self) -> None:
-        connection = connect(self._route)
+        connection = connect(self._route, is_local=self._hello.asked != Medium.TCP)
         with self._lock:
             self._connection = connection
             if self._closing.is_set():
                 hang_up(connection)
-        self._wire = SourceWire(connection, self._hello)
-        self._wire.greet()
+        is_local = connection.family == socket.AF_UNIX
+        hello = offer(self._hello, self._store, self._pairs, is_local=is_local)
+        wire = self._wire = SourceWire(connection, hello)
+        admitted = wire.greet()
+        self._medium = self._agree(wire, admitted)
+        log.info(
+            "kv.connected",
+            migration=self._migration,
+            medium=self._medium.medium.value,
+            why=self._why,
+        )
+
+    def _agree(self, wire: SourceWire, admitted: Admitted) -> SourceMedium:
+        """This end of the medium that the target has chosen, or of what both fall back to."""
+        end = SourceEnd(wire, self._store, self._budget, self._closing)
+        why_not, medium = dict(admitted.why_not), admitted.medium
+        if medium == Medium.NCCL and self._store.device is not None:
+            try:
+                return NcclSource(end, self._pairs, admitted.rank)
+            except NotJoined as error:
+                why_not[Medium.NCCL] = error.reason
+                medium = Medium.SHM if wire.is_local else Medium.TCP
+                if self._hello.asked == Medium.NCCL:
+                    raise RemoteError(f"nccl is asked for, but {error.reason}") from None
+            finally:
+                self._why = reason_of(why_not)
+        self._why = reason_of(why_not)
+        if medium == Medium.CUDA_IPC and wire.hello.shared:
+            return IpcSource(end)
+        if medium == Medium.SHM and wire.is_local:
+            return ShmSource(end)
+        if medium == Medium.TCP:
+            return TcpSource(end)
+        raise WireError(f"the target chose {medium}, which was not offered")
+
+    def _copied(self, stage: Stage) -> Copied:
+        assert self._medium is not None, "else it has failed"
+        size = len(stage.source) * self._hello.block_bytes
+        return Copied(size, self._medium.medium.value, self._why)
 
     def _copy(self, stage: Stage) -> None:
-        wire = self._wire
+        wire, medium = self._wire, self._medium
         assert wire is not None, "copying without a connection"
-        for first in range(0, len(stage.source), wire.chunk_blocks):
-            chunk = slice(first, first + wire.chunk_blocks)
-            blocks = stage.source[chunk]
-            size = len(blocks) * self._hello.block_bytes
-            self._budget.take(size, self._closing)
-            view = wire.buffer()[:size]
-            self._store.pack(blocks, view)
-            if self._closing.is_set():
-                raise EngineError(CLOSED)
-            crc = zlib.crc32(view) if self._has_crc else 0
-            wire.send_chunk(stage.number, stage.target[chunk], view, crc)
-        if self._is_checked:
+        assert medium is not None, "copying without a medium"
+        is_final = stage.state_of is not None
+        medium.copy(stage.number, stage.source, stage.target, is_final=is_final)
+        if self._hello.is_checked:
             self._sent.extend(stage.source)
         last, body = self._last_words(wire, stage)
-        crc = zlib.crc32(body) if self._has_crc else 0
+        crc = zlib.crc32(body) if self._hello.has_crc else 0
         wire.end_stage(stage.number, last, len(stage.source), crc, body)
 
     def _last_words(self, wire: SourceWire, stage: Stage) -> tuple[Last, bytes]:
@@ -174,7 +226,7 @@ class SourceLink:
         state = self._store.sampler_state(stage.state_of)
         if len(state) > MAX_STATE_BYTES:
             raise EngineError(f"sampler state of {len(state)} bytes")
-        if not self._is_checked:
+        if not self._hello.is_checked:
             return Last.STATE, state
         wire.allow_digest(len(self._sent) * self._hello.block_bytes)
         return Last.CHECKED, state + digest_of(self._store, self._sent, wire.chunk_blocks)
@@ -182,9 +234,10 @@ class SourceLink:
     def _disconnect(self) -> None:
         with self._lock:
             connection, self._connection = self._connection, None
-        if self._wire is not None:
-            self._wire.close()
-            self._wire = None
+        self._wire = None
+        if self._medium is not None:
+            self._medium.close()
+            self._medium = None
         if connection is not None:
             connection.close()
 

@@ -1,30 +1,30 @@
 """The source's connection: dialled within the host or over TCP, and what is said on it.
 
-A chunk is packed into what `buffer` gives and leaves with `send_chunk`: through the socket, or by
-the name of a slot that the target reads. Which of the two is known here alone.
+Which bytes of KV travel how is the media's (`medium_tcp`, `medium_shm`, `medium_ipc`,
+`medium_nccl`).
 """
 
 import contextlib
-import os
 import socket
-from array import array
-
-import msgspec
+from collections.abc import Callable
 
 from llx.agent.transport.frames import (
     HEADER_BYTES,
+    MAX_REASON_BYTES,
+    Admitted,
     Header,
     Hello,
     Kind,
     Last,
+    decode_admitted,
     decode_header,
     encode_hello,
 )
-from llx.agent.transport.slots import Slots, make_slots
 from llx.agent.transport.sockets import (
     SILENCE_S,
     connect_local,
     connect_tcp,
+    has_hung_up,
     host_id,
     limit_waits,
     receive,
@@ -35,20 +35,21 @@ from llx.wire import Route
 
 log = get_log(__name__)
 
-NUM_SLOTS = 2
-_HELLO_S = 5.0
-"""The target answers a hello at once, or within what it waits for its own llumlet's word."""
+_HELLO_S = 10.0
+"""The target answers a hello within what it waits for its own llumlet's word and maps a GPU's."""
 _DIGEST_BYTES_PER_S = 50 << 20
 """A target that reads everything back is given time for so much."""
 
 
-def connect(route: Route) -> socket.socket:
+def connect(route: Route, *, is_local: bool = True) -> socket.socket:
     """A connection to a rank: within the host if both ends are on one, else over TCP.
+
+    `is_local` false: over TCP in any case.
 
     Raises:
         UnreachableError: Nobody is there.
     """
-    if route.local and route.host_id == host_id():
+    if is_local and route.local and route.host_id == host_id():
         try:
             return connect_local(route.local)
         except UnreachableError as error:
@@ -57,123 +58,104 @@ def connect(route: Route) -> socket.socket:
 
 
 class SourceWire:
-    """Says what `frames` describes; one thread. The caller closes the socket, after `close`.
+    """Says what `frames` describes; one thread. The caller closes the socket.
 
     Every method raises `RemoteError` if the target has said why it will not, `WireError` if it
     talks nonsense, and OSError if the connection broke.
 
     Args:
         connection: As `connect` made it.
-        hello: Without slots; they are added here within a host.
+        hello: What is said first.
     """
 
     def __init__(self, connection: socket.socket, hello: Hello) -> None:
-        self._connection = connection
-        self._hello = hello
-        self._slots: Slots | None = None
-        self._free: list[int] = []
-        self._slot = 0
-        self._staging = memoryview(b"")
+        self.connection = connection
+        self.hello = hello
+        self.on_freed: Callable[[Header], None] | None = None
+        """The medium's, if its target gives something back."""
         self.chunk_blocks = 0
-        """Most blocks of a chunk, as both ends can; known after `greet`."""
+        """Most blocks of a chunk of bytes, as both ends can; known after `greet`."""
 
-    def greet(self) -> None:
+    @property
+    def is_local(self) -> bool:
+        """Whether both ends are on one host."""
+        return self.connection.family == socket.AF_UNIX
+
+    def greet(self) -> Admitted:
         """Be admitted."""
-        connection, hello = self._connection, self._hello
-        limit_waits(connection, send_s=SILENCE_S, receive_s=_HELLO_S)
-        chunk_bytes = hello.chunk_blocks * hello.block_bytes
-        if connection.family == socket.AF_UNIX:
-            self._greet_with_slots(hello, chunk_bytes)
-        else:
-            connection.sendall(encode_hello(hello))
-            self._staging = memoryview(bytearray(chunk_bytes))
-        self.chunk_blocks = self._await(Kind.ADMITTED).num_blocks
-        if not 1 <= self.chunk_blocks <= hello.chunk_blocks:
-            raise WireError(f"chunks of {self.chunk_blocks} blocks asked for")
-        limit_waits(connection, send_s=SILENCE_S, receive_s=SILENCE_S)
+        limit_waits(self.connection, send_s=SILENCE_S, receive_s=_HELLO_S)
+        self.connection.sendall(encode_hello(self.hello))
+        header = self.expect(Kind.ADMITTED)
+        if not 1 <= header.num_blocks <= self.hello.chunk_blocks:
+            raise WireError(f"chunks of {header.num_blocks} blocks asked for")
+        self.chunk_blocks = header.num_blocks
+        admitted = decode_admitted(receive(self.connection, header.size))
+        limit_waits(self.connection, send_s=SILENCE_S, receive_s=SILENCE_S)
+        return admitted
 
-    def _greet_with_slots(self, hello: Hello, chunk_bytes: int) -> None:
-        fd, slots = make_slots(chunk_bytes, NUM_SLOTS)
-        self._slots, self._free = slots, list(range(NUM_SLOTS))
-        hello = msgspec.structs.replace(hello, slot_bytes=slots.slot_bytes, num_slots=NUM_SLOTS)
-        frame = encode_hello(hello)
-        try:
-            # The header alone carries the descriptor: the target reads exactly that with it.
-            socket.send_fds(self._connection, [frame[:HEADER_BYTES]], [fd])
-        finally:
-            os.close(fd)
-        self._connection.sendall(frame[HEADER_BYTES:])
+    def send(self, header: Header, body: bytes = b"") -> None:
+        """Send one frame."""
+        self.connection.sendall(header.encode() + body)
 
-    def buffer(self) -> memoryview:
-        """Where the next chunk is to be packed; waits for a slot if all are with the target."""
-        if self._slots is None:
-            self._hear_failure()
-            return self._staging
-        while not self._free:
-            self._take(self._read())
-        self._slot = self._free.pop()
-        return self._slots[self._slot]
+    def expect(self, kind: Kind) -> Header:
+        """The next header of that kind; what is freed before it goes to the medium."""
+        while (header := self._read()).kind is not kind:
+            self._take(header)
+        return header
 
-    def send_chunk(self, stage: int, blocks: "array[int]", view: memoryview, crc: int) -> None:
-        """Send `view`, the beginning of the last `buffer`, to be unpacked into `blocks`."""
-        header = Header(Kind.CHUNK, self._slot, stage, len(blocks), crc, len(view))
-        head = header.encode() + blocks.tobytes()
-        if self._slots is None:
-            self._connection.sendall(head, socket.MSG_MORE)
-            self._connection.sendall(view)
-        else:
-            self._connection.sendall(head)
+    def take_freed(self) -> None:
+        """Wait until the target frees something, which goes to the medium."""
+        self._take(self._read())
 
     def end_stage(self, stage: int, last: Last, num_blocks: int, crc: int, body: bytes) -> None:
         """Send the end of a stage, and wait until the target has all of it in its blocks."""
-        header = Header(Kind.END, last, stage, num_blocks, crc, len(body))
-        self._connection.sendall(header.encode() + body)
-        arrived = self._await(Kind.ARRIVED)
+        self.send(Header(Kind.END, last, stage, num_blocks, crc, len(body)), body)
+        arrived = self.expect(Kind.ARRIVED)
         if arrived.stage != stage:
             raise WireError(f"stage {arrived.stage} reported instead of {stage}")
 
     def allow_digest(self, size_bytes: int) -> None:
         """The target is about to read that much back before it answers."""
         patience_s = SILENCE_S + size_bytes / _DIGEST_BYTES_PER_S
-        limit_waits(self._connection, send_s=SILENCE_S, receive_s=patience_s)
+        limit_waits(self.connection, send_s=SILENCE_S, receive_s=patience_s)
+
+    def has_hung_up(self) -> bool:
+        """Whether either end has; at once."""
+        return has_hung_up(self.connection)
+
+    def hear_failure(self) -> None:
+        """What a target has to say between two chunks is that there need be no more."""
+        with contextlib.suppress(BlockingIOError):
+            self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            self.take_freed()
 
     def failure_said(self) -> str:
         """Why the target has hung up, if it said so; for when sending has failed."""
         try:
-            limit_waits(self._connection, send_s=1.0, receive_s=1.0)
+            limit_waits(self.connection, send_s=1.0, receive_s=1.0)
             while True:
-                self._take(self._read())
+                header = self._read()
+                receive(self.connection, header.size)
         except RemoteError as error:
             return error.message
         except (OSError, WireError):
             return ""
 
-    def close(self) -> None:
-        """Give back the shared memory; the socket is the caller's."""
-        if self._slots is not None:
-            self._slots.close()
-
-    def _hear_failure(self) -> None:
-        """What a target has to say between two chunks is that there need be no more."""
-        with contextlib.suppress(BlockingIOError):
-            self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            self._take(self._read())
-
-    def _await(self, kind: Kind) -> Header:
-        while (header := self._read()).kind is not kind:
-            self._take(header)
-        return header
+    def say_failed(self, reason: str) -> None:
+        """Tell the target why there will be no more; nothing if it cannot be told."""
+        body = reason.encode()[:MAX_REASON_BYTES]
+        with contextlib.suppress(OSError):
+            limit_waits(self.connection, send_s=1.0, receive_s=1.0)
+            self.send(Header(Kind.FAILED, size=len(body)), body)
 
     def _take(self, header: Header) -> None:
-        if header.kind is not Kind.FREED or self._slots is None:
+        if header.kind is not Kind.FREED or self.on_freed is None:
             raise WireError(f"{header.kind.name} from a target")
-        if header.mark >= self._slots.num_slots or header.mark in self._free:
-            raise WireError(f"slot {header.mark} given back, which it has not")
-        self._free.append(header.mark)
+        self.on_freed(header)
 
     def _read(self) -> Header:
-        header = decode_header(receive(self._connection, HEADER_BYTES))
+        header = decode_header(receive(self.connection, HEADER_BYTES))
         if header.kind is Kind.FAILED:
-            reason = receive(self._connection, header.size).decode(errors="replace")
+            reason = receive(self.connection, header.size).decode(errors="replace")
             raise RemoteError(reason)
         return header

@@ -1,52 +1,42 @@
-"""The target's end of one connection: a thread that greets, receives, checks and unpacks.
+"""The target's end of one connection: a thread that greets, and takes stages.
 
-Whether a migration may still write is `admissions`'; which bytes mean what is `frames`'. Whatever a
-peer sends, the worst that happens is that its own connection ends.
+Whether a migration may still write is `admissions`'; which bytes mean what is `frames`'; how they
+get here is the media's. Whatever a peer sends, the worst that happens is that its own connection
+ends.
 """
 
-import contextlib
 import hmac
-import mmap
-import os
 import socket
 import zlib
 from array import array
 from collections.abc import Callable
 
 from llx.agent.transport.admissions import Admission, Admissions, Fenced
+from llx.agent.transport.choice import Choice, Medium, choose
 from llx.agent.transport.digest import digest_of
 from llx.agent.transport.frames import (
-    BLOCK_ID_BYTES,
     DIGEST_BYTES,
-    HEADER_BYTES,
-    MAX_REASON_BYTES,
+    Admitted,
     Header,
     Hello,
     Kind,
     Last,
-    decode_blocks,
-    decode_header,
-    decode_hello,
+    encode_admitted,
 )
-from llx.agent.transport.slots import Slots, map_slots
-from llx.agent.transport.sockets import (
-    SILENCE_S,
-    limit_waits,
-    receive,
-    receive_into,
-    receive_parts,
-    tune,
-)
+from llx.agent.transport.joining import NotJoined
+from llx.agent.transport.medium import TargetEnd, TargetMedium
+from llx.agent.transport.medium_ipc import IpcTarget
+from llx.agent.transport.medium_nccl import NcclTarget
+from llx.agent.transport.medium_shm import ShmTarget
+from llx.agent.transport.medium_tcp import TcpTarget
+from llx.agent.transport.pairs import Pairs
+from llx.agent.transport.target_wire import TargetWire
 from llx.core.model import MigrationId
-from llx.errors import WireError
+from llx.errors import EngineError, LlxError, WireError
 from llx.log import get_log
 from llx.ports import KvListener, KvStore
 
 log = get_log(__name__)
-
-_DRAIN_S = 1.0
-_MOST_SLOT_BYTES = 1 << 30
-"""Most shared memory that is mapped for one connection."""
 
 
 class TargetConnection:
@@ -57,6 +47,7 @@ class TargetConnection:
         store: Where blocks are written.
         chunk_bytes: Staging memory, if chunks come by the socket.
         admissions: Who may write.
+        pairs: The rank's.
         listener: Who is told.
         is_admitted: Called once it has shown its token: it no longer counts among strangers.
     """
@@ -68,19 +59,21 @@ class TargetConnection:
         store: KvStore,
         chunk_bytes: int,
         admissions: Admissions,
+        pairs: Pairs,
         listener: KvListener,
         is_admitted: Callable[[], None],
     ) -> None:
         self._connection = connection
+        self._wire = TargetWire(connection)
         self._store = store
         self._admissions = admissions
+        self._pairs = pairs
         self._listener = listener
         self._is_admitted = is_admitted
-        self._block_bytes = store.block_bytes
         self._chunk_blocks = max(1, chunk_bytes // store.block_bytes)
-        self._slots: Slots | None = None
-        self._staging = memoryview(b"")
+        self._medium: TargetMedium | None = None
         self._written: array[int] = array("i")
+        """Every block written so far; kept of a checked migration only."""
         self._num_arrived = 0
         """Blocks of the stage that is arriving."""
         self._last_stage = -1
@@ -90,20 +83,21 @@ class TargetConnection:
         """Until the peer goes, errs or is fenced."""
         admission: Admission | None = None
         try:
-            hello, fds = self._greeting()
-            try:
-                admission = self._admissions.admit(
-                    MigrationId(hello.migration), hello.token, self._connection
-                )
-                self._is_admitted()
-                self._agree(hello, fds)
-            finally:
-                for fd in fds:
-                    os.close(fd)
+            hello = self._wire.hello()
+            admission = self._admissions.admit(
+                MigrationId(hello.migration), hello.token, self._connection
+            )
+            self._is_admitted()
+            self._medium = self._agree(hello, admission)
             self._receive_all(admission, hello)
         except Fenced:
             self._end(admission, "", "")
-        except WireError as error:
+        except EngineError as error:
+            reason = error.message
+            if self._wire.has_hung_up():
+                reason = self._wire.failure_said() or f"the source's connection ended: {reason}"
+            self._end(admission, reason, error.message)
+        except LlxError as error:
             self._end(admission, error.message, error.message)
         except OSError as error:
             self._end(admission, f"the source's connection ended: {error}", "")
@@ -114,90 +108,68 @@ class TargetConnection:
 
     # ------------------------------------------------------------------ the greeting
 
-    def _greeting(self) -> tuple[Hello, list[int]]:
-        """What it says first, and the file descriptors beside it, which the caller closes."""
-        limit_waits(self._connection, send_s=SILENCE_S, receive_s=SILENCE_S)
-        fds: list[int] = []
-        if self._connection.family == socket.AF_UNIX:
-            data, fds, _, _ = socket.recv_fds(
-                self._connection, HEADER_BYTES, 1, socket.MSG_CMSG_CLOEXEC
-            )
-        else:
-            tune(self._connection)
-            data = bytes(receive(self._connection, HEADER_BYTES))
-        try:
-            header = decode_header(data)
-            if header.kind is not Kind.HELLO:
-                raise WireError(f"{header.kind.name} before a hello")
-            return decode_hello(receive(self._connection, header.size)), fds
-        except BaseException:
-            for fd in fds:
-                os.close(fd)
-            raise
-
-    def _agree(self, hello: Hello, fds: list[int]) -> None:
-        store = self._store
-        if (hello.layout, hello.block_bytes) != (store.layout, self._block_bytes):
+    def _agree(self, hello: Hello, admission: Admission) -> TargetMedium:
+        """Compare, choose a medium, and make this end of it."""
+        store, wire = self._store, self._wire
+        if (hello.layout, hello.block_bytes) != (store.layout, store.block_bytes):
             raise WireError(
                 f"KV of another layout: {hello.layout} with {hello.block_bytes} bytes a block"
-                f" there, {store.layout} with {self._block_bytes} here"
+                f" there, {store.layout} with {store.block_bytes} here"
             )
         self._chunk_blocks = min(self._chunk_blocks, hello.chunk_blocks)
-        most = self._chunk_blocks * self._block_bytes
-        if hello.num_slots:
-            if len(fds) != 1 or hello.slot_bytes < most:
-                raise WireError("slots too small for a chunk, or without their memory")
-            if hello.slot_bytes * hello.num_slots > max(_MOST_SLOT_BYTES, 2 * most + mmap.PAGESIZE):
-                raise WireError(f"{hello.num_slots} slots of {hello.slot_bytes} bytes")
-            self._slots = map_slots(fds[0], hello.slot_bytes, hello.num_slots)
-        else:
-            self._staging = memoryview(bytearray(most))
-        limit_waits(self._connection, send_s=SILENCE_S, receive_s=0)
-        self._send(Header(Kind.ADMITTED, num_blocks=self._chunk_blocks))
+        choice = choose(hello, store, self._pairs, is_local=wire.is_local)
+        try:
+            body = encode_admitted(Admitted(choice.medium, self._pairs.identity, choice.why_not))
+            wire.send(Header(Kind.ADMITTED, num_blocks=self._chunk_blocks, size=len(body)), body)
+        except BaseException:
+            if choice.peer is not None:
+                choice.peer.close()
+            raise
+        end = TargetEnd(wire, store, self._admissions, admission, self._chunk_blocks, hello.has_crc)
+        medium = self._medium_of(choice, hello, end)
+        wire.be_patient(is_idle=True)
+        return medium
+
+    def _medium_of(self, choice: Choice, hello: Hello, end: TargetEnd) -> TargetMedium:
+        if choice.peer is not None:
+            return IpcTarget(end, choice.peer)
+        if choice.medium is Medium.NCCL:
+            try:
+                return NcclTarget(end, self._pairs, hello.rank, self._wire.read())
+            except NotJoined as error:
+                if hello.asked == Medium.NCCL:
+                    raise EngineError(f"nccl is asked for, but {error.reason}") from None
+        return ShmTarget(end) if end.wire.is_local else TcpTarget(end)
 
     # ------------------------------------------------------------------ stages
 
     def _receive_all(self, admission: Admission, hello: Hello) -> None:
-        head = memoryview(bytearray(HEADER_BYTES))
+        medium, keep = self._medium, self._keep if hello.is_checked else self._count
+        assert medium is not None, "one was chosen"
         while True:
-            receive_into(self._connection, head)
-            header = decode_header(head)
+            header = self._wire.read()
+            if header.kind is Kind.PAIR and isinstance(medium, NcclTarget):
+                medium.join_anew(header)
+                continue
             if header.stage <= self._last_stage or self._is_last_here:
                 raise WireError(f"{header.kind.name} of stage {header.stage}, which has ended")
             match header.kind:
                 case Kind.CHUNK:
-                    self._chunk(admission, hello, header)
+                    medium.take(header, keep)
                 case Kind.END:
                     self._end_of_stage(admission, hello, header)
                 case _:
                     raise WireError(f"{header.kind.name} from a source")
 
-    def _chunk(self, admission: Admission, hello: Hello, header: Header) -> None:
-        count = header.num_blocks
-        if count > self._chunk_blocks or header.size != count * self._block_bytes:
-            raise WireError(f"chunk of {count} blocks and {header.size} bytes")
-        ids = memoryview(bytearray(count * BLOCK_ID_BYTES))
-        if self._slots is None:
-            view = self._staging[: header.size]
-            receive_parts(self._connection, ids, view)
-        else:
-            receive_into(self._connection, ids)
-            if header.mark >= self._slots.num_slots:
-                raise WireError(f"chunk in slot {header.mark} of {self._slots.num_slots}")
-            view = self._slots[header.mark][: header.size]
-        blocks = decode_blocks(ids)
-        if hello.has_crc and zlib.crc32(view) != header.crc:
-            raise WireError(f"checksum of a chunk of stage {header.stage} differs")
-        with self._admissions.writing(admission, blocks):
-            self._store.unpack(blocks, view)
-        if self._slots is not None:
-            self._send(Header(Kind.FREED, mark=header.mark))
-        self._num_arrived += count
-        if hello.is_checked:
-            self._written.extend(blocks)
+    def _count(self, blocks: "array[int]") -> None:
+        self._num_arrived += len(blocks)
+
+    def _keep(self, blocks: "array[int]") -> None:
+        self._num_arrived += len(blocks)
+        self._written.extend(blocks)
 
     def _end_of_stage(self, admission: Admission, hello: Hello, header: Header) -> None:
-        body = bytes(receive(self._connection, header.size))
+        body = self._wire.body(header)
         if hello.has_crc and zlib.crc32(body) != header.crc:
             raise WireError(f"checksum of the end of stage {header.stage} differs")
         if header.num_blocks != self._num_arrived:
@@ -213,7 +185,7 @@ class TargetConnection:
             self._is_last_here = True
         self._num_arrived = 0
         self._last_stage = header.stage
-        self._send(Header(Kind.ARRIVED, stage=header.stage))
+        self._wire.send(Header(Kind.ARRIVED, stage=header.stage))
         self._listener.on_arrived(admission.migration, header.stage)
 
     def _compare(self, theirs: bytes) -> None:
@@ -222,9 +194,6 @@ class TargetConnection:
             raise WireError("the copied blocks differ between source and target")
 
     # ------------------------------------------------------------------ the end
-
-    def _send(self, header: Header, body: bytes = b"") -> None:
-        self._connection.sendall(header.encode() + body)
 
     def _end(self, admission: Admission | None, reason: str, answer: str) -> None:
         """Answer the peer if there is something to say, and tell the listener.
@@ -237,18 +206,6 @@ class TargetConnection:
         elif answer:
             log.warning("kv.refused", reason=answer)
         if answer:
-            with contextlib.suppress(OSError):
-                self._say_failed(answer)
-        if self._slots is not None:
-            self._slots.close()
-
-    def _say_failed(self, answer: str) -> None:
-        """Say it, and read on for a moment: closing over unread bytes would take it back."""
-        body = answer.encode()[:MAX_REASON_BYTES]
-        limit_waits(self._connection, send_s=_DRAIN_S, receive_s=_DRAIN_S)
-        self._send(Header(Kind.FAILED, size=len(body)), body)
-        self._connection.shutdown(socket.SHUT_WR)
-        buffer = bytearray(1 << 16)
-        for _ in range(1024):
-            if not self._connection.recv_into(buffer):
-                return
+            self._wire.say_failed(answer)
+        if self._medium is not None:
+            self._medium.close()

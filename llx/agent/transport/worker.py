@@ -150,7 +150,7 @@ class _Worker:
             case Allow():
                 agent.allow(message.migration, message.blocks)
             case Fence(migration=migration, call=call):
-                agent.fence(migration, lambda: self._reports.put(Done(call, 0)))
+                agent.fence(migration, lambda: self._reports.put(Done(call, None)))
             case Finish(migration=migration):
                 agent.finish(migration)
             case Open():

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from llx.agent.transport import rank
+from llx.agent.transport.budget import Budget
 from llx.agent.transport.frames import (
     HEADER_BYTES,
     Header,
@@ -23,6 +24,9 @@ from llx.agent.transport.frames import (
     encode_blocks,
     encode_hello,
 )
+from llx.agent.transport.medium import SourceEnd
+from llx.agent.transport.medium_shm import ShmSource
+from llx.agent.transport.medium_tcp import TcpSource
 from llx.agent.transport.rank import RankAgent
 from llx.agent.transport.sockets import connect_local, connect_tcp
 from llx.agent.transport.source_wire import SourceWire
@@ -74,11 +78,28 @@ def dial(request, end):
         one.close()
 
 
-def admitted(connection: socket.socket, end, hello: Hello = HELLO) -> SourceWire:
-    end.transport.expect(MigrationId(hello.migration), TOKEN, range(NUM_BLOCKS))
-    wire = SourceWire(connection, hello)
-    wire.greet()
-    return wire
+class Admitted:
+    """A source that has been admitted, and says what a test would have it say."""
+
+    def __init__(self, connection: socket.socket, end: End, hello: Hello = HELLO) -> None:
+        end.transport.expect(MigrationId(hello.migration), TOKEN, range(NUM_BLOCKS))
+        self.wire = SourceWire(connection, hello)
+        self.wire.greet()
+        store = BytesStore(NUM_BLOCKS, BLOCK_BYTES)
+        own_end = SourceEnd(self.wire, store, Budget(0), threading.Event())
+        self._medium = ShmSource(own_end) if self.wire.is_local else TcpSource(own_end)
+
+    def send_chunk(self, data: memoryview, flip: int) -> None:
+        """In stage 0, its checksum flipped."""
+        head = Header(Kind.CHUNK, 0, 0, CHUNK_BLOCKS, zlib.crc32(data) ^ flip, len(data)).encode()
+        if isinstance(self._medium, ShmSource):
+            slot, view = self._medium.buffer()
+            view[: len(data)] = data
+            head = Header(
+                Kind.CHUNK, slot, 0, CHUNK_BLOCKS, zlib.crc32(data) ^ flip, len(data)
+            ).encode()
+            data = memoryview(b"")
+        self.wire.connection.sendall(head + BLOCKS.tobytes() + bytes(data))
 
 
 def works(end: End) -> None:
@@ -108,7 +129,7 @@ def test_garbage_ends_its_own_connection_only(end, dial) -> None:
                 pass
     for size in (HEADER_BYTES, 4000):  # by one that has been admitted
         migration = f"g-{size}"
-        admitted(connection := dial(), end, msgspec.structs.replace(HELLO, migration=migration))
+        Admitted(connection := dial(), end, msgspec.structs.replace(HELLO, migration=migration))
         with contextlib.suppress(OSError):
             connection.sendall(rng.randbytes(size))
         assert end.heard.next()[0] == migration
@@ -132,7 +153,7 @@ def test_what_is_out_of_bounds_is_answered_and_ends_it(end, dial, header: Header
     connection = dial()
     if header.mark and connection.family != socket.AF_UNIX:
         return  # slots are of shared memory alone
-    wire = admitted(connection, end)
+    wire = Admitted(connection, end).wire
     with contextlib.suppress(OSError):
         connection.sendall(header.encode() + bytes(BLOCK_BYTES + 64))
     assert wire.failure_said()
@@ -141,7 +162,7 @@ def test_what_is_out_of_bounds_is_answered_and_ends_it(end, dial, header: Header
 
 
 def test_a_stage_that_has_ended_stays_so(end, dial) -> None:
-    wire = admitted(dial(), end)
+    wire = Admitted(dial(), end).wire
     wire.end_stage(0, Last.NO, 0, 0, b"")
     with pytest.raises(RemoteError, match="has ended"):
         wire.end_stage(0, Last.NO, 0, 0, b"")
@@ -149,12 +170,10 @@ def test_a_stage_that_has_ended_stays_so(end, dial) -> None:
 
 def test_a_checksum_that_differs_is_found_before_anything_is_written(end, dial) -> None:
     before = bytes(end.stores[0].data)
-    wire = admitted(dial(), end)
-    view = wire.buffer()[: len(FULL)]
-    view[:] = FULL
-    wire.send_chunk(0, BLOCKS, view, zlib.crc32(view) ^ 1)
+    source = Admitted(dial(), end)
+    source.send_chunk(FULL, flip=1)
     with pytest.raises((LlxError, OSError)):
-        wire.end_stage(0, Last.NO, CHUNK_BLOCKS, 0, b"")
+        source.wire.end_stage(0, Last.NO, CHUNK_BLOCKS, 0, b"")
     migration, reason = end.heard.next()
     assert migration == M
     assert "checksum" in str(reason)
@@ -203,7 +222,7 @@ def test_a_byte_changed_on_the_way_is_found(end) -> None:
 
 
 def test_a_second_connection_of_a_migration_is_refused(end, dial) -> None:
-    wire = admitted(dial(), end)
+    wire = Admitted(dial(), end).wire
     second = SourceWire(dial(), HELLO)
     with pytest.raises(RemoteError, match="has had its connection"):
         second.greet()
@@ -224,24 +243,32 @@ def test_shared_memory_that_could_kill_is_refused(end, lie: str, tmp_path: Path)
     file = os.open(tmp_path / "f", os.O_RDWR)
     fds = {"no descriptor": [], "a file": [file], "a pipe": [reader]}.get(lie, [memfd])
     slot_bytes = 2**40 if lie == "huge" else size // 2
-    frame = encode_hello(msgspec.structs.replace(HELLO, slot_bytes=slot_bytes, num_slots=2))
+    slots = Header(Kind.SLOTS, 2, size=slot_bytes)
     with connect_local(end.transport.routes[0].local) as connection:
-        socket.send_fds(connection, [frame[:HEADER_BYTES]], fds)
-        connection.sendall(frame[HEADER_BYTES:])
-        head = connection.recv(HEADER_BYTES)
+        wire = SourceWire(connection, HELLO)
+        assert wire.greet().medium == "shm"
+        socket.send_fds(connection, [slots.encode()], fds)
+        assert wire.failure_said()
     for fd in (memfd, reader, writer, file):
         os.close(fd)
-    assert head[1] == Kind.FAILED
     assert end.heard.next()[0] == M
     works(end)
 
 
-def test_descriptors_of_a_stranger_are_closed(end) -> None:
+def test_descriptors_that_nobody_asked_for_are_closed(end) -> None:
+    works(end)  # all its threads have begun
     num_before = count_fds()
-    for _ in range(20):
+    for token in [b"wrong", TOKEN] * 10:
+        migration = f"m-{random.random()}"
+        end.transport.expect(MigrationId(migration), TOKEN, [])
+        frame = encode_hello(msgspec.structs.replace(HELLO, migration=migration, token=token))
         with connect_local(end.transport.routes[0].local) as connection:
-            frame = encode_hello(msgspec.structs.replace(HELLO, token=b"wrong", num_slots=2))
             socket.send_fds(connection, [frame[:HEADER_BYTES]], [0, 0, 0])
+            connection.sendall(frame[HEADER_BYTES:])
+            socket.send_fds(connection, [Header(Kind.FREED).encode()], [0, 0, 0])
+            with contextlib.suppress(OSError):
+                while connection.recv(4096):
+                    pass
     wait_until(lambda: count_fds() <= num_before)
 
 
