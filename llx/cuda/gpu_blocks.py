@@ -81,6 +81,11 @@ class GpuBlocks:
         return self._plan.layout
 
     @property
+    def driver(self) -> Driver:
+        """Of the GPU on which they lie."""
+        return self._driver
+
+    @property
     def gpu(self) -> str:
         """UUID of the GPU."""
         return self._driver.gpu
