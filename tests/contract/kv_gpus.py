@@ -102,7 +102,9 @@ class FakeDevice:
             raise EngineError(gpus.refuses_join)
         deadline = time.monotonic() + _JOIN_S
         meeting = gpus.meetings[pair]
-        while gpus.hangs_join and is_source and time.monotonic() < deadline and not is_cancelled():
+        while gpus.hangs_join and is_source:
+            if is_cancelled() or time.monotonic() > deadline:
+                raise EngineError("the other end did not join in time")
             time.sleep(_POLL_S)
         with gpus.changed:
             meeting.here.add(is_source)
