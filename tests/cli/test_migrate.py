@@ -57,9 +57,11 @@ class TestTables:
                 num_stages=3,
                 blocks_reused=4,
                 num_tokens=530,
+                transport="nccl",
+                transport_why="cuda-ipc: not within one host",
             ),
             migration_status(2, **KEPT, rate=0.0),
-            migration_status(3),
+            migration_status(3, transport="cuda-ipc"),
             migration_status(4, state="ordered", blocks_copied=0, size_bytes=0, rate=0.0),
         ]
         self.write(golden, "migrations", migration_columns(NOW), rows)

@@ -23,6 +23,7 @@ from llx.specs import (
     load_spec,
     save_spec,
 )
+from tests.contract.kv_pair import gpus, here  # noqa: F401  fixtures
 from tests.contract.peer import WAIT_S, Peer
 from tests.node import node_environment
 

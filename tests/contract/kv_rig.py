@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llx.agent.transport.instance import InstanceTransport
+from llx.agent.transport.pairs import Pairs
 from llx.agent.transport.rank import RankAgent
 from llx.core.model import MigrationId, RequestId
-from llx.ports import Copied
+from llx.ports import Copied, DeviceKv
 from llx.specs import MigrationSpec
 from llx.wire import Route
 
@@ -52,6 +53,7 @@ class BytesStore:
         self.is_inside = threading.Event()
         self.hold = threading.Event()
         self.hold.set()
+        self.device: DeviceKv | None = None
 
     @property
     def block_bytes(self) -> int:
@@ -88,10 +90,6 @@ class BytesStore:
 
     def buffer(self, size_bytes: int) -> memoryview:
         return memoryview(bytearray(size_bytes))
-
-    @property
-    def device(self) -> None:
-        return None
 
     def sampler_state(self, request: RequestId) -> bytes:
         return f"state of {request}".encode()
@@ -178,21 +176,28 @@ class End:
     stores: list[BytesStore]
 
     def routes(self, kind: str) -> list[Route]:
-        """How others reach it: ``tcp`` as from another host."""
+        """How others reach it: ``tcp`` and ``nccl`` as from another host."""
         routes = self.transport.routes
-        if kind == "tcp":
+        if kind in ("tcp", "nccl"):
             return [Route(FAR, route.address, route.local) for route in routes]
         return routes
 
 
 def end_here(
-    spec: MigrationSpec = SPEC, *, layout: str = "plain", num_blocks: int = NUM_BLOCKS
+    spec: MigrationSpec = SPEC,
+    *,
+    layout: str = "plain",
+    num_blocks: int = NUM_BLOCKS,
+    device_of: Callable[[BytesStore], DeviceKv] | None = None,
+    pairs: Pairs | None = None,
 ) -> End:
     """An instance of one rank, in this process."""
     store = BytesStore(num_blocks, BLOCK_BYTES, layout=layout)
+    if device_of is not None:
+        store.device = device_of(store)
     heard = Heard()
     return End(
-        InstanceTransport([RankAgent(store, spec, "127.0.0.1")], heard),
+        InstanceTransport([RankAgent(store, spec, "127.0.0.1", pairs=pairs)], heard),
         heard,
         [store],
     )

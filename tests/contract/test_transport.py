@@ -1,7 +1,7 @@
-"""What every KV transport promises: `llx.ports.KvTransport`, over TCP, within a host, by ranks.
+"""What every KV transport promises: `llx.ports.KvTransport`, by every medium, and by ranks.
 
-`tcp` and `local` are instances of one rank in this process, `ranks` of two ranks in processes of
-their own.
+`tcp`, `local`, `cuda-ipc` and `nccl` are instances of one rank in this process, the last two with
+GPUs that are not there; `ranks` of two ranks in processes of their own.
 """
 
 import itertools
@@ -12,60 +12,17 @@ import pytest
 
 from llx.core.model import MigrationId, RequestId
 from llx.wire import Route
+from tests.contract.kv_pair import SOON_S, TOKEN, M, Pair, near_pair
 from tests.contract.kv_ranks import EndElsewhere, Nursery, end_elsewhere
 from tests.contract.kv_rig import (
     BLOCK_BYTES,
     CHUNK_BLOCKS,
     NUM_BLOCKS,
     Answer,
-    End,
-    end_here,
     wait_until,
 )
 
 pytestmark = [pytest.mark.contract]
-
-TOKEN = b"0123456789abcdef"
-M = MigrationId("m-1")
-SOON_S = 1.0
-"""By when a death is noticed on a busy machine; it takes milliseconds."""
-
-
-class Pair:
-    """A source and a target, which can swap roles."""
-
-    def __init__(self, kind: str, source: End, target: End) -> None:
-        self.kind, self.source, self.target = kind, source, target
-        for number, end in enumerate((source, target)):
-            for rank, store in enumerate(end.stores):
-                store.fill(10 * number + rank)
-        self.before = [bytes(store.data) for store in target.stores]
-
-    def begin(self, blocks, migration=M, *, is_checked=False, token=TOKEN) -> None:
-        self.target.transport.expect(migration, TOKEN, blocks)
-        routes = self.target.routes(self.kind)
-        self.source.transport.open(migration, routes, token, is_checked=is_checked)
-
-    def send(self, stage, source=(), target=(), migration=M, state_of=None) -> Answer:
-        answer = Answer()
-        self.source.transport.send(
-            migration, stage, list(source), list(target), state_of=state_of, done=answer
-        )
-        return answer
-
-    def size(self, num_blocks: int) -> int:
-        return num_blocks * BLOCK_BYTES * len(self.source.stores)
-
-    def assert_copied(self, pairs) -> None:
-        """Block by block, and nothing else at the target has changed."""
-        pairs = list(pairs)
-        for source, target, before in zip(
-            self.source.stores, self.target.stores, self.before, strict=True
-        ):
-            wanted = bytearray(before)
-            for a, b in pairs:
-                wanted[b * BLOCK_BYTES : (b + 1) * BLOCK_BYTES] = source.of(a)
-            assert bytes(target.data) == wanted
 
 
 @pytest.fixture(scope="module")
@@ -91,31 +48,17 @@ def elsewhere(nursery: Nursery, tmp_path):
             process.wait_gone()
 
 
-@pytest.fixture
-def here():
-    """Makes ends in this process; afterwards none is left."""
-    ends: list[End] = []
-
-    def make(**options) -> End:
-        ends.append(end_here(**options))
-        return ends[-1]
-
-    yield make
-    for end in ends:
-        end.transport.stop()
-
-
-@pytest.fixture(params=["tcp", "local", "ranks"])
-def pair(request, here, elsewhere):
+@pytest.fixture(params=["tcp", "local", "cuda-ipc", "nccl", "ranks"])
+def pair(request, here, elsewhere, gpus):
     if request.param == "ranks":
         return Pair(request.param, elsewhere(2), elsewhere(2))
-    return Pair(request.param, here(), here())
+    return near_pair(request.param, here, gpus)
 
 
-@pytest.fixture(params=["tcp", "local"])
-def near(request, here):
+@pytest.fixture(params=["tcp", "local", "cuda-ipc", "nccl"])
+def near(request, here, gpus):
     """A pair in this process, whose stores can be tampered with."""
-    return Pair(request.param, here(), here())
+    return near_pair(request.param, here, gpus)
 
 
 # ---------------------------------------------------------------------- copies
@@ -308,7 +251,10 @@ def test_after_a_fence_nothing_is_written(pair: Pair) -> None:
     again.get()
 
 
-def test_a_fence_waits_for_the_chunk_that_is_being_written(near: Pair) -> None:
+@pytest.mark.parametrize("kind", ["tcp", "local", "cuda-ipc"])
+def test_a_fence_waits_for_the_chunk_that_is_being_written(kind: str, here, gpus) -> None:
+    near = near_pair(kind, here, gpus)
+    num_written = 20 if kind == "cuda-ipc" else CHUNK_BLOCKS
     store = near.target.stores[0]
     store.hold.clear()
     near.begin(range(NUM_BLOCKS))
@@ -322,9 +268,9 @@ def test_a_fence_waits_for_the_chunk_that_is_being_written(near: Pair) -> None:
     store.hold.set()
     for fence in fences:
         fence.get()
-    near.assert_copied((block, block) for block in range(CHUNK_BLOCKS))
+    near.assert_copied((block, block) for block in range(num_written))
     assert isinstance(answer.get(), str)
-    near.assert_copied((block, block) for block in range(CHUNK_BLOCKS))
+    near.assert_copied((block, block) for block in range(num_written))
 
 
 def test_closing_tells_both_ends_and_interrupts(pair: Pair) -> None:

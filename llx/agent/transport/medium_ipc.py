@@ -47,7 +47,8 @@ class IpcSource:
             self._end.wire.send(header, blocks.tobytes() + source[chunk].tobytes())
 
     def close(self) -> None:
-        """It holds nothing."""
+        """It holds nothing but its place in the wire."""
+        self._end.wire.on_freed = None
 
     def _freed(self, header: Header) -> None:
         if not self._num_ahead:

@@ -77,6 +77,7 @@ class ShmSource:
 
     def close(self) -> None:
         """Unmap the slots."""
+        self._end.wire.on_freed = None
         self._slots.close()
 
     def _freed(self, header: Header) -> None:

@@ -7,16 +7,22 @@ from hypothesis import strategies as st
 from llx.agent.transport.frames import (
     DIGEST_BYTES,
     HEADER_BYTES,
+    MAX_ADMITTED_BYTES,
     MAX_CHUNK_BLOCKS,
     MAX_HELLO_BYTES,
+    MAX_SETUP_BYTES,
     MAX_STATE_BYTES,
+    PAIR_ID_BYTES,
+    Admitted,
     Header,
     Hello,
     Kind,
     Last,
+    decode_admitted,
     decode_blocks,
     decode_header,
     decode_hello,
+    encode_admitted,
     encode_blocks,
     encode_hello,
 )
@@ -63,7 +69,7 @@ def test_whatever_passes_is_within_bounds(rest: bytes) -> None:
         return
     if header.kind is Kind.CHUNK:
         assert 1 <= header.num_blocks <= MAX_CHUNK_BLOCKS
-    else:
+    elif header.kind is not Kind.SLOTS:  # whose size is that of a slot: nothing follows
         assert header.size <= MAX_STATE_BYTES + DIGEST_BYTES
 
 
@@ -87,6 +93,10 @@ def test_a_hello_of_nonsense_is_refused(body: bytes) -> None:
         Header(Kind.CHUNK, num_blocks=0),
         Header(Kind.CHUNK, num_blocks=MAX_CHUNK_BLOCKS + 1),
         Header(Kind.ARRIVED, size=1),
+        Header(Kind.PAIR, size=PAIR_ID_BYTES - 1),
+        Header(Kind.PAIR, size=PAIR_ID_BYTES + MAX_SETUP_BYTES + 1),
+        Header(Kind.JOINED, mark=3),
+        Header(Kind.ADMITTED, size=MAX_ADMITTED_BYTES + 1),
     ],
 )
 def test_out_of_bounds(header: Header) -> None:
@@ -99,6 +109,16 @@ def test_a_hello_comes_back() -> None:
     header = decode_header(frame[:HEADER_BYTES])
     assert (header.kind, header.size) == (Kind.HELLO, len(frame) - HEADER_BYTES)
     assert decode_hello(frame[HEADER_BYTES:]) == HELLO
+
+
+def test_an_admission_comes_back_and_its_reasons_are_lines() -> None:
+    admitted = Admitted("shm", b"rank", {"nccl": "one\n  two " + "x" * 9000})
+    body = encode_admitted(admitted)
+    assert len(body) < MAX_ADMITTED_BYTES
+    found = decode_admitted(body)
+    assert found.why_not["nccl"].startswith("one two xxx")
+    with pytest.raises(WireError):
+        decode_admitted(body[:-1])
 
 
 @settings(deadline=None)

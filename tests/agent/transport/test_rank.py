@@ -9,6 +9,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -74,12 +75,17 @@ def dial(request, end):
         return one
 
     yield connect
+    while Admitted.open:
+        Admitted.open.pop().close()
     for one in opened:
         one.close()
 
 
 class Admitted:
     """A source that has been admitted, and says what a test would have it say."""
+
+    open: ClassVar[list["Admitted"]] = []
+    """Closed by the fixture `dial`, whose connections they use."""
 
     def __init__(self, connection: socket.socket, end: End, hello: Hello = HELLO) -> None:
         end.transport.expect(MigrationId(hello.migration), TOKEN, range(NUM_BLOCKS))
@@ -88,6 +94,10 @@ class Admitted:
         store = BytesStore(NUM_BLOCKS, BLOCK_BYTES)
         own_end = SourceEnd(self.wire, store, Budget(0), threading.Event())
         self._medium = ShmSource(own_end) if self.wire.is_local else TcpSource(own_end)
+        self.open.append(self)
+
+    def close(self) -> None:
+        self._medium.close()
 
     def send_chunk(self, data: memoryview, flip: int) -> None:
         """In stage 0, its checksum flipped."""
