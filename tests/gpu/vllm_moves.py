@@ -348,7 +348,7 @@ async def stalls(arbiter: Arbiter, report: Report, lengths: list[int], vocabular
     medians = {}
     for length in lengths:
         request = arbiter.add(
-            prompt_of(length, 7 + length, vocabulary), 12 * PACE_TOKENS, "a", None
+            prompt_of(length, 7 + length, vocabulary), 30 * PACE_TOKENS, "a", None
         )
         await arbiter.wait(request, PACE_TOKENS)
         copied, sizes, elapsed = [], [], []
@@ -365,6 +365,9 @@ async def stalls(arbiter: Arbiter, report: Report, lengths: list[int], vocabular
         arbiter.abort(request)
         downtime = [each * 1e3 for each, _ in moves]
         itl = [each * 1e3 for _, each in moves]
+        report.check(
+            f"{length}: went by", news.outcome == "moved", f"{news.transport} {news.transport_why}"
+        )
         report.measure(f"{length}: downtime", downtime, "ms")
         report.measure(f"{length}: ITL before", itl, "ms")
         report.measure(f"{length}: whole move", elapsed, "ms")
