@@ -41,6 +41,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = ("a", "b")
 START_S = 150.0
 MOVE_S = 20.0
+OUTPUTS = 600
 PACE_TOKENS = 40
 """Between two moves: the pace is the median of so many gaps."""
 
@@ -321,17 +322,17 @@ async def identity(arbiter: Arbiter, report: Report, lengths: list[int], vocabul
     """Alone in the batch, so that its shape is the same: moved and unmoved, bit by bit."""
     for length in lengths:
         prompt = prompt_of(length, length, vocabulary)
-        plain = arbiter.add(prompt, 120, "a", 1)
-        await arbiter.wait(plain, 120)
-        moved = arbiter.add(prompt, 120, "a", 1)
-        for at in (25, 50, 75):
+        plain = arbiter.add(prompt, OUTPUTS, "a", 1)
+        await arbiter.wait(plain, OUTPUTS)
+        moved = arbiter.add(prompt, OUTPUTS, "a", 1)
+        for at in (20, 150, 300):
             await arbiter.wait(moved, at)
             news = await arbiter.move(moved, is_checked=True)
             report.check(
                 f"{length}: moved, KV equal by digest at both ends",
                 news.outcome == "moved", f"{news.outcome} {news.reason} {news.state}",
             )  # fmt: skip
-        await arbiter.wait(moved, 120)
+        await arbiter.wait(moved, OUTPUTS)
         one, other = arbiter.streams[plain], arbiter.streams[moved]
         distinct = len(set(one.tokens))
         report.check(
