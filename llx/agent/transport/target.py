@@ -23,13 +23,14 @@ from llx.agent.transport.frames import (
     Last,
     encode_admitted,
 )
-from llx.agent.transport.joining import NotJoined
+from llx.agent.transport.joining import JOIN_WAIT_S, NotJoined
 from llx.agent.transport.medium import TargetEnd, TargetMedium
 from llx.agent.transport.medium_ipc import IpcTarget
 from llx.agent.transport.medium_nccl import NcclTarget
 from llx.agent.transport.medium_shm import ShmTarget
 from llx.agent.transport.medium_tcp import TcpTarget
 from llx.agent.transport.pairs import Pairs
+from llx.agent.transport.sockets import SILENCE_S
 from llx.agent.transport.target_wire import TargetWire
 from llx.core.model import MigrationId
 from llx.errors import EngineError, LlxError, WireError
@@ -127,18 +128,20 @@ class TargetConnection:
             raise
         end = TargetEnd(wire, store, self._admissions, admission, self._chunk_blocks, hello.has_crc)
         medium = self._medium_of(choice, hello, end)
-        wire.be_patient(is_idle=True)
+        wire.be_patient(0)
         return medium
 
     def _medium_of(self, choice: Choice, hello: Hello, end: TargetEnd) -> TargetMedium:
         if choice.peer is not None:
             return IpcTarget(end, choice.peer)
         if choice.medium is Medium.NCCL:
+            self._wire.be_patient(JOIN_WAIT_S)
             try:
                 return NcclTarget(end, self._pairs, hello.rank, self._wire.read())
             except NotJoined as error:
                 if hello.asked == Medium.NCCL:
                     raise EngineError(f"nccl is asked for, but {error.reason}") from None
+            self._wire.be_patient(SILENCE_S)
         return ShmTarget(end) if end.wire.is_local else TcpTarget(end)
 
     # ------------------------------------------------------------------ stages
