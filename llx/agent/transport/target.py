@@ -140,7 +140,7 @@ class TargetConnection:
                 return NcclTarget(end, self._pairs, hello.rank, self._wire.read())
             except NotJoined as error:
                 if hello.asked == Medium.NCCL:
-                    raise EngineError(f"nccl is asked for, but {error.reason}") from None
+                    raise WireError(f"nccl is asked for, but {error.reason}") from None
             self._wire.be_patient(SILENCE_S)
         return ShmTarget(end) if end.wire.is_local else TcpTarget(end)
 
