@@ -89,7 +89,7 @@ class TargetConnection:
                 MigrationId(hello.migration), hello.token, self._connection
             )
             self._is_admitted()
-            self._medium = self._agree(hello, admission)
+            self._agree(hello, admission)
             self._receive_all(admission, hello)
         except Fenced:
             self._end(admission, "", "")
@@ -109,7 +109,7 @@ class TargetConnection:
 
     # ------------------------------------------------------------------ the greeting
 
-    def _agree(self, hello: Hello, admission: Admission) -> TargetMedium:
+    def _agree(self, hello: Hello, admission: Admission) -> None:
         """Compare, choose a medium, and make this end of it."""
         store, wire = self._store, self._wire
         if (hello.layout, hello.block_bytes) != (store.layout, store.block_bytes):
@@ -127,9 +127,8 @@ class TargetConnection:
                 choice.peer.close()
             raise
         end = TargetEnd(wire, store, self._admissions, admission, self._chunk_blocks, hello.has_crc)
-        medium = self._medium_of(choice, hello, end)
+        self._medium = self._medium_of(choice, hello, end)
         wire.be_patient(0)
-        return medium
 
     def _medium_of(self, choice: Choice, hello: Hello, end: TargetEnd) -> TargetMedium:
         if choice.peer is not None:
