@@ -75,7 +75,8 @@ class InstanceStatus(_Resource):
     """One instance.
 
     `is_cordoned`: by name; it may be by its host as well. `moving_out`: requests on their way to
-    another one. `cannot_migrate`: why none can move; empty: they can, or nobody knows yet.
+    another one. `moved_by`: how KV last left or came, and why so; empty: none has lately.
+    `cannot_migrate`: why none can move; empty: they can, or nobody knows yet.
     """
 
     name: str
@@ -95,6 +96,7 @@ class InstanceStatus(_Resource):
     log: str = ""
     is_cordoned: bool = False
     moving_out: int = 0
+    moved_by: str = ""
     cannot_migrate: str = ""
 
 

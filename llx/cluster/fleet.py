@@ -257,6 +257,7 @@ class Fleet:
         status = status.model_copy(
             update={
                 "moving_out": len(self.moves.leaving(name)),
+                "moved_by": self.moves.moved_by(name),
                 "cannot_migrate": "" if info is None else info.cannot_migrate,
             }
         )

@@ -6,6 +6,7 @@ was given up. Nothing here sends anything.
 """
 
 import asyncio
+import itertools
 import statistics
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -137,6 +138,14 @@ class MoveLog:
     def coming(self, instance: str) -> list[Move]:
         """Those under way to an instance."""
         return [each for each in self._open.values() if each.target == instance]
+
+    def moved_by(self, instance: str) -> str:
+        """How KV last went from or to an instance, and why so: ``shm (nccl: no GPU)``, or empty."""
+        for move in itertools.chain(reversed(self._open.values()), reversed(self._over.values())):
+            if instance in (move.source, move.target) and move.news and move.news.transport:
+                why = move.news.transport_why
+                return f"{move.news.transport} ({why})" if why else move.news.transport
+        return ""
 
     def experience(self) -> Experience:
         """What the last moves were like."""

@@ -56,6 +56,19 @@ def test_a_move_from_its_order_to_its_figures() -> None:
     assert log.get("m1-1") is move
 
 
+def test_it_is_told_how_kv_last_went() -> None:
+    log = MoveLog()
+    first, second = begin(log), begin(log, "m1-2", "q")
+    assert log.moved_by("a") == ""
+    log.on_news(first, over("moved", transport="nccl"), at=1.0, now=1.0)
+    assert (first.status().transport, first.status().transport_why) == ("nccl", "")
+    assert [log.moved_by(name) for name in "abc"] == ["nccl", "nccl", ""]
+    why = "cuda-ipc: no GPU; nccl: no GPU"
+    log.on_news(second, news("m1-2", "q", transport="shm", transport_why=why), at=2.0, now=2.0)
+    assert (second.status().transport, second.status().transport_why) == ("shm", why)
+    assert log.moved_by("a") == f"shm ({why})"
+
+
 @pytest.mark.parametrize("epoch", [4, 5])
 def test_a_gateway_may_speak_first_and_repeats_itself(epoch: int) -> None:
     log = MoveLog()

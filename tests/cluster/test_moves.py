@@ -68,6 +68,8 @@ def test_requests_are_listed_and_move_when_asked(rig) -> None:
         assert outcomes(rig, client, report.migrations) == [MoveOutcome.MOVED]
         status = client.migration("m1-1")
         assert (status.blocks_copied, status.size_bytes, status.why) == (2, 8192, "asked for")
+        assert (status.transport, status.transport_why) == ("shm", "nccl: no GPU")
+        assert client.instance("m-1").moved_by == "shm (nccl: no GPU)"
         assert [each.name for each in client.requests().requests] == ["llx-2", "llx-3"]
 
         plan = client.migrate(MigrateRequest(source="m-0", target="m-1", is_dry_run=True))

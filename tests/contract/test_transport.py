@@ -72,6 +72,8 @@ def test_blocks_arrive_where_they_belong_and_nowhere_else(pair: Pair) -> None:
     assert pair.send(1, source[13:21], target[13:21]).get() == pair.size(8)
     done = pair.send(2, source[21:], target[21:], state_of=RequestId("r-7"))
     assert done.get() == pair.size(2)
+    assert done.copied is not None
+    assert done.copied.medium == {"local": "shm", "ranks": "shm"}.get(pair.kind, pair.kind)
     assert [pair.target.heard.next() for _ in range(3)] == [(M, 0), (M, 1), (M, 2)]
     pair.assert_copied(zip(source, target, strict=True))
     assert [store.kept(M) for store in pair.target.stores] == [b"state of r-7"] * len(

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
-from llx.agent.transport.frames import Hello, line_of
+from llx.agent.transport.frames import MAX_SHARED_BYTES, Hello, line_of
 from llx.agent.transport.pairs import Pairs
 from llx.errors import EngineError, WireError
 from llx.ports import KvStore, PeerKv
@@ -39,6 +39,8 @@ def offer(hello: Hello, store: KvStore, pairs: Pairs, *, is_local: bool) -> Hell
             shared = device.share()
         except EngineError as error:
             lacks[Medium.CUDA_IPC] = line_of(error.message)
+        if len(shared) > MAX_SHARED_BYTES:
+            shared, lacks[Medium.CUDA_IPC] = b"", f"{len(shared)} bytes of handles"
     return msgspec.structs.replace(
         hello,
         gpu=device.gpu,

@@ -24,14 +24,15 @@ from llx.agent.transport.frames import (
     line_of,
 )
 from llx.agent.transport.pairs import Pair, Pairs
-from llx.agent.transport.sockets import peek, receive
+from llx.agent.transport.sockets import SILENCE_S, limit_waits, peek, receive
 from llx.agent.transport.source_wire import SourceWire
 from llx.agent.transport.target_wire import TargetWire
 from llx.errors import EngineError, WireError
 from llx.ports import DeviceKv
 
-_MAKING_S = 25.0
-"""Another connection is joining a pair with the same rank: below what the target waits."""
+JOIN_WAIT_S = 60.0
+"""The other end joins, or waits for another connection that does: above what joining takes."""
+_MAKING_S = 50.0
 
 
 class NotJoined(Exception):
@@ -56,6 +57,20 @@ def join_as_source(
         EngineError: Cancelled.
         RemoteError, WireError, OSError: The connection is of no use any more.
     """
+    limit_waits(wire.connection, send_s=SILENCE_S, receive_s=JOIN_WAIT_S)
+    try:
+        return _found_or_new(wire, device, pairs, peer, is_cancelled)
+    finally:
+        limit_waits(wire.connection, send_s=SILENCE_S, receive_s=SILENCE_S)
+
+
+def _found_or_new(
+    wire: SourceWire,
+    device: DeviceKv,
+    pairs: Pairs,
+    peer: bytes,
+    is_cancelled: Callable[[], bool],
+) -> Pair:
     with pairs.making(peer, _MAKING_S, is_cancelled):
         if refusal := pairs.shunned(peer):
             wire.send(*_joined(Joined.NO, refusal))

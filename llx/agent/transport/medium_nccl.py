@@ -27,9 +27,15 @@ from collections.abc import Callable
 
 from llx.agent.transport.choice import Medium
 from llx.agent.transport.frames import Header, Kind, Round
-from llx.agent.transport.joining import NotJoined, join_as_source, join_as_target
+from llx.agent.transport.joining import (
+    JOIN_WAIT_S,
+    NotJoined,
+    join_as_source,
+    join_as_target,
+)
 from llx.agent.transport.medium import SourceEnd, TargetEnd
 from llx.agent.transport.pairs import Pair, Pairs
+from llx.agent.transport.sockets import SILENCE_S
 from llx.errors import EngineError, WireError
 from llx.ports import PairEnd
 
@@ -160,9 +166,9 @@ class NcclTarget:
 
     def take(self, header: Header, written: Callable[["array[int]"], None]) -> None:
         """A whole round."""
-        self._end.wire.be_patient(is_idle=False)
+        self._end.wire.be_patient(SILENCE_S)
         self._take_round(header, written)
-        self._end.wire.be_patient(is_idle=True)
+        self._end.wire.be_patient(0)
 
     def join_anew(self, header: Header) -> None:
         """The source's pair broke in another migration: join the one of this frame instead.
@@ -170,14 +176,14 @@ class NcclTarget:
         Raises:
             EngineError: There is none.
         """
-        self._end.wire.be_patient(is_idle=False)
+        self._end.wire.be_patient(JOIN_WAIT_S)
         try:
             joined = self._join(header)
         except NotJoined as error:
             raise EngineError(f"no new pair of GPUs: {error.reason}") from None
         self._pairs.release(self._pair)
         self._pair = joined
-        self._end.wire.be_patient(is_idle=True)
+        self._end.wire.be_patient(0)
 
     def close(self) -> None:
         """Leave the pair to others."""

@@ -23,13 +23,14 @@ from llx.agent.transport.frames import (
     Last,
     encode_admitted,
 )
-from llx.agent.transport.joining import NotJoined
+from llx.agent.transport.joining import JOIN_WAIT_S, NotJoined
 from llx.agent.transport.medium import TargetEnd, TargetMedium
 from llx.agent.transport.medium_ipc import IpcTarget
 from llx.agent.transport.medium_nccl import NcclTarget
 from llx.agent.transport.medium_shm import ShmTarget
 from llx.agent.transport.medium_tcp import TcpTarget
 from llx.agent.transport.pairs import Pairs
+from llx.agent.transport.sockets import SILENCE_S
 from llx.agent.transport.target_wire import TargetWire
 from llx.core.model import MigrationId
 from llx.errors import EngineError, LlxError, WireError
@@ -88,7 +89,7 @@ class TargetConnection:
                 MigrationId(hello.migration), hello.token, self._connection
             )
             self._is_admitted()
-            self._medium = self._agree(hello, admission)
+            self._agree(hello, admission)
             self._receive_all(admission, hello)
         except Fenced:
             self._end(admission, "", "")
@@ -108,7 +109,7 @@ class TargetConnection:
 
     # ------------------------------------------------------------------ the greeting
 
-    def _agree(self, hello: Hello, admission: Admission) -> TargetMedium:
+    def _agree(self, hello: Hello, admission: Admission) -> None:
         """Compare, choose a medium, and make this end of it."""
         store, wire = self._store, self._wire
         if (hello.layout, hello.block_bytes) != (store.layout, store.block_bytes):
@@ -126,19 +127,20 @@ class TargetConnection:
                 choice.peer.close()
             raise
         end = TargetEnd(wire, store, self._admissions, admission, self._chunk_blocks, hello.has_crc)
-        medium = self._medium_of(choice, hello, end)
-        wire.be_patient(is_idle=True)
-        return medium
+        self._medium = self._medium_of(choice, hello, end)
+        wire.be_patient(0)
 
     def _medium_of(self, choice: Choice, hello: Hello, end: TargetEnd) -> TargetMedium:
         if choice.peer is not None:
             return IpcTarget(end, choice.peer)
         if choice.medium is Medium.NCCL:
+            self._wire.be_patient(JOIN_WAIT_S)
             try:
                 return NcclTarget(end, self._pairs, hello.rank, self._wire.read())
             except NotJoined as error:
                 if hello.asked == Medium.NCCL:
-                    raise EngineError(f"nccl is asked for, but {error.reason}") from None
+                    raise WireError(f"nccl is asked for, but {error.reason}") from None
+            self._wire.be_patient(SILENCE_S)
         return ShmTarget(end) if end.wire.is_local else TcpTarget(end)
 
     # ------------------------------------------------------------------ stages

@@ -50,7 +50,7 @@ class TargetWire:
 
     def hello(self) -> Hello:
         """What the source says first, in time."""
-        self.be_patient(is_idle=False)
+        self.be_patient(SILENCE_S)
         if not self.is_local:
             tune(self.connection)
         header = self.read()
@@ -58,9 +58,9 @@ class TargetWire:
             raise WireError(f"{header.kind.name} before a hello")
         return decode_hello(receive(self.connection, header.size))
 
-    def be_patient(self, *, is_idle: bool) -> None:
-        """How long to wait for what is read: idle, for ever; else the source is to speak now."""
-        limit_waits(self.connection, send_s=SILENCE_S, receive_s=0 if is_idle else SILENCE_S)
+    def be_patient(self, receive_s: float) -> None:
+        """How long to wait for what is read; 0: for ever, as between two frames of a stage."""
+        limit_waits(self.connection, send_s=SILENCE_S, receive_s=receive_s)
 
     def read(self) -> Header:
         """The next header."""

@@ -108,7 +108,8 @@ class FakeEngine:
     def tell(self, peer: int, order: MigrateOrder, state: str, **more: object) -> None:
         self.emit(peer, MigrationNews(
             order.migration, order.request, "", order.target.instance, state, Epoch(0),
-            blocks_copied=2, size_bytes=8192, rate=1e6, elapsed_ms=50.0, **more,
+            blocks_copied=2, size_bytes=8192, rate=1e6, elapsed_ms=50.0,
+            transport="shm", transport_why="nccl: no GPU", **more,
         ))  # fmt: skip
 
     def rewrite(self, change: Callable) -> None:
