@@ -146,7 +146,7 @@ class DeviceKv(Protocol):
 
     @property
     def nccl(self) -> str:
-        """Version of NCCL, which has to be equal at both ends; empty: there is none here."""
+        """Version and use of NCCL, which have to be equal at both ends; empty: there is none."""
 
     def share(self) -> bytes:
         """For `open_peer` in another process of this host."""

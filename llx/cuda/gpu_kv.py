@@ -39,8 +39,10 @@ class GpuKv:
 
     @property
     def nccl(self) -> str:
-        """See `llx.ports.DeviceKv`, as all that follows."""
-        return self._api.version if self._api is not None else ""
+        """See `llx.ports.DeviceKv`, as all that follows: of whole blocks if they go as they lie."""
+        if self._api is None:
+            return ""
+        return self._api.version + (" of whole blocks" if self._blocks.is_contiguous else "")
 
     def share(self) -> bytes:
         """Handles of CUDA's inter-process communication."""

@@ -284,7 +284,16 @@ def test_a_rank_without_nccl_says_so(monkeypatch) -> None:
         kv.join(b"x", is_source=True, is_cancelled=never)
 
 
-def test_the_library_is_looked_for_where_torch_has_it(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(nccl, "_beside_torch", lambda name: [str(tmp_path / name)])
+def test_nccl_that_cannot_be_loaded_is_an_error(monkeypatch, tmp_path) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(nccl.ctypes, "CDLL", missing)
     with pytest.raises(EngineError, match="NCCL cannot be loaded"):
         nccl.Nccl()
+
+
+def test_caches_that_send_otherwise_are_told_apart() -> None:
+    """A block in one run goes by itself, others go together: the two ends have to agree."""
+    assert two("LBNHC").kv[0].nccl != two("BLNHC").kv[0].nccl
+    assert two("LBNHC").kv[0].nccl == two("LBNHC").kv[1].nccl
