@@ -170,10 +170,13 @@ def _freeness(each: InstanceStatus) -> str:
 
 
 def _can_move(each: InstanceStatus) -> str:
-    """Whether its requests can, or why they cannot."""
+    """Whether its requests can, and how they last did; or why they cannot."""
     if each.cannot_migrate:
         return f"no: {each.cannot_migrate}"
-    return "yes" if each.state is InstanceState.READY else "-"
+    if each.state is not InstanceState.READY:
+        return "-"
+    medium, _, _ = each.moved_by.partition(" ")
+    return f"yes: {medium}" if medium else "yes"
 
 
 def _devices(devices: list[str]) -> str:
