@@ -32,29 +32,35 @@ class Point:
 @dataclass(frozen=True)
 class Step:
     """`deed`: ``kill``, ``freeze`` (shorter than a lease), ``hang`` (longer), ``isolate`` (from the
-    gateway), ``cut`` (``llumlets`` or ``kv``), ``drop`` (the message), ``cancel``, ``leave`` (the
-    client), ``fill`` (the target); `whom` it is done to."""
+    gateway), ``cut`` (``llumlets`` or ``kv``), ``cancel``, ``leave`` (the client), ``fill`` (the
+    target) or nothing; `whom` it is done to. `is_lost`: the message held goes no further."""
 
     point: Point
-    deed: str
+    deed: str = ""
     whom: str = ""
+    is_lost: bool = False
+
+    def __str__(self) -> str:
+        deed = "-".join(filter(None, (self.deed, self.whom, "lost" if self.is_lost else "")))
+        return f"{deed or 'nothing'}-when-{self.point}"
 
 
 @dataclass(frozen=True)
 class Case:
-    """Steps in order. `must_finish`: no loss in this case is an excuse for the stream to end."""
+    """Steps in order.
+
+    `must_finish`: no loss in this case is an excuse for the stream to end. `outcomes`: what the
+    source may say that came of it; empty: that hangs on which of two threads is faster.
+    """
 
     steps: tuple[Step, ...]
     is_tcp: bool = False
     must_finish: bool = False
+    outcomes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        words = []
-        for step in self.steps:
-            deed = step.deed if not step.whom else f"{step.deed}-{step.whom}"
-            words.append(f"{deed}-when-{step.point}")
-        return ("tcp-" if self.is_tcp else "") + "-then-".join(words)
+        return ("tcp-" if self.is_tcp else "") + "-then-".join(map(str, self.steps))
 
 
 MIGRATE = Point("source", "receive", "migrate")
@@ -101,7 +107,7 @@ OWNED: Final = WAY[WAY.index(HAS_COMMITTED) :]
 _CANCELLED = Step(CHUNK_LEAVES, "cancel")
 _LEFT = Step(STAGE, "leave")
 _FULL = Step(MIGRATE, "fill")
-_PARTED = Step(COMMIT, "cut", "llumlets")
+_PARTED = Step(COMMIT, "cut", "llumlets", is_lost=True)
 FAILURES: Final = (
     (Step(STAGE, "cancel"), Point("source", "receive", "cancel-migration")),
     (_CANCELLED, Point("source", "send", "abort-migration")),
@@ -118,19 +124,37 @@ FAILURES: Final = (
 """What leads to the messages of failure, and the points of those."""
 
 
+_UNCOMMITTED: Final = WAY[: WAY.index(COMMIT)]
+_OF_THE_LLUMLET: Final = {"reserve", "reserved", "extend", "kv"}
+"""At these no thread of the source's endpoint is held, and the commit is not under way."""
+
+
 def all_cases() -> Iterator[Case]:
     """The whole matrix."""
     for point in WAY:
-        for party in PARTIES:
-            is_owned = party == "source" and point in OWNED
-            yield Case((Step(point, "kill", party),), must_finish=is_owned)
-        yield Case((Step(point, "freeze", point.party),), must_finish=True)
+        yield from _deaths(point)
+        yield Case((Step(point, "freeze", point.party),), must_finish=True, outcomes=("moved",))
         yield Case((Step(point, "cut", "llumlets"),), must_finish=True)
-        yield Case((Step(point, "cancel"),), must_finish=True)
-        yield Case((Step(point, "leave"),))
+        is_in_time = point in _UNCOMMITTED and point.message in _OF_THE_LLUMLET
+        kept, gone = (("kept",), ("gone",)) if is_in_time else ((), ())
+        yield Case((Step(point, "cancel"),), must_finish=True, outcomes=kept)
+        yield Case((Step(point, "leave"),), outcomes=gone)
     yield from _failures()
-    yield from _losses()
-    yield from _room()
+    yield from _silences()
+    yield from _lost_messages()
+    yield from _lost_copies()
+    yield Case((_FULL,), must_finish=True, outcomes=("kept",))
+    fill = Step(Point("source", "send", "extend"), "fill")
+    yield Case((fill,), must_finish=True, outcomes=("kept",))
+
+
+def _deaths(point: Point) -> Iterator[Case]:
+    is_owned = point in OWNED
+    yield Case((Step(point, "kill", "source"),), must_finish=is_owned)
+    # Until it is noticed that a target is not there the request may end by itself.
+    outcomes = () if is_owned else ("kept", "gone")
+    yield Case((Step(point, "kill", "target"),), must_finish=not is_owned, outcomes=outcomes)
+    yield Case((Step(point, "kill", "gateway"),))
 
 
 def _failures() -> Iterator[Case]:
@@ -139,37 +163,39 @@ def _failures() -> Iterator[Case]:
             yield Case((before, Step(point, "kill", party)))
 
 
-def _losses() -> Iterator[Case]:
-    for edge in ("source", "target"):
+def _silences() -> Iterator[Case]:
+    for party in ("source", "target"):
         for point in (STAGE, COMMIT, HAS_COMMITTED, Point("gateway", "send", "ruling")):
-            yield Case((Step(point, "isolate", edge),))
+            yield Case((Step(point, "isolate", party),))
     for point in (STAGE, COMMIT, HAS_COMMITTED):
         for party in PARTIES:
-            yield Case(
-                (Step(point, "hang", party),),
-                must_finish=party == "target" and point != HAS_COMMITTED,
-            )
-    for party, message in (
-        ("target", "reserve"),
-        ("source", "reserved"),
-        ("target", "extend"),
-        ("target", "commit"),
-        ("source", "committed"),
-        ("gateway", "moving"),
-        ("source", "ruling"),
+            if party != point.party:
+                yield Case((Step(point, "freeze", party),), must_finish=True, outcomes=("moved",))
+            is_harmless = party == "target" and point != HAS_COMMITTED
+            yield Case((Step(point, "hang", party),), must_finish=is_harmless)
+
+
+def _lost_messages() -> Iterator[Case]:
+    for party, message, outcome in (
+        ("target", "reserve", "gone"),  # it ends before the answer is missed
+        ("source", "reserved", "gone"),
+        ("target", "extend", "gone"),
+        ("target", "commit", "kept"),
+        ("source", "committed", "moved"),
+        ("gateway", "moving", "moved"),
+        ("source", "ruling", "moved"),
     ):
-        yield Case((Step(Point(party, "receive", message), "drop"),), must_finish=True)
+        step = Step(Point(party, "receive", message), is_lost=True)
+        yield Case((step,), must_finish=True, outcomes=(outcome,))
+
+
+def _lost_copies() -> Iterator[Case]:
     for is_tcp in (False, True):
-        for point in (STAGE, CHUNK_LEAVES, CHUNK_COMES, STAGE_2, COMMIT):
-            yield Case((Step(point, "cut", "kv"),), is_tcp, must_finish=True)
-        chunk_of_last = Point("source", "pack", "kv")
-        last = (Step(LAST_STAGE, ""), Step(chunk_of_last, "cut", "kv"))
-        yield Case(last, is_tcp, must_finish=True)
-
-
-def _room() -> Iterator[Case]:
-    yield Case((_FULL,), must_finish=True)
-    yield Case((Step(Point("source", "send", "extend"), "fill"),), must_finish=True)
+        for point in (STAGE, CHUNK_LEAVES, CHUNK_COMES, STAGE_2):
+            yield Case((Step(point, "cut", "kv"),), is_tcp, True, ("kept",))
+        yield Case((Step(COMMIT, "cut", "kv"),), is_tcp, True)
+        last = (Step(LAST_STAGE), Step(Point("source", "pack", "kv"), "cut", "kv"))
+        yield Case(last, is_tcp, True, ("kept",))
 
 
 def messages_of_a_move() -> set[str]:

@@ -11,7 +11,7 @@ import pytest
 from tests.chaos.cases import Case
 from tests.chaos.children import Zygote
 from tests.chaos.forwarder import Switchboard
-from tests.chaos.trial import Trial
+from tests.chaos.trial import Trial, settled_s
 from tests.chaos.world import Model, World
 
 NUM_WORKERS = 6
@@ -32,7 +32,7 @@ class Matrix:
         self._results: dict[Case, Future[str]] = {}
         for _ in range(min(NUM_WORKERS, len(cases))):
             self._worlds.put(self._new_world())
-        for case in cases:
+        for case in sorted(cases, key=lambda each: -settled_s(each)):
             self._results[case] = self._pool.submit(self._try, case)
 
     def result(self, case: Case) -> str:
@@ -54,15 +54,16 @@ class Matrix:
         return World(self._zygote, self._switchboard, self._folder, self._model, name)
 
     def _try(self, case: Case) -> str:
-        world = self._worlds.get()
+        world, is_sound = self._worlds.get(), False
         try:
             Trial(world, case).run()
+            is_sound = True
         except AssertionError as error:
-            failure = f"{error}\n{world.tail()}"
-            world.close()
-            world = self._new_world()
-            return failure
+            return f"{error}\n{world.tail()}"
         finally:
+            if not is_sound:
+                world.close()
+                world = self._new_world()
             self._worlds.put(world)
         return ""
 

@@ -2,10 +2,11 @@
 
 A *point* is an edge and a message: ``send commit`` is right before it leaves, ``receive commit``
 right after it came. At an armed point the thread that is there is held until the test, which has
-done its deed meanwhile, lets it go on; or the message is dropped. Nothing else is changed.
+done its deed meanwhile, lets it go on, with the message or without. Nothing else is changed.
 """
 
 import os
+import queue
 import socket
 import threading
 from pathlib import Path
@@ -33,8 +34,9 @@ class Faults:
     def __init__(self, control: Control) -> None:
         self._control = control
         self._lock = threading.Lock()
-        self._armed: dict[tuple[str, str], tuple[int, str]] = {}
-        self._release = threading.Semaphore(0)
+        self._armed: dict[tuple[str, str], int] = {}
+        self._orders: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """For who is held: whether the message goes on."""
         self.is_tcp = False
         """Whether KV comes here over TCP, and not by a unix socket and shared memory."""
 
@@ -43,13 +45,10 @@ class Faults:
         match command["what"]:
             case "arm":
                 with self._lock:
-                    self._armed[command["edge"], command["message"]] = (
-                        command["nth"],
-                        command["do"],
-                    )
+                    self._armed[command["edge"], command["message"]] = command["nth"]
                 self._control.tell("armed")
             case "go":
-                self._release.release()
+                self._orders.put(not command["is_lost"])
             case "clear":
                 with self._lock:
                     self._armed.clear()
@@ -63,20 +62,18 @@ class Faults:
     def passes(self, edge: str, message: str) -> bool:
         """Whether a message goes on; holds it, and the thread that has it, while the test wants."""
         with self._lock:
-            nth, do = self._armed.get((edge, message), (0, ""))
+            nth = self._armed.get((edge, message), 0)
             if nth == 0:
                 return True
             if nth > 1:
-                self._armed[edge, message] = (nth - 1, do)
+                self._armed[edge, message] = nth - 1
                 return True
             del self._armed[edge, message]
-        if do == "drop":
-            self._control.tell("dropped")
-            return False
         self._control.tell("held", edge=edge, message=message)
-        if not self._release.acquire(timeout=_HELD_S):
+        try:
+            return self._orders.get(timeout=_HELD_S)
+        except queue.Empty:
             os.abort()
-        return True
 
 
 def wrap_messages(faults: Faults) -> None:

@@ -72,6 +72,9 @@ class _Gateway:
                 self._version += 1
                 members = [msgspec.convert(each, Member) for each in command["members"]]
                 self._membership.apply(Members(Term(1), self._version, members))
+                self._membership.told = [each.member.instance for each in self._roster.ready()]
+                self._control.tell("ready", instances=self._membership.told)
+                self._control.tell("members")
             case "open":
                 await self._client.add_request_async(_request(command))
             case "leave":

@@ -1,9 +1,10 @@
 """TCP connections that can be cut: a forwarder in front of a process's port."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Coroutine
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -45,11 +46,13 @@ class Forwarder:
         self._switchboard = switchboard
         self._host, _, port = address.removeprefix("tcp://").rpartition(":")
         self._port = int(port)
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server = switchboard.run(asyncio.start_server(self._join, "127.0.0.1", 0))
-        self.address = f"tcp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         """What to dial instead."""
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._serving = switchboard.run(self._start())
 
     def cut(self) -> None:
         """Break all connections, at once and for both ends; who dials again gets a new one."""
@@ -59,26 +62,39 @@ class Forwarder:
         """Break all connections and listen no more."""
         self._switchboard.run(self._close())
 
+    async def _start(self) -> "asyncio.Task[None]":
+        return asyncio.create_task(self._serve())
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            near, _ = await loop.sock_accept(self._listener)
+            call = loop.create_task(self._connect(near))
+            self._calls.add(call)  # the loop's own references are weak
+            call.add_done_callback(self._calls.discard)
+
     async def _cut(self) -> None:
         for writer in self._writers:
             writer.transport.abort()
 
     async def _close(self) -> None:
-        self._server.close()
-        await self._cut()
+        tasks = [self._serving, *self._calls]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._listener.close()
 
-    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._tasks.add(task)  # the loop's own references are weak
-        self._writers.add(writer)
-        ends = [writer]
+    async def _connect(self, near: socket.socket) -> None:
+        ends: list[asyncio.StreamWriter] = []
         try:
+            near_reader, near_writer = await asyncio.open_connection(sock=near)
+            ends.append(near_writer)
             far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
             ends.append(far_writer)
-            self._writers.add(far_writer)
+            self._writers.update(ends)
             async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(_pump(reader, far_writer))
-                pumps.create_task(_pump(far_reader, writer))
+                pumps.create_task(_pump(near_reader, far_writer))
+                pumps.create_task(_pump(far_reader, near_writer))
         except OSError:
             return  # nobody listens there
         except ExceptionGroup as broken:
@@ -86,9 +102,10 @@ class Forwarder:
                 raise
         finally:
             self._writers.difference_update(ends)
-            self._tasks.discard(task)
             for each in ends:
                 each.transport.abort()
+            if not ends:
+                near.close()
 
 
 class _Over(Exception):

@@ -42,16 +42,17 @@ SIM = SimSpec(
     kv_bytes_per_token=256,
 )
 MIGRATION = MigrationSpec(
-    max_out=1, max_in=1, chunk_bytes=16 << 10, bandwidth_bytes_s=500_000, checksum=True
+    max_out=1, max_in=2, chunk_bytes=16 << 10, bandwidth_bytes_s=300_000, checksum=True
 )
-"""One at a time: what is left of a move is in the way of the next. And so slow that a request grows
-by some blocks during the first stage."""
+"""Few at a time: what is left of a move is in the way of those after it. And so slow that a request
+grows by some blocks during the first stage."""
 MODEL = {"vocab_size": 768, "max_position_embeddings": 1024, "dtype": "float32"}
-LONG = (200, 110)
-SHORT = (40, 30)
-"""Prompt and output tokens."""
-QUICK_S = 10.0
-"""What takes no waiting for anybody's deadline is done by then, on a busy machine."""
+NUM_PROMPT, NUM_OUTPUTS = 200, 700
+"""Tokens of a request: more than a case lasts, so that none ends while it is to be moved."""
+NUM_READ_ON = 8
+"""Tokens after which a stream goes on for certain; more than one stage of a move covers."""
+QUICK_S = 20.0
+"""What takes no waiting for anybody's deadline is done by then, on a machine that is very busy."""
 ROLES = {"source": "a", "target": "b"}
 
 
@@ -98,12 +99,6 @@ class Place:
     to_gateway: list[Forwarder]
     to_llumlet: list[Forwarder]
     scheduler: Scheduler
-
-    def listen_anew(self, keys: ClusterKeys) -> None:
-        """Another session of the scheduler: the one before has ended."""
-        self.scheduler.close()
-        self.scheduler = Scheduler(keys, *self.addresses)
-        self.scheduler.join()
 
     def close(self) -> None:
         self.child.kill()
@@ -158,7 +153,8 @@ class World:
         self.clients: dict[str, Client] = {}
         self.logs: list[Path] = []
         self._born: list[Child] = []
-        self._counts: dict[int, Any] = {}
+        self.counts: dict[str, Any] = {}
+        """Threads and descriptors of each process, by its name, after the world's first move."""
 
     # ------------------------------------------------------------------ life and death
 
@@ -174,14 +170,21 @@ class World:
                 is_changed = True
         if self.gateway is None or not self.gateway.is_alive:
             self.gateway = self._fork("gateway", "gateway", self._folder / "keys.json")
-            self.ready = []
             is_changed = True
         if is_changed:
             self.gateway.reins.tell("members", members=self._members())
+            self.answer(self.gateway, "members")
         for child in list(self.children()):
             child.reins.tell("clear", is_tcp=is_tcp)
             self.answer(child, "clear")
         self.until(lambda: sorted(self.ready) == ["a", "b"], "the gateway reaches all", QUICK_S)
+
+    def listen_anew(self, name: str) -> None:
+        """Open another session of the scheduler with an instance: the one before has ended."""
+        place = self.places[name]
+        place.scheduler.close()
+        place.scheduler = Scheduler(self.keys, *place.addresses)
+        place.scheduler.join()
 
     def children(self) -> list[Child]:
         """All that live."""
@@ -316,23 +319,37 @@ class World:
 
     # ------------------------------------------------------------------ doing
 
-    def open(self, size: tuple[int, int]) -> Client:
+    def open(self) -> Client:
         """A client asks for a generation, and reads its first two tokens."""
         number = next(self._numbers)
-        num_prompt, num_tokens = size
         vocabulary = self._model.facts.vocabulary
-        prompt = [vocabulary.pick(number * 7919 + k * k, frozenset()) for k in range(num_prompt)]
-        client = Client(f"r{number}", self._model.answer(prompt, num_tokens))
+        prompt = [vocabulary.pick(number * 7919 + k * k, frozenset()) for k in range(NUM_PROMPT)]
+        client = Client(f"r{number}", self._model.answer(prompt, NUM_OUTPUTS))
         self.clients = {client.request: client}
         self.child("gateway").reins.tell(
             "open",
             request=client.request,
             prompt=prompt,
-            max_tokens=num_tokens,
+            max_tokens=NUM_OUTPUTS,
             arrival=time.time(),
         )
         self.until(lambda: len(client.tokens) >= 2, "the request has two tokens", QUICK_S)
         return client
+
+    def read_on(self, client: Client, timeout_s: float) -> None:
+        """Until the stream has gone on for some tokens, or ended."""
+        num = len(client.tokens) + NUM_READ_ON
+        self.until(
+            lambda: client.finish is not None or len(client.tokens) >= num,
+            "the stream goes on",
+            timeout_s,
+        )
+
+    def leave(self, client: Client) -> None:
+        """The client goes away; returns when the gateway knows."""
+        gateway = self.child("gateway")
+        gateway.reins.tell("leave", request=client.request)
+        self.answer(gateway, "left")
 
     def order(self, client: Client) -> MigrationId:
         """The scheduler orders its move."""
@@ -363,10 +380,10 @@ class World:
         )
 
     def check_leaks(self) -> None:
-        """No process has more threads or descriptors than after its first move."""
+        """No process has more threads or descriptors than after the world's first move."""
         for child in self.children():
             counted = self._count(child)
-            known = self._counts.setdefault(child.pid, counted)
+            known = self.counts.setdefault(child.name, counted)
             deadline = time.monotonic() + QUICK_S
             while any(len(counted[kind]) > len(known[kind]) for kind in ("threads", "fds")):
                 more = f"{child.name} gathers: {known} before, {counted} now"
