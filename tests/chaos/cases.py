@@ -59,6 +59,12 @@ class Case:
     outcomes: tuple[str, ...] = ()
 
     @property
+    def is_read_to_end(self) -> bool:
+        """Whether the client stays until the last token: where a message is lost and nothing else,
+        which is moves that succeed and moves that do not."""
+        return all(step.is_lost and not step.deed for step in self.steps)
+
+    @property
     def name(self) -> str:
         return ("tcp-" if self.is_tcp else "") + "-then-".join(map(str, self.steps))
 

@@ -25,18 +25,10 @@ class Switchboard:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_CALL_S)
 
     def close(self) -> None:
-        """Cancel everything and end the thread."""
-        self.run(_cancel_others())
+        """End the thread, once all forwarders are closed."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CALL_S)
         self._loop.close()
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
 
 
 class Forwarder:
@@ -52,7 +44,8 @@ class Forwarder:
         """What to dial instead."""
         self._writers: set[asyncio.StreamWriter] = set()
         self._calls: set[asyncio.Task[None]] = set()
-        self._serving = switchboard.run(self._start())
+        self._is_closed = False
+        switchboard.run(self._serve())
 
     def cut(self) -> None:
         """Break all connections, at once and for both ends; who dials again gets a new one."""
@@ -62,27 +55,29 @@ class Forwarder:
         """Break all connections and listen no more."""
         self._switchboard.run(self._close())
 
-    async def _start(self) -> "asyncio.Task[None]":
-        return asyncio.create_task(self._serve())
-
     async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            near, _ = await loop.sock_accept(self._listener)
-            call = loop.create_task(self._connect(near))
-            self._calls.add(call)  # the loop's own references are weak
-            call.add_done_callback(self._calls.discard)
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            near, _ = self._listener.accept()
+        except OSError:
+            return  # whoever it was is gone again
+        call = asyncio.get_running_loop().create_task(self._connect(near))
+        self._calls.add(call)  # the loop's own references are weak
+        call.add_done_callback(self._calls.discard)
 
     async def _cut(self) -> None:
         for writer in self._writers:
             writer.transport.abort()
 
     async def _close(self) -> None:
-        tasks = [self._serving, *self._calls]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Nothing is cancelled, lest a connection be lost that has just been made."""
+        self._is_closed = True
+        asyncio.get_running_loop().remove_reader(self._listener)
         self._listener.close()
+        await self._cut()
+        await asyncio.gather(*self._calls)
 
     async def _connect(self, near: socket.socket) -> None:
         ends: list[asyncio.StreamWriter] = []
@@ -92,6 +87,8 @@ class Forwarder:
             far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
             ends.append(far_writer)
             self._writers.update(ends)
+            if self._is_closed:
+                return
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(_pump(near_reader, far_writer))
                 pumps.create_task(_pump(far_reader, near_writer))
@@ -104,8 +101,6 @@ class Forwarder:
             self._writers.difference_update(ends)
             for each in ends:
                 each.transport.abort()
-            if not ends:
-                near.close()
 
 
 class _Over(Exception):

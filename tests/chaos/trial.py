@@ -191,6 +191,8 @@ class Trial:
         is_read = self._is_alive("gateway") and not self._has_left
         if is_read:
             world.read_on(client, settled_s(self._case))
+            if self._case.is_read_to_end:
+                world.until(lambda: client.finish is not None, "the stream ends", QUICK_S)
         num = len(client.tokens)
         assert client.tokens == client.expected[:num], f"a wrong token among the first {num}"
         if not is_read:

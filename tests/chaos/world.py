@@ -50,7 +50,7 @@ MODEL = {"vocab_size": 768, "max_position_embeddings": 1024, "dtype": "float32"}
 NUM_PROMPT, NUM_OUTPUTS = 200, 700
 """Tokens of a request: more than a case lasts, so that none ends while it is to be moved."""
 NUM_READ_ON = 8
-"""Tokens after which a stream goes on for certain; more than one stage of a move covers."""
+"""A stream that has so many tokens more goes on."""
 QUICK_S = 20.0
 """What takes no waiting for anybody's deadline is done by then, on a machine that is very busy."""
 ROLES = {"source": "a", "target": "b"}
