@@ -31,9 +31,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Step:
-    """`deed`: ``kill``, ``freeze`` (shorter than a lease), ``hang`` (longer), ``isolate`` (from the
+    """What is done at a point, to `whom`. `is_lost`: the message held there goes no further.
+
+    `deed`: ``kill``, ``freeze`` (shorter than a lease), ``hang`` (longer), ``isolate`` (from the
     gateway), ``cut`` (``llumlets`` or ``kv``), ``cancel``, ``leave`` (the client), ``fill`` (the
-    target) or nothing; `whom` it is done to. `is_lost`: the message held goes no further."""
+    target), ``outlast`` (hold it until the source has got the request back), or nothing.
+    """
 
     point: Point
     deed: str = ""
@@ -147,6 +150,7 @@ def all_cases() -> Iterator[Case]:
         yield Case((Step(point, "leave"),), outcomes=gone)
     yield from _failures()
     yield from _silences()
+    yield from _late_messages()
     yield from _lost_messages()
     yield from _lost_copies()
     yield Case((_FULL,), must_finish=True, outcomes=("kept",))
@@ -179,6 +183,12 @@ def _silences() -> Iterator[Case]:
                 yield Case((Step(point, "freeze", party),), must_finish=True, outcomes=("moved",))
             is_harmless = party == "target" and point != HAS_COMMITTED
             yield Case((Step(point, "hang", party),), must_finish=is_harmless)
+
+
+def _late_messages() -> Iterator[Case]:
+    """A target that goes on when the source has the request back: a zombie, to be fenced."""
+    for point in (Point("target", "receive", "commit"), HAS_COMMITTED):
+        yield Case((Step(point, "outlast"),), must_finish=True, outcomes=("kept",))
 
 
 def _lost_messages() -> Iterator[Case]:

@@ -121,6 +121,8 @@ class Trial:
                 self._leave(step, is_awaited=is_last)
             case "fill":
                 self._fill()
+            case "outlast":
+                self._outcome()
             case "":
                 pass
             case _:
