@@ -396,7 +396,7 @@ class World:
         return self.answer(child, "count")
 
     def tail(self) -> str:
-        """The ends of the logs of the last processes."""
+        """What the last processes said last."""
         return "\n".join(
             f"---- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in self.logs[-6:]
         )
