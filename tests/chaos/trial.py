@@ -19,7 +19,6 @@ SETTLED_S = (
         LEASE_S,
         source_end._RULING_S + source_end._ASK_AGAIN_S,
         source_end._ANSWER_S,
-        target_end._LAST_STAGE_S,
     )
     + QUICK_S
 )
