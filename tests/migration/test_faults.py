@@ -1,0 +1,158 @@
+"""Real engines under faults while requests move; the whole matrix is in `tests/chaos`."""
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+import openai
+import pytest
+
+from tests.hosts.operator_machine import eventually
+from tests.hosts.rig import USER, Host
+from tests.migration.cases import GREEDY, Answer, ask, prompt
+from tests.migration.conftest import Movable
+from tests.migration.test_drain import do, running
+from tests.migration.test_identity import Mover, answers, differences, is_idle
+
+pytestmark = [pytest.mark.migration, pytest.mark.hosts, pytest.mark.node, pytest.mark.e2e]
+
+CASES = {
+    f"stream {number}": {"prompt": prompt(150 + 25 * number), **GREEDY, "max_tokens": 1800}
+    for number in range(10)
+}
+SILENT_S = 1.0
+"""Shorter than any lease."""
+
+
+async def outcomes(url: str) -> dict[str, Answer | openai.OpenAIError]:
+    """Every stream's answer, or how it failed."""
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+
+        async def one(case: dict[str, Any]) -> Answer | openai.OpenAIError:
+            try:
+                return await ask(client, "oracle", case)
+            except openai.OpenAIError as error:
+                return error
+
+        found = await asyncio.gather(*map(one, CASES.values()))
+    return dict(zip(CASES, found, strict=True))
+
+
+def failed(got: dict[str, Answer | openai.OpenAIError]) -> dict[str, str]:
+    return {name: str(each) for name, each in got.items() if isinstance(each, openai.OpenAIError)}
+
+
+@pytest.fixture(scope="module")
+def expected(movable: Movable) -> dict[str, Answer]:
+    """What the streams say when nothing happens."""
+    return asyncio.run(answers(movable.url, "oracle", CASES, len(CASES)))
+
+
+async def test_a_network_that_is_silent_for_a_moment_costs_no_token(movable, expected):
+    here, there = movable.operator.rig["h1"], movable.operator.rig["h2"]
+    mover = Mover(movable, ["oracle"], seed=8)
+    try:
+        streams = asyncio.create_task(outcomes(movable.url))
+        for _ in range(3):
+            await asyncio.sleep(2.0)
+            here.drop(there)
+            await asyncio.sleep(SILENT_S)
+            here.heal()
+        got = await streams
+    finally:
+        here.heal()
+        moves = mover.finish()
+    assert failed(got) == {}
+    assert differences(expected, got) == []
+    assert any(each["outcome"] == "moved" for each in moves), moves
+    eventually(lambda: is_idle(movable), 60, "blocks were left behind")
+
+
+async def test_a_target_that_is_killed_takes_along_only_what_it_owned(movable, expected):
+    there = movable.operator.rig["h2"]
+    before = {each["id"] for each in movable.operator.json("mig", "ls")}
+    victim = instance_on(movable, "h2")
+    source = instance_on(movable, "h1")
+    do(movable, "cordon", victim)
+    streams = asyncio.create_task(outcomes(movable.url))
+    await asyncio.to_thread(
+        eventually, lambda: running(movable, source) >= len(CASES), 60, "no load"
+    )
+    await asyncio.to_thread(do, movable, "uncordon", victim)
+    drain = asyncio.create_task(
+        asyncio.to_thread(movable.operator, "inst", "drain", source, "--deadline", "300s")
+    )
+    try:
+        await asyncio.to_thread(
+            eventually, lambda: len(since(movable, before)) > 1, 30, "nothing begins to move"
+        )
+        kill_instance(there, victim)
+        got = await streams
+    finally:
+        await drain
+        do(movable, "uncordon", source)
+    moved = {each["name"] for each in since(movable, before) if each["outcome"] == "moved"}
+    lost = failed(got)
+    assert len(lost) <= len(moved) + 1, (lost, moved)
+    kept = {name: each for name, each in got.items() if name not in lost}
+    assert differences({name: expected[name] for name in kept}, kept) == []
+    eventually(lambda: is_up(movable, victim), 240, f"{victim} does not come back")
+    eventually(lambda: is_idle(movable), 60, "blocks were left behind")
+
+
+async def test_a_gateway_that_is_killed_leaves_no_request_behind(movable, expected):
+    mover = Mover(movable, ["oracle"], seed=9)
+    try:
+        streams = asyncio.create_task(outcomes(movable.url))
+        await asyncio.to_thread(
+            eventually, lambda: mover.outcomes["moved"] >= 3, 60, "nothing moves"
+        )
+        assert movable.head.kill("llx.gateway.main") >= 1
+        got = await streams
+    finally:
+        mover.finish()
+    assert len(failed(got)) == len(CASES), "streams outlived their gateway"
+    eventually(lambda: is_idle(movable), 60, "blocks were left behind")
+    await serves_again(movable.url)
+    again = await answers(movable.url, "oracle", CASES, len(CASES))
+    assert differences(expected, again) == []
+
+
+def kill_instance(host: Host, name: str) -> None:
+    """Its process, and not the shim beside it that tells how it ended."""
+    pattern = f"llx.agent.instance /home/{USER}/.llx/clusters/c/procs/{name}/"
+    (pid,) = (pid for pid, line in host.processes(pattern).items() if "shim" not in line)
+    os.kill(pid, signal.SIGKILL)
+
+
+def instance_on(movable: Movable, host: str) -> str:
+    found = [
+        each["name"] for each in movable.operator.json("status")["instances"]
+        if each["host"] == host and each["model"] == "oracle"
+    ]  # fmt: skip
+    return found[0]
+
+
+def since(movable: Movable, before: set[str]) -> list[dict[str, Any]]:
+    return [each for each in movable.operator.json("mig", "ls") if each["id"] not in before]
+
+
+def is_up(movable: Movable, name: str) -> bool:
+    found = [each for each in movable.operator.json("status")["instances"] if each["name"] == name]
+    return bool(found) and found[0]["state"] == "ready"
+
+
+async def serves_again(url: str) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        end = time.monotonic() + 90
+        said = ""
+        while time.monotonic() < end:
+            try:
+                await ask(client, "oracle", {"prompt": prompt(20), **GREEDY, "max_tokens": 2})
+                return
+            except openai.OpenAIError as error:
+                said = str(error)
+                await asyncio.sleep(0.5)
+        pytest.fail(f"the gateway does not serve again: {said}")
