@@ -1,0 +1,248 @@
+"""Rescheduling: which instance gives a request to which other, and why.
+
+A rule is a generator in a table. It looks at the pool and yields the moves that it wants, one by
+one; each is ordered before the rule goes on, so that it sees the pool as it will be. The budget is
+kept by `may_give` and `may_take`, which every rule asks.
+
+Whoever adds a rule writes it here (or behind an entry point), names it in the table, and writes a
+scenario in `tests/scenarios`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from types import MappingProxyType
+
+from llx.core.model import Nanos
+from llx.core.scheduler.decision import Decision, Option
+from llx.core.scheduler.events import InstanceState
+from llx.core.scheduler.instance import Instance
+from llx.core.scheduler.pool import Pool
+from llx.core.scheduler.queues import Queued
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A move that a rule wants.
+
+    Attributes:
+        source, target: Between whom.
+        most_urgent: Rank of the most urgent class that may move.
+        about: Blocks that are wanted free at the source; None: whatever the choice picks.
+        decision: Why.
+    """
+
+    source: Instance
+    target: Instance
+    most_urgent: int
+    about: int | None
+    decision: Decision
+
+
+ReschedulingRule = Callable[[Pool, Nanos], Iterator[Wish]]
+
+_TRIES = 4
+"""So many targets are tried for a source in a round, freest first."""
+
+
+def may_give(pool: Pool, source: Instance, now: Nanos) -> bool:
+    """Whether one more move may leave an instance now."""
+    rules = pool.config.rescheduling
+    has_more = source.num_out < source.load.num_running + source.load.num_waiting
+    is_free = source.num_out < rules.max_out and len(pool.moves) < rules.max_moves
+    return source.is_known and has_more and is_free and now >= source.not_before
+
+
+def may_take(pool: Pool, target: Instance, num_blocks: int) -> bool:
+    """Whether an instance may be sent one more request by a move, of about so many blocks.
+
+    It must have them beyond every class's headroom and every queue head's demand.
+    """
+    if not target.is_usable or target.num_in >= pool.config.rescheduling.max_in:
+        return False
+    if target.num_requests >= pool.config.max_requests:
+        return False
+    return room_for_move(pool, target) >= num_blocks
+
+
+def room_for_move(pool: Pool, target: Instance) -> int:
+    """Blocks that may be moved to an instance."""
+    num_classes = len(pool.config.classes)
+    return target.room(num_classes - 1, range(num_classes), pool.headrooms)
+
+
+# ------------------------------------------------------------------ drain
+
+
+def drain(pool: Pool, now: Nanos) -> Iterator[Wish]:
+    """Empty terminating instances: each request to whoever is freest at that moment."""
+    for source in _by_ordinal(pool):
+        if source.state is not InstanceState.TERMINATING:
+            continue
+        while may_give(pool, source, now):
+            blocks = source.mean_blocks() if source.load.num_running else 0
+            target = _best(pool, source, blocks)
+            if target is None:
+                break
+            yield Wish(source, target, 0, None, _why(pool, "drain", source, target))
+
+
+# ------------------------------------------------------------------ make room
+
+
+def make_room(pool: Pool, now: Nanos) -> Iterator[Wish]:
+    """De-fragmentation: free blocks lie about, and the head of a queue fits nowhere.
+
+    Work of its class or a less urgent one leaves the instance that it waits for, until it fits.
+    """
+    for head in pool.queues.heads(now):
+        yield from _free_for(pool, head, head.rank, "make_room", now)
+
+
+def preempt(pool: Pool, now: Nanos) -> Iterator[Wish]:
+    """Preemption by migration: less urgent work makes room for the head of a queue.
+
+    Nothing is stopped for it: what leaves goes on elsewhere. Besides in rounds it is asked when a
+    request has come that has to wait.
+    """
+    for head in pool.queues.heads(now):
+        if head.rank + 1 < len(pool.config.classes):
+            yield from _free_for(pool, head, head.rank + 1, "preempt", now)
+
+
+def _free_for(pool: Pool, head: Queued, most_urgent: int, rule: str, now: Nanos) -> Iterator[Wish]:
+    source = head.nominee
+    if source is None or not source.is_usable:
+        return
+    ahead = [each.rank for each in pool.queues.heads(now)]
+    ahead = ahead[: ahead.index(head.rank)]
+    room = source.room(head.rank, ahead, pool.headrooms)
+    missing = pool.demand(head) - room - source.outgoing
+    movable = sum(source.running[most_urgent:]) - source.num_out
+    while missing > 0 and movable > 0 and may_give(pool, source, now):
+        blocks = min(missing, source.mean_blocks())
+        target = _best(pool, source, blocks, rested_since=now)
+        if target is None:
+            return
+        facts = (("for", str(head.request)), ("missing blocks", missing))
+        yield Wish(source, target, most_urgent, missing, _why(pool, rule, source, target, facts))
+        missing -= blocks
+        movable -= 1
+
+
+# ------------------------------------------------------------------ balance
+
+
+def balance(pool: Pool, now: Nanos) -> Iterator[Wish]:
+    """Pair the least free with the freest, again and again (Llumnix, section 4.4.3).
+
+    An instance below `low` gives until it is above `low + hysteresis`; one above `high` takes until
+    it is below `high - hysteresis`. A move must leave the target freer than the source was, and not
+    itself in need of giving.
+    """
+    rules = pool.config.rescheduling
+    sources, targets = _roles(pool, now)
+    heap = [(-each.freeness, each.ordinal, each) for each in targets]
+    heapify(heap)
+    for source in sources:
+        if len(pool.moves) >= rules.max_moves:
+            return
+        passed_over: list[tuple[float, int, Instance]] = []
+        while heap and len(passed_over) < _TRIES:
+            key = heappop(heap)
+            target = key[2]
+            if not _helps(pool, source, target):
+                passed_over.append(key)
+                continue
+            yield Wish(source, target, 0, None, _why(pool, "balance", source, target))
+            if target.freeness > rules.high - rules.hysteresis:
+                heappush(heap, (-target.freeness, target.ordinal, target))
+            break
+        for key in passed_over:
+            heappush(heap, key)
+
+
+def _helps(pool: Pool, source: Instance, target: Instance) -> bool:
+    """Whether an average request of the source's is better off at the target."""
+    blocks = source.mean_blocks()
+    after = (target.spare - blocks) / (target.batch + 1)
+    if after <= source.freeness or after < pool.config.rescheduling.low:
+        return False
+    return may_take(pool, target, blocks)
+
+
+def _roles(pool: Pool, now: Nanos) -> tuple[list[Instance], list[Instance]]:
+    """Who may give, least free first, and who may take."""
+    rules = pool.config.rescheduling
+    low, high = rules.low, rules.high
+    low_again, high_again = low + rules.hysteresis, high - rules.hysteresis
+    sources, targets = [], []
+    for each in pool.instances.values():
+        free = each.freeness
+        is_serving = each.state is InstanceState.UP or each.state is InstanceState.CORDONED
+        if not each.is_known or not is_serving:
+            each.is_source = each.is_target = False
+            continue
+        each.is_source = free < low or (each.is_source and free < low_again)
+        each.is_target = free > high or (each.is_target and free > high_again)
+        if each.is_source:
+            if may_give(pool, each, now) and not _rests(pool, each, now, gives=True):
+                sources.append(each)
+        elif (
+            each.is_target
+            and each.state is InstanceState.UP
+            and not _rests(pool, each, now, gives=False)
+        ):
+            targets.append(each)
+    sources.sort(key=lambda each: (each.freeness, each.ordinal))
+    return sources, targets
+
+
+RESCHEDULING: Mapping[str, ReschedulingRule] = MappingProxyType(
+    {"preempt": preempt, "drain": drain, "make_room": make_room, "balance": balance}
+)
+
+
+# ------------------------------------------------------------------ what they share
+
+
+def _rests(pool: Pool, instance: Instance, now: Nanos, *, gives: bool) -> bool:
+    """Whether an instance would change roles too soon: from taking to giving, or back."""
+    return instance.moved_within(pool.config.rescheduling.rest, now, gave=not gives)
+
+
+def _best(
+    pool: Pool, source: Instance, num_blocks: int, rested_since: Nanos | None = None
+) -> Instance | None:
+    """The freest instance that may take so many blocks from another."""
+    best: Instance | None = None
+    for each in pool.instances.values():
+        if each is source or not each.is_usable:
+            continue
+        if best is not None and each.freeness <= best.freeness:
+            continue
+        if rested_since is not None and _rests(pool, each, rested_since, gives=False):
+            continue
+        if may_take(pool, each, num_blocks):
+            best = each
+    return best
+
+
+def _by_ordinal(pool: Pool) -> Sequence[Instance]:
+    return sorted(pool.instances.values(), key=lambda each: each.ordinal)
+
+
+def _why(
+    pool: Pool,
+    rule: str,
+    source: Instance,
+    target: Instance,
+    facts: tuple[tuple[str, float | str], ...] = (),
+) -> Decision:
+    return Decision(
+        rule=rule,
+        unit="freeness",
+        chosen=Option(target.name, target.freeness),
+        num_instances=len(pool.instances),
+        facts=(("source", str(source.name)), ("its freeness", source.freeness), *facts),
+    )
