@@ -82,7 +82,8 @@ class World:
         self.waiting: dict[str, Waits] = {}
         self.rank_of: dict[str, int] = {}
         self.moves: dict[int, Move] = {}
-        self.ordered_at: dict[tuple[str, str], int] = {}
+        self.gave_at: dict[str, int] = {}
+        self.took_at: dict[str, int] = {}
         self.moved_at: dict[str, int] = {}
         self.sent_at: dict[str, int] = {}
         self.move_at: dict[int, int] = {}
@@ -271,11 +272,23 @@ class World:
         if self.config.is_immediate:
             return
         room = self.room(told, command.instance, waits.rank)
-        assert waits.demand <= room
+        assert waits.demand <= room - self.kept_for(command.instance, waits)
         for rank in range(len(self.config.classes)):
             head = self.head(rank)
             if head is not None and self.urgency(head) < self.urgency(waits):
                 assert head.demand > self.room(told, command.instance, rank), "overtaken"
+
+    def kept_for(self, name, waits):
+        """Blocks that the heads before it, which wait for this instance, are to have."""
+        nominee = self.scheduler.pools[POOL].instances[name]
+        heads = [self.head(rank) for rank in range(len(self.config.classes))]
+        return sum(
+            each.demand
+            for each in heads
+            if each is not None
+            and self.urgency(each) < self.urgency(waits)
+            and each.rank in nominee.nominated
+        )
 
     def room(self, told, name, rank):
         assert told.load is not None
@@ -314,6 +327,7 @@ class World:
         assert sum(each.source == command.source for each in moves) <= rules.max_out
         assert sum(each.target == command.target for each in moves) <= rules.max_in
         if command.decision.rule == "balance":
-            back = self.ordered_at.get((command.target, command.source))
-            assert back is None or self.now - back >= rules.rest, "ping-pong"
-        self.ordered_at[command.source, command.target] = self.now
+            took, gave = self.took_at.get(command.source), self.gave_at.get(command.target)
+            assert took is None or self.now - took >= rules.rest, "ping-pong"
+            assert gave is None or self.now - gave >= rules.rest, "ping-pong"
+        self.gave_at[command.source] = self.took_at[command.target] = self.now

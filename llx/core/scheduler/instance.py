@@ -36,7 +36,8 @@ class Instance:
         last_dispatch: Which of the pool's dispatches was the last to here; 0: none.
         is_source, is_target: Of load balancing, with hysteresis.
         headroom: Blocks kept free for the classes present, each once.
-        spare: ``M - sum V``; with `freeness` as of the last `refresh`.
+        uncommitted: Free blocks that nothing is on its way to take.
+        spare: ``M - sum V``; these two and `freeness` as of the last `refresh`.
         key: Its place in the pool's ranking, if it is there.
     """
 
@@ -65,6 +66,7 @@ class Instance:
     is_source: bool = False
     is_target: bool = False
     headroom: int = 0
+    uncommitted: int = 0
     spare: int = 0
     freeness: Freeness = TERMINATING
     key: "tuple[float, int, Instance] | None" = None
@@ -126,7 +128,9 @@ class Instance:
             if blocks and count:
                 headroom += blocks
         self.headroom = headroom
-        spare = load.free - headroom - self.queue_head - self.charged - self.incoming
+        unsent = load.free - self.charged - self.incoming
+        self.uncommitted = unsent - load.waiting_demand
+        spare = unsent - headroom - self.queue_head
         if self.nominated:
             spare -= sum(self.nominated.values())
         self.spare = spare
@@ -153,12 +157,12 @@ class Instance:
     def room(self, rank: int, ahead: Iterable[int], headrooms: Sequence[int]) -> int:
         """Blocks that a request of that class may take here now; may be negative.
 
-        What is free, less what will be taken, less the demand of the queue heads `ahead` of it that
-        wait for this instance, less the headroom of the classes here that are more urgent, and its
-        own. An instance that has nothing and expects nothing keeps nothing free: else a request
-        that is larger than what is left would never run.
+        What is uncommitted as of the last `refresh`, less the demand of the queue heads `ahead` of
+        it that wait for this instance, less the headroom of the classes here that are more urgent,
+        and its own. An instance that has nothing and expects nothing keeps nothing free: else a
+        request that is larger than what is left would never run.
         """
-        room = self.load.free - self.committed
+        room = self.uncommitted
         if self.nominated:
             room -= sum(self.nominated.get(each, 0) for each in ahead)
         if not self.is_working:

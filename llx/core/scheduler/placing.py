@@ -7,7 +7,7 @@ by small ones, and yet what does not fit one instance does not keep others from 
 
 Room opens at an instance when it reports, so that is when the queues' heads are tried there; a new
 head is tried at the first instances of the policy's order; and once a round every head is tried
-everywhere.
+there again, and at those with the most free blocks.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,11 +24,13 @@ from llx.core.scheduler.pool import Pool
 from llx.core.scheduler.queues import Queued
 
 PROBES = 64
-"""So many instances are tried for a request on its arrival, at most."""
+"""So many instances, the first by the policy, are tried for a request at most …"""
+_EMPTIEST = 16
+"""… and in a round so many more, those with the most free blocks."""
 SAMPLE = 32
 """So many are scored by a policy that looks at the request, besides those with its prefix."""
 _MOST_AT_ONCE = 64
-"""Heads of one class that are tried everywhere in a round."""
+"""Requests of one class that are sent in a round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,8 @@ class Placing:
             return False
         return self.pool.config.is_immediate or self.room(instance) >= self.demand
 
-    def reach(self, instance: Instance) -> tuple[int, int]:
+    def reach(self, instance: Instance, room: int) -> tuple[int, int]:
         """How near an instance is to room: if its less urgent work moved away, and as it is."""
-        room = self.room(instance)
         movable = sum(instance.running[self.queued.rank + 1 :]) * instance.mean_blocks()
         return min(self.demand, room + movable), room
 
@@ -91,16 +92,17 @@ def serve_at(pool: Pool, instance: Instance, now: Nanos) -> list[Command]:
 
 
 def serve_all(pool: Pool, now: Nanos) -> list[Command]:
-    """Try every queue's head everywhere, and nominate each for whoever is nearest to room."""
+    """Try every queue's head, and nominate each for whoever is nearest to room."""
     out: list[Command] = expire_waiting(pool, now)
-    if not any(each.is_usable for each in pool.instances.values()):
+    emptiest = pool.emptiest(_EMPTIEST) if pool.queues else []
+    if not emptiest:
         return out
     for first in pool.queues.heads(now):
         for _ in range(_MOST_AT_ONCE):
             head = pool.queues.head(first.rank)
             if head is None:
                 break
-            command = _serve_head(pool, head, now)
+            command = _serve_head(pool, head, emptiest, now)
             if command is None:
                 break
             out.append(command)
@@ -155,19 +157,21 @@ def choose(placing: Placing) -> tuple[Instance | None, Decision, Instance | None
     num_looked_at = num_without_room = 0
     is_ranked = isinstance(policy, ByInstance)
     wanted = 2 if is_ranked else SAMPLE
+    is_immediate = placing.pool.config.is_immediate
     for instance in _in_order(placing):
         num_looked_at += 1
-        if placing.fits(instance):
+        room = placing.room(instance)
+        if is_immediate or room >= placing.demand:
             found.append((_figure(placing, instance), instance))
             if len(found) >= wanted:
                 break
             continue
         num_without_room += 1
-        reach = placing.reach(instance)
-        if nearest is None or reach > nearest[0]:
-            nearest = reach, instance
         if is_ranked and found and num_looked_at > 2:
             break
+        reach = placing.reach(instance, room)
+        if nearest is None or reach > nearest[0]:
+            nearest = reach, instance
     if not is_ranked:
         found.sort(key=lambda each: each[0])
     decision = _decision(placing, found, num_looked_at, num_without_room)
@@ -239,7 +243,9 @@ def _room_opened(placing: Placing, instance: Instance) -> Decision:
 # ------------------------------------------------------------------ one head
 
 
-def _serve_head(pool: Pool, head: Queued, now: Nanos) -> Command | None:
+def _serve_head(
+    pool: Pool, head: Queued, emptiest: Sequence[Instance], now: Nanos
+) -> Command | None:
     """Dispatch or refuse a head; else nominate it for whoever is nearest to room in the pool."""
     placing = _placing(pool, head, now)
     chosen, decision, tried = choose(placing)
@@ -247,10 +253,8 @@ def _serve_head(pool: Pool, head: Queued, now: Nanos) -> Command | None:
         return _dispatch(pool, head, chosen, decision, now)
     if (refusal := _refuse_too_large(pool, placing, tried)) is not None:
         return refusal
-    nearest = max(
-        (each for each in pool.instances.values() if each.is_usable),
-        key=lambda each: (placing.fits(each), placing.reach(each), -each.ordinal),
-    )
+    rooms = [(placing.reach(each, placing.room(each)), each) for each in emptiest]
+    nearest = max(rooms, key=lambda each: each[0])[1]
     if placing.fits(nearest):
         return _dispatch(pool, head, nearest, _room_opened(placing, nearest), now)
     if head.nominee is None or not _keeps(placing, head.nominee, nearest):

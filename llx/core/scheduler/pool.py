@@ -6,6 +6,9 @@ place in the ranking are right whenever a rule looks at them.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from heapq import nlargest
+from itertools import islice
+from operator import attrgetter
 
 from llx.core.model import ClassName, InstanceId, Nanos, RequestId, Tokens, blocks_for
 from llx.core.scheduler.config import PoolConfig
@@ -158,6 +161,19 @@ class Pool:
         self.block_size = event.load.block_size
         self.touch(instance)
 
+    def freest(self, count: int) -> list[Instance]:
+        """The freest of those that take something, at most so many."""
+        if isinstance(self.policy, ByInstance) and self.policy.figure is not freest:
+            return nlargest(count, self.ranking, key=attrgetter("freeness"))
+        return list(islice(self.ranking, count))
+
+    def emptiest(self, count: int) -> list[Instance]:
+        """Those with the most uncommitted blocks, at most so many; busy ones only if all are."""
+        them: Iterable[Instance] = self.ranking
+        if not len(self.ranking):
+            them = (each for each in self.instances.values() if each.is_usable)
+        return nlargest(count, them, key=attrgetter("uncommitted"))
+
     def touch(self, instance: Instance) -> None:
         """Make what is derived right, after any change of an instance."""
         instance.refresh(self.headrooms)
@@ -292,7 +308,7 @@ class Pool:
     # ------------------------------------------------------------------ moves
 
     def begin_move(self, source: Instance, target: Instance, blocks: int, now: Nanos) -> MoveId:
-        """A move has been ordered."""
+        """A move has been ordered. It relieves the source only when that reports so."""
         self._num_moves += 1
         move = MoveId(self._num_moves)
         self.moves[move] = OpenMove(move, source, target, blocks, now)
@@ -302,7 +318,6 @@ class Pool:
         target.num_in += 1
         target.incoming += blocks
         target.took_at = now
-        self.touch(source)
         self.touch(target)
         return move
 
@@ -324,7 +339,6 @@ class Pool:
                 source.not_before = Nanos(now + rules.retry_after)
             case MoveOutcome.MOVED | MoveOutcome.GONE:
                 pass
-        self.touch(source)
         self.touch(target)
         return source, target
 

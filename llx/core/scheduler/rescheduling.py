@@ -8,7 +8,7 @@ Whoever adds a rule writes it here (or behind an entry point), names it in the t
 scenario in `tests/scenarios`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from types import MappingProxyType
@@ -43,6 +43,8 @@ ReschedulingRule = Callable[[Pool, Nanos], Iterator[Wish]]
 
 _TRIES = 4
 """So many targets are tried for a source in a round, freest first."""
+_MOST_TARGETS = 32
+"""So many are considered where a source is to be emptied, or to make room."""
 
 
 def may_give(pool: Pool, source: Instance, now: Nanos) -> bool:
@@ -76,12 +78,12 @@ def room_for_move(pool: Pool, target: Instance) -> int:
 
 def drain(pool: Pool, now: Nanos) -> Iterator[Wish]:
     """Empty terminating instances: each request to whoever is freest at that moment."""
-    for source in _by_ordinal(pool):
-        if source.state is not InstanceState.TERMINATING:
-            continue
+    sources = [each for each in pool.instances.values() if each.state is InstanceState.TERMINATING]
+    targets = pool.freest(_MOST_TARGETS) if sources else []
+    for source in sources:
         while may_give(pool, source, now):
             blocks = source.mean_blocks() if source.load.num_running else 0
-            target = _best(pool, source, blocks)
+            target = _best(pool, targets, blocks)
             if target is None:
                 break
             yield Wish(source, target, 0, None, _why(pool, "drain", source, target))
@@ -119,9 +121,13 @@ def _free_for(pool: Pool, head: Queued, most_urgent: int, rule: str, now: Nanos)
     room = source.room(head.rank, ahead, pool.headrooms)
     missing = pool.demand(head) - room - source.outgoing
     movable = sum(source.running[most_urgent:]) - source.num_out
+    if missing <= 0 or movable <= 0 or not may_give(pool, source, now):
+        return
+    others = (each for each in pool.freest(_MOST_TARGETS) if each is not source)
+    targets = [each for each in others if not _rests(pool, each, now, gives=False)]
     while missing > 0 and movable > 0 and may_give(pool, source, now):
         blocks = min(missing, source.mean_blocks())
-        target = _best(pool, source, blocks, rested_since=now)
+        target = _best(pool, targets, blocks)
         if target is None:
             return
         facts = (("for", str(head.request)), ("missing blocks", missing))
@@ -141,16 +147,20 @@ def balance(pool: Pool, now: Nanos) -> Iterator[Wish]:
     itself in need of giving.
     """
     rules = pool.config.rescheduling
-    sources, targets = _roles(pool, now)
+    sources, targets = _roles(pool)
     heap = [(-each.freeness, each.ordinal, each) for each in targets]
     heapify(heap)
     for source in sources:
-        if len(pool.moves) >= rules.max_moves:
+        if not heap or len(pool.moves) >= rules.max_moves:
             return
+        if not may_give(pool, source, now) or _rests(pool, source, now, gives=True):
+            continue
         passed_over: list[tuple[float, int, Instance]] = []
         while heap and len(passed_over) < _TRIES:
             key = heappop(heap)
             target = key[2]
+            if target.num_in >= rules.max_in or _rests(pool, target, now, gives=False):
+                continue
             if not _helps(pool, source, target):
                 passed_over.append(key)
                 continue
@@ -171,28 +181,23 @@ def _helps(pool: Pool, source: Instance, target: Instance) -> bool:
     return may_take(pool, target, blocks)
 
 
-def _roles(pool: Pool, now: Nanos) -> tuple[list[Instance], list[Instance]]:
+def _roles(pool: Pool) -> tuple[list[Instance], list[Instance]]:
     """Who may give, least free first, and who may take."""
     rules = pool.config.rescheduling
     low, high = rules.low, rules.high
     low_again, high_again = low + rules.hysteresis, high - rules.hysteresis
     sources, targets = [], []
     for each in pool.instances.values():
-        free = each.freeness
-        is_serving = each.state is InstanceState.UP or each.state is InstanceState.CORDONED
-        if not each.is_known or not is_serving:
+        state, free = each.state, each.freeness
+        is_up = state is InstanceState.UP
+        if not each.is_known or not (is_up or state is InstanceState.CORDONED):
             each.is_source = each.is_target = False
             continue
         each.is_source = free < low or (each.is_source and free < low_again)
         each.is_target = free > high or (each.is_target and free > high_again)
         if each.is_source:
-            if may_give(pool, each, now) and not _rests(pool, each, now, gives=True):
-                sources.append(each)
-        elif (
-            each.is_target
-            and each.state is InstanceState.UP
-            and not _rests(pool, each, now, gives=False)
-        ):
+            sources.append(each)
+        elif each.is_target and is_up:
             targets.append(each)
     sources.sort(key=lambda each: (each.freeness, each.ordinal))
     return sources, targets
@@ -211,25 +216,10 @@ def _rests(pool: Pool, instance: Instance, now: Nanos, *, gives: bool) -> bool:
     return instance.moved_within(pool.config.rescheduling.rest, now, gave=not gives)
 
 
-def _best(
-    pool: Pool, source: Instance, num_blocks: int, rested_since: Nanos | None = None
-) -> Instance | None:
-    """The freest instance that may take so many blocks from another."""
-    best: Instance | None = None
-    for each in pool.instances.values():
-        if each is source or not each.is_usable:
-            continue
-        if best is not None and each.freeness <= best.freeness:
-            continue
-        if rested_since is not None and _rests(pool, each, rested_since, gives=False):
-            continue
-        if may_take(pool, each, num_blocks):
-            best = each
-    return best
-
-
-def _by_ordinal(pool: Pool) -> Sequence[Instance]:
-    return sorted(pool.instances.values(), key=lambda each: each.ordinal)
+def _best(pool: Pool, targets: Iterable[Instance], num_blocks: int) -> Instance | None:
+    """The freest by now of those that may take so many blocks; of equals who joined first."""
+    able = [each for each in targets if may_take(pool, each, num_blocks)]
+    return max(able, key=lambda each: (each.freeness, -each.ordinal), default=None)
 
 
 def _why(
