@@ -109,7 +109,8 @@ class World:
 
     def change(self, name, state):
         told = self.instances[name]
-        told.state, told.emptied = state, False
+        told.emptied = told.emptied and told.state is state
+        told.state = state
         if state is InstanceState.LOST:
             told.unreported.clear()
             self.forget_moves(name)
@@ -283,7 +284,7 @@ class World:
         nominee = self.scheduler.pools[POOL].instances[name]
         heads = [self.head(rank) for rank in range(len(self.config.classes))]
         return sum(
-            each.demand
+            each.demand + self.config.classes[each.rank].headroom
             for each in heads
             if each is not None
             and self.urgency(each) < self.urgency(waits)

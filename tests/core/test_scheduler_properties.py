@@ -232,6 +232,23 @@ def test_nobody_waits_for_ever(late, demands, dispatch):
     assert steps < 2 * late + 30
 
 
+def test_small_requests_do_not_keep_an_instance_busy_before_a_large_one():
+    """The large one fits only an instance that has nothing, for the headroom of its class."""
+    high = PriorityClass(ClassName("high"), 0, Blocks(30))
+    world = World(PoolConfig(POOL, (high, PriorityClass(ClassName("normal"), 10))))
+    world.join()
+    world.give("m-1", [(1, 4)])
+    world.arrive(0, 16 * 19)
+    large = f"r{world.num}"
+    for _ in range(4):
+        world.arrive(1, 16)
+        world.finish("m-1", min(world.instances["m-1"].has))
+        world.report("m-1")
+        if large not in world.waiting:
+            return
+    raise AssertionError("overtaken for ever")
+
+
 def test_a_burst_between_two_reports_spreads_evenly():
     world = World(PoolConfig(POOL, (PriorityClass(ClassName("normal"), 0),)))
     for _ in range(4):

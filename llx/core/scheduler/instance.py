@@ -157,14 +157,16 @@ class Instance:
     def room(self, rank: int, ahead: Iterable[int], headrooms: Sequence[int]) -> int:
         """Blocks that a request of that class may take here now; may be negative.
 
-        What is uncommitted as of the last `refresh`, less the demand of the queue heads `ahead` of
-        it that wait for this instance, less the headroom of the classes here that are more urgent,
-        and its own. An instance that has nothing and expects nothing keeps nothing free: else a
-        request that is larger than what is left would never run.
+        What is uncommitted as of the last `refresh`, less what the queue heads `ahead` of it need
+        that wait for this instance (demand and headroom), less the headroom of the classes here
+        that are more urgent, and its own. An instance that has nothing and expects nothing keeps
+        nothing free: else a request that is larger than what is left would never run.
         """
         room = self.uncommitted
         if self.nominated:
-            room -= sum(self.nominated.get(each, 0) for each in ahead)
+            for each in ahead:
+                if each in self.nominated:
+                    room -= self.nominated[each] + headrooms[each]
         if not self.is_working:
             return room
         room -= headrooms[rank]

@@ -135,6 +135,8 @@ class Pool:
 
     def change(self, instance: Instance, state: InstanceState) -> None:
         """An instance is to be used otherwise. Of a lost one nothing is expected any more."""
+        if instance.state is state:
+            return
         instance.state = state
         instance.is_emptied = False
         if state is InstanceState.LOST:
