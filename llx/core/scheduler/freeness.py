@@ -1,4 +1,4 @@
-"""Virtual usage and freeness: Algorithm 1 of Llumnix (OSDI'24, section 4.4.3).
+"""Virtual usage and freeness: Algorithm 1 of Llumnix (OSDI'24, section 4.4).
 
 One number says how much an instance can still take, and everything else compares it: dispatch
 takes the highest, rescheduling pairs low with high, scaling keeps its average in a band. What

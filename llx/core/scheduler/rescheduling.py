@@ -140,7 +140,7 @@ def _free_for(pool: Pool, head: Queued, most_urgent: int, rule: str, now: Nanos)
 
 
 def balance(pool: Pool, now: Nanos) -> Iterator[Wish]:
-    """Pair the least free with the freest, again and again (Llumnix, section 4.4.3).
+    """Pair the least free with the freest, again and again (Llumnix, section 4.4).
 
     An instance below `low` gives until it is above `low + hysteresis`; one above `high` takes until
     it is below `high - hysteresis`. A move must leave the target freer than the source was, and not

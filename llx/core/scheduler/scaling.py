@@ -40,7 +40,7 @@ def fixed(pool: Pool, now: Nanos) -> Scale:
 
 
 def band(pool: Pool, now: Nanos) -> Scale:
-    """Keep the average freeness within a band (Llumnix, section 4.4.3).
+    """Keep the average freeness within a band (Llumnix, section 4.4).
 
     It is the average of what the instances say now, work on its way and queues' heads included,
     never of what has finished. Below the band for long enough: one more. Above it for long enough:
