@@ -334,13 +334,8 @@ class Pool:
         target.num_in -= 1
         target.incoming -= found.blocks
         rules = self.config.rescheduling
-        match outcome:
-            case MoveOutcome.NONE:
-                source.not_before = Nanos(now + rules.rest)
-            case MoveOutcome.KEPT:
-                source.not_before = Nanos(now + rules.retry_after)
-            case MoveOutcome.MOVED | MoveOutcome.GONE:
-                pass
+        if outcome in (MoveOutcome.NONE, MoveOutcome.KEPT):
+            source.not_before = now + rules.retry_after
         self.touch(target)
         return source, target
 

@@ -129,6 +129,10 @@ def _free_for(pool: Pool, head: Queued, most_urgent: int, rule: str, now: Nanos)
         blocks = min(missing, source.mean_blocks())
         target = _best(pool, targets, blocks)
         if target is None:
+            # Among its requests some are shorter than the average, and help a little.
+            blocks = -(-blocks // 2)
+            target = _best(pool, targets, blocks)
+        if target is None:
             return
         facts = (("for", str(head.request)), ("missing blocks", missing))
         yield Wish(source, target, most_urgent, missing, _why(pool, rule, source, target, facts))
