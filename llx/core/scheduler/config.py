@@ -1,6 +1,5 @@
 """How a pool is scheduled: classes, thresholds, budgets. Checked once, never changed in place."""
 
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -176,5 +175,7 @@ class PoolConfig:
 
         One between two classes is of the less urgent, one beyond the last is of the last.
         """
-        priorities = [each.priority for each in self.classes]
-        return min(bisect_left(priorities, priority), len(priorities) - 1)
+        for rank, each in enumerate(self.classes):
+            if priority <= each.priority:
+                return rank
+        return len(self.classes) - 1

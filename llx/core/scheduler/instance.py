@@ -50,24 +50,24 @@ class Instance:
     is_emptied: bool = False
     closed_because: str | None = None
     load: InstanceLoad = _UNKNOWN
-    queue_head: int = 0
+    queue_head: Blocks = Blocks(0)
     num_charged: int = 0
-    charged: int = 0
-    charged_tokens: int = 0
-    nominated: dict[int, int] = field(default_factory=dict)
+    charged: Blocks = Blocks(0)
+    charged_tokens: Tokens = Tokens(0)
+    nominated: dict[int, Blocks] = field(default_factory=dict)
     num_in: int = 0
-    incoming: int = 0
+    incoming: Blocks = Blocks(0)
     num_out: int = 0
-    outgoing: int = 0
-    gave_at: int | None = None
-    took_at: int | None = None
-    not_before: int = 0
+    outgoing: Blocks = Blocks(0)
+    gave_at: Nanos | None = None
+    took_at: Nanos | None = None
+    not_before: Nanos = Nanos(0)
     last_dispatch: int = 0
     is_source: bool = False
     is_target: bool = False
-    headroom: int = 0
-    uncommitted: int = 0
-    spare: int = 0
+    headroom: Blocks = Blocks(0)
+    uncommitted: Blocks = Blocks(0)
+    spare: Blocks = Blocks(0)
     freeness: Freeness = TERMINATING
     key: "tuple[float, int, Instance] | None" = None
 
@@ -92,18 +92,20 @@ class Instance:
         return self.batch + self.load.num_waiting
 
     @property
-    def committed(self) -> int:
+    def committed(self) -> Blocks:
         """Blocks that will be taken and are not yet."""
-        return self.load.waiting_demand + self.charged + self.incoming
+        return Blocks(self.load.waiting_demand + self.charged + self.incoming)
 
     def forget(self, num_classes: int) -> None:
         """Clear what is counted by class, for there are others now; moves stay."""
         self.running = [0] * num_classes
         self.present = [0] * num_classes
-        self.num_charged = self.charged = self.charged_tokens = 0
+        self.num_charged, self.charged, self.charged_tokens = 0, Blocks(0), Tokens(0)
         self.nominated = {}
 
-    def take_report(self, load: InstanceLoad, queue_head: int | None, config: PoolConfig) -> None:
+    def take_report(
+        self, load: InstanceLoad, queue_head: Blocks | None, config: PoolConfig
+    ) -> None:
         """Replace the last report."""
         for rank, count in enumerate(self.running):
             if count:
@@ -115,25 +117,25 @@ class Instance:
                 self.running[rank] += each.num_running
                 self.present[rank] += each.num_running
         if queue_head is None:
-            queue_head = mean_head(load) if load.num_waiting else 0
+            queue_head = mean_head(load) if load.num_waiting else Blocks(0)
         self.load = load
         self.queue_head = queue_head
         self.is_known = True
 
-    def refresh(self, headrooms: Sequence[int]) -> None:
+    def refresh(self, headrooms: Sequence[Blocks]) -> None:
         """Work out freeness anew; the same as `freeness(self.usage())`, which is slower."""
         load = self.load
         headroom = 0
         for blocks, count in zip(headrooms, self.present, strict=True):
             if blocks and count:
                 headroom += blocks
-        self.headroom = headroom
+        self.headroom = Blocks(headroom)
         unsent = load.free - self.charged - self.incoming
-        self.uncommitted = unsent - load.waiting_demand
+        self.uncommitted = Blocks(unsent - load.waiting_demand)
         spare = unsent - headroom - self.queue_head
         if self.nominated:
             spare -= sum(self.nominated.values())
-        self.spare = spare
+        self.spare = Blocks(spare)
         batch = self.batch
         if self.state is InstanceState.TERMINATING:
             self.freeness = TERMINATING
@@ -145,16 +147,16 @@ class Instance:
         return Usage(
             total=self.load.total,
             used=self.load.used,
-            headroom=Blocks(self.headroom),
-            queue_head=Blocks(self.queue_head),
-            charged=Blocks(self.charged),
-            incoming=Blocks(self.incoming),
+            headroom=self.headroom,
+            queue_head=self.queue_head,
+            charged=self.charged,
+            incoming=self.incoming,
             nominated=Blocks(sum(self.nominated.values())),
             batch=self.batch,
             is_terminating=self.state is InstanceState.TERMINATING,
         )
 
-    def room(self, rank: int, ahead: Iterable[int], headrooms: Sequence[int]) -> int:
+    def room(self, rank: int, ahead: Iterable[int], headrooms: Sequence[Blocks]) -> Blocks:
         """Blocks that a request of that class may take here now; may be negative.
 
         What is uncommitted as of the last `refresh`, less what the queue heads `ahead` of it need
@@ -162,22 +164,22 @@ class Instance:
         that are more urgent, and its own. An instance that has nothing and expects nothing keeps
         nothing free: else a request that is larger than what is left would never run.
         """
-        room = self.uncommitted
+        room: int = self.uncommitted
         if self.nominated:
             for each in ahead:
                 if each in self.nominated:
                     room -= self.nominated[each] + headrooms[each]
         if not self.is_working:
-            return room
+            return Blocks(room)
         room -= headrooms[rank]
         for urgent in range(rank):
             if headrooms[urgent] and self.present[urgent]:
                 room -= headrooms[urgent]
-        return room
+        return Blocks(room)
 
-    def mean_blocks(self) -> int:
+    def mean_blocks(self) -> Blocks:
         """What one of its running requests holds, on average, rounded up; at least 1."""
-        return max(1, -(-self.load.used // max(1, self.load.num_running)))
+        return Blocks(max(1, -(-self.load.used // max(1, self.load.num_running))))
 
     def moved_within(self, rest: Nanos, now: Nanos, *, gave: bool) -> bool:
         """Whether a move from here (else: to here) was ordered less than `rest` ago."""
@@ -185,12 +187,12 @@ class Instance:
         return at is not None and now - at < rest
 
 
-def mean_head(load: InstanceLoad) -> int:
+def mean_head(load: InstanceLoad) -> Blocks:
     """Demand of the first that waits, as far as a report tells: its class's mean, rounded up."""
     waiting: list[tuple[int, ClassLoad]] = [
         (priority, each) for priority, each in load.classes.items() if each.num_waiting
     ]
     if not waiting:
-        return -(-load.waiting_demand // max(1, load.num_waiting))
+        return Blocks(-(-load.waiting_demand // max(1, load.num_waiting)))
     _, first = min(waiting)
-    return -(-first.waiting_demand // first.num_waiting)
+    return Blocks(-(-first.waiting_demand // first.num_waiting))

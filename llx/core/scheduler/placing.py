@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from llx.core.model import Nanos
+from llx.core.model import Blocks, Nanos
 from llx.core.scheduler.commands import Command, Dispatch, Hold, Refusal, Refuse
 from llx.core.scheduler.config import SECOND
 from llx.core.scheduler.decision import Decision, Option
@@ -39,10 +39,10 @@ class Placing:
 
     pool: Pool
     queued: Queued
-    demand: int
+    demand: Blocks
     ahead: Sequence[int]
 
-    def room(self, instance: Instance) -> int:
+    def room(self, instance: Instance) -> Blocks:
         """Blocks that it may take there."""
         return instance.room(self.queued.rank, self.ahead, self.pool.headrooms)
 
@@ -276,7 +276,7 @@ def _placing(pool: Pool, head: Queued, now: Nanos) -> Placing:
         if each is head:
             break
         ahead.append(each.rank)
-    return Placing(pool, head, pool.demand(head) if pool.block_size else 0, tuple(ahead))
+    return Placing(pool, head, pool.demand(head) if pool.block_size else Blocks(0), tuple(ahead))
 
 
 def _refuse_too_large(pool: Pool, placing: Placing, tried: Instance | None) -> Refuse | None:

@@ -10,7 +10,7 @@ from heapq import nlargest
 from itertools import islice
 from operator import attrgetter
 
-from llx.core.model import ClassName, InstanceId, Nanos, RequestId, Tokens, blocks_for
+from llx.core.model import Blocks, ClassName, InstanceId, Nanos, RequestId, Tokens, blocks_for
 from llx.core.scheduler.config import PoolConfig
 from llx.core.scheduler.dispatch import ByInstance, DispatchPolicy, freest
 from llx.core.scheduler.events import InstanceState, LoadReported, MoveId, MoveOutcome
@@ -25,7 +25,7 @@ class Charge:
 
     instance: Instance
     rank: int
-    demand: int
+    demand: Blocks
     tokens: Tokens
     at: Nanos
 
@@ -37,7 +37,7 @@ class OpenMove:
     move: MoveId
     source: Instance
     target: Instance
-    blocks: int
+    blocks: Blocks
     at: Nanos
 
 
@@ -63,7 +63,7 @@ class Pool:
     def __init__(self, config: PoolConfig, policy: DispatchPolicy) -> None:
         self.config = config
         self.policy = policy
-        self.headrooms = [int(each.headroom) for each in config.classes]
+        self.headrooms = [each.headroom for each in config.classes]
         self.queues = Queues(len(config.classes), config.age_after)
         self.ranking = Ranking()
         self.instances: dict[InstanceId, Instance] = {}
@@ -90,7 +90,7 @@ class Pool:
         """Go on by other rules. What waits keeps its class by name, else falls to the last."""
         before = self.config
         waiting, self.config, self.policy = self.queues.waiting(), config, policy
-        self.headrooms = [int(each.headroom) for each in config.classes]
+        self.headrooms = [each.headroom for each in config.classes]
         self.queues = Queues(len(config.classes), config.age_after)
         rank_of = {each.name: rank for rank, each in enumerate(config.classes)}
         last = len(config.classes) - 1
@@ -118,7 +118,7 @@ class Pool:
             (rank for rank, each in enumerate(classes) if each.name == name), len(classes) - 1
         )
 
-    def demand(self, queued: Queued) -> int:
+    def demand(self, queued: Queued) -> Blocks:
         """Blocks that a request needs to run: its tokens and the next one."""
         return blocks_for(queued.tokens + 1, self.block_size)
 
@@ -140,6 +140,7 @@ class Pool:
         instance.state = state
         instance.is_emptied = False
         if state is InstanceState.LOST:
+            instance.is_known = False
             self._cut_off(instance)
         if state is not InstanceState.UP:
             self._release(instance)
@@ -294,31 +295,31 @@ class Pool:
         self.charges[request] = charge
         instance = charge.instance
         instance.num_charged += 1
-        instance.charged += charge.demand
-        instance.charged_tokens += charge.tokens
+        instance.charged = Blocks(instance.charged + charge.demand)
+        instance.charged_tokens = Tokens(instance.charged_tokens + charge.tokens)
         instance.present[charge.rank] += 1
 
     def _strike(self, request: RequestId) -> Instance:
         charge = self.charges.pop(request)
         instance = charge.instance
         instance.num_charged -= 1
-        instance.charged -= charge.demand
-        instance.charged_tokens -= charge.tokens
+        instance.charged = Blocks(instance.charged - charge.demand)
+        instance.charged_tokens = Tokens(instance.charged_tokens - charge.tokens)
         instance.present[charge.rank] -= 1
         return instance
 
     # ------------------------------------------------------------------ moves
 
-    def begin_move(self, source: Instance, target: Instance, blocks: int, now: Nanos) -> MoveId:
+    def begin_move(self, source: Instance, target: Instance, blocks: Blocks, now: Nanos) -> MoveId:
         """A move has been ordered. It relieves the source only when that reports so."""
         self._num_moves += 1
         move = MoveId(self._num_moves)
         self.moves[move] = OpenMove(move, source, target, blocks, now)
         source.num_out += 1
-        source.outgoing += blocks
+        source.outgoing = Blocks(source.outgoing + blocks)
         source.gave_at = now
         target.num_in += 1
-        target.incoming += blocks
+        target.incoming = Blocks(target.incoming + blocks)
         target.took_at = now
         self.touch(target)
         return move
@@ -330,12 +331,12 @@ class Pool:
             return ()
         source, target = found.source, found.target
         source.num_out -= 1
-        source.outgoing -= found.blocks
+        source.outgoing = Blocks(source.outgoing - found.blocks)
         target.num_in -= 1
-        target.incoming -= found.blocks
+        target.incoming = Blocks(target.incoming - found.blocks)
         rules = self.config.rescheduling
         if outcome in (MoveOutcome.NONE, MoveOutcome.KEPT):
-            source.not_before = now + rules.retry_after
+            source.not_before = Nanos(now + rules.retry_after)
         self.touch(target)
         return source, target
 

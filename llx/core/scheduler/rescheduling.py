@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from types import MappingProxyType
 
-from llx.core.model import Nanos
+from llx.core.model import Blocks, Nanos
 from llx.core.scheduler.decision import Decision, Option
 from llx.core.scheduler.events import InstanceState
 from llx.core.scheduler.instance import Instance
@@ -35,7 +35,7 @@ class Wish:
     source: Instance
     target: Instance
     most_urgent: int
-    about: int | None
+    about: Blocks | None
     decision: Decision
 
 
@@ -55,7 +55,7 @@ def may_give(pool: Pool, source: Instance, now: Nanos) -> bool:
     return source.is_known and has_more and is_free and now >= source.not_before
 
 
-def may_take(pool: Pool, target: Instance, num_blocks: int) -> bool:
+def may_take(pool: Pool, target: Instance, num_blocks: Blocks) -> bool:
     """Whether an instance may be sent one more request by a move, of about so many blocks.
 
     It must have them beyond every class's headroom and every queue head's demand.
@@ -67,7 +67,7 @@ def may_take(pool: Pool, target: Instance, num_blocks: int) -> bool:
     return room_for_move(pool, target) >= num_blocks
 
 
-def room_for_move(pool: Pool, target: Instance) -> int:
+def room_for_move(pool: Pool, target: Instance) -> Blocks:
     """Blocks that may be moved to an instance."""
     num_classes = len(pool.config.classes)
     return target.room(num_classes - 1, range(num_classes), pool.headrooms)
@@ -82,7 +82,7 @@ def drain(pool: Pool, now: Nanos) -> Iterator[Wish]:
     targets = pool.freest(_MOST_TARGETS) if sources else []
     for source in sources:
         while may_give(pool, source, now):
-            blocks = source.mean_blocks() if source.load.num_running else 0
+            blocks = source.mean_blocks() if source.load.num_running else Blocks(0)
             target = _best(pool, targets, blocks)
             if target is None:
                 break
@@ -119,7 +119,7 @@ def _free_for(pool: Pool, head: Queued, most_urgent: int, rule: str, now: Nanos)
     ahead = [each.rank for each in pool.queues.heads(now)]
     ahead = ahead[: ahead.index(head.rank)]
     room = source.room(head.rank, ahead, pool.headrooms)
-    missing = pool.demand(head) - room - source.outgoing
+    missing = Blocks(pool.demand(head) - room - source.outgoing)
     movable = sum(source.running[most_urgent:]) - source.num_out
     if missing <= 0 or movable <= 0 or not may_give(pool, source, now):
         return
@@ -130,13 +130,13 @@ def _free_for(pool: Pool, head: Queued, most_urgent: int, rule: str, now: Nanos)
         target = _best(pool, targets, blocks)
         if target is None:
             # Among its requests some are shorter than the average, and help a little.
-            blocks = -(-blocks // 2)
+            blocks = Blocks(-(-blocks // 2))
             target = _best(pool, targets, blocks)
         if target is None:
             return
         facts = (("for", str(head.request)), ("missing blocks", missing))
         yield Wish(source, target, most_urgent, missing, _why(pool, rule, source, target, facts))
-        missing -= blocks
+        missing = Blocks(missing - blocks)
         movable -= 1
 
 
@@ -220,7 +220,7 @@ def _rests(pool: Pool, instance: Instance, now: Nanos, *, gives: bool) -> bool:
     return instance.moved_within(pool.config.rescheduling.rest, now, gave=not gives)
 
 
-def _best(pool: Pool, targets: Iterable[Instance], num_blocks: int) -> Instance | None:
+def _best(pool: Pool, targets: Iterable[Instance], num_blocks: Blocks) -> Instance | None:
     """The freest by now of those that may take so many blocks; of equals who joined first."""
     able = [each for each in targets if may_take(pool, each, num_blocks)]
     return max(able, key=lambda each: (each.freeness, -each.ordinal), default=None)

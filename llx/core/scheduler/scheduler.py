@@ -13,7 +13,7 @@ send the requests that wait.
 
 from typing import assert_never
 
-from llx.core.model import Blocks, InstanceId, Nanos, PoolName
+from llx.core.model import InstanceId, Nanos, PoolName
 from llx.core.scheduler import placing, rescheduling, scaling
 from llx.core.scheduler.commands import (
     AddInstances,
@@ -61,6 +61,7 @@ class Scheduler:
         self._policies = policies or Policies()
         self._pool_of: dict[InstanceId, Pool] = {}
         self._num_arrived = 0
+        self._now = Nanos(0)
 
     def handle(self, event: Event, now: Nanos) -> list[Command]:
         """Take an event in, and return what is to be done about it, in this order.
@@ -72,6 +73,8 @@ class Scheduler:
         Raises:
             ConfigError: A configuration names an unknown policy. Nothing has changed then.
         """
+        assert now >= self._now, f"time runs backwards, from {self._now} to {now}"
+        self._now = now
         match event:
             case LoadReported():
                 return self._report(event, now)
@@ -89,16 +92,8 @@ class Scheduler:
                 return self._member(event, now)
             case PoolConfigured():
                 return self._configure(event.config, now)
-            case Paused() | Resumed():
-                if event.pool in self.pools:
-                    self.pools[event.pool].is_paused = isinstance(event, Paused)
-                return []
-            case Stepped():
-                return (
-                    self._reschedule(self.pools[event.pool], now)
-                    if event.pool in self.pools
-                    else []
-                )
+            case Paused() | Resumed() | Stepped():
+                return self._steer(event, now)
             case _:
                 assert_never(event)
 
@@ -198,6 +193,15 @@ class Scheduler:
         pool.configure(config, policy)
         return placing.serve_all(pool, now)
 
+    def _steer(self, event: Paused | Resumed | Stepped, now: Nanos) -> list[Command]:
+        pool = self.pools.get(event.pool)
+        if pool is None:
+            return []
+        if isinstance(event, Stepped):
+            return self._reschedule(pool, now)
+        pool.is_paused = isinstance(event, Paused)
+        return []
+
     def _round(self, pool: Pool, now: Nanos) -> list[Command]:
         pool.expire_moves(now)
         pool.expire_charges(now)
@@ -231,8 +235,8 @@ def _order(pool: Pool, wish: rescheduling.Wish, now: Nanos) -> Move:
     rule = MoveRule(
         choice=rules.choice,
         least_priority=priority,
-        about=None if wish.about is None else Blocks(wish.about),
-        at_most=Blocks(room),
+        about=wish.about,
+        at_most=room,
         rest=rules.rest,
     )
     move = pool.begin_move(source, target, blocks, now)
