@@ -168,7 +168,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+TestScheduler.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
 
 
 crowd = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), max_size=9)
@@ -181,7 +181,7 @@ crowd = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), max_size=9)
     after=st.lists(st.sampled_from([SECOND // 10, SECOND, 3 * SECOND]), min_size=1, max_size=8),
     data=st.data(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_moves_keep_to_their_budget_and_do_not_go_back(config, crowds, drained, after, data):
     world = World(config)
     for requests in crowds:

@@ -164,6 +164,13 @@ class Pool:
         self.block_size = event.load.block_size
         self.touch(instance)
 
+    def terminating(self) -> list[Instance]:
+        """Those that are to be emptied, in the order of joining."""
+        terminating = InstanceState.TERMINATING
+        if not self.closed.get(terminating.value):
+            return []
+        return [each for each in self.instances.values() if each.state is terminating]
+
     def freest(self, count: int) -> list[Instance]:
         """The freest of those that take something, at most so many."""
         if isinstance(self.policy, ByInstance) and self.policy.figure is not freest:

@@ -27,6 +27,7 @@ class Wish:
 
     Attributes:
         source, target: Between whom.
+        blocks: About how many will come, as far as loads tell.
         most_urgent: Rank of the most urgent class that may move.
         about: Blocks that are wanted free at the source; None: whatever the choice picks.
         decision: Why.
@@ -34,6 +35,7 @@ class Wish:
 
     source: Instance
     target: Instance
+    blocks: Blocks
     most_urgent: int
     about: Blocks | None
     decision: Decision
@@ -78,7 +80,7 @@ def room_for_move(pool: Pool, target: Instance) -> Blocks:
 
 def drain(pool: Pool, now: Nanos) -> Iterator[Wish]:
     """Empty terminating instances: each request to whoever is freest at that moment."""
-    sources = [each for each in pool.instances.values() if each.state is InstanceState.TERMINATING]
+    sources = pool.terminating()
     targets = pool.freest(_MOST_TARGETS) if sources else []
     for source in sources:
         while may_give(pool, source, now):
@@ -86,7 +88,7 @@ def drain(pool: Pool, now: Nanos) -> Iterator[Wish]:
             target = _best(pool, targets, blocks)
             if target is None:
                 break
-            yield Wish(source, target, 0, None, _why(pool, "drain", source, target))
+            yield Wish(source, target, blocks, 0, None, _why(pool, "drain", source, target))
 
 
 # ------------------------------------------------------------------ make room
@@ -135,7 +137,8 @@ def _free_for(pool: Pool, head: Queued, most_urgent: int, rule: str, now: Nanos)
         if target is None:
             return
         facts = (("for", str(head.request)), ("missing blocks", missing))
-        yield Wish(source, target, most_urgent, missing, _why(pool, rule, source, target, facts))
+        why = _why(pool, rule, source, target, facts)
+        yield Wish(source, target, blocks, most_urgent, missing, why)
         missing = Blocks(missing - blocks)
         movable -= 1
 
@@ -159,16 +162,17 @@ def balance(pool: Pool, now: Nanos) -> Iterator[Wish]:
             return
         if not may_give(pool, source, now) or _rests(pool, source, now, gives=True):
             continue
+        blocks = source.mean_blocks()
         passed_over: list[tuple[float, int, Instance]] = []
         while heap and len(passed_over) < _TRIES:
             key = heappop(heap)
             target = key[2]
             if target.num_in >= rules.max_in or _rests(pool, target, now, gives=False):
                 continue
-            if not _helps(pool, source, target):
+            if not _helps(pool, source, target, blocks):
                 passed_over.append(key)
                 continue
-            yield Wish(source, target, 0, None, _why(pool, "balance", source, target))
+            yield Wish(source, target, blocks, 0, None, _why(pool, "balance", source, target))
             if target.freeness > rules.high - rules.hysteresis:
                 heappush(heap, (-target.freeness, target.ordinal, target))
             break
@@ -176,9 +180,8 @@ def balance(pool: Pool, now: Nanos) -> Iterator[Wish]:
             heappush(heap, key)
 
 
-def _helps(pool: Pool, source: Instance, target: Instance) -> bool:
-    """Whether an average request of the source's is better off at the target."""
-    blocks = source.mean_blocks()
+def _helps(pool: Pool, source: Instance, target: Instance, blocks: Blocks) -> bool:
+    """Whether a request of so many blocks is better off at the target."""
     after = (target.spare - blocks) / (target.batch + 1)
     if after <= source.freeness or after < pool.config.rescheduling.low:
         return False
@@ -192,16 +195,16 @@ def _roles(pool: Pool) -> tuple[list[Instance], list[Instance]]:
     low_again, high_again = low + rules.hysteresis, high - rules.hysteresis
     sources, targets = [], []
     for each in pool.instances.values():
-        state, free = each.state, each.freeness
+        free, state = each.freeness, each.state
         is_up = state is InstanceState.UP
-        if not each.is_known or not (is_up or state is InstanceState.CORDONED):
-            each.is_source = each.is_target = False
-            continue
-        each.is_source = free < low or (each.is_source and free < low_again)
-        each.is_target = free > high or (each.is_target and free > high_again)
-        if each.is_source:
+        takes_part = each.is_known and (is_up or state is InstanceState.CORDONED)
+        is_source = takes_part and (free < low or (each.is_source and free < low_again))
+        is_target = takes_part and (free > high or (each.is_target and free > high_again))
+        if is_source is not each.is_source or is_target is not each.is_target:
+            each.is_source, each.is_target = is_source, is_target
+        if is_source:
             sources.append(each)
-        elif each.is_target and is_up:
+        elif is_target and is_up:
             targets.append(each)
     sources.sort(key=lambda each: (each.freeness, each.ordinal))
     return sources, targets

@@ -206,9 +206,8 @@ class Scheduler:
         pool.expire_moves(now)
         pool.expire_charges(now)
         out = placing.serve_all(pool, now) if pool.queues else []
-        for each in list(pool.instances.values()):
-            if each.state is InstanceState.TERMINATING and not each.is_emptied:
-                out.extend(self._room_at(each, now))
+        for each in pool.terminating():
+            out.extend(self._room_at(each, now))
         return out if pool.is_paused else [*out, *self._reschedule(pool, now)]
 
     def _reschedule(self, pool: Pool, now: Nanos) -> list[Command]:
@@ -230,7 +229,6 @@ def _order(pool: Pool, wish: rescheduling.Wish, now: Nanos) -> Move:
     rules = pool.config.rescheduling
     source, target = wish.source, wish.target
     room = rescheduling.room_for_move(pool, target)
-    blocks = min(wish.about or source.mean_blocks(), source.mean_blocks())
     priority = pool.config.classes[wish.most_urgent - 1].priority + 1 if wish.most_urgent else None
     rule = MoveRule(
         choice=rules.choice,
@@ -239,7 +237,7 @@ def _order(pool: Pool, wish: rescheduling.Wish, now: Nanos) -> Move:
         at_most=room,
         rest=rules.rest,
     )
-    move = pool.begin_move(source, target, blocks, now)
+    move = pool.begin_move(source, target, wish.blocks, now)
     return Move(pool.config.name, move, source.name, target.name, rule, wish.decision)
 
 
