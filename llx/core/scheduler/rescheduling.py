@@ -8,7 +8,7 @@ Whoever adds a rule writes it here (or behind an entry point), names it in the t
 scenario in `tests/scenarios`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from types import MappingProxyType
@@ -85,10 +85,11 @@ def drain(pool: Pool, now: Nanos) -> Iterator[Wish]:
     for source in sources:
         while may_give(pool, source, now):
             blocks = source.mean_blocks() if source.load.num_running else Blocks(0)
-            target = _best(pool, targets, blocks)
-            if target is None:
+            found = _find(pool, targets, blocks)
+            if not found.able:
                 break
-            yield Wish(source, target, blocks, 0, None, _why(pool, "drain", source, target))
+            why = _why(pool, "drain", source, found)
+            yield Wish(source, found.able[0], blocks, 0, None, why)
 
 
 # ------------------------------------------------------------------ make room
@@ -129,16 +130,16 @@ def _free_for(pool: Pool, head: Queued, most_urgent: int, rule: str, now: Nanos)
     targets = [each for each in others if not _rests(pool, each, now, gives=False)]
     while missing > 0 and movable > 0 and may_give(pool, source, now):
         blocks = min(missing, source.mean_blocks())
-        target = _best(pool, targets, blocks)
-        if target is None:
+        found = _find(pool, targets, blocks)
+        if not found.able:
             # Among its requests some are shorter than the average, and help a little.
             blocks = Blocks(-(-blocks // 2))
-            target = _best(pool, targets, blocks)
-        if target is None:
+            found = _find(pool, targets, blocks)
+        if not found.able:
             return
         facts = (("for", str(head.request)), ("missing blocks", missing))
-        why = _why(pool, rule, source, target, facts)
-        yield Wish(source, target, blocks, most_urgent, missing, why)
+        why = _why(pool, rule, source, found, facts)
+        yield Wish(source, found.able[0], blocks, most_urgent, missing, why)
         missing = Blocks(missing - blocks)
         movable -= 1
 
@@ -172,7 +173,9 @@ def balance(pool: Pool, now: Nanos) -> Iterator[Wish]:
             if not _helps(pool, source, target, blocks):
                 passed_over.append(key)
                 continue
-            yield Wish(source, target, blocks, 0, None, _why(pool, "balance", source, target))
+            able = [target, heap[0][2]] if heap else [target]
+            why = _why(pool, "balance", source, _Targets(able, len(passed_over)))
+            yield Wish(source, target, blocks, 0, None, why)
             if target.freeness > rules.high - rules.hysteresis:
                 heappush(heap, (-target.freeness, target.ordinal, target))
             break
@@ -223,23 +226,42 @@ def _rests(pool: Pool, instance: Instance, now: Nanos, *, gives: bool) -> bool:
     return instance.moved_within(pool.config.rescheduling.rest, now, gave=not gives)
 
 
-def _best(pool: Pool, targets: Iterable[Instance], num_blocks: Blocks) -> Instance | None:
-    """The freest by now of those that may take so many blocks; of equals who joined first."""
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    """Who was found for a request: the best first; `num_full` could not take it."""
+
+    able: Sequence[Instance]
+    num_full: int
+
+
+def _find(pool: Pool, targets: Sequence[Instance], num_blocks: Blocks) -> _Targets:
+    """Those that may take so many blocks, the freest by now first; of equals who joined first."""
     able = [each for each in targets if may_take(pool, each, num_blocks)]
-    return max(able, key=lambda each: (each.freeness, -each.ordinal), default=None)
+    able.sort(key=lambda each: (-each.freeness, each.ordinal))
+    return _Targets(able, len(targets) - len(able))
 
 
 def _why(
     pool: Pool,
     rule: str,
     source: Instance,
-    target: Instance,
+    found: _Targets,
     facts: tuple[tuple[str, float | str], ...] = (),
 ) -> Decision:
+    able = found.able
+    left_out = [(reason, count) for reason, count in pool.closed.items() if count]
+    if found.num_full:
+        left_out.append(("that cannot take it", found.num_full))
+    second = able[1] if len(able) > 1 else None
+    is_tie = second is not None and second.freeness == able[0].freeness
     return Decision(
         rule=rule,
         unit="freeness",
-        chosen=Option(target.name, target.freeness),
+        chosen=Option(able[0].name, able[0].freeness),
+        next_best=Option(second.name, second.freeness) if second else None,
         num_instances=len(pool.instances),
+        num_considered=len(able) + found.num_full,
+        left_out=tuple(left_out),
+        tie_break="joined first" if is_tie else "",
         facts=(("source", str(source.name)), ("its freeness", source.freeness), *facts),
     )

@@ -3,7 +3,7 @@
 A rule is a function in a table. It looks at the pool and says what it wants; the scheduler does it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -53,7 +53,7 @@ def band(pool: Pool, now: Nanos) -> Scale:
     active = [each for each in pool.instances.values() if each.state is InstanceState.UP]
     count = len(active) + state.starting
     if count < rules.min_instances:
-        return Grow(rules.min_instances - count, _why(pool, "fewer than the minimum", None, None))
+        return Grow(rules.min_instances - count, _why(pool, "fewer than the minimum", None))
     known = [each for each in active if each.is_known]
     if not known:
         return None
@@ -64,7 +64,7 @@ def band(pool: Pool, now: Nanos) -> Scale:
     if state.changed_at is not None and now - state.changed_at < rules.cooldown and not is_above:
         return None
     if _lasts(state.low_since, rules.sustain, now) and count < rules.max_instances:
-        return Grow(1, _why(pool, "less free than the band", average, None))
+        return Grow(1, _why(pool, "less free than the band", average))
     wants_less = _lasts(state.high_since, rules.sustain, now) and len(known) > rules.min_instances
     if not (wants_less or is_above) or state.starting:
         return None
@@ -73,8 +73,7 @@ def band(pool: Pool, now: Nanos) -> Scale:
 
 def _shrink(pool: Pool, known: list[Instance], average: float, is_above: bool) -> Shrink | None:
     """Without whoever is cheapest to empty, if the others can take what it has."""
-    cheapest = min(known, key=_cost)
-    others = [each for each in known if each is not cheapest]
+    cheapest, *others = sorted(known, key=_cost)
     spare = sum(max(0, each.spare) for each in others)
     taken = cheapest.load.used + cheapest.committed
     if not others or (taken > spare and not is_above):
@@ -84,7 +83,7 @@ def _shrink(pool: Pool, known: list[Instance], average: float, is_above: bool) -
     if after < pool.config.scaling.low and not is_above:
         return None
     why = "more than the maximum" if is_above else "freer than the band"
-    return Shrink(cheapest, _why(pool, why, average, cheapest))
+    return Shrink(cheapest, _why(pool, why, average, [cheapest, others[0]]))
 
 
 def _cost(instance: Instance) -> tuple[int, int, int]:
@@ -102,16 +101,21 @@ def _lasts(since: Nanos | None, sustain: Nanos, now: Nanos) -> bool:
     return since is not None and now - since >= sustain
 
 
-def _why(pool: Pool, rule: str, average: float | None, chosen: Instance | None) -> Decision:
+def _why(
+    pool: Pool, rule: str, average: float | None, by_cost: Sequence[Instance] = ()
+) -> Decision:
     facts: list[tuple[str, float | str]] = []
     if average is not None:
         facts.append(("average freeness", average))
     facts.append(("starting", pool.scaling.starting))
+    costs = [Option(each.name, each.load.used + each.committed) for each in by_cost[:2]]
     return Decision(
         rule=rule,
         unit="blocks to move",
-        chosen=Option(chosen.name, chosen.load.used) if chosen else None,
+        chosen=costs[0] if costs else None,
+        next_best=costs[1] if costs else None,
         num_instances=len(pool.instances),
+        left_out=tuple((reason, count) for reason, count in pool.closed.items() if count),
         facts=tuple(facts),
     )
 
