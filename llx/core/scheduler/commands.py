@@ -1,0 +1,98 @@
+"""What the scheduler wants done. A driver does it, and says what came of it as events."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from llx.core.model import ClassName, InstanceId, Nanos, PoolName, RequestId
+from llx.core.scheduler.decision import Decision
+from llx.core.scheduler.events import MoveId
+from llx.core.scheduler.move_rule import MoveRule
+
+
+class Refusal(Enum):
+    """Why a request gets no instance."""
+
+    QUEUE_FULL = "queue full"
+    """429."""
+    WAITED_TOO_LONG = "waited too long"
+    """503."""
+    TOO_LARGE = "larger than an instance"
+    """400: it would not fit an instance that has nothing else."""
+    NO_SUCH_POOL = "no such pool"
+    """404."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Send the request to the instance now."""
+
+    request: RequestId
+    instance: InstanceId
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Keep the request: it waits in the central queue and will be dispatched or refused.
+
+    Attributes:
+        request: Which.
+        priority_class: Whose queue.
+        num_waiting: Requests of its class that wait, itself included.
+        decision: Whom it is nominated for, if it is the head of its queue; else None.
+    """
+
+    request: RequestId
+    priority_class: ClassName
+    num_waiting: int
+    decision: Decision | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Tell the client no. `retry_after`: when there may be room; None where it makes no sense."""
+
+    request: RequestId
+    reason: Refusal
+    retry_after: Nanos | None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Have the source move a request of its own choice, within the rule, to the target."""
+
+    pool: PoolName
+    move: MoveId
+    source: InstanceId
+    target: InstanceId
+    rule: MoveRule
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class AddInstances:
+    """Start so many more instances."""
+
+    pool: PoolName
+    count: int
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """There is one instance too many, and it is this: it is being emptied from now on."""
+
+    pool: PoolName
+    instance: InstanceId
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Emptied:
+    """A terminating instance has nothing left; it may be stopped. Said once."""
+
+    pool: PoolName
+    instance: InstanceId
+
+
+Command = Dispatch | Hold | Refuse | Move | AddInstances | Terminate | Emptied

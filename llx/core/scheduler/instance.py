@@ -1,0 +1,198 @@
+"""An instance as the scheduler knows it: its last report, and what has been decided since."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from llx.core.model import Blocks, ClassLoad, InstanceId, InstanceLoad, Nanos, Tokens
+from llx.core.scheduler.config import PoolConfig
+from llx.core.scheduler.events import InstanceState
+from llx.core.scheduler.freeness import TERMINATING, Freeness, Usage
+
+_UNKNOWN = InstanceLoad(total=Blocks(0), free=Blocks(0), block_size=Tokens(1))
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """One instance of a pool. Its pool alone changes it, and calls `refresh` after that.
+
+    Attributes:
+        name: Its name.
+        ordinal: Place in the order of joining, never used again; decides ties.
+        state: What may be done with it.
+        is_known: Whether it has reported; before that nothing is done with it.
+        is_emptied: Whether it has been said that nothing is left of it.
+        closed_because: Why it takes nothing new; None if it does.
+        load: As reported last.
+        queue_head: Demand of the request that waits first in its own queue.
+        present: Requests that run or are charged here, by class rank.
+        running: Those that run, likewise.
+        num_charged: Requests sent here that no report covers yet; `charged` their blocks,
+            `charged_tokens` what they have to compute.
+        nominated: Demand of the heads of central queues that wait for it, by class rank.
+        num_in: Moves under way to here; `incoming` their blocks.
+        num_out: Moves under way from here; `outgoing` their blocks.
+        gave_at, took_at: When a move from here, to here, was last ordered.
+        not_before: A move from here did not come about; not to be asked for again before.
+        last_dispatch: Which of the pool's dispatches was the last to here; 0: none.
+        is_source, is_target: Of load balancing, with hysteresis.
+        headroom: Blocks kept free for the classes present, each once.
+        uncommitted: Free blocks that nothing is on its way to take.
+        spare: ``M - sum V``; these two and `freeness` as of the last `refresh`.
+        key: Its place in the pool's ranking, if it is there.
+    """
+
+    name: InstanceId
+    ordinal: int
+    running: list[int] = field(default_factory=list)
+    present: list[int] = field(default_factory=list)
+    state: InstanceState = InstanceState.UP
+    is_known: bool = False
+    is_emptied: bool = False
+    closed_because: str | None = None
+    load: InstanceLoad = _UNKNOWN
+    queue_head: Blocks = Blocks(0)
+    num_charged: int = 0
+    charged: Blocks = Blocks(0)
+    charged_tokens: Tokens = Tokens(0)
+    nominated: dict[int, Blocks] = field(default_factory=dict)
+    num_in: int = 0
+    incoming: Blocks = Blocks(0)
+    num_out: int = 0
+    outgoing: Blocks = Blocks(0)
+    gave_at: Nanos | None = None
+    took_at: Nanos | None = None
+    not_before: Nanos = Nanos(0)
+    last_dispatch: int = 0
+    is_source: bool = False
+    is_target: bool = False
+    headroom: Blocks = Blocks(0)
+    uncommitted: Blocks = Blocks(0)
+    spare: Blocks = Blocks(0)
+    freeness: Freeness = TERMINATING
+    key: "tuple[float, int, Instance] | None" = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it may be given requests at all."""
+        return self.state is InstanceState.UP and self.is_known
+
+    @property
+    def is_working(self) -> bool:
+        """Whether it has, or is to get, any request."""
+        return bool(self.num_requests or self.num_out)
+
+    @property
+    def batch(self) -> int:
+        """Requests that run here, or will: sent and not reported, or moving here."""
+        return self.load.num_running + self.num_charged + self.num_in
+
+    @property
+    def num_requests(self) -> int:
+        """The batch, and what waits in the instance's own queue."""
+        return self.batch + self.load.num_waiting
+
+    @property
+    def committed(self) -> Blocks:
+        """Blocks that will be taken and are not yet."""
+        return Blocks(self.load.waiting_demand + self.charged + self.incoming)
+
+    def forget(self, num_classes: int) -> None:
+        """Clear what is counted by class, for there are others now; moves stay."""
+        self.running = [0] * num_classes
+        self.present = [0] * num_classes
+        self.num_charged, self.charged, self.charged_tokens = 0, Blocks(0), Tokens(0)
+        self.nominated = {}
+
+    def take_report(
+        self, load: InstanceLoad, queue_head: Blocks | None, config: PoolConfig
+    ) -> None:
+        """Replace the last report."""
+        for rank, count in enumerate(self.running):
+            if count:
+                self.present[rank] -= count
+                self.running[rank] = 0
+        for priority, each in load.classes.items():
+            if each.num_running:
+                rank = config.rank_of(priority)
+                self.running[rank] += each.num_running
+                self.present[rank] += each.num_running
+        if queue_head is None:
+            queue_head = mean_head(load) if load.num_waiting else Blocks(0)
+        self.load = load
+        self.queue_head = queue_head
+        self.is_known = True
+
+    def refresh(self, headrooms: Sequence[Blocks]) -> None:
+        """Work out freeness anew; the same as `freeness(self.usage())`, which is slower."""
+        load = self.load
+        headroom = 0
+        for blocks, count in zip(headrooms, self.present, strict=True):
+            if blocks and count:
+                headroom += blocks
+        self.headroom = Blocks(headroom)
+        unsent = load.free - self.charged - self.incoming
+        self.uncommitted = Blocks(unsent - load.waiting_demand)
+        spare = unsent - headroom - self.queue_head
+        if self.nominated:
+            spare -= sum(self.nominated.values())
+        self.spare = Blocks(spare)
+        batch = self.batch
+        if self.state is InstanceState.TERMINATING:
+            self.freeness = TERMINATING
+        else:
+            self.freeness = Freeness(spare / batch if batch > 1 else float(spare))
+
+    def usage(self) -> Usage:
+        """Algorithm 1's terms, as of the last `refresh`."""
+        return Usage(
+            total=self.load.total,
+            used=self.load.used,
+            headroom=self.headroom,
+            queue_head=self.queue_head,
+            charged=self.charged,
+            incoming=self.incoming,
+            nominated=Blocks(sum(self.nominated.values())),
+            batch=self.batch,
+            is_terminating=self.state is InstanceState.TERMINATING,
+        )
+
+    def room(self, rank: int, ahead: Iterable[int], headrooms: Sequence[Blocks]) -> Blocks:
+        """Blocks that a request of that class may take here now; may be negative.
+
+        What is uncommitted as of the last `refresh`, less what the queue heads `ahead` of it need
+        that wait for this instance (demand and headroom), less the headroom of the classes here
+        that are more urgent, and its own. An instance that has nothing and expects nothing keeps
+        nothing free: else a request that is larger than what is left would never run.
+        """
+        room: int = self.uncommitted
+        if self.nominated:
+            for each in ahead:
+                if each in self.nominated:
+                    room -= self.nominated[each] + headrooms[each]
+        if not self.is_working:
+            return Blocks(room)
+        room -= headrooms[rank]
+        for urgent in range(rank):
+            if headrooms[urgent] and self.present[urgent]:
+                room -= headrooms[urgent]
+        return Blocks(room)
+
+    def mean_blocks(self) -> Blocks:
+        """What one of its running requests holds, on average, rounded up; at least 1."""
+        return Blocks(max(1, -(-self.load.used // max(1, self.load.num_running))))
+
+    def moved_within(self, rest: Nanos, now: Nanos, *, gave: bool) -> bool:
+        """Whether a move from here (else: to here) was ordered less than `rest` ago."""
+        at = self.gave_at if gave else self.took_at
+        return at is not None and now - at < rest
+
+
+def mean_head(load: InstanceLoad) -> Blocks:
+    """Demand of the first that waits, as far as a report tells: its class's mean, rounded up."""
+    waiting: list[tuple[int, ClassLoad]] = [
+        (priority, each) for priority, each in load.classes.items() if each.num_waiting
+    ]
+    if not waiting:
+        return Blocks(-(-load.waiting_demand // max(1, load.num_waiting)))
+    _, first = min(waiting)
+    return Blocks(-(-first.waiting_demand // first.num_waiting))

@@ -1,0 +1,312 @@
+"""Placing what waits: late binding, and the paper's immediate dispatch.
+
+A request is sent to an instance when that has room for it, and until then stays in the central
+queue. The head of each queue is *nominated* for an instance: its demand is counted there, and
+whoever is served after it cannot have these blocks. So a large request is not overtaken for ever
+by small ones, and yet what does not fit one instance does not keep others from being used.
+
+Room opens at an instance when it reports, so that is when the queues' heads are tried there; a new
+head is tried at the first instances of the policy's order; and once a round every head is tried
+there again, and at those with the most free blocks.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from llx.core.model import Blocks, Nanos
+from llx.core.scheduler.commands import Command, Dispatch, Hold, Refusal, Refuse
+from llx.core.scheduler.config import SECOND
+from llx.core.scheduler.decision import Decision, Option
+from llx.core.scheduler.dispatch import ByInstance
+from llx.core.scheduler.instance import Instance
+from llx.core.scheduler.pool import Pool
+from llx.core.scheduler.queues import Queued
+
+PROBES = 64
+"""So many instances, the first by the policy, are tried for a request at most …"""
+_EMPTIEST = 16
+"""… and in a round so many more, those with the most free blocks."""
+SAMPLE = 32
+"""So many are scored by a policy that looks at the request, besides those with its prefix."""
+_MOST_AT_ONCE = 64
+"""Requests of one class that are sent in a round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """A queue's head looking for an instance: `ahead` are the classes served before it."""
+
+    pool: Pool
+    queued: Queued
+    demand: Blocks
+    ahead: Sequence[int]
+
+    def room(self, instance: Instance) -> Blocks:
+        """Blocks that it may take there."""
+        return instance.room(self.queued.rank, self.ahead, self.pool.headrooms)
+
+    def fits(self, instance: Instance) -> bool:
+        """Whether it may go there now."""
+        if instance.closed_because is not None:
+            return False
+        return self.pool.config.is_immediate or self.room(instance) >= self.demand
+
+    def reach(self, instance: Instance, room: int) -> tuple[int, int]:
+        """How near an instance is to room: if its less urgent work moved away, and as it is."""
+        movable = sum(instance.running[self.queued.rank + 1 :]) * instance.mean_blocks()
+        return min(self.demand, room + movable), room
+
+
+def serve_arrival(pool: Pool, queued: Queued, now: Nanos) -> list[Command]:
+    """Place a request that has just joined its queue, or say that it waits."""
+    if pool.queues.head(queued.rank) is queued:
+        placing = _placing(pool, queued, now)
+        chosen, decision, nearest = choose(placing)
+        if chosen is not None:
+            return [_dispatch(pool, queued, chosen, decision, now)]
+        if (refusal := _refuse_too_large(pool, placing, nearest)) is not None:
+            return [refusal]
+        pool.nominate(queued, nearest)
+        return [hold(pool, queued)]
+    return [hold(pool, queued)]
+
+
+def serve_at(pool: Pool, instance: Instance, now: Nanos) -> list[Command]:
+    """Send queues' heads to an instance that may have got room."""
+    out: list[Command] = []
+    while instance.closed_because is None and (heads := pool.queues.heads(now)):
+        ahead: list[int] = []
+        for head in heads:
+            placing = Placing(pool, head, pool.demand(head), tuple(ahead))
+            if placing.fits(instance):
+                out.append(_dispatch(pool, head, instance, _room_opened(placing, instance), now))
+                follower = pool.queues.head(head.rank)
+                if follower is not None and follower.nominee is None:
+                    pool.nominate(follower, instance)
+                break
+            ahead.append(head.rank)
+        else:
+            break
+    return out
+
+
+def serve_all(pool: Pool, now: Nanos) -> list[Command]:
+    """Try every queue's head, and nominate each for whoever is nearest to room."""
+    out: list[Command] = expire_waiting(pool, now)
+    emptiest = pool.emptiest(_EMPTIEST) if pool.queues else []
+    if not emptiest:
+        return out
+    for first in pool.queues.heads(now):
+        for _ in range(_MOST_AT_ONCE):
+            head = pool.queues.head(first.rank)
+            if head is None:
+                break
+            command = _serve_head(pool, head, emptiest, now)
+            if command is None:
+                break
+            out.append(command)
+    return out
+
+
+def expire_waiting(pool: Pool, now: Nanos) -> list[Command]:
+    """Refuse those that have waited for too long."""
+    out: list[Command] = []
+    for rank, each in enumerate(pool.config.classes):
+        while (head := pool.queues.head(rank)) and now - head.arrival >= each.max_wait:
+            pool.unqueue(head)
+            after = retry_after(pool, rank)
+            out.append(Refuse(head.request, Refusal.WAITED_TOO_LONG, after))
+    return out
+
+
+def hold(pool: Pool, queued: Queued) -> Hold:
+    """What is answered to a request that waits."""
+    rank = queued.rank
+    is_head = pool.queues.head(rank) is queued
+    return Hold(
+        queued.request,
+        pool.config.classes[rank].name,
+        pool.queues.length(rank),
+        _nomination(pool, queued) if is_head else None,
+    )
+
+
+def retry_after(pool: Pool, rank: int) -> Nanos:
+    """When a refused request may find room: what is served before it, at the pace of late.
+
+    At least a second, at most a minute.
+    """
+    num_ahead = sum(pool.queues.length(each) for each in range(rank + 1))
+    return Nanos(min(60 * SECOND, max(SECOND, num_ahead * pool.dispatch_gap)))
+
+
+# ------------------------------------------------------------------ the choice
+
+
+def choose(placing: Placing) -> tuple[Instance | None, Decision, Instance | None]:
+    """The instance that the pool's policy takes for a request.
+
+    Returns:
+        The instance, or None if none that was looked at has room; the reasons; and who is nearest
+        to having room.
+    """
+    policy = placing.pool.policy
+    found: list[tuple[float, Instance]] = []
+    nearest: tuple[tuple[int, int], Instance] | None = None
+    num_looked_at = num_without_room = 0
+    is_ranked = isinstance(policy, ByInstance)
+    wanted = 2 if is_ranked else SAMPLE
+    is_immediate = placing.pool.config.is_immediate
+    for instance in _in_order(placing):
+        num_looked_at += 1
+        room = placing.room(instance)
+        if is_immediate or room >= placing.demand:
+            found.append((_figure(placing, instance), instance))
+            if len(found) >= wanted:
+                break
+            continue
+        num_without_room += 1
+        if is_ranked and found and num_looked_at > 2:
+            break
+        reach = placing.reach(instance, room)
+        if nearest is None or reach > nearest[0]:
+            nearest = reach, instance
+    if not is_ranked:
+        found.sort(key=lambda each: each[0])
+    decision = _decision(placing, found, num_looked_at, num_without_room)
+    return found[0][1] if found else None, decision, nearest[1] if nearest else None
+
+
+def _in_order(placing: Placing) -> Iterator[Instance]:
+    """Those to look at: the best by the ranking, after those that have the request's prefix."""
+    pool = placing.pool
+    if isinstance(pool.policy, ByInstance):
+        yield from islice(pool.ranking, PROBES)
+        return
+    holders = _holders(placing)
+    yield from holders
+    yield from (each for each in islice(pool.ranking, PROBES) if each not in holders)
+
+
+def _holders(placing: Placing) -> list[Instance]:
+    named = [placing.pool.instances.get(name) for name, _ in placing.queued.prefix_hits[:SAMPLE]]
+    return [each for each in named if each is not None and each.closed_because is None]
+
+
+def _figure(placing: Placing, instance: Instance) -> float:
+    policy = placing.pool.policy
+    if isinstance(policy, ByInstance):
+        assert instance.key is not None, "an open instance is in the ranking"
+        return instance.key[0]
+    return policy.figure(instance, placing.queued, placing.pool.config)
+
+
+def _decision(
+    placing: Placing, found: Sequence[tuple[float, Instance]], num_looked_at: int, num_without: int
+) -> Decision:
+    pool = placing.pool
+    policy = pool.policy
+    left_out = [(reason, count) for reason, count in pool.closed.items() if count]
+    if num_without:
+        left_out.append(("without room", num_without))
+    best, second = found[0] if found else None, found[1] if len(found) > 1 else None
+    tie = ""
+    if best and second and best[0] == second[0]:
+        tie = "joined first" if isinstance(policy, ByInstance) else "prefix, then freeness"
+    return Decision(
+        rule=pool.config.dispatch,
+        unit=policy.unit,
+        chosen=Option(best[1].name, best[0] * policy.sign) if best else None,
+        next_best=Option(second[1].name, second[0] * policy.sign) if second else None,
+        num_instances=len(pool.instances),
+        num_considered=num_looked_at,
+        left_out=tuple(left_out),
+        tie_break=tie,
+        facts=(("blocks", placing.demand),),
+    )
+
+
+def _room_opened(placing: Placing, instance: Instance) -> Decision:
+    """The reasons of a dispatch to whoever has room first."""
+    pool = placing.pool
+    return Decision(
+        rule="room opened",
+        unit="free blocks",
+        chosen=Option(instance.name, placing.room(instance)),
+        num_instances=len(pool.instances),
+        num_considered=1,
+        facts=(("blocks", placing.demand), ("waiting", len(pool.queues))),
+    )
+
+
+# ------------------------------------------------------------------ one head
+
+
+def _serve_head(
+    pool: Pool, head: Queued, emptiest: Sequence[Instance], now: Nanos
+) -> Command | None:
+    """Dispatch or refuse a head; else nominate it for whoever is nearest to room in the pool."""
+    placing = _placing(pool, head, now)
+    chosen, decision, tried = choose(placing)
+    if chosen is not None:
+        return _dispatch(pool, head, chosen, decision, now)
+    if (refusal := _refuse_too_large(pool, placing, tried)) is not None:
+        return refusal
+    rooms = [(placing.reach(each, placing.room(each)), each) for each in emptiest]
+    nearest = max(rooms, key=lambda each: each[0])[1]
+    if placing.fits(nearest):
+        return _dispatch(pool, head, nearest, _room_opened(placing, nearest), now)
+    if head.nominee is None or not _keeps(placing, head.nominee, nearest):
+        pool.nominate(head, nearest)
+    return None
+
+
+def _keeps(placing: Placing, nominee: Instance, nearest: Instance) -> bool:
+    """Whether a head stays nominated: unless it would have half as far to go elsewhere.
+
+    What has been kept free for it here would be lost.
+    """
+    return placing.demand - placing.room(nominee) <= 2 * (placing.demand - placing.room(nearest))
+
+
+def _placing(pool: Pool, head: Queued, now: Nanos) -> Placing:
+    ahead: list[int] = []
+    for each in pool.queues.heads(now):
+        if each is head:
+            break
+        ahead.append(each.rank)
+    return Placing(pool, head, pool.demand(head) if pool.block_size else Blocks(0), tuple(ahead))
+
+
+def _refuse_too_large(pool: Pool, placing: Placing, tried: Instance | None) -> Refuse | None:
+    if tried is not None and placing.demand <= tried.load.total:
+        return None
+    totals: Iterable[int] = (each.load.total for each in pool.instances.values() if each.is_known)
+    largest = max(totals, default=None)
+    if largest is None or placing.demand <= largest:
+        return None
+    pool.unqueue(placing.queued)
+    return Refuse(placing.queued.request, Refusal.TOO_LARGE, None)
+
+
+def _dispatch(
+    pool: Pool, queued: Queued, instance: Instance, decision: Decision, now: Nanos
+) -> Dispatch:
+    pool.dispatch(queued, instance, now)
+    return Dispatch(queued.request, instance.name, decision)
+
+
+def _nomination(pool: Pool, head: Queued) -> Decision:
+    nominee = head.nominee
+    facts: tuple[tuple[str, float | str], ...] = ()
+    if pool.block_size:
+        facts = (("blocks", pool.demand(head)),)
+    return Decision(
+        rule="nearest to room",
+        unit="spare blocks",
+        chosen=Option(nominee.name, nominee.spare) if nominee else None,
+        num_instances=len(pool.instances),
+        left_out=tuple((reason, count) for reason, count in pool.closed.items() if count),
+        facts=facts,
+    )

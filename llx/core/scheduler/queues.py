@@ -1,0 +1,110 @@
+"""The central queues of a pool: one per class, bounded, first come first served.
+
+Order between classes is strict, and ages: `age_after` of waiting makes a request one class more
+urgent. Among equally urgent ones the older goes first, so that a request which has aged to the most
+urgent class waits for none that came later. Hence nobody waits for ever while anybody is served.
+"""
+
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+
+from llx.core.model import InstanceId, Nanos, RequestId, Tokens
+from llx.core.scheduler.instance import Instance
+
+
+@dataclass(slots=True, eq=False)
+class Queued:
+    """A request that waits.
+
+    `arrival` is when it came to the cluster, on this scheduler's clock; `order` its place among all
+    that have waited here. `nominee` is set while it is the head of its queue.
+    """
+
+    request: RequestId
+    rank: int
+    tokens: Tokens
+    arrival: Nanos
+    order: int
+    prefix_hits: tuple[tuple[InstanceId, Tokens], ...] = ()
+    nominee: Instance | None = None
+
+    def tokens_at(self, instance: Instance) -> Tokens:
+        """What an instance would have to compute of it, less the prefix that it has cached."""
+        cached = next((hit for name, hit in self.prefix_hits if name == instance.name), Tokens(0))
+        return Tokens(max(0, self.tokens - cached))
+
+
+@dataclass(slots=True)
+class _Queue:
+    """One class's requests: by id, and as a heap in which withdrawn ones may linger."""
+
+    members: dict[RequestId, Queued] = field(default_factory=dict)
+    heap: list[tuple[int, int, Queued]] = field(default_factory=list)
+
+    def head(self) -> Queued | None:
+        heap = self.heap
+        while heap and self.members.get(heap[0][2].request) is not heap[0][2]:
+            heappop(heap)
+        return heap[0][2] if heap else None
+
+
+class Queues:
+    """The queues of all classes, 0 the most urgent.
+
+    Args:
+        num_classes: How many.
+        age_after: See above.
+    """
+
+    def __init__(self, num_classes: int, age_after: Nanos) -> None:
+        self._queues = [_Queue() for _ in range(num_classes)]
+        self._age_after = age_after
+        self._ranks: dict[RequestId, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._ranks)
+
+    def length(self, rank: int) -> int:
+        """Requests of a class that wait."""
+        return len(self._queues[rank].members)
+
+    def find(self, request: RequestId) -> Queued | None:
+        """A request that waits."""
+        rank = self._ranks.get(request)
+        return None if rank is None else self._queues[rank].members[request]
+
+    def add(self, queued: Queued) -> None:
+        """Take a request in. Its place is that of its arrival, whenever it is told of."""
+        assert queued.request not in self._ranks, f"{queued.request} waits already"
+        queue = self._queues[queued.rank]
+        self._ranks[queued.request] = queued.rank
+        queue.members[queued.request] = queued
+        heappush(queue.heap, (queued.arrival, queued.order, queued))
+
+    def remove(self, queued: Queued) -> None:
+        """Take a request out."""
+        queue = self._queues[self._ranks.pop(queued.request)]
+        del queue.members[queued.request]
+        if len(queue.heap) > 2 * len(queue.members) + 16:
+            queue.heap = [(each.arrival, each.order, each) for each in queue.members.values()]
+            heapify(queue.heap)
+
+    def head(self, rank: int) -> Queued | None:
+        """The first of a class."""
+        return self._queues[rank].head()
+
+    def heads(self, now: Nanos) -> list[Queued]:
+        """The first of each class that has any, in the order in which they are to be served."""
+        found = [head for queue in self._queues if queue.heap and (head := queue.head())]
+        if len(found) > 1:
+            found.sort(key=lambda each: (self.urgency(each, now), each.arrival, each.order))
+        return found
+
+    def urgency(self, queued: Queued, now: Nanos) -> int:
+        """The rank that a request has by now; 0 is as urgent as any."""
+        return max(0, queued.rank - max(0, now - queued.arrival) // self._age_after)
+
+    def waiting(self) -> list[Queued]:
+        """All, in the order in which they came to this scheduler."""
+        members = [each for queue in self._queues for each in queue.members.values()]
+        return sorted(members, key=lambda each: each.order)

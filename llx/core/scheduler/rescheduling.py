@@ -1,0 +1,267 @@
+"""Rescheduling: which instance gives a request to which other, and why.
+
+A rule is a generator in a table. It looks at the pool and yields the moves that it wants, one by
+one; each is ordered before the rule goes on, so that it sees the pool as it will be. The budget is
+kept by `may_give` and `may_take`, which every rule asks.
+
+Whoever adds a rule writes it here (or behind an entry point), names it in the table, and writes a
+scenario in `tests/scenarios`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from types import MappingProxyType
+
+from llx.core.model import Blocks, Nanos
+from llx.core.scheduler.decision import Decision, Option
+from llx.core.scheduler.events import InstanceState
+from llx.core.scheduler.instance import Instance
+from llx.core.scheduler.pool import Pool
+from llx.core.scheduler.queues import Queued
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A move that a rule wants.
+
+    Attributes:
+        source, target: Between whom.
+        blocks: About how many will come, as far as loads tell.
+        most_urgent: Rank of the most urgent class that may move.
+        about: Blocks that are wanted free at the source; None: whatever the choice picks.
+        decision: Why.
+    """
+
+    source: Instance
+    target: Instance
+    blocks: Blocks
+    most_urgent: int
+    about: Blocks | None
+    decision: Decision
+
+
+ReschedulingRule = Callable[[Pool, Nanos], Iterator[Wish]]
+
+_TRIES = 4
+"""So many targets are tried for a source in a round, freest first."""
+_MOST_TARGETS = 32
+"""So many are considered where a source is to be emptied, or to make room."""
+
+
+def may_give(pool: Pool, source: Instance, now: Nanos) -> bool:
+    """Whether one more move may leave an instance now."""
+    rules = pool.config.rescheduling
+    has_more = source.num_out < source.load.num_running + source.load.num_waiting
+    is_free = source.num_out < rules.max_out and len(pool.moves) < rules.max_moves
+    return source.is_known and has_more and is_free and now >= source.not_before
+
+
+def may_take(pool: Pool, target: Instance, num_blocks: Blocks) -> bool:
+    """Whether an instance may be sent one more request by a move, of about so many blocks.
+
+    It must have them beyond every class's headroom and every queue head's demand.
+    """
+    if not target.is_usable or target.num_in >= pool.config.rescheduling.max_in:
+        return False
+    if target.num_requests >= pool.config.max_requests:
+        return False
+    return room_for_move(pool, target) >= num_blocks
+
+
+def room_for_move(pool: Pool, target: Instance) -> Blocks:
+    """Blocks that may be moved to an instance."""
+    num_classes = len(pool.config.classes)
+    return target.room(num_classes - 1, range(num_classes), pool.headrooms)
+
+
+# ------------------------------------------------------------------ drain
+
+
+def drain(pool: Pool, now: Nanos) -> Iterator[Wish]:
+    """Empty terminating instances: each request to whoever is freest at that moment."""
+    sources = pool.terminating()
+    targets = pool.freest(_MOST_TARGETS) if sources else []
+    for source in sources:
+        while may_give(pool, source, now):
+            blocks = source.mean_blocks() if source.load.num_running else Blocks(0)
+            found = _find(pool, targets, blocks)
+            if not found.able:
+                break
+            why = _why(pool, "drain", source, found)
+            yield Wish(source, found.able[0], blocks, 0, None, why)
+
+
+# ------------------------------------------------------------------ make room
+
+
+def make_room(pool: Pool, now: Nanos) -> Iterator[Wish]:
+    """De-fragmentation: free blocks lie about, and the head of a queue fits nowhere.
+
+    Work of its class or a less urgent one leaves the instance that it waits for, until it fits.
+    """
+    for head in pool.queues.heads(now):
+        yield from _free_for(pool, head, head.rank, "make_room", now)
+
+
+def preempt(pool: Pool, now: Nanos) -> Iterator[Wish]:
+    """Preemption by migration: less urgent work makes room for the head of a queue.
+
+    Nothing is stopped for it: what leaves goes on elsewhere. Besides in rounds it is asked when a
+    request has come that has to wait.
+    """
+    for head in pool.queues.heads(now):
+        if head.rank + 1 < len(pool.config.classes):
+            yield from _free_for(pool, head, head.rank + 1, "preempt", now)
+
+
+def _free_for(pool: Pool, head: Queued, most_urgent: int, rule: str, now: Nanos) -> Iterator[Wish]:
+    source = head.nominee
+    if source is None or not source.is_usable:
+        return
+    ahead = [each.rank for each in pool.queues.heads(now)]
+    ahead = ahead[: ahead.index(head.rank)]
+    room = source.room(head.rank, ahead, pool.headrooms)
+    missing = Blocks(pool.demand(head) - room - source.outgoing)
+    movable = sum(source.running[most_urgent:]) - source.num_out
+    if missing <= 0 or movable <= 0 or not may_give(pool, source, now):
+        return
+    others = (each for each in pool.freest(_MOST_TARGETS) if each is not source)
+    targets = [each for each in others if not _rests(pool, each, now, gives=False)]
+    while missing > 0 and movable > 0 and may_give(pool, source, now):
+        blocks = min(missing, source.mean_blocks())
+        found = _find(pool, targets, blocks)
+        if not found.able:
+            # Among its requests some are shorter than the average, and help a little.
+            blocks = Blocks(-(-blocks // 2))
+            found = _find(pool, targets, blocks)
+        if not found.able:
+            return
+        facts = (("for", str(head.request)), ("missing blocks", missing))
+        why = _why(pool, rule, source, found, facts)
+        yield Wish(source, found.able[0], blocks, most_urgent, missing, why)
+        missing = Blocks(missing - blocks)
+        movable -= 1
+
+
+# ------------------------------------------------------------------ balance
+
+
+def balance(pool: Pool, now: Nanos) -> Iterator[Wish]:
+    """Pair the least free with the freest, again and again (Llumnix, section 4.4).
+
+    An instance below `low` gives until it is above `low + hysteresis`; one above `high` takes until
+    it is below `high - hysteresis`. A move must leave the target freer than the source was, and not
+    itself in need of giving.
+    """
+    rules = pool.config.rescheduling
+    sources, targets = _roles(pool)
+    heap = [(-each.freeness, each.ordinal, each) for each in targets]
+    heapify(heap)
+    for source in sources:
+        if not heap or len(pool.moves) >= rules.max_moves:
+            return
+        if not may_give(pool, source, now) or _rests(pool, source, now, gives=True):
+            continue
+        blocks = source.mean_blocks()
+        passed_over: list[tuple[float, int, Instance]] = []
+        while heap and len(passed_over) < _TRIES:
+            key = heappop(heap)
+            target = key[2]
+            if target.num_in >= rules.max_in or _rests(pool, target, now, gives=False):
+                continue
+            if not _helps(pool, source, target, blocks):
+                passed_over.append(key)
+                continue
+            able = [target, heap[0][2]] if heap else [target]
+            why = _why(pool, "balance", source, _Targets(able, len(passed_over)))
+            yield Wish(source, target, blocks, 0, None, why)
+            if target.freeness > rules.high - rules.hysteresis:
+                heappush(heap, (-target.freeness, target.ordinal, target))
+            break
+        for key in passed_over:
+            heappush(heap, key)
+
+
+def _helps(pool: Pool, source: Instance, target: Instance, blocks: Blocks) -> bool:
+    """Whether a request of so many blocks is better off at the target."""
+    after = (target.spare - blocks) / (target.batch + 1)
+    if after <= source.freeness or after < pool.config.rescheduling.low:
+        return False
+    return may_take(pool, target, blocks)
+
+
+def _roles(pool: Pool) -> tuple[list[Instance], list[Instance]]:
+    """Who may give, least free first, and who may take."""
+    rules = pool.config.rescheduling
+    low, high = rules.low, rules.high
+    low_again, high_again = low + rules.hysteresis, high - rules.hysteresis
+    sources, targets = [], []
+    for each in pool.instances.values():
+        free, state = each.freeness, each.state
+        is_up = state is InstanceState.UP
+        takes_part = each.is_known and (is_up or state is InstanceState.CORDONED)
+        is_source = takes_part and (free < low or (each.is_source and free < low_again))
+        is_target = takes_part and (free > high or (each.is_target and free > high_again))
+        if is_source is not each.is_source or is_target is not each.is_target:
+            each.is_source, each.is_target = is_source, is_target
+        if is_source:
+            sources.append(each)
+        elif is_target and is_up:
+            targets.append(each)
+    sources.sort(key=lambda each: (each.freeness, each.ordinal))
+    return sources, targets
+
+
+RESCHEDULING: Mapping[str, ReschedulingRule] = MappingProxyType(
+    {"preempt": preempt, "drain": drain, "make_room": make_room, "balance": balance}
+)
+
+
+# ------------------------------------------------------------------ what they share
+
+
+def _rests(pool: Pool, instance: Instance, now: Nanos, *, gives: bool) -> bool:
+    """Whether an instance would change roles too soon: from taking to giving, or back."""
+    return instance.moved_within(pool.config.rescheduling.rest, now, gave=not gives)
+
+
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    """Who was found for a request: the best first; `num_full` could not take it."""
+
+    able: Sequence[Instance]
+    num_full: int
+
+
+def _find(pool: Pool, targets: Sequence[Instance], num_blocks: Blocks) -> _Targets:
+    """Those that may take so many blocks, the freest by now first; of equals who joined first."""
+    able = [each for each in targets if may_take(pool, each, num_blocks)]
+    able.sort(key=lambda each: (-each.freeness, each.ordinal))
+    return _Targets(able, len(targets) - len(able))
+
+
+def _why(
+    pool: Pool,
+    rule: str,
+    source: Instance,
+    found: _Targets,
+    facts: tuple[tuple[str, float | str], ...] = (),
+) -> Decision:
+    able = found.able
+    left_out = [(reason, count) for reason, count in pool.closed.items() if count]
+    if found.num_full:
+        left_out.append(("that cannot take it", found.num_full))
+    second = able[1] if len(able) > 1 else None
+    is_tie = second is not None and second.freeness == able[0].freeness
+    return Decision(
+        rule=rule,
+        unit="freeness",
+        chosen=Option(able[0].name, able[0].freeness),
+        next_best=Option(second.name, second.freeness) if second else None,
+        num_instances=len(pool.instances),
+        num_considered=len(able) + found.num_full,
+        left_out=tuple(left_out),
+        tie_break="joined first" if is_tie else "",
+        facts=(("source", str(source.name)), ("its freeness", source.freeness), *facts),
+    )

@@ -1,0 +1,123 @@
+"""Auto-scaling: how many instances a pool has.
+
+A rule is a function in a table. It looks at the pool and says what it wants; the scheduler does it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from llx.core.model import Nanos
+from llx.core.scheduler.decision import Decision, Option
+from llx.core.scheduler.events import InstanceState
+from llx.core.scheduler.instance import Instance
+from llx.core.scheduler.pool import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Grow:
+    """So many more instances."""
+
+    count: int
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Shrink:
+    """Without this instance, once it is empty."""
+
+    instance: Instance
+    decision: Decision
+
+
+Scale = Grow | Shrink | None
+ScalingRule = Callable[[Pool, Nanos], Scale]
+
+
+def fixed(pool: Pool, now: Nanos) -> Scale:
+    """As many as there are."""
+    return None
+
+
+def band(pool: Pool, now: Nanos) -> Scale:
+    """Keep the average freeness within a band (Llumnix, section 4.4).
+
+    It is the average of what the instances say now, work on its way and queues' heads included,
+    never of what has finished. Below the band for long enough: one more. Above it for long enough:
+    one less, the cheapest to empty, provided that what it has fits elsewhere and the average would
+    not fall below the band without it.
+    """
+    rules, state = pool.config.scaling, pool.scaling
+    if state.asked_at is not None and now - state.asked_at >= rules.start_deadline:
+        state.starting, state.asked_at = 0, None
+    active = [each for each in pool.instances.values() if each.state is InstanceState.UP]
+    count = len(active) + state.starting
+    if count < rules.min_instances:
+        return Grow(rules.min_instances - count, _why(pool, "fewer than the minimum", None))
+    known = [each for each in active if each.is_known]
+    if not known:
+        return None
+    average = sum(each.freeness for each in known) / len(known)
+    state.low_since = _since(state.low_since, average < rules.low, now)
+    state.high_since = _since(state.high_since, average > rules.high, now)
+    is_above = count > rules.max_instances
+    if state.changed_at is not None and now - state.changed_at < rules.cooldown and not is_above:
+        return None
+    if _lasts(state.low_since, rules.sustain, now) and count < rules.max_instances:
+        return Grow(1, _why(pool, "less free than the band", average))
+    wants_less = _lasts(state.high_since, rules.sustain, now) and len(known) > rules.min_instances
+    if not (wants_less or is_above) or state.starting:
+        return None
+    return _shrink(pool, known, average, is_above)
+
+
+def _shrink(pool: Pool, known: list[Instance], average: float, is_above: bool) -> Shrink | None:
+    """Without whoever is cheapest to empty, if the others can take what it has."""
+    cheapest, *others = sorted(known, key=_cost)
+    spare = sum(max(0, each.spare) for each in others)
+    taken = cheapest.load.used + cheapest.committed
+    if not others or (taken > spare and not is_above):
+        return None
+    batch = max(1, sum(each.batch for each in known))
+    after = (spare - taken) / max(batch, len(others))
+    if after < pool.config.scaling.low and not is_above:
+        return None
+    why = "more than the maximum" if is_above else "freer than the band"
+    return Shrink(cheapest, _why(pool, why, average, [cheapest, others[0]]))
+
+
+def _cost(instance: Instance) -> tuple[int, int, int]:
+    """Blocks to copy, requests to move; of equals whoever joined last."""
+    return instance.load.used + instance.committed, instance.num_requests, -instance.ordinal
+
+
+def _since(before: Nanos | None, holds: bool, now: Nanos) -> Nanos | None:
+    if not holds:
+        return None
+    return now if before is None else before
+
+
+def _lasts(since: Nanos | None, sustain: Nanos, now: Nanos) -> bool:
+    return since is not None and now - since >= sustain
+
+
+def _why(
+    pool: Pool, rule: str, average: float | None, by_cost: Sequence[Instance] = ()
+) -> Decision:
+    facts: list[tuple[str, float | str]] = []
+    if average is not None:
+        facts.append(("average freeness", average))
+    facts.append(("starting", pool.scaling.starting))
+    costs = [Option(each.name, each.load.used + each.committed) for each in by_cost[:2]]
+    return Decision(
+        rule=rule,
+        unit="blocks to move",
+        chosen=costs[0] if costs else None,
+        next_best=costs[1] if costs else None,
+        num_instances=len(pool.instances),
+        left_out=tuple((reason, count) for reason, count in pool.closed.items() if count),
+        facts=tuple(facts),
+    )
+
+
+SCALING: Mapping[str, ScalingRule] = MappingProxyType({"none": fixed, "band": band})

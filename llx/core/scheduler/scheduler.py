@@ -1,0 +1,257 @@
+"""The scheduler: what happens in the cluster goes in, what should be done comes out.
+
+    driver                          Scheduler
+      │ ── handle(event, now) ────────► │  changes its state
+      │ ◄────── [command, command] ──── │  never blocks, never asks
+      │ carries them out, and tells what has come of it as further events
+
+It reads no clock, keeps no history and draws no random number: the same events at the same times
+give the same commands, byte for byte. It knows instances and what waits; of a running request it
+knows nothing. Whatever it has forgotten by a restart is told again: instances report, gateways
+send the requests that wait.
+"""
+
+from typing import assert_never
+
+from llx.core.model import InstanceId, Nanos, PoolName
+from llx.core.scheduler import placing, rescheduling, scaling
+from llx.core.scheduler.commands import (
+    AddInstances,
+    Command,
+    Emptied,
+    Move,
+    Refusal,
+    Refuse,
+    Terminate,
+)
+from llx.core.scheduler.config import PoolConfig
+from llx.core.scheduler.events import (
+    Event,
+    InstanceChanged,
+    InstanceJoined,
+    InstanceLeft,
+    InstanceState,
+    LoadReported,
+    MoveEnded,
+    Paused,
+    PoolConfigured,
+    RequestArrived,
+    RequestWithdrawn,
+    Resumed,
+    Stepped,
+    Ticked,
+)
+from llx.core.scheduler.instance import Instance
+from llx.core.scheduler.move_rule import MoveRule
+from llx.core.scheduler.policies import Policies
+from llx.core.scheduler.pool import Pool
+from llx.core.scheduler.queues import Queued
+
+
+class Scheduler:
+    """Schedules any number of pools.
+
+    Args:
+        policies: What configurations can name.
+    """
+
+    def __init__(self, policies: Policies | None = None) -> None:
+        self.pools: dict[PoolName, Pool] = {}
+        """To be read, not changed."""
+        self._policies = policies or Policies()
+        self._pool_of: dict[InstanceId, Pool] = {}
+        self._num_arrived = 0
+        self._now = Nanos(0)
+
+    def handle(self, event: Event, now: Nanos) -> list[Command]:
+        """Take an event in, and return what is to be done about it, in this order.
+
+        Args:
+            event: What has happened. One about something that is not known (any more) is ignored.
+            now: When; never before the event before.
+
+        Raises:
+            ConfigError: A configuration names an unknown policy. Nothing has changed then.
+        """
+        assert now >= self._now, f"time runs backwards, from {self._now} to {now}"
+        self._now = now
+        match event:
+            case LoadReported():
+                return self._report(event, now)
+            case RequestArrived():
+                return self._arrive(event, now)
+            case RequestWithdrawn():
+                return self._withdraw(event, now)
+            case Ticked():
+                return [each for pool in self.pools.values() for each in self._round(pool, now)]
+            case MoveEnded():
+                pool = self.pools.get(event.pool)
+                ends = pool.end_move(event.move, event.outcome, now) if pool else ()
+                return [each for end in ends for each in self._room_at(end, now)]
+            case InstanceJoined() | InstanceChanged() | InstanceLeft():
+                return self._member(event, now)
+            case PoolConfigured():
+                return self._configure(event.config, now)
+            case Paused() | Resumed() | Stepped():
+                return self._steer(event, now)
+            case _:
+                assert_never(event)
+
+    # ------------------------------------------------------------------ requests
+
+    def _arrive(self, event: RequestArrived, now: Nanos) -> list[Command]:
+        pool = self.pools.get(event.pool)
+        if pool is None:
+            return [Refuse(event.request, Refusal.NO_SUCH_POOL, None)]
+        waiting = pool.queues.find(event.request)
+        if waiting is not None:
+            return [placing.hold(pool, waiting)]
+        pool.strike(event.request)
+        rank = pool.rank_by_name(event.priority_class)
+        if pool.queues.length(rank) >= pool.config.classes[rank].queue_limit:
+            after = placing.retry_after(pool, rank)
+            return [Refuse(event.request, Refusal.QUEUE_FULL, after)]
+        self._num_arrived += 1
+        queued = Queued(
+            event.request, rank, event.num_tokens, Nanos(now - event.waited), self._num_arrived,
+            event.prefix_hits,
+        )  # fmt: skip
+        pool.enqueue(queued)
+        out = placing.serve_arrival(pool, queued, now)
+        if queued.nominee is not None and "preempt" in pool.config.rescheduling.steps:
+            out.extend([] if pool.is_paused else self._step(pool, "preempt", now))
+        return out
+
+    def _withdraw(self, event: RequestWithdrawn, now: Nanos) -> list[Command]:
+        pool = self.pools.get(event.pool)
+        if pool is None:
+            return []
+        queued = pool.queues.find(event.request)
+        instance = pool.strike(event.request) if queued is None else queued.nominee
+        if queued is not None:
+            pool.unqueue(queued)
+        return [] if instance is None else self._room_at(instance, now)
+
+    # ------------------------------------------------------------------ instances
+
+    def _report(self, event: LoadReported, now: Nanos) -> list[Command]:
+        pool = self._pool_of.get(event.instance)
+        if pool is None:
+            return []
+        instance = pool.instances[event.instance]
+        pool.report(instance, event)
+        if not pool.queues and instance.state is not InstanceState.TERMINATING:
+            return []
+        return self._room_at(instance, now)
+
+    def _member(
+        self, event: InstanceJoined | InstanceChanged | InstanceLeft, now: Nanos
+    ) -> list[Command]:
+        pool = self._pool_of.get(event.instance)
+        match event:
+            case InstanceJoined():
+                if pool is None and event.pool in self.pools:
+                    self._pool_of[event.instance] = self.pools[event.pool]
+                    self.pools[event.pool].join(event.instance)
+                return []
+            case InstanceChanged():
+                if pool is None:
+                    return []
+                instance = pool.instances[event.instance]
+                pool.change(instance, event.state)
+                return self._room_at(instance, now)
+            case InstanceLeft():
+                if pool is not None:
+                    pool.leave(pool.instances[event.instance])
+                    del self._pool_of[event.instance]
+                return []
+
+    def _room_at(self, instance: Instance, now: Nanos) -> list[Command]:
+        """What follows when an instance may have got room, or may have become empty."""
+        pool = self._pool_of.get(instance.name)
+        if pool is None:
+            return []
+        is_terminating = instance.state is InstanceState.TERMINATING
+        if is_terminating and instance.is_known and not instance.is_working:
+            if instance.is_emptied:
+                return []
+            instance.is_emptied = True
+            return [Emptied(pool.config.name, instance.name)]
+        if pool.config.is_immediate:
+            return placing.serve_all(pool, now) if pool.queues else []
+        return placing.serve_at(pool, instance, now)
+
+    # ------------------------------------------------------------------ rounds
+
+    def _configure(self, config: PoolConfig, now: Nanos) -> list[Command]:
+        self._policies.check(config)
+        policy = self._policies.dispatch[config.dispatch]
+        pool = self.pools.get(config.name)
+        if pool is None:
+            self.pools[config.name] = Pool(config, policy)
+            return []
+        pool.configure(config, policy)
+        return placing.serve_all(pool, now)
+
+    def _steer(self, event: Paused | Resumed | Stepped, now: Nanos) -> list[Command]:
+        pool = self.pools.get(event.pool)
+        if pool is None:
+            return []
+        if isinstance(event, Stepped):
+            return self._reschedule(pool, now)
+        pool.is_paused = isinstance(event, Paused)
+        return []
+
+    def _round(self, pool: Pool, now: Nanos) -> list[Command]:
+        pool.expire_moves(now)
+        pool.expire_charges(now)
+        out = placing.serve_all(pool, now) if pool.queues else []
+        for each in pool.terminating():
+            out.extend(self._room_at(each, now))
+        return out if pool.is_paused else [*out, *self._reschedule(pool, now)]
+
+    def _reschedule(self, pool: Pool, now: Nanos) -> list[Command]:
+        out: list[Command] = []
+        scale = self._policies.scaling[pool.config.scaling.rule](pool, now)
+        if scale is not None:
+            out.append(_scale(pool, scale, now))
+        for step in pool.config.rescheduling.steps:
+            out.extend(self._step(pool, step, now))
+        return out
+
+    def _step(self, pool: Pool, name: str, now: Nanos) -> list[Command]:
+        """Ask one rescheduling rule."""
+        return [_order(pool, wish, now) for wish in self._policies.rescheduling[name](pool, now)]
+
+
+def _order(pool: Pool, wish: rescheduling.Wish, now: Nanos) -> Move:
+    """Order a move; from now on it counts."""
+    rules = pool.config.rescheduling
+    source, target = wish.source, wish.target
+    room = rescheduling.room_for_move(pool, target)
+    priority = pool.config.classes[wish.most_urgent - 1].priority + 1 if wish.most_urgent else None
+    rule = MoveRule(
+        choice=rules.choice,
+        least_priority=priority,
+        about=wish.about,
+        at_most=room,
+        rest=rules.rest,
+    )
+    move = pool.begin_move(source, target, wish.blocks, now)
+    return Move(pool.config.name, move, source.name, target.name, rule, wish.decision)
+
+
+def _scale(pool: Pool, scale: scaling.Grow | scaling.Shrink, now: Nanos) -> Command:
+    """Do what a scaling rule wants; from now on it counts."""
+    state, name = pool.scaling, pool.config.name
+    state.changed_at, state.low_since, state.high_since = now, None, None
+    match scale:
+        case scaling.Grow():
+            state.starting += scale.count
+            state.asked_at = now
+            return AddInstances(name, scale.count, scale.decision)
+        case scaling.Shrink():
+            pool.change(scale.instance, InstanceState.TERMINATING)
+            return Terminate(name, scale.instance.name, scale.decision)
+        case _:
+            assert_never(scale)
