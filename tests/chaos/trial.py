@@ -5,7 +5,6 @@ import signal
 import time
 
 from llx.core.migration import source as source_end
-from llx.core.migration import target as target_end
 from llx.core.model import MigrationId
 from tests.chaos.cases import Case, Step
 from tests.chaos.faulty_instance import LEASE_S
