@@ -1,6 +1,5 @@
 """A rank's KV cache on a GPU, as other GPUs are joined to it: `llx.ports.DeviceKv`."""
 
-import threading
 from collections.abc import Callable
 
 from llx.cuda.gpu_blocks import GpuBlocks
@@ -30,7 +29,6 @@ class GpuKv:
         size = max(CHUNK_BYTES, blocks.block_bytes)
         self._sending = Buffers(blocks.driver, size)
         self._receiving = Buffers(blocks.driver, size)
-        self._joining = threading.Lock()
 
     @property
     def gpu(self) -> str:

@@ -11,7 +11,8 @@ import functools
 import importlib.util
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -178,21 +179,14 @@ class Communicator:
             raise EngineError("NCCL: the communicator has been aborted")
         return self._handle
 
-    def _aborting(self) -> "_Aborting":
-        return _Aborting(self)
-
-
-class _Aborting:
-    """What fails inside ends the communicator."""
-
-    def __init__(self, communicator: Communicator) -> None:
-        self._communicator = communicator
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._communicator.abort()
+    @contextmanager
+    def _aborting(self) -> Iterator[None]:
+        """What fails inside ends the communicator."""
+        try:
+            yield
+        except BaseException:
+            self.abort()
+            raise
 
 
 # ---------------------------------------------------------------- the library
