@@ -2,6 +2,7 @@
 
     .venv/bin/python -m tests.bench.migration            everything
     .venv/bin/python -m tests.bench.migration --contexts 512,4096 --rounds 2
+    .venv/bin/python -m tests.bench.migration --transport tcp --link-mib-s 1192
 
 Per round, in shuffled order, one request per context length. Once it decodes it moves to and fro,
 live and with a blocking copy in turns, nothing reused, with pauses so long that its pace is
@@ -66,7 +67,9 @@ class Samples:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[tuple[OpenAIClient, ControlClient]]:
+def cluster(
+    folder: Path, transport: str, link_mib_s: float | None
+) -> Iterator[tuple[OpenAIClient, ControlClient]]:
     model = folder / "model"
     script = str(ROOT / "tests/bench/wide_model.py")
     subprocess.run(
@@ -79,7 +82,7 @@ def cluster(folder: Path) -> Iterator[tuple[OpenAIClient, ControlClient]]:
         "engine_args": ENGINE_ARGS,
     }
     with (
-        llx_up(folder, entry) as port,
+        llx_up(folder, entry, {"transport": transport, "bandwidth_mib_s": link_mib_s}) as port,
         OpenAIClient(f"http://127.0.0.1:{port}") as gateway,
         ControlClient.for_cluster(folder / "state/llx/clusters/bench") as control,
     ):
@@ -261,10 +264,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--windows", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--transport", default="auto", help="migration.transport")
+    parser.add_argument("--link-mib-s", type=float, help="migration.bandwidth_mib_s")
     args = parser.parse_args()
     contexts = [int(each) for each in args.contexts.split(",")]
     rng, samples = random.Random(args.seed), Samples()
-    with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)) as (gateway, control):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        cluster(Path(folder), args.transport, args.link_mib_s) as (gateway, control),
+    ):
         measure_request(gateway, control, 256, rng, Samples())  # the first moves make connections
         for _ in range(args.rounds):
             for context in rng.sample(contexts, len(contexts)):

@@ -88,7 +88,9 @@ def served(argv: list[str], url: str, log: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def llx_up(folder: Path, model: dict[str, Any]) -> Iterator[int]:
+def llx_up(
+    folder: Path, model: dict[str, Any], migration: dict[str, Any] | None = None
+) -> Iterator[int]:
     """A local cluster of one model (an entry of cluster.yaml), by `llx up`.
 
     Its gateway's port; its state is in `folder`, its name "bench".
@@ -100,6 +102,7 @@ def llx_up(folder: Path, model: dict[str, Any]) -> Iterator[int]:
         "gateway": {"port": port},
         "control": {"port": 0},
         "runtime": {"platform": "cpu", "cpu_threads": 1},
+        "migration": migration or {},
     }
     path = folder / "cluster.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML
