@@ -103,7 +103,7 @@ class Driver:
         self._call("cuLaunchKernel", function, ctas, 1, 1, THREADS, 1, 1, 0, stream, values, 0)
 
     def new_stream(self) -> int:
-        """A stream of the lowest priority, which waits for no other."""
+        """A stream that waits for no other, of the lowest priority: that of streams by default."""
         flags = int(self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
         return int(self._call("cuStreamCreateWithPriority", flags, self._low))
 

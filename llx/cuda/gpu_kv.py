@@ -59,6 +59,8 @@ class GpuKv:
         api, driver = self._require(), self._blocks.driver
         buffers = self._sending if is_source else self._receiving
         with driver.current():
+            if not self._blocks.is_contiguous:
+                buffers.at(0)  # no memory for them is a reason not to join
             communicator = Communicator(api, pair, is_source=is_source, is_cancelled=is_cancelled)
         joined = Pair(driver, self._blocks, communicator, buffers, is_source=is_source)
         try:

@@ -5,9 +5,10 @@
     target   wire             │ recv 1   │ recv 2 │ recv 3 …      into buffer A, B, A
              work                        │ scatter 1 │ scatter 2 …
 
-Both streams are of the lowest priority and joined by events, so that packing, sending and unpacking
-overlap, and nothing waits for a host. Where a block is one run of memory nothing is gathered: its
-bytes go from block to block.
+The streams are joined by events, so that packing, sending and unpacking overlap, and nothing waits
+for a host. What keeps them out of the model's way is few CTAs, not a priority: CUDA's lowest is the
+one that streams have by default. Where a block is one run of memory nothing is gathered: its bytes
+go from block to block.
 
 Beside a model that runs its own collectives, kernels that wait for one another across GPUs are how
 deadlocks come about: a transfer that occupies SMs while it waits for a peer whose SMs are occupied
@@ -20,6 +21,7 @@ waited `STALL_S` aborts the communicator, which ends its kernels. `NCCL_LAUNCH_O
 not needed: it orders communicators that share one order of launches, which two instances never do.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,22 +52,26 @@ class Buffers:
     def __init__(self, driver: Driver, size_bytes: int) -> None:
         self._driver = driver
         self._size_bytes = size_bytes
+        self._lock = threading.Lock()
         self._addresses: list[int] = []
 
     def at(self, slot: int) -> int:
         """Where a buffer lies."""
-        while len(self._addresses) < DEPTH:
-            self._addresses.append(self._driver.allocate(self._size_bytes))
-        return self._addresses[slot]
+        with self._lock:
+            while len(self._addresses) < DEPTH:
+                self._addresses.append(self._driver.allocate(self._size_bytes))
+            return self._addresses[slot]
 
     def give_up(self) -> None:
         """Leave the memory to whatever still writes there."""
-        self._addresses = []
+        with self._lock:
+            self._addresses = []
 
     def close(self) -> None:
         """Free it."""
-        while self._addresses:
-            self._driver.free(self._addresses.pop())
+        with self._lock:
+            while self._addresses:
+                self._driver.free(self._addresses.pop())
 
 
 @dataclass(frozen=True, slots=True)

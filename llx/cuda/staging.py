@@ -3,7 +3,7 @@
     gather    chunk 1  chunk 2  chunk 3           into buffer 1, 2, 1 …
     copy               chunk 1  chunk 2  chunk 3  from it, over the link, at the same time
 
-Scattering goes the other way round. Both run on streams of low priority, beside the engine's.
+Scattering goes the other way round. Both run on streams of their own, beside the engine's.
 """
 
 import threading

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 
+from llx.agent.transport import joining
 from llx.agent.transport.instance import InstanceTransport
 from llx.agent.transport.pairs import Pairs
 from llx.agent.transport.rank import RankAgent
@@ -201,6 +202,39 @@ def test_no_fallback_from_a_pair_that_was_asked_for(here, gpus: Gpus) -> None:
     gpus.refuses_join = "no route"
     assert copied(pair) == "nccl is asked for, but no route"
     assert pair.target.heard.next() == (M, "nccl is asked for, but no route")
+
+
+def test_a_request_that_stands_still_waits_a_moment_for_a_pair(
+    here, gpus: Gpus, monkeypatch
+) -> None:
+    monkeypatch.setattr(joining, "_STANDING_S", 0.1)
+    pair = near_pair("nccl", here, gpus)
+    gpus.hangs_join = True
+    pair.begin([1])
+    begun = time.monotonic()
+    answer = pair.send(0, [2], [1], state_of=RequestId("r"))
+    assert answer.get() == pair.size(1)
+    assert time.monotonic() - begun < 1.0, "much less than joining may take"
+    assert answer.copied is not None
+    assert answer.copied.medium == "tcp"
+
+
+def test_who_was_joined_in_vain_for_long_is_left_alone_however_that_ended(
+    here, gpus: Gpus, monkeypatch
+) -> None:
+    monkeypatch.setattr(joining, "_LONG_S", 0.05)
+    pair = near_pair("nccl", here, gpus)
+    gpus.hangs_join = True
+    pair.begin([1])
+    answer = pair.send(0, [2], [1])
+    time.sleep(0.2)
+    pair.source.transport.close(M)
+    assert isinstance(answer.get(SOON_S), str)
+    gpus.hangs_join = False
+    found = copied(pair, MigrationId("m-2"))
+    assert isinstance(found, Copied)
+    assert found.medium == "tcp"
+    assert "could not be joined" in found.why
 
 
 def test_closing_ends_a_join(here, gpus: Gpus) -> None:

@@ -38,7 +38,7 @@ def offer(hello: Hello, store: KvStore, pairs: Pairs, *, is_local: bool) -> Hell
         try:
             shared = device.share()
         except EngineError as error:
-            lacks[Medium.CUDA_IPC] = line_of(error.message)
+            lacks[Medium.CUDA_IPC] = line_of(_said(error))
         if len(shared) > MAX_SHARED_BYTES:
             shared, lacks[Medium.CUDA_IPC] = b"", f"{len(shared)} bytes of handles"
     return msgspec.structs.replace(
@@ -115,8 +115,13 @@ def _try_ipc(hello: Hello, store: KvStore, opened: list[PeerKv], *, is_local: bo
     try:
         opened.append(store.device.open_peer(hello.shared))
     except EngineError as error:
-        return error.message
+        return _said(error)
     return ""
+
+
+def _said(error: EngineError) -> str:
+    """What is wrong, and what to do about it."""
+    return f"{error.message} ({error.remedy})" if error.remedy else error.message
 
 
 def _try_nccl(hello: Hello, store: KvStore, pairs: Pairs) -> str:

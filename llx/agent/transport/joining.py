@@ -12,6 +12,7 @@ if both could is there a pair. What is decided is known to both ends, so the con
 """
 
 import os
+import time
 from collections.abc import Callable
 
 from llx.agent.transport.frames import (
@@ -27,12 +28,16 @@ from llx.agent.transport.pairs import Pair, Pairs
 from llx.agent.transport.sockets import SILENCE_S, limit_waits, peek, receive
 from llx.agent.transport.source_wire import SourceWire
 from llx.agent.transport.target_wire import TargetWire
-from llx.errors import EngineError, WireError
+from llx.errors import EngineError, LlxError, WireError
 from llx.ports import DeviceKv
 
 JOIN_WAIT_S = 60.0
 """The other end joins, or waits for another connection that does: above what joining takes."""
 _MAKING_S = 50.0
+_STANDING_S = 1.0
+"""So long a request that stands still waits for a pair; its KV goes by another medium then."""
+_LONG_S = 3.0
+"""A peer that was joined in vain for so long is left alone, however that ended."""
 
 
 class NotJoined(Exception):
@@ -49,17 +54,26 @@ def join_as_source(
     pairs: Pairs,
     peer: bytes,
     is_cancelled: Callable[[], bool],
+    is_standing: Callable[[], bool],
 ) -> Pair:
-    """The pair with that rank; to be released.
+    """The pair with that rank; to be released. Quick, as far as it can, if a request stands still.
 
     Raises:
         NotJoined: There is none.
-        EngineError: Cancelled.
         RemoteError, WireError, OSError: The connection is of no use any more.
     """
     limit_waits(wire.connection, send_s=SILENCE_S, receive_s=JOIN_WAIT_S)
+    begun = time.monotonic()
+
+    def is_in_vain() -> bool:
+        is_late = time.monotonic() - begun > _STANDING_S
+        return is_cancelled() or (is_late and is_standing())
+
     try:
-        return _found_or_new(wire, device, pairs, peer, is_cancelled)
+        return _found_or_new(wire, device, pairs, peer, is_in_vain)
+    except EngineError as error:  # others are making one, for longer than it can wait
+        wire.send(*_joined(Joined.NO, error.message))
+        raise NotJoined(error.message) from None
     finally:
         limit_waits(wire.connection, send_s=SILENCE_S, receive_s=SILENCE_S)
 
@@ -85,10 +99,15 @@ def _found_or_new(
                 raise
             pair.drop()
             pairs.release(pair)
+        begun = time.monotonic()
         try:
             return _new_as_source(wire, device, pairs, peer, is_cancelled)
         except NotJoined as error:
             pairs.shun(peer, error.reason)
+            raise
+        except (OSError, LlxError):
+            if time.monotonic() - begun > _LONG_S:
+                pairs.shun(peer, "joining took longer than a migration could wait")
             raise
 
 

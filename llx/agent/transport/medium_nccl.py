@@ -52,6 +52,7 @@ class NcclSource:
         end: What it works with.
         pairs: The rank's.
         peer: Identity of the target's rank.
+        is_standing: Whether the request is out of the batch by now.
         round_bytes: Of a round, unless a chunk is larger.
 
     Raises:
@@ -61,9 +62,15 @@ class NcclSource:
     medium = Medium.NCCL
 
     def __init__(
-        self, end: SourceEnd, pairs: Pairs, peer: bytes, round_bytes: int = ROUND_BYTES
+        self,
+        end: SourceEnd,
+        pairs: Pairs,
+        peer: bytes,
+        is_standing: Callable[[], bool],
+        round_bytes: int = ROUND_BYTES,
     ) -> None:
         self._end, self._pairs, self._peer = end, pairs, peer
+        self._is_standing = is_standing
         self._round_bytes = round_bytes
         end.wire.on_freed = None
         self._pair = self._join()
@@ -97,7 +104,12 @@ class NcclSource:
         device = self._end.store.device
         assert device is not None, "it has offered one"
         return join_as_source(
-            self._end.wire, device, self._pairs, self._peer, self._end.is_cancelled
+            self._end.wire,
+            device,
+            self._pairs,
+            self._peer,
+            self._end.is_cancelled,
+            self._is_standing,
         )
 
     def _usable_pair(self, *, is_final: bool) -> Pair:

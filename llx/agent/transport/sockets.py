@@ -181,6 +181,11 @@ def peek(connection: socket.socket, size: int) -> bytes:
         return b""
 
 
+def in_words(error: OSError) -> str:
+    """What a socket's error means here: that a wait of it was too long has a strange name."""
+    return "it did not go on in time" if isinstance(error, BlockingIOError) else str(error)
+
+
 def hang_up(connection: socket.socket) -> None:
     """Wake whoever waits on it; from any thread, before its own one closes it."""
     with contextlib.suppress(OSError):

@@ -31,7 +31,7 @@ from llx.agent.transport.medium_nccl import NcclSource
 from llx.agent.transport.medium_shm import ShmSource
 from llx.agent.transport.medium_tcp import TcpSource
 from llx.agent.transport.pairs import Pairs
-from llx.agent.transport.sockets import SILENCE_S, hang_up
+from llx.agent.transport.sockets import hang_up, in_words
 from llx.agent.transport.source_wire import SourceWire, connect
 from llx.core.model import MigrationId, RequestId
 from llx.errors import EngineError, LlxError, RemoteError, WireError
@@ -98,6 +98,8 @@ class SourceLink:
         )
         self._stages: queue.SimpleQueue[Stage | None] = queue.SimpleQueue()
         self._closing = threading.Event()
+        self._is_standing = threading.Event()
+        """Its last stage has been asked for: the request is out of the batch."""
         self._lock = threading.Lock()
         self._connection: socket.socket | None = None
         self._wire: SourceWire | None = None
@@ -110,6 +112,8 @@ class SourceLink:
 
     def send(self, stage: Stage) -> None:
         """Copy this next; `stage.done` is called once. Not after `close`."""
+        if stage.state_of is not None:
+            self._is_standing.set()
         self._stages.put(stage)
 
     def close(self) -> None:
@@ -142,7 +146,7 @@ class SourceLink:
             self._failure = error.message
         except OSError as error:
             said = self._wire.failure_said() if self._wire else ""
-            self._failure = said or f"the connection to the target failed: {_in_words(error)}"
+            self._failure = said or f"the connection to the target failed: {in_words(error)}"
         except Exception as error:  # the thread's edge: a failing store ends one migration
             log.exception("kv.source_failed", migration=self._migration)
             self._failure = self._settle(f"{type(error).__name__} at the source: {error}")
@@ -186,7 +190,7 @@ class SourceLink:
         why_not, medium = dict(admitted.why_not), admitted.medium
         if medium == Medium.NCCL and self._store.device is not None:
             try:
-                return NcclSource(end, self._pairs, admitted.rank)
+                return NcclSource(end, self._pairs, admitted.rank, self._is_standing.is_set)
             except NotJoined as error:
                 why_not[Medium.NCCL] = error.reason
                 medium = Medium.SHM if wire.is_local else Medium.TCP
@@ -240,9 +244,3 @@ class SourceLink:
             self._medium = None
         if connection is not None:
             connection.close()
-
-
-def _in_words(error: OSError) -> str:
-    if isinstance(error, BlockingIOError):
-        return f"no progress in {SILENCE_S:g} s"
-    return str(error)

@@ -30,7 +30,7 @@ from llx.agent.transport.medium_nccl import NcclTarget
 from llx.agent.transport.medium_shm import ShmTarget
 from llx.agent.transport.medium_tcp import TcpTarget
 from llx.agent.transport.pairs import Pairs
-from llx.agent.transport.sockets import SILENCE_S
+from llx.agent.transport.sockets import SILENCE_S, in_words
 from llx.agent.transport.target_wire import TargetWire
 from llx.core.model import MigrationId
 from llx.errors import EngineError, LlxError, WireError
@@ -101,7 +101,7 @@ class TargetConnection:
         except LlxError as error:
             self._end(admission, error.message, error.message)
         except OSError as error:
-            self._end(admission, f"the source's connection ended: {error}", "")
+            self._end(admission, f"the source's connection failed: {in_words(error)}", "")
         except Exception as error:  # the thread's edge: a store that fails must not end the agent
             log.exception("kv.target_failed", migration=admission and admission.migration)
             reason = f"{type(error).__name__} at the target: {error}"
@@ -150,7 +150,7 @@ class TargetConnection:
         assert medium is not None, "one was chosen"
         while True:
             header = self._wire.read()
-            if header.kind is Kind.PAIR and isinstance(medium, NcclTarget):
+            if header.kind in {Kind.PAIR, Kind.JOINED} and isinstance(medium, NcclTarget):
                 medium.join_anew(header)
                 continue
             if header.stage <= self._last_stage or self._is_last_here:

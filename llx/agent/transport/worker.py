@@ -138,6 +138,7 @@ class _Worker:
         except (OSError, WireError) as error:
             log.info("kv.core_gone", reason=error)
         finally:
+            self._agent.stop()  # the core takes what was fenced for free once this has hung up
             hang_up(connection)
             self._reports.put(None)
             reporter.join()

@@ -41,16 +41,18 @@ class VllmKvStore:
         self._tensors = _block_views(runner.kv_caches, runner.kv_cache_config.num_blocks)
         self._block_bytes = sum(each[0].nbytes for each in self._tensors)
         backend = runner.attn_groups[0][0].backend.get_name()
-        self._layout = f"{_describe(self._tensors)} block={block_size} {backend}"
-        if tensor_parallel > 1:
-            self._layout += f" tp={tensor_parallel}"
         self._packer: BlockPacker | GpuBlocks
         self._device: GpuKv | None = None
         if _are_on_cpu(self._tensors):
             self._packer = BlockPacker(self._tensors, 0)
+            layout = _describe(self._tensors)
         else:
             self._packer = GpuBlocks(self._tensors, 0)
             self._device = GpuKv(self._packer)
+            layout = self._packer.layout
+        self._layout = f"{layout} block={block_size} {backend}"
+        if tensor_parallel > 1:
+            self._layout += f" tp={tensor_parallel}"
         self._sampling: frozenset[str] = frozenset()
         self._sampled = threading.Condition()
         self._lock = threading.Lock()
