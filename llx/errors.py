@@ -113,6 +113,10 @@ class EngineError(LlxError):
     """An engine refused, failed or died."""
 
 
+class StillWritingError(EngineError):
+    """A copy has not ended in time: where it writes, nothing else may ever be put."""
+
+
 class RemoteError(LlxError):
     """The other side of a connection reported a failure of its own."""
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from llx.errors import EngineError
+from llx.errors import EngineError, StillWritingError
 
 THREADS: Final = 256
 """Of a CTA, as the kernels are compiled."""
@@ -141,13 +141,13 @@ class Driver:
         """Wait until the event has passed, giving other threads their turn.
 
         Raises:
-            EngineError: It has not in time: the work before it may still be done later.
+            StillWritingError: It has not in time: the work before it may still be done later.
         """
         deadline = time.monotonic() + timeout_s
         polls = 0
         while not self.has_passed(event):
             if time.monotonic() > deadline:
-                raise EngineError(f"{self.gpu} has not copied KV within {timeout_s:g} s")
+                raise StillWritingError(f"{self.gpu} has not copied KV within {timeout_s:g} s")
             polls += 1
             time.sleep(0 if polls < _SPINS else _PAUSE_S)
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from llx.errors import EngineError
+from llx.errors import EngineError, StillWritingError
 from tests.contract.kv_rig import BytesStore
 
 CHUNK_BLOCKS = 3
@@ -30,6 +30,7 @@ class Gpus:
     Attributes:
         refuses_join: Why no pair can be joined, if so.
         hangs_join: A source's end does not come.
+        never_ends: A copy is not seen to end, and an end not to close.
         breaks: Why whatever goes through a pair fails, if so.
         flows: Set: what is begun is done; cleared: it stalls after the first half of a chunk.
         is_stalled: Set once something has stalled.
@@ -37,6 +38,7 @@ class Gpus:
 
     refuses_join: str = ""
     hangs_join: bool = False
+    never_ends: bool = False
     breaks: str = ""
     flows: threading.Event = field(default_factory=threading.Event)
     is_stalled: threading.Event = field(default_factory=threading.Event)
@@ -138,6 +140,8 @@ class FakePeer:
         self._gpus.insist(len(source) == len(target), "blocks one to one")
         check_blocks(self._theirs, source, "at the source")
         check_blocks(self._own, target, "at the target")
+        if self._gpus.never_ends:
+            raise StillWritingError("it has not copied KV")
         self._own.unpack(target, memoryview(b"".join(self._theirs.of(block) for block in source)))
 
     def close(self) -> None:
@@ -206,6 +210,8 @@ class FakeEnd:
             self._gpus.changed.notify_all()
         if self._stream is not None:
             self._stream.join()
+        if self._gpus.never_ends and not self._is_source:
+            raise StillWritingError("its streams have not run dry")
 
     @contextlib.contextmanager
     def _alone(self, *, is_source: bool) -> Iterator[None]:

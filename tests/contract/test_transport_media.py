@@ -347,6 +347,23 @@ def test_a_fence_cuts_a_chunk_and_nothing_is_written_afterwards(here, gpus: Gpus
     recovers(pair, gpus)
 
 
+@pytest.mark.parametrize("kind", ["cuda-ipc", "nccl"])
+def test_what_may_still_write_is_never_fenced(kind: str, here, gpus: Gpus) -> None:
+    """Its blocks are lost, which is better than another request's KV in them."""
+    pair = near_pair(kind, here, gpus)
+    gpus.never_ends = True
+    gpus.breaks = "the GPU is stuck" if kind == "nccl" else ""
+    pair.begin([1])
+    answer = pair.send(0, [2], [1])
+    assert isinstance(answer.get(), str)
+    assert pair.target.heard.next(SOON_S)[0] == M
+    fenced = Answer()
+    pair.target.transport.fence(M, fenced)
+    time.sleep(0.2)
+    assert not fenced.has_come
+    gpus.never_ends, gpus.breaks = False, ""
+
+
 def test_closing_cuts_a_chunk(here, gpus: Gpus) -> None:
     pair = near_pair("nccl", here, gpus)
     answer = stalled(pair, gpus)

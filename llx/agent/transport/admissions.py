@@ -20,7 +20,10 @@ from enum import Enum, auto
 
 from llx.agent.transport.sockets import hang_up
 from llx.core.model import MigrationId
-from llx.errors import WireError
+from llx.errors import StillWritingError, WireError
+from llx.log import get_log
+
+log = get_log(__name__)
 
 _PATIENCE_S = 1.0
 """How long what the llumlet has been told may take to reach its ranks.
@@ -152,6 +155,9 @@ class Admissions:
     def writing(self, admission: Admission, blocks: "array[int]") -> Iterator[None]:
         """Inside, `blocks` may be written, and what else belongs to the migration.
 
+        A copy that may still write when this is left (`StillWritingError`) is never over: a fence
+        waits for ever then, and its blocks are lost rather than overwritten in other hands.
+
         Raises:
             WireError: Not all of `blocks` were reserved for it.
             Fenced: Nothing may be written any more.
@@ -161,14 +167,22 @@ class Admissions:
             admission.is_writing = True
         try:
             yield
-        finally:
-            with self._changed:
-                admission.is_writing = False
-                waiting, admission.waiting = admission.waiting, []
-                if waiting:
-                    self._admissions.pop(admission.migration, None)
-            for done in waiting:
-                done()
+        except StillWritingError as error:
+            log.error("kv.still_writing", migration=admission.migration, reason=error.message)
+            raise
+        except BaseException:
+            self._is_written(admission)
+            raise
+        self._is_written(admission)
+
+    def _is_written(self, admission: Admission) -> None:
+        with self._changed:
+            admission.is_writing = False
+            waiting, admission.waiting = admission.waiting, []
+            if waiting:
+                self._admissions.pop(admission.migration, None)
+        for done in waiting:
+            done()
 
     def require(self, admission: Admission, blocks: "array[int]") -> None:
         """Inside `writing`: `blocks` may be written as well; raises as it does."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from llx.agent.transport.turn import Turn
-from llx.errors import EngineError
+from llx.errors import EngineError, StillWritingError
 from llx.log import get_log
 from llx.ports import PairEnd
 
@@ -65,6 +65,7 @@ class Pair:
 
         Raises:
             EngineError: It has been dropped.
+            StillWritingError: It could not be closed: what it was doing goes on.
         """
         try:
             with self._in_use:
@@ -85,16 +86,24 @@ class Pair:
         if self._in_use.acquire(blocking=False):
             try:
                 self._close_if_dropped()
+            except StillWritingError as error:  # between two rounds there is nothing to write
+                log.warning("kv.pair_close_failed", pair=self.id.hex(), reason=error.message)
             finally:
                 self._in_use.release()
 
     def _close_if_dropped(self) -> None:
-        """With the lock held."""
+        """With the lock held.
+
+        Raises:
+            StillWritingError: What was under way has not ended.
+        """
         if not self._is_dropped or self._is_closed:
             return
         self._is_closed = True
         try:
             self._end.close()
+        except StillWritingError:
+            raise
         except EngineError as error:
             log.warning("kv.pair_close_failed", pair=self.id.hex(), reason=error.message)
 
