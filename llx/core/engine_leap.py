@@ -8,24 +8,20 @@ reaches its last token, or until the free blocks are used up.
 from collections.abc import Sequence
 
 from llx.core.engine_state import EngineState, Held
-from llx.core.model import RequestId, blocks_for
+from llx.core.model import blocks_for
 
 
-def leap_limit(
-    state: EngineState, are_decodes: Sequence[bool], admitted: Sequence[RequestId]
-) -> int:
+def leap_limit(state: EngineState, are_decodes: Sequence[bool]) -> int:
     """How many steps alike there are, from the open one on; 1 at least.
 
     Blocks only become fewer and places stay taken: whoever waits and could not be admitted to the
-    open step cannot be admitted to one that follows. A step that has admitted somebody stands
-    alone, so that a first token is always seen.
+    open step cannot be admitted to one that follows.
 
     Args:
-        state: With the open step's blocks taken.
+        state: With the open step's blocks taken. The step has admitted and preempted nobody.
         are_decodes: Of the open step's chunks.
-        admitted: To the open step.
     """
-    if admitted or state.arrived or len(are_decodes) != len(state.running) or not all(are_decodes):
+    if state.arrived or len(are_decodes) != len(state.running) or not all(are_decodes):
         return 1
     limit = state.config.max_model_len
     most = min(

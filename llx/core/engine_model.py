@@ -27,7 +27,7 @@ from typing import Final, Protocol
 from llx.core.engine_leap import leap, leap_limit
 from llx.core.engine_moves import EngineMoves
 from llx.core.engine_state import EngineConfig, EngineRequest, EngineState, Held, State, urgency
-from llx.core.model import InstanceLoad, Nanos, RequestId, blocks_for
+from llx.core.model import Blocks, InstanceLoad, Nanos, RequestId, blocks_for
 
 _NOTHING: frozenset[int] = frozenset()
 _STATES: Final = {
@@ -203,9 +203,13 @@ class EngineModel:
         return outputs
 
     def leap_limit(self, step: Step) -> int:
-        """How many steps in a row, the open one first, are alike: nothing ends or comes in before
-        the last of them completes. 1 where that cannot be told."""
-        return leap_limit(self._state, [chunk.is_decode for chunk in step.chunks], step.admitted)
+        """How many steps in a row are alike, the open one first; 1 where that cannot be told.
+
+        Nothing ends or comes in before the last of them completes.
+        """
+        if step.admitted or step.preempted:
+            return 1  # the next step may differ: preempting frees blocks that nobody took yet
+        return leap_limit(self._state, [chunk.is_decode for chunk in step.chunks])
 
     def leap(self, step: Step, count: int) -> None:
         """Complete the open step and those that follow it, `count` in all, at once.
@@ -229,6 +233,19 @@ class EngineModel:
     def requests(self) -> list[RequestStatus]:
         """All requests held, in the order they came in."""
         return [_status(held) for held in self._state.held.values()]
+
+    def running(self) -> list[RequestId]:
+        """Those in the batch."""
+        return [held.asked.request for held in self._state.running]
+
+    def asked(self, request: RequestId) -> EngineRequest:
+        """A request that is held, as it was asked for."""
+        return self._state.held[request].asked
+
+    def queue_head(self) -> Blocks | None:
+        """Blocks that the first waiting request lacks; None: nobody waits."""
+        queue = self._state.arrived or self._state.waiting
+        return Blocks(self._state.demand(queue[0])) if queue else None
 
     def block_table(self, request: RequestId) -> tuple[int, ...]:
         """The blocks a request holds, in the order of its positions."""

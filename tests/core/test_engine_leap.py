@@ -60,7 +60,7 @@ def run(size, requests, *, leaps):
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 20), st.integers(1, 40)), min_size=1, max_size=8),
+    st.lists(st.tuples(st.integers(1, 20), st.integers(1, 40)), min_size=1, max_size=12),
     st.booleans(),
     st.integers(0, 3),
 )
