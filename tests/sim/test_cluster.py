@@ -103,8 +103,8 @@ def test_a_crowded_cluster_moves_and_keeps_its_streams_going():
 
 
 def test_urgent_requests_go_first():
-    requests = generated("s-s", 90.0, 300, 2, high_share=0.1)
-    seen = result(paper_cluster("llx", 3), requests)
+    requests = generated("m-m", 30.0, 400, 2, high_share=0.1)
+    seen = result(paper_cluster("llx", 2), requests)
     assert 2 * seen.classes["high"].prefill.mean < seen.classes["normal"].prefill.mean
 
 
