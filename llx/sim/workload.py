@@ -8,7 +8,6 @@ import bisect
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -104,14 +103,6 @@ def generated(
         )
         for at, (num_prompt, num_outputs) in zip(arrivals, paper_lengths(mix, count), strict=True)
     ]
-
-
-def timed(
-    lengths: Sequence[tuple[Tokens, Tokens]], arrivals: Sequence[Nanos]
-) -> Iterator[SimRequest]:
-    """Requests of these lengths at these times."""
-    for at, (num_prompt, num_outputs) in zip(arrivals, lengths, strict=True):
-        yield SimRequest(at, num_prompt, num_outputs)
 
 
 def _zipf(stream: random.Random, name: str, count: int) -> list[Tokens]:
