@@ -27,6 +27,7 @@ from llx.cli import (
     node,
     play,
     req,
+    sim,
     status,
     up,
     verify,
@@ -88,6 +89,7 @@ app.command("demo")(demo.demo)
 app.add_typer(node.app, name="node")
 app.add_typer(model.app, name="model")
 app.add_typer(verify.app, name="verify")
+app.add_typer(sim.app, name="sim")
 app.add_typer(context.app, name="context")
 app.add_typer(lock.app, name="lock")
 app.command("completion")(completion.completion)

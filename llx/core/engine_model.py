@@ -24,9 +24,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
 
+from llx.core.engine_leap import leap, leap_limit
 from llx.core.engine_moves import EngineMoves
 from llx.core.engine_state import EngineConfig, EngineRequest, EngineState, Held, State, urgency
-from llx.core.model import InstanceLoad, Nanos, RequestId, blocks_for
+from llx.core.model import Blocks, InstanceLoad, Nanos, RequestId, blocks_for
 
 _NOTHING: frozenset[int] = frozenset()
 _STATES: Final = {
@@ -157,10 +158,13 @@ class EngineModel:
         """
         assert self._open is None, "the step before is not complete"
         plan = _Plan(self.config.max_num_batched_tokens)
-        self._continue_running(plan)
-        if not (plan.preempted and plan.chunks):
-            self._admit_arrived(plan)
+        if self.config.is_prefill_first:
             self._admit(plan)
+        if not plan.chunks:
+            self._continue_running(plan)
+            if not (plan.preempted and plan.chunks):
+                self._admit_arrived(plan)
+                self._admit_late(plan)
         if not plan.chunks:
             state = self._state
             assert not state.held or state.cut or state.num_reserved, (
@@ -198,6 +202,30 @@ class EngineModel:
         self.moves.drained()
         return outputs
 
+    def leap_limit(self, step: Step) -> int:
+        """How many steps in a row are alike, the open one first; 1 where that cannot be told.
+
+        Nothing ends or comes in before the last of them completes.
+        """
+        if step.admitted or step.preempted:
+            return 1  # the next step may differ: preempting frees blocks that nobody took yet
+        return leap_limit(self._state, [chunk.is_decode for chunk in step.chunks])
+
+    def leap(self, step: Step, count: int) -> None:
+        """Complete the open step and those that follow it, `count` in all, at once.
+
+        The state is then as if each had been completed and scheduled, tokens apart: they are zeros
+        that no `TokenModel` has seen. Blocks may be others, as many.
+
+        Args:
+            step: The open one.
+            count: Less than `leap_limit`.
+        """
+        assert step is self._open, "not the step that was scheduled last"
+        self._open = None
+        self._state.in_flight = frozenset()
+        leap(self._state, count)
+
     def load(self) -> InstanceLoad:
         """The load at this moment; costs O(priority classes)."""
         return self._state.load()
@@ -205,6 +233,19 @@ class EngineModel:
     def requests(self) -> list[RequestStatus]:
         """All requests held, in the order they came in."""
         return [_status(held) for held in self._state.held.values()]
+
+    def running(self) -> list[RequestId]:
+        """Those in the batch."""
+        return [held.asked.request for held in self._state.running]
+
+    def asked(self, request: RequestId) -> EngineRequest:
+        """A request that is held, as it was asked for."""
+        return self._state.held[request].asked
+
+    def queue_head(self) -> Blocks | None:
+        """Blocks that the first waiting request lacks; None: nobody waits."""
+        queue = self._state.arrived or self._state.waiting
+        return Blocks(self._state.demand(queue[0])) if queue else None
 
     def block_table(self, request: RequestId) -> tuple[int, ...]:
         """The blocks a request holds, in the order of its positions."""
@@ -232,9 +273,20 @@ class EngineModel:
     def _admit(self, plan: _Plan) -> None:
         while self._state.waiting and not self._state.arrived and self._can_admit(plan):
             held = self._state.waiting[0]
-            if self._state.demand(held) > len(self._state.free):
+            if self._state.demand(held) + self._kept_free > len(self._state.free):
+                return
+            if self.config.is_prefill_first and len(held.tokens) > plan.budget:
                 return
             self._start(held, plan)
+
+    def _admit_late(self, plan: _Plan) -> None:
+        """Into a step that has decodes, chunks of prompts; nothing where prefills go first."""
+        if not self.config.is_prefill_first or not plan.chunks:
+            self._admit(plan)
+
+    @property
+    def _kept_free(self) -> int:
+        return self.config.watermark if self._state.running else 0
 
     def _can_admit(self, plan: _Plan) -> bool:
         return plan.budget > 0 and self._state.num_slots_taken < self.config.max_num_seqs
@@ -281,7 +333,13 @@ class EngineModel:
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
         num_context_tokens = sum(chunk.end for chunk in chunks)
         step_time = self.config.step_time
-        return step_time.of(num_tokens - num_decodes, num_decodes, num_context_tokens)
+        num_square_tokens = 0
+        if step_time.prefill_square_ns:
+            prefills = (chunk for chunk in chunks if not chunk.is_decode)
+            num_square_tokens = sum(chunk.end**2 - chunk.start**2 for chunk in prefills)
+        return step_time.of(
+            num_tokens - num_decodes, num_decodes, num_context_tokens, num_square_tokens
+        )
 
     # ------------------------------------------------------------------ completing
 

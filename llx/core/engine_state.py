@@ -23,26 +23,72 @@ from llx.core.model import Blocks, ClassLoad, InstanceLoad, Nanos, RequestId, To
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """How long a step takes, as a sum of four linear terms (`llx.specs.SimSpec`)."""
+    """How long a step takes: linear terms, and those that a calibrated model needs besides.
+
+    Attributes:
+        base_ns: Of any step.
+        prefill_token_ns: For each prompt token that is computed.
+        decode_ns: For each request that decodes.
+        context_ktoken_ns: For a thousand tokens that attention reads.
+        prefill_base_ns: Instead of `base_ns`, of a step in which nothing decodes; None: the same.
+        prefill_square_ns: For each pair of a prompt token and itself or one before it, twice:
+            attention within a prompt of n tokens costs n² of it.
+        weights_ns: Reading the weights once; a step's arithmetic hides behind it …
+        token_ns: … until it takes longer, so much for each token computed.
+    """
 
     base_ns: int
     prefill_token_ns: int
     decode_ns: int
     context_ktoken_ns: int
+    prefill_base_ns: int | None = None
+    prefill_square_ns: int = 0
+    weights_ns: int = 0
+    token_ns: int = 0
 
-    def of(self, num_prefill_tokens: int, num_decodes: int, num_context_tokens: int) -> Nanos:
-        """Duration of a step of that many prefill tokens, decodes and tokens of context."""
+    def of(
+        self,
+        num_prefill_tokens: int,
+        num_decodes: int,
+        num_context_tokens: int,
+        num_square_tokens: int = 0,
+    ) -> Nanos:
+        """Duration of a step of that many prefill tokens, decodes and tokens of context.
+
+        `num_square_tokens`: over the prefills, the sum of end² - start².
+        """
+        is_prefill = self.prefill_base_ns is not None and not num_decodes
+        base_ns = self.prefill_base_ns if is_prefill else self.base_ns
+        assert base_ns is not None
         return Nanos(
-            self.base_ns
+            base_ns
+            + max(self.weights_ns, self.token_ns * (num_prefill_tokens + num_decodes))
             + self.prefill_token_ns * num_prefill_tokens
+            + self.prefill_square_ns * num_square_tokens
             + self.decode_ns * num_decodes
             + self.context_ktoken_ns * num_context_tokens // 1000
         )
 
+    def of_decodes(self, num_decodes: int, num_context_tokens: int, num_steps: int) -> Nanos:
+        """Duration of so many steps in a row, each with the same requests decoding.
+
+        Exactly the sum of what `of` says of each: every step reads `num_decodes` tokens of
+        context more than the one before it; the first `num_context_tokens`.
+        """
+        each = self.of(0, num_decodes, 0)
+        growth = self.context_ktoken_ns * num_decodes
+        first = self.context_ktoken_ns * num_context_tokens
+        return Nanos(each * num_steps + _sum_of_quotients(num_steps, 1000, growth, first))
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """An engine's size. A request of `max_model_len` tokens must fit in the blocks."""
+    """An engine's size and ways. A request of `max_model_len` tokens must fit in the blocks.
+
+    `is_prefill_first`: as vLLM was at first. Whole prompts are computed in steps of their own, in
+    which nobody decodes, whenever one can be admitted; else prompts are cut into chunks that share
+    a step with the decodes. `watermark`: blocks that admission leaves free, unless nothing runs.
+    """
 
     num_blocks: Blocks
     block_size: Tokens
@@ -50,6 +96,8 @@ class EngineConfig:
     max_num_batched_tokens: Tokens
     max_model_len: Tokens
     step_time: StepTime
+    is_prefill_first: bool = False
+    watermark: Blocks = Blocks(0)
 
     def __post_init__(self) -> None:
         assert min(self.num_blocks, self.block_size, self.max_num_seqs) > 0, self
@@ -57,6 +105,8 @@ class EngineConfig:
         assert blocks_for(self.max_model_len, self.block_size) <= self.num_blocks, (
             f"{self.num_blocks} blocks cannot hold one request of {self.max_model_len} tokens"
         )
+        is_whole = self.max_num_batched_tokens >= self.max_model_len
+        assert is_whole or not self.is_prefill_first, "a prompt may not fit in a step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,3 +313,21 @@ class EngineState:
 def _take_out(queue: list[Held], held: Held) -> None:
     index = bisect.bisect_left(queue, urgency(held), key=urgency)
     assert queue.pop(index) is held, "the queue is out of order"
+
+
+def _sum_of_quotients(count: int, divisor: int, step: int, first: int) -> int:
+    """The sum of (step * i + first) // divisor over i = 0 … count - 1, in O(log) steps.
+
+    As in Euclid's algorithm: whole multiples of the divisor are taken out of both, and what is
+    left counts the lattice points under a line, which is the same count with the axes swapped.
+    """
+    total = 0
+    while count > 0:
+        total += (count - 1) * count // 2 * (step // divisor) + count * (first // divisor)
+        step, first = step % divisor, first % divisor
+        top = step * count + first
+        if top < divisor:
+            break
+        count, first = divmod(top, divisor)
+        step, divisor = divisor, step
+    return total

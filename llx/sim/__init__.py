@@ -1,0 +1,1 @@
+"""The simulator: the real scheduler and the real migration machines, in virtual time."""

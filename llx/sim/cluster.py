@@ -1,0 +1,403 @@
+"""A cluster in virtual time: the real scheduler, engines, and what goes between them.
+
+    arrivals ─► Scheduler ── Dispatch, a hop ──► engine ─► tokens
+                   ▲   └──── Move, a hop ──────► its source ─► `Moves`
+                   └──── loads, every so often, a hop late; ends of moves; ticks
+
+It is the driver that the scheduler has in a simulation: it carries out its commands, and keeps what
+the gateways of a live cluster keep, the streams and whose they are.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final, assert_never
+
+from llx.core import epochs
+from llx.core.engine_model import EngineModel, TokenOutput
+from llx.core.engine_state import EngineRequest
+from llx.core.migration.source import SourceRules
+from llx.core.model import Blocks, Epoch, InstanceId, InstanceLoad, Nanos, RequestId, Tokens
+from llx.core.request_choice import Movable
+from llx.core.scheduler.commands import (
+    AddInstances,
+    Command,
+    Dispatch,
+    Emptied,
+    Hold,
+    Move,
+    Refuse,
+    Terminate,
+)
+from llx.core.scheduler.events import (
+    Event,
+    InstanceJoined,
+    InstanceLeft,
+    LoadReported,
+    MoveEnded,
+    MoveOutcome,
+    PoolConfigured,
+    RequestArrived,
+    Ticked,
+)
+from llx.core.scheduler.move_rule import pick
+from llx.core.scheduler.scheduler import Scheduler
+from llx.sim.config import ClusterConfig
+from llx.sim.engine import SimEngine
+from llx.sim.kernel import Kernel
+from llx.sim.links import Links
+from llx.sim.moves import MoveConfig, Moves
+from llx.sim.record import Record, Result, Spread, by_class, class_result, trace_hash
+from llx.sim.workload import SimRequest
+
+_SECOND: Final = 1_000_000_000
+
+
+class _Member:
+    """An instance, and what it has said of itself."""
+
+    def __init__(self, engine: SimEngine) -> None:
+        self.engine: Final = engine
+        self.covers: list[RequestId] = []
+        """Taken in since the last report."""
+        self.said: tuple[InstanceLoad, Blocks | None] | None = None
+        self.is_due = False
+
+
+class Cluster:
+    """One run; `run` it once.
+
+    Args:
+        config: What is simulated.
+        requests: In the order of their arrival.
+        watch: Told now and then how many requests have ended.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        requests: Iterator[SimRequest],
+        watch: Callable[[int], None] | None = None,
+    ) -> None:
+        self.records: list[Record] = []
+        self._config = config
+        self._requests = requests
+        self._watch = watch
+        self._kernel = Kernel()
+        self._scheduler = Scheduler()
+        self._members: dict[InstanceId, _Member] = {}
+        self._num_joined = 0
+        self._num_ended = 0
+        self._is_all_here = False
+        self._is_ticking = False
+        self._num_unmoved = 0
+        self._instance_ns = 0
+        self._num_up = 0
+        self._changed_at = Nanos(0)
+        self._priorities = {each.name: each.priority for each in config.pool.classes}
+        hop = config.link.hop
+        rules = SourceRules(config.engine.block_size, config.engine.max_model_len)
+        self._moves = Moves(
+            self._kernel,
+            Links(self._kernel, config.link),
+            MoveConfig(config.block_bytes, hop, rules),
+            self,
+            self._move_ended,
+        )
+
+    def run(self, seed: int) -> Result:
+        """Until every request and every move has ended.
+
+        Args:
+            seed: Named in the result; what came of it are the requests.
+        """
+        self._tell(PoolConfigured(self._config.pool))
+        for _ in range(self._config.num_instances):
+            self._count(1)
+            self._join()
+        self._kernel.after(self._config.link.hop, self._await_next)
+        self._kernel.run()
+        self.check_end()
+        return self._result(seed)
+
+    def check_end(self) -> None:
+        """Every request has ended once, and left nothing behind."""
+        assert self._num_ended == len(self.records), "a request has not ended"
+        assert not self._moves.num_open, "a move has not ended"
+        for name, member in self._members.items():
+            load = member.engine.load()
+            assert load.free == load.total, f"{name} has lost {load.used} blocks"
+            assert not member.engine.epochs, f"{name} still holds {member.engine.epochs}"
+
+    # ------------------------------------------------------------------ arrivals
+
+    def _await_next(self) -> None:
+        request = next(self._requests, None)
+        if request is None:
+            self._is_all_here = True
+            return
+        begin = self._config.link.hop
+        at = Nanos(max(self._kernel.now, request.arrival + begin))
+        self._kernel.at(at, lambda: self._arrive(replace(request, arrival=at)))
+
+    def _arrive(self, request: SimRequest) -> None:
+        name = RequestId(f"{len(self.records)}")
+        self.records.append(Record(request))
+        self._tick_later()
+        self._tell(
+            RequestArrived(
+                self._config.pool.name,
+                name,
+                request.priority_class,
+                request.num_prompt,
+            )
+        )
+        self._await_next()
+
+    def _record(self, request: RequestId) -> Record:
+        return self.records[int(request)]
+
+    def _end(self, record: Record) -> None:
+        assert record.ended_at is None, "a request ends once"
+        record.ended_at = self._kernel.now
+        self._num_ended += 1
+        if self._watch is not None and self._num_ended % 64 == 0:
+            self._watch(self._num_ended)
+
+    # ------------------------------------------------------------------ scheduler
+
+    def _tell(self, event: Event) -> None:
+        for command in self._scheduler.handle(event, self._kernel.now):
+            self._obey(command)
+
+    def _tell_later(self, event: Event) -> None:
+        self._kernel.after(self._config.link.hop, lambda: self._tell(event))
+
+    def _obey(self, command: Command) -> None:
+        hop = self._config.link.hop
+        match command:
+            case Dispatch(request=request, instance=instance):
+                self._kernel.after(hop, lambda: self._add(request, instance))
+            case Hold():
+                pass
+            case Refuse(request=request, reason=reason):
+                record = self._record(request)
+                record.refusal = reason
+                self._end(record)
+            case Move():
+                self._kernel.after(hop, lambda: self._move(command))
+            case AddInstances(count=count):
+                for _ in range(count):
+                    self._count(1)
+                    self._kernel.after(self._config.start_takes, self._join)
+            case Terminate():
+                pass  # the scheduler empties it, and says when that is done
+            case Emptied(instance=instance):
+                self._leave(instance)
+            case _:
+                assert_never(command)
+
+    def _tick_later(self) -> None:
+        if not self._is_ticking:
+            self._is_ticking = True
+            self._kernel.after(self._config.round_every, self._tick)
+
+    def _tick(self) -> None:
+        self._is_ticking = False
+        if self._is_all_here and self._num_ended == len(self.records):
+            return
+        self._tick_later()
+        self._tell(Ticked())
+
+    # ------------------------------------------------------------------ instances
+
+    def _join(self) -> None:
+        name = InstanceId(f"{self._config.pool.name}-{self._num_joined}")
+        engine = SimEngine(
+            self._kernel,
+            self._num_joined,
+            name,
+            self._config.engine,
+            self,
+            leaps=self._config.leaps,
+        )
+        self._num_joined += 1
+        engine.act(
+            lambda model: model.moves.watch(
+                lambda request, why: self._moves.gone(engine, request, why)
+            )
+        )
+        self._members[name] = _Member(engine)
+        self._tell(InstanceJoined(self._config.pool.name, name))
+        self._report(self._members[name])
+
+    def _leave(self, name: InstanceId) -> None:
+        member = self._members.pop(name)
+        assert not member.engine.epochs, f"{name} leaves with requests"
+        self._count(-1)
+        self._tell_later(InstanceLeft(name))
+
+    def _count(self, change: int) -> None:
+        self._instance_ns += self._num_up * (self._kernel.now - self._changed_at)
+        self._changed_at = self._kernel.now
+        self._num_up += change
+
+    def _add(self, request: RequestId, instance: InstanceId) -> None:
+        record, member = self._record(request), self._members[instance]
+        asked = EngineRequest(
+            request,
+            (0,) * record.request.num_prompt,
+            record.request.num_outputs,
+            record.request.arrival,
+            self._priorities[record.request.priority_class],
+        )
+        record.owner = instance
+        member.engine.epochs[request] = record.epoch
+        member.covers.append(request)
+        member.engine.act(lambda model: model.add(asked))
+        self._report_later(member)
+
+    def _report_later(self, member: _Member) -> None:
+        if not member.is_due:
+            member.is_due = True
+            every = self._config.report_every
+            at = Nanos((self._kernel.now // every + 1) * every)
+            self._kernel.at(at, lambda: self._report(member))
+
+    def _report(self, member: _Member) -> None:
+        member.is_due = False
+        load, head = said = member.engine.look(_load_and_head)
+        if said != member.said or member.covers:
+            covers = tuple(member.covers)
+            member.said, member.covers = said, []
+            self._tell_later(LoadReported(member.engine.name, load, covers, head))
+        if load.used or load.num_running or load.num_waiting:
+            self._report_later(member)
+
+    # ------------------------------------------------------------------ what engines say
+
+    def planned(self, engine: SimEngine, preempted: Sequence[RequestId]) -> None:
+        """`Listener`."""
+        for request in preempted:
+            self._record(request).preempted(self._kernel.now)
+
+    def leapt(self, engine: SimEngine, at: Nanos) -> None:
+        """`Listener`."""
+        for request in engine.running():
+            record = self._record(request)
+            if record.owner == engine.name:
+                record.token(at)
+
+    def said(self, engine: SimEngine, outputs: Sequence[TokenOutput]) -> None:
+        """`Listener`: the gateway's part, which lets through what the owner says."""
+        for each in outputs:
+            epoch = engine.epochs[each.request]
+            if each.finish is not None:
+                del engine.epochs[each.request]
+            record = self._record(each.request)
+            is_owner = record.owner == engine.name and record.epoch == epoch
+            if not is_owner and not self._takes_over(engine, each.request, epoch):
+                late = partial(self._abort, engine, each.request, epoch)
+                self._kernel.after(self._config.link.hop, late)
+                continue
+            record.token(self._kernel.now)
+            if each.finish is not None:
+                self._end(record)
+
+    def _takes_over(self, engine: SimEngine, request: RequestId, epoch: Epoch) -> bool:
+        record = self._record(request)
+        if record.ended_at is not None or not epochs.follows(epoch, record.epoch):
+            return False
+        former = record.owner
+        assert former is not None, "whoever moves was somewhere"
+        now = self._kernel.now
+        if record.first_at is not None:
+            record.downtime = Nanos(max(record.downtime, now - record.last_at))
+        record.owner, record.epoch = engine.name, epoch
+        source = self._members[former].engine
+        self._moves.ruled(source, request, epoch, is_yours=False)
+        return True
+
+    def _abort(self, engine: SimEngine, request: RequestId, epoch: Epoch) -> None:
+        if engine.epochs.get(request) == epoch:
+            del engine.epochs[request]
+            engine.act(lambda model: model.abort(request))
+
+    def ask(self, request: RequestId, engine: SimEngine, epoch: Epoch) -> tuple[Epoch, bool]:
+        """`Arbiter`: a source that does not hear the outcome has its request back."""
+        record = self._record(request)
+        if record.owner == engine.name and record.epoch == epoch:
+            record.epoch = epochs.next_reign(epoch)
+            return record.epoch, True
+        return record.epoch, record.owner == engine.name
+
+    # ------------------------------------------------------------------ moves
+
+    def _move(self, order: Move) -> None:
+        source, target = (self._members.get(name) for name in (order.source, order.target))
+        picked = self._pick(order, source.engine) if source and target else None
+        if picked is None or source is None or target is None:
+            self._num_unmoved += 1
+            self._tell_later(MoveEnded(order.pool, order.move, MoveOutcome.NONE))
+            return
+        asked = source.engine.look(lambda model: model.asked(picked.request))
+        self._moves.start(order, asked, source.engine, target.engine)
+        self._report_later(target)
+
+    def _pick(self, order: Move, source: SimEngine) -> Movable | None:
+        held = source.look(lambda model: model.requests())
+        movable = [
+            Movable(
+                each.asked.request,
+                Blocks(each.num_blocks),
+                Tokens(each.num_tokens),
+                each.asked.priority,
+                each.asked.arrival / _SECOND,
+            )
+            for each in held
+            if each.state != "leaving"
+            and (each.num_blocks or self._config.moves_waiting)
+            and not self._moves.is_leaving(source, each.asked.request)
+        ]
+        now, rest = self._kernel.now, order.rule.rest
+        moved = ((each.request, self._record(each.request).moved_at) for each in movable)
+        resting = {request for request, at in moved if at is not None and now - at < rest}
+        return pick(order.rule, movable, resting)
+
+    def _move_ended(self, order: Move, request: RequestId, outcome: MoveOutcome) -> None:
+        record = self._record(request)
+        if outcome is MoveOutcome.MOVED:
+            record.num_moves += 1
+            record.moved_at = self._kernel.now
+        else:
+            self._num_unmoved += 1
+        for name in (order.source, order.target):
+            if name in self._members:
+                self._report_later(self._members[name])
+        self._tell_later(MoveEnded(order.pool, order.move, outcome))
+
+    # ------------------------------------------------------------------ result
+
+    def _result(self, seed: int) -> Result:
+        self._count(0)
+        records = self.records
+        begin = records[0].request.arrival if records else 0
+        end = max((each.ended_at or 0 for each in records), default=0)
+        moved = [each.downtime / _SECOND for each in records if each.downtime]
+        return Result(
+            seed=seed,
+            overall=class_result(records),
+            classes=by_class(records),
+            num_preemptions=sum(each.num_preemptions for each in records),
+            num_moves=sum(each.num_moves for each in records),
+            num_unmoved=self._num_unmoved,
+            downtime=Spread.of(moved),
+            mean_instances=self._instance_ns / max(1, self._kernel.now),
+            duration_s=(end - begin) / _SECOND,
+            num_events=self._kernel.num_events,
+            trace_hash=trace_hash(records),
+        )
+
+
+def _load_and_head(model: EngineModel) -> tuple[InstanceLoad, Blocks | None]:
+    return model.load(), model.queue_head()
