@@ -63,6 +63,10 @@ class Told:
     unreported: dict[str, int] = field(default_factory=dict)
     """Dispatched, not in a report: request → blocks."""
     emptied: bool = False
+    settling_in: int = 0
+    """Moved to here since the last report."""
+    settling_out: int = 0
+    settles_since: int = 0
 
 
 @dataclass
@@ -113,6 +117,7 @@ class World:
         told.state = state
         if state is InstanceState.LOST:
             told.unreported.clear()
+            told.settling_in = told.settling_out = 0
             self.forget_moves(name)
         self.tell(InstanceChanged(InstanceId(name), state))
 
@@ -126,6 +131,7 @@ class World:
         told = self.instances[name]
         told.has.update(told.unreported)
         covers, told.unreported = tuple(told.unreported), {}
+        told.settling_in = told.settling_out = 0
         room = TOTAL
         for request in told.has:
             told.has[request] = min(told.has[request] + (blocks or 0), room)
@@ -194,6 +200,10 @@ class World:
                 assert picked is not None
                 target.has[picked.request] = source.has.pop(picked.request)
                 self.moved_at[picked.request] = self.now
+        if outcome is MoveOutcome.MOVED:
+            source.settling_out += 1
+            target.settling_in += 1
+            source.settles_since = target.settles_since = self.now
         self.tell(MoveEnded(POOL, order.move, outcome))
 
     def pick(self, order, source):
@@ -214,9 +224,13 @@ class World:
         for told in self.instances.values():
             expired = self.config.charge_expires_after
             for request in [r for r in told.unreported if self.now - self.sent_at[r] >= expired]:
-                told.has[request] = told.unreported.pop(request)
+                del told.unreported[request]  # The dispatch has not come about.
         for move in [m for m, at in self.move_at.items() if self.now - at >= deadline]:
             self.moves.pop(move, None)
+        for name, told in self.instances.items():
+            lasts = self.now - told.settles_since >= self.config.charge_expires_after
+            if (told.settling_in or told.settling_out) and lasts:
+                self.report(name)  # It reports on change: late, but not for as long as this.
         self.tell(Ticked())
 
     def forget_moves(self, name):
@@ -256,6 +270,7 @@ class World:
                 assert told.state is InstanceState.TERMINATING
                 assert not told.emptied, "said once"
                 assert not told.unreported
+                assert not told.has, "it has requests"
                 assert told.load is not None
                 assert not told.load.num_running + told.load.num_waiting
                 told.emptied = True
@@ -298,7 +313,8 @@ class World:
         load = told.load
         room = load.free - load.waiting_demand - sum(told.unreported.values())
         room -= self.scheduler.pools[POOL].instances[name].incoming
-        if not (load.num_running or load.num_waiting or told.unreported or incoming or outgoing):
+        moves = incoming or outgoing or told.settling_in or told.settling_out
+        if not (load.num_running or load.num_waiting or told.unreported or moves):
             return room
         present = {self.rank_of[each] for each in told.unreported}
         present |= {

@@ -29,8 +29,8 @@ class Instance:
         num_charged: Requests sent here that no report covers yet; `charged` their blocks,
             `charged_tokens` what they have to compute.
         nominated: Demand of the heads of central queues that wait for it, by class rank.
-        num_in: Moves under way to here; `incoming` their blocks.
-        num_out: Moves under way from here; `outgoing` their blocks.
+        num_in: Moves to here that are under way or in no report yet; `incoming` their blocks.
+        num_out: Moves from here, likewise; `outgoing` their blocks.
         gave_at, took_at: When a move from here, to here, was last ordered.
         not_before: A move from here did not come about; not to be asked for again before.
         last_dispatch: Which of the pool's dispatches was the last to here; 0: none.
@@ -176,6 +176,15 @@ class Instance:
             if headrooms[urgent] and self.present[urgent]:
                 room -= headrooms[urgent]
         return Blocks(room)
+
+    def give_up(self, blocks: Blocks, *, is_target: bool) -> None:
+        """One of its moves, to here or from here, counts no longer."""
+        if is_target:
+            self.num_in -= 1
+            self.incoming = Blocks(self.incoming - blocks)
+        else:
+            self.num_out -= 1
+            self.outgoing = Blocks(self.outgoing - blocks)
 
     def mean_blocks(self) -> Blocks:
         """What one of its running requests holds, on average, rounded up; at least 1."""

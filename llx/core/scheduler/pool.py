@@ -41,6 +41,15 @@ class OpenMove:
     at: Nanos
 
 
+@dataclass(frozen=True, slots=True)
+class Settling:
+    """A move that has taken place, at an end of it that has not said so in a report yet."""
+
+    blocks: Blocks
+    at: Nanos
+    is_target: bool
+
+
 @dataclass(slots=True)
 class ScalingState:
     """What scaling remembers: since when the average is out of its band, and what is under way."""
@@ -73,6 +82,8 @@ class Pool:
         """By age."""
         self.moves: dict[MoveId, OpenMove] = {}
         """By age."""
+        self.settling: dict[Instance, list[Settling]] = {}
+        """By the end that is yet to report; there is no empty list."""
         self.scaling = ScalingState()
         self.is_paused = False
         self.block_size = Tokens(0)
@@ -160,6 +171,7 @@ class Pool:
             charge = self.charges.get(request)
             if charge is not None and charge.instance is instance:
                 self._strike(request)
+        self._settle(instance)
         instance.take_report(event.load, event.queue_head, self.config)
         self.block_size = event.load.block_size
         self.touch(instance)
@@ -224,6 +236,7 @@ class Pool:
         for each in [*self.moves.values()]:
             if instance in (each.source, each.target):
                 self.end_move(each.move, MoveOutcome.GONE, each.at)
+        self._settle(instance)
 
     def _release(self, instance: Instance) -> None:
         """No queue's head waits for this instance any longer."""
@@ -332,23 +345,42 @@ class Pool:
         return move
 
     def end_move(self, move: MoveId, outcome: MoveOutcome, now: Nanos) -> Iterable[Instance]:
-        """A move has ended; returns both ends, or none if that was known."""
+        """A move has ended; returns both ends, or none if that was known.
+
+        One that has taken place still counts at each end until that end's next report: the last
+        one contains the request at the source, and not at the target.
+        """
         found = self.moves.pop(move, None)
         if found is None:
             return ()
         source, target = found.source, found.target
-        source.num_out -= 1
-        source.outgoing = Blocks(source.outgoing - found.blocks)
-        target.num_in -= 1
-        target.incoming = Blocks(target.incoming - found.blocks)
-        rules = self.config.rescheduling
+        if outcome is MoveOutcome.MOVED:
+            for end in (source, target):
+                settling = Settling(found.blocks, now, end is target)
+                self.settling.setdefault(end, []).append(settling)
+            return source, target
+        source.give_up(found.blocks, is_target=False)
+        target.give_up(found.blocks, is_target=True)
         if outcome in (MoveOutcome.NONE, MoveOutcome.KEPT):
-            source.not_before = Nanos(now + rules.retry_after)
+            source.not_before = Nanos(now + self.config.rescheduling.retry_after)
         self.touch(target)
         return source, target
 
+    def _settle(self, instance: Instance) -> None:
+        """What has moved to and from an instance is in its report, or nothing is expected of it."""
+        for each in self.settling.pop(instance, ()):
+            instance.give_up(each.blocks, is_target=each.is_target)
+
     def expire_moves(self, now: Nanos) -> None:
-        """Forget moves that have not ended in time."""
+        """Forget moves that have not ended in time, and those that no report has told of in time.
+
+        For the latter the last report came before the news of the move's end, and nothing has
+        changed there since.
+        """
+        for instance, settling in [*self.settling.items()]:
+            if now - settling[-1].at >= self.config.charge_expires_after:
+                self._settle(instance)
+                self.touch(instance)
         while self.moves:
             oldest = next(iter(self.moves.values()))
             if now - oldest.at < self.config.rescheduling.deadline:
