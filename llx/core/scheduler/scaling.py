@@ -43,9 +43,9 @@ def band(pool: Pool, now: Nanos) -> Scale:
     """Keep the average freeness within a band (Llumnix, section 4.4).
 
     It is the average of what the instances say now, work on its way and queues' heads included,
-    never of what has finished. Below the band for long enough: one more. Above it for long enough:
-    one less, the cheapest to empty, provided that what it has fits elsewhere and the average would
-    not fall below the band without it.
+    never of what has finished. Below the band for long enough, or a queue for as long: one more.
+    Above it for long enough, and nobody waits: one less, the cheapest to empty, provided that what
+    it has fits elsewhere and the average would not fall below the band without it.
     """
     rules, state = pool.config.scaling, pool.scaling
     if state.asked_at is not None and now - state.asked_at >= rules.start_deadline:
@@ -58,13 +58,15 @@ def band(pool: Pool, now: Nanos) -> Scale:
     if not known:
         return None
     average = sum(each.freeness for each in known) / len(known)
-    state.low_since = _since(state.low_since, average < rules.low, now)
-    state.high_since = _since(state.high_since, average > rules.high, now)
+    waits = bool(pool.queues)
+    state.low_since = _since(state.low_since, average < rules.low or waits, now)
+    state.high_since = _since(state.high_since, average > rules.high and not waits, now)
     is_above = count > rules.max_instances
     if state.changed_at is not None and now - state.changed_at < rules.cooldown and not is_above:
         return None
     if _lasts(state.low_since, rules.sustain, now) and count < rules.max_instances:
-        return Grow(1, _why(pool, "less free than the band", average))
+        why = "less free than the band" if average < rules.low else "a queue stays"
+        return Grow(1, _why(pool, why, average))
     wants_less = _lasts(state.high_since, rules.sustain, now) and len(known) > rules.min_instances
     if not (wants_less or is_above) or state.starting:
         return None
@@ -76,7 +78,9 @@ def _shrink(pool: Pool, known: list[Instance], average: float, is_above: bool) -
     cheapest, *others = sorted(known, key=_cost)
     spare = sum(max(0, each.spare) for each in others)
     taken = cheapest.load.used + cheapest.committed
-    if not others or (taken > spare and not is_above):
+    slots = sum(max(0, pool.config.max_requests - each.num_requests) for each in others)
+    fits = taken <= spare and cheapest.num_requests <= slots
+    if not others or not (fits or is_above):
         return None
     batch = max(1, sum(each.batch for each in known))
     after = (spare - taken) / max(batch, len(others))
