@@ -37,6 +37,7 @@ from llx.core.scheduler.events import (
     RequestWithdrawn,
     Resumed,
     Stepped,
+    Ticked,
 )
 from llx.core.scheduler.freeness import TERMINATING, Freeness, Usage, freeness
 from llx.core.scheduler.instance import Instance
@@ -145,6 +146,23 @@ def test_an_unknown_policy_is_refused_and_nothing_changes(changes):
 @pytest.mark.parametrize(("priority", "rank"), [(-5, 0), (0, 0), (1, 1), (10, 1), (11, 1), (99, 1)])
 def test_any_integer_is_of_a_class_and_never_of_one_more_urgent(priority, rank):
     assert CONFIG.rank_of(priority) == rank
+
+
+# ------------------------------------------------------------------ scaling
+
+
+def test_the_average_freeness_is_added_up_exactly():
+    """Whatever Python adds it up: the sum of these depends on their order, and on its version."""
+    scaling = Scaling(rule="band", max_instances=4, sustain=Nanos(0), low=Freeness(0.2))
+    none = Rescheduling(steps=())
+    config = PoolConfig(POOL, (NORMAL,), rescheduling=none, scaling=scaling)
+    scheduler = Scheduler()
+    scheduler.handle(PoolConfigured(config), Nanos(0))
+    for number, free in enumerate([10**17, 1, -(10**17)]):
+        name = InstanceId(f"m-{number}")
+        scheduler.handle(InstanceJoined(POOL, name), Nanos(0))
+        scheduler.handle(LoadReported(name, load(free=free)), Nanos(0))
+    assert scheduler.handle(Ticked(), Nanos(0)) == []
 
 
 # ------------------------------------------------------------------ extensions

@@ -3,6 +3,7 @@
 A rule is a function in a table. It looks at the pool and says what it wants; the scheduler does it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -57,7 +58,8 @@ def band(pool: Pool, now: Nanos) -> Scale:
     known = [each for each in active if each.is_known]
     if not known:
         return None
-    average = sum(each.freeness for each in known) / len(known)
+    # Not sum(), whose rounding differs between versions of Python.
+    average = math.fsum(each.freeness for each in known) / len(known)
     waits = bool(pool.queues)
     state.low_since = _since(state.low_since, average < rules.low or waits, now)
     state.high_since = _since(state.high_since, average > rules.high and not waits, now)
