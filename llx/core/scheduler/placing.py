@@ -48,9 +48,13 @@ class Placing:
 
     def fits(self, instance: Instance) -> bool:
         """Whether it may go there now."""
-        if instance.closed_because is not None:
+        if instance.closed_because is not None or not self.could_fit(instance):
             return False
         return self.pool.config.is_immediate or self.room(instance) >= self.demand
+
+    def could_fit(self, instance: Instance) -> bool:
+        """Whether it might go there at all, when nothing else was there."""
+        return self.demand <= instance.load.total
 
     def reach(self, instance: Instance, room: int) -> tuple[int, int]:
         """How near an instance is to room: if its less urgent work moved away, and as it is."""
@@ -82,7 +86,8 @@ def serve_at(pool: Pool, instance: Instance, now: Nanos) -> list[Command]:
             if placing.fits(instance):
                 out.append(_dispatch(pool, head, instance, _room_opened(placing, instance), now))
                 follower = pool.queues.head(head.rank)
-                if follower is not None and follower.nominee is None:
+                could_fit = follower is not None and pool.demand(follower) <= instance.load.total
+                if follower is not None and follower.nominee is None and could_fit:
                     pool.nominate(follower, instance)
                 break
             ahead.append(head.rank)
@@ -149,17 +154,20 @@ def choose(placing: Placing) -> tuple[Instance | None, Decision, Instance | None
 
     Returns:
         The instance, or None if none that was looked at has room; the reasons; and who is nearest
-        to having room.
+        to having room, of those that are large enough.
     """
     policy = placing.pool.policy
     found: list[tuple[float, Instance]] = []
     nearest: tuple[tuple[int, int], Instance] | None = None
-    num_looked_at = num_without_room = 0
+    num_looked_at = num_without_room = num_too_small = 0
     is_ranked = isinstance(policy, ByInstance)
     wanted = 2 if is_ranked else SAMPLE
     is_immediate = placing.pool.config.is_immediate
     for instance in _in_order(placing):
         num_looked_at += 1
+        if not placing.could_fit(instance):
+            num_too_small += 1
+            continue
         room = placing.room(instance)
         if is_immediate or room >= placing.demand:
             found.append((_figure(placing, instance), instance))
@@ -174,7 +182,8 @@ def choose(placing: Placing) -> tuple[Instance | None, Decision, Instance | None
             nearest = reach, instance
     if not is_ranked:
         found.sort(key=lambda each: each[0])
-    decision = _decision(placing, found, num_looked_at, num_without_room)
+    left_out = (("without room", num_without_room), ("too small", num_too_small))
+    decision = _decision(placing, found, num_looked_at, left_out)
     return found[0][1] if found else None, decision, nearest[1] if nearest else None
 
 
@@ -203,13 +212,14 @@ def _figure(placing: Placing, instance: Instance) -> float:
 
 
 def _decision(
-    placing: Placing, found: Sequence[tuple[float, Instance]], num_looked_at: int, num_without: int
+    placing: Placing,
+    found: Sequence[tuple[float, Instance]],
+    num_looked_at: int,
+    unfit: Iterable[tuple[str, int]],
 ) -> Decision:
     pool = placing.pool
     policy = pool.policy
-    left_out = [(reason, count) for reason, count in pool.closed.items() if count]
-    if num_without:
-        left_out.append(("without room", num_without))
+    left_out = [(reason, count) for reason, count in (*pool.closed.items(), *unfit) if count]
     best, second = found[0] if found else None, found[1] if len(found) > 1 else None
     tie = ""
     if best and second and best[0] == second[0]:
@@ -253,7 +263,12 @@ def _serve_head(
         return _dispatch(pool, head, chosen, decision, now)
     if (refusal := _refuse_too_large(pool, placing, tried)) is not None:
         return refusal
-    rooms = [(placing.reach(each, placing.room(each)), each) for each in emptiest]
+    large = [each for each in emptiest if placing.could_fit(each)]
+    large = large or pool.emptiest(_EMPTIEST, placing.demand)
+    if not large:
+        pool.nominate(head, None)
+        return None
+    rooms = [(placing.reach(each, placing.room(each)), each) for each in large]
     nearest = max(rooms, key=lambda each: each[0])[1]
     if placing.fits(nearest):
         return _dispatch(pool, head, nearest, _room_opened(placing, nearest), now)
@@ -267,6 +282,8 @@ def _keeps(placing: Placing, nominee: Instance, nearest: Instance) -> bool:
 
     What has been kept free for it here would be lost.
     """
+    if not placing.could_fit(nominee):
+        return False
     return placing.demand - placing.room(nominee) <= 2 * (placing.demand - placing.room(nearest))
 
 
@@ -280,7 +297,7 @@ def _placing(pool: Pool, head: Queued, now: Nanos) -> Placing:
 
 
 def _refuse_too_large(pool: Pool, placing: Placing, tried: Instance | None) -> Refuse | None:
-    if tried is not None and placing.demand <= tried.load.total:
+    if tried is not None:
         return None
     totals: Iterable[int] = (each.load.total for each in pool.instances.values() if each.is_known)
     largest = max(totals, default=None)

@@ -189,11 +189,15 @@ class Pool:
             return nlargest(count, self.ranking, key=attrgetter("freeness"))
         return list(islice(self.ranking, count))
 
-    def emptiest(self, count: int) -> list[Instance]:
-        """Those with the most uncommitted blocks, at most so many; busy ones only if all are."""
-        them: Iterable[Instance] = self.ranking
-        if not len(self.ranking):
-            them = (each for each in self.instances.values() if each.is_usable)
+    def emptiest(self, count: int, demand: int = 0) -> list[Instance]:
+        """Those with the most uncommitted blocks, at most so many; busy ones only if all are.
+
+        None that is smaller than `demand` in all.
+        """
+        them = [each for each in self.ranking if each.load.total >= demand]
+        if not them:
+            usable = (each for each in self.instances.values() if each.is_usable)
+            them = [each for each in usable if each.load.total >= demand]
         return nlargest(count, them, key=attrgetter("uncommitted"))
 
     def touch(self, instance: Instance) -> None:
