@@ -284,7 +284,9 @@ def _keeps(placing: Placing, nominee: Instance, nearest: Instance) -> bool:
     """
     if not placing.could_fit(nominee):
         return False
-    return placing.demand - placing.room(nominee) <= 2 * (placing.demand - placing.room(nearest))
+    far, _ = placing.reach(nominee, placing.room(nominee))
+    near, _ = placing.reach(nearest, placing.room(nearest))
+    return placing.demand - far <= 2 * (placing.demand - near)
 
 
 def _placing(pool: Pool, head: Queued, now: Nanos) -> Placing:
