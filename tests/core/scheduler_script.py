@@ -11,6 +11,7 @@ indented, after ``=>``. Sizes are blocks of 16 tokens.
     up | cordon | terminate | lose | leave NAME
     arrive REQUEST CLASS BLOCKS [hit=NAME:BLOCKS] [waited=S]     withdraw REQUEST
     moved | kept | gone | none MOVE                      how a move has ended
+    failed COUNT                                         so many instances do not start
     tick      pause      resume      step
     after SECONDS                                        time passes
     show                                                 every instance's freeness, term by term
@@ -54,6 +55,7 @@ from llx.core.scheduler.events import (
     RequestArrived,
     RequestWithdrawn,
     Resumed,
+    StartFailed,
     Stepped,
     Ticked,
 )
@@ -68,7 +70,7 @@ STATES = {
     "terminate": InstanceState.TERMINATING,
     "lose": InstanceState.LOST,
 }
-ROUNDS = {"pause": Paused, "resume": Resumed, "step": Stepped}
+ROUNDS = {"tick": lambda _: Ticked(), "pause": Paused, "resume": Resumed, "step": Stepped}
 OUTCOMES = {each.value for each in MoveOutcome}
 DURATIONS = {
     "age_after", "charge_expires_after", "rest", "retry_after", "deadline", "sustain", "cooldown",
@@ -130,8 +132,8 @@ class Script:
                 yield arrival(*plain, **keys)
             case "withdraw":
                 yield RequestWithdrawn(POOL, RequestId(plain[0]))
-            case "tick":
-                yield Ticked()
+            case "failed":
+                yield StartFailed(POOL, int(plain[0]))
             case _ if verb in ROUNDS:
                 yield ROUNDS[verb](POOL)
             case _:

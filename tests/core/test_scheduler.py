@@ -36,6 +36,7 @@ from llx.core.scheduler.events import (
     RequestArrived,
     RequestWithdrawn,
     Resumed,
+    StartFailed,
     Stepped,
     Ticked,
 )
@@ -321,6 +322,7 @@ def arrival(name, pool=POOL):
         MoveEnded(POOL, MoveId(1), MoveOutcome.MOVED),
         Paused(PoolName("x")),
         Resumed(PoolName("x")),
+        StartFailed(PoolName("x")),
         Stepped(PoolName("x")),
     ],
 )

@@ -106,7 +106,7 @@ class Scaling:
         low: An average freeness below this asks for one more …
         high: … and one above this for one less …
         sustain: … when it has lasted so long.
-        cooldown: Pause after each change.
+        cooldown: Pause after each change, and after a start that has failed.
         start_deadline: One that was asked for and has not joined by then is asked for again.
     """
 

@@ -52,6 +52,14 @@ class PoolConfigured:
 
 
 @dataclass(frozen=True, slots=True)
+class StartFailed:
+    """So many of the instances that were asked for will not join."""
+
+    pool: PoolName
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceJoined:
     """An instance is there. It takes part once it has reported."""
 
@@ -158,6 +166,7 @@ class Ticked:
 
 Event = (
     PoolConfigured
+    | StartFailed
     | InstanceJoined
     | InstanceChanged
     | InstanceLeft

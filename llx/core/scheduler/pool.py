@@ -5,7 +5,6 @@ place in the ranking are right whenever a rule looks at them.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from heapq import nlargest
 from itertools import islice
 from operator import attrgetter
@@ -17,48 +16,7 @@ from llx.core.scheduler.events import InstanceState, LoadReported, MoveId, MoveO
 from llx.core.scheduler.instance import Instance
 from llx.core.scheduler.queues import Queued, Queues
 from llx.core.scheduler.ranking import Ranking
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """A request that was dispatched and is in no report yet."""
-
-    instance: Instance
-    rank: int
-    demand: Blocks
-    tokens: Tokens
-    at: Nanos
-
-
-@dataclass(frozen=True, slots=True)
-class OpenMove:
-    """A move that was ordered and has not ended. `blocks`: about how many."""
-
-    move: MoveId
-    source: Instance
-    target: Instance
-    blocks: Blocks
-    at: Nanos
-
-
-@dataclass(frozen=True, slots=True)
-class Settling:
-    """A move that has taken place, at an end of it that has not said so in a report yet."""
-
-    blocks: Blocks
-    at: Nanos
-    is_target: bool
-
-
-@dataclass(slots=True)
-class ScalingState:
-    """What scaling remembers: since when the average is out of its band, and what is under way."""
-
-    low_since: Nanos | None = None
-    high_since: Nanos | None = None
-    changed_at: Nanos | None = None
-    starting: int = 0
-    asked_at: Nanos | None = None
+from llx.core.scheduler.under_way import Charge, OpenMove, ScalingState, Settling
 
 
 class Pool:

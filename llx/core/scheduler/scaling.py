@@ -53,7 +53,8 @@ def band(pool: Pool, now: Nanos) -> Scale:
         state.starting, state.asked_at = 0, None
     active = [each for each in pool.instances.values() if each.state is InstanceState.UP]
     count = len(active) + state.starting
-    if count < rules.min_instances:
+    has_failed = state.failed_at is not None and now - state.failed_at < rules.cooldown
+    if count < rules.min_instances and not has_failed:
         return Grow(rules.min_instances - count, _why(pool, "fewer than the minimum", None))
     known = [each for each in active if each.is_known]
     if not known:
@@ -66,7 +67,8 @@ def band(pool: Pool, now: Nanos) -> Scale:
     is_above = count > rules.max_instances
     if state.changed_at is not None and now - state.changed_at < rules.cooldown and not is_above:
         return None
-    if _lasts(state.low_since, rules.sustain, now) and count < rules.max_instances:
+    wants_more = _lasts(state.low_since, rules.sustain, now) and not (state.starting or has_failed)
+    if wants_more and count < rules.max_instances:
         why = "less free than the band" if average < rules.low else "a queue stays"
         return Grow(1, _why(pool, why, average))
     wants_less = _lasts(state.high_since, rules.sustain, now) and len(known) > rules.min_instances

@@ -38,6 +38,7 @@ from llx.core.scheduler.events import (
     RequestArrived,
     RequestWithdrawn,
     Resumed,
+    StartFailed,
     Stepped,
     Ticked,
 )
@@ -92,6 +93,10 @@ class Scheduler:
                 return self._member(event, now)
             case PoolConfigured():
                 return self._configure(event.config, now)
+            case StartFailed():
+                if event.pool in self.pools:
+                    self.pools[event.pool].scaling.fail(event.count, now)
+                return []
             case Paused() | Resumed() | Stepped():
                 return self._steer(event, now)
             case _:
