@@ -77,6 +77,11 @@ class Instance:
         return self.state is InstanceState.UP and self.is_known
 
     @property
+    def has_reported(self) -> bool:
+        """Whether its size is known, if only from the time before it was lost."""
+        return self.load is not _UNKNOWN
+
+    @property
     def is_working(self) -> bool:
         """Whether it has, or is to get, any request."""
         return bool(self.num_requests or self.num_out)

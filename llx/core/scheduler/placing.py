@@ -301,9 +301,11 @@ def _placing(pool: Pool, head: Queued, now: Nanos) -> Placing:
 def _refuse_too_large(pool: Pool, placing: Placing, tried: Instance | None) -> Refuse | None:
     if tried is not None:
         return None
-    totals: Iterable[int] = (each.load.total for each in pool.instances.values() if each.is_known)
-    largest = max(totals, default=None)
-    if largest is None or placing.demand <= largest:
+    for each in pool.instances.values():
+        # One that is lost may come back, as large as it was; one that is new may be larger.
+        if not each.has_reported or placing.could_fit(each):
+            return None
+    if not pool.instances:
         return None
     pool.unqueue(placing.queued)
     return Refuse(placing.queued.request, Refusal.TOO_LARGE, None)
