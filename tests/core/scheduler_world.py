@@ -6,6 +6,7 @@ a test says so, hence lag behind. Everything the scheduler claims is worked out 
 from the events that it was told.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from llx.core.model import (
@@ -110,6 +111,11 @@ class World:
             self.rank_of[f"r{self.num}"] = rank % len(self.config.classes)
             self.instances[name].has[f"r{self.num}"] = blocks
         self.report(name)
+
+    def configure(self, config):
+        """Other rules for the same classes."""
+        self.config = dataclasses.replace(config, classes=self.config.classes)
+        self.tell(PoolConfigured(self.config))
 
     def change(self, name, state):
         told = self.instances[name]

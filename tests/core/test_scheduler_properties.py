@@ -114,6 +114,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def leave(self, data):
         self.world.leave(self.any_instance(data))
 
+    @rule(config=configs)
+    def configure(self, config):
+        self.world.configure(config)
+
     @invariant()
     def what_waits_is_what_was_not_answered(self):
         if hasattr(self, "world"):

@@ -102,14 +102,12 @@ def serve_all(pool: Pool, now: Nanos) -> list[Command]:
     emptiest = pool.emptiest(_EMPTIEST) if pool.queues else []
     if not emptiest:
         return out
-    for first in pool.queues.heads(now):
-        for _ in range(_MOST_AT_ONCE):
-            head = pool.queues.head(first.rank)
-            if head is None:
-                break
-            command = _serve_head(pool, head, emptiest, now)
-            if command is None:
-                break
+    left = [_MOST_AT_ONCE] * len(pool.config.classes)
+    # A follower may be less urgent than another class's head, so that their order is asked again.
+    while head := next((each for each in pool.queues.heads(now) if left[each.rank]), None):
+        command = _serve_head(pool, head, emptiest, now)
+        left[head.rank] = left[head.rank] - 1 if command is not None else 0
+        if command is not None:
             out.append(command)
     return out
 
