@@ -57,7 +57,8 @@ TOTAL = 40
 class Told:
     """An instance as the scheduler was told of it, and what it really has."""
 
-    state: InstanceState = InstanceState.UP
+    wanted: InstanceState = InstanceState.UP
+    is_lost: bool = False
     load: InstanceLoad | None = None
     has: dict[str, int] = field(default_factory=dict)
     """Request → blocks."""
@@ -68,6 +69,10 @@ class Told:
     """Moved to here since the last report."""
     settling_out: int = 0
     settles_since: int = 0
+
+    @property
+    def state(self):
+        return InstanceState.LOST if self.is_lost else self.wanted
 
 
 @dataclass
@@ -119,8 +124,14 @@ class World:
 
     def change(self, name, state):
         told = self.instances[name]
-        told.emptied = told.emptied and told.state is state
-        told.state = state
+        before = told.state
+        if state is InstanceState.LOST:
+            told.is_lost = True
+        elif state is InstanceState.UP and told.is_lost:
+            told.is_lost = False
+        else:
+            told.wanted = state
+        told.emptied = told.emptied and told.state is before
         if state is InstanceState.LOST:
             told.unreported.clear()
             told.settling_in = told.settling_out = 0
@@ -270,7 +281,7 @@ class World:
                 self.moves[command.move] = command
                 self.move_at[command.move] = self.now
             case Terminate():
-                self.instances[command.instance].state = InstanceState.TERMINATING
+                self.instances[command.instance].wanted = InstanceState.TERMINATING
             case Emptied():
                 told = self.instances[command.instance]
                 assert told.state is InstanceState.TERMINATING

@@ -108,6 +108,7 @@ class Scaling:
         sustain: … when it has lasted so long.
         cooldown: Pause after each change, and after a start that has failed.
         start_deadline: One that was asked for and has not joined by then is asked for again.
+        lost_grace: One that is lost is missed, and may be replaced, only after this.
     """
 
     rule: str = "none"
@@ -118,6 +119,7 @@ class Scaling:
     sustain: Nanos = Nanos(10 * SECOND)
     cooldown: Nanos = Nanos(30 * SECOND)
     start_deadline: Nanos = Nanos(600 * SECOND)
+    lost_grace: Nanos = Nanos(30 * SECOND)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,11 @@ class InstanceJoined:
 
 @dataclass(frozen=True, slots=True)
 class InstanceChanged:
-    """An instance is to be used otherwise, or is lost, or back."""
+    """An instance is to be used otherwise, or is lost, or back.
+
+    LOST does not touch what is wanted of it: UP of a lost one says that it is back, cordoned or
+    terminating if it was that before, or has become that while it was lost.
+    """
 
     instance: InstanceId
     state: InstanceState

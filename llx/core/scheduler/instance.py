@@ -18,7 +18,8 @@ class Instance:
     Attributes:
         name: Its name.
         ordinal: Place in the order of joining, never used again; decides ties.
-        state: What may be done with it.
+        wanted: What may be done with it as long as it is heard of; never LOST.
+        lost_at: When it was heard of no more; None while it is.
         is_known: Whether it has reported; before that nothing is done with it.
         is_emptied: Whether it has been said that nothing is left of it.
         closed_because: Why it takes nothing new; None if it does.
@@ -45,7 +46,8 @@ class Instance:
     ordinal: int
     running: list[int] = field(default_factory=list)
     present: list[int] = field(default_factory=list)
-    state: InstanceState = InstanceState.UP
+    wanted: InstanceState = InstanceState.UP
+    lost_at: Nanos | None = None
     is_known: bool = False
     is_emptied: bool = False
     closed_because: str | None = None
@@ -70,6 +72,11 @@ class Instance:
     spare: Blocks = Blocks(0)
     freeness: Freeness = TERMINATING
     key: "tuple[float, int, Instance] | None" = None
+
+    @property
+    def state(self) -> InstanceState:
+        """What may be done with it now."""
+        return self.wanted if self.lost_at is None else InstanceState.LOST
 
     @property
     def is_usable(self) -> bool:

@@ -102,16 +102,26 @@ class Pool:
         self.scaling.starting = max(0, self.scaling.starting - 1)
         self.touch(instance)
 
-    def change(self, instance: Instance, state: InstanceState) -> None:
-        """An instance is to be used otherwise. Of a lost one nothing is expected any more."""
-        if instance.state is state:
+    def change(self, instance: Instance, state: InstanceState, now: Nanos) -> None:
+        """An instance is to be used otherwise. Of a lost one nothing is expected any more.
+
+        A lost one that is up again is used as was wanted before, or has been since.
+        """
+        before = instance.state
+        if before is state:
             return
-        instance.state = state
-        instance.is_emptied = False
         if state is InstanceState.LOST:
+            instance.lost_at = now
             instance.is_known = False
             self._cut_off(instance)
-        if state is not InstanceState.UP:
+        elif before is InstanceState.LOST and state is InstanceState.UP:
+            instance.lost_at = None
+        else:
+            instance.wanted = state
+        if instance.state is before:
+            return
+        instance.is_emptied = False
+        if instance.state is not InstanceState.UP:
             self._release(instance)
         self.touch(instance)
 

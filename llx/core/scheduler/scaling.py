@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from llx.core.model import Nanos
+from llx.core.scheduler.config import Scaling
 from llx.core.scheduler.decision import Decision, Option
 from llx.core.scheduler.events import InstanceState
 from llx.core.scheduler.instance import Instance
@@ -51,12 +52,15 @@ def band(pool: Pool, now: Nanos) -> Scale:
     rules, state = pool.config.scaling, pool.scaling
     if state.asked_at is not None and now - state.asked_at >= rules.start_deadline:
         state.starting, state.asked_at = 0, None
-    active = [each for each in pool.instances.values() if each.state is InstanceState.UP]
+    there = [each for each in pool.instances.values() if not _is_missed(each, rules, now)]
+    active = [each for each in there if each.wanted is InstanceState.UP]
     count = len(active) + state.starting
+    may_add = rules.max_instances - len(there) - state.starting
     has_failed = state.failed_at is not None and now - state.failed_at < rules.cooldown
-    if count < rules.min_instances and not has_failed:
-        return Grow(rules.min_instances - count, _why(pool, "fewer than the minimum", None))
-    known = [each for each in active if each.is_known]
+    missing = min(rules.min_instances - count, may_add)
+    if missing > 0 and not has_failed:
+        return Grow(missing, _why(pool, "fewer than the minimum", None))
+    known = [each for each in active if each.is_usable]
     if not known:
         return None
     # Not sum(), whose rounding differs between versions of Python.
@@ -68,7 +72,7 @@ def band(pool: Pool, now: Nanos) -> Scale:
     if state.changed_at is not None and now - state.changed_at < rules.cooldown and not is_above:
         return None
     wants_more = _lasts(state.low_since, rules.sustain, now) and not (state.starting or has_failed)
-    if wants_more and count < rules.max_instances:
+    if wants_more and may_add > 0:
         why = "less free than the band" if average < rules.low else "a queue stays"
         return Grow(1, _why(pool, why, average))
     wants_less = _lasts(state.high_since, rules.sustain, now) and len(known) > rules.min_instances
@@ -97,6 +101,11 @@ def _shrink(pool: Pool, known: list[Instance], average: float, is_above: bool) -
 def _cost(instance: Instance) -> tuple[int, int, int]:
     """Blocks to copy, requests to move; of equals whoever joined last."""
     return instance.load.used + instance.committed, instance.num_requests, -instance.ordinal
+
+
+def _is_missed(instance: Instance, rules: Scaling, now: Nanos) -> bool:
+    """Whether an instance has been lost for so long that it is not counted on."""
+    return instance.lost_at is not None and now - instance.lost_at >= rules.lost_grace
 
 
 def _since(before: Nanos | None, holds: bool, now: Nanos) -> Nanos | None:

@@ -163,7 +163,7 @@ class Scheduler:
                 if pool is None:
                     return []
                 instance = pool.instances[event.instance]
-                pool.change(instance, event.state)
+                pool.change(instance, event.state, now)
                 return self._room_at(instance, now)
             case InstanceLeft():
                 if pool is not None:
@@ -256,7 +256,7 @@ def _scale(pool: Pool, scale: scaling.Grow | scaling.Shrink, now: Nanos) -> Comm
             state.asked_at = now
             return AddInstances(name, scale.count, scale.decision)
         case scaling.Shrink():
-            pool.change(scale.instance, InstanceState.TERMINATING)
+            pool.change(scale.instance, InstanceState.TERMINATING, now)
             return Terminate(name, scale.instance.name, scale.decision)
         case _:
             assert_never(scale)
