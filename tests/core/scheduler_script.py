@@ -7,7 +7,8 @@ indented, after ``=>``. Sizes are blocks of 16 tokens.
     set KEY=VALUE …                                      the same pool by other rules
     join NAME …                                          instances
     load NAME free=N [total=N] [CLASS=RUNNING] [waiting=CLASS:COUNT:BLOCKS] [head=BLOCKS]
-              [tokens=N] [covers=REQUEST,…]              a report; total is 100 unless said
+              [tokens=N] [covers=REQUEST,…] [block=TOKENS]
+                                                         a report; total is 100 unless said
     up | cordon | terminate | lose | leave NAME
     arrive REQUEST CLASS BLOCKS [hit=NAME:BLOCKS] [waited=S]     withdraw REQUEST
     moved | kept | gone | none MOVE                      how a move has ended
@@ -148,6 +149,7 @@ class Script:
                 label, count, blocks = each.split(":")
                 waiting[label] = (int(count), int(blocks))
         head, covers = keys.pop("head", None), keys.pop("covers", "")
+        block = int(keys.pop("block", BLOCK))
         free, tokens = int(keys.pop("free")), keys.pop("tokens", None)
         running = {label: int(count) for label, count in keys.items()}
         classes = {
@@ -159,7 +161,7 @@ class Script:
         }  # fmt: skip
         demand = sum(blocks for _, blocks in waiting.values())
         load = InstanceLoad(
-            total=Blocks(total), free=Blocks(free), block_size=Tokens(BLOCK),
+            total=Blocks(total), free=Blocks(free), block_size=Tokens(block),
             num_running=sum(running.values()),
             num_waiting=sum(count for count, _ in waiting.values()),
             waiting_demand=Blocks(demand),

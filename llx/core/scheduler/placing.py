@@ -39,7 +39,6 @@ class Placing:
 
     pool: Pool
     queued: Queued
-    demand: Blocks
     ahead: Sequence[int]
 
     def room(self, instance: Instance) -> Blocks:
@@ -50,16 +49,25 @@ class Placing:
         """Whether it may go there now."""
         if instance.closed_because is not None or not self.could_fit(instance):
             return False
-        return self.pool.config.is_immediate or self.room(instance) >= self.demand
+        return self.pool.config.is_immediate or self.room(instance) >= self.demand(instance)
+
+    def demand(self, instance: Instance) -> Blocks:
+        """Blocks that it needs there."""
+        return self.pool.demand(self.queued, instance)
 
     def could_fit(self, instance: Instance) -> bool:
         """Whether it might go there at all, when nothing else was there."""
-        return self.demand <= instance.load.total
+        return self.pool.could_fit(self.queued, instance)
 
     def reach(self, instance: Instance, room: int) -> tuple[int, int]:
-        """How near an instance is to room: if its less urgent work moved away, and as it is."""
+        """How near an instance is to room, in tokens; the more the nearer.
+
+        Less what is missing if its less urgent work moved away; and the room that it has as it is.
+        """
         movable = sum(instance.running[self.queued.rank + 1 :]) * instance.mean_blocks()
-        return min(self.demand, room + movable), room
+        missing = max(0, self.demand(instance) - room - movable)
+        block_size = instance.load.block_size
+        return -missing * block_size, room * block_size
 
 
 def serve_arrival(pool: Pool, queued: Queued, now: Nanos) -> list[Command]:
@@ -82,13 +90,13 @@ def serve_at(pool: Pool, instance: Instance, now: Nanos) -> list[Command]:
     while instance.closed_because is None and (heads := pool.queues.heads(now)):
         ahead: list[int] = []
         for head in heads:
-            placing = Placing(pool, head, pool.demand(head), tuple(ahead))
+            placing = Placing(pool, head, tuple(ahead))
             if placing.fits(instance):
                 out.append(_dispatch(pool, head, instance, _room_opened(placing, instance), now))
                 follower = pool.queues.head(head.rank)
-                could_fit = follower is not None and pool.demand(follower) <= instance.load.total
-                if follower is not None and follower.nominee is None and could_fit:
-                    pool.nominate(follower, instance)
+                if follower is not None and follower.nominee is None:
+                    could_fit = pool.could_fit(follower, instance)
+                    pool.nominate(follower, instance if could_fit else None)
                 break
             ahead.append(head.rank)
         else:
@@ -167,7 +175,7 @@ def choose(placing: Placing) -> tuple[Instance | None, Decision, Instance | None
             num_too_small += 1
             continue
         room = placing.room(instance)
-        if is_immediate or room >= placing.demand:
+        if is_immediate or room >= placing.demand(instance):
             found.append((_figure(placing, instance), instance))
             if len(found) >= wanted:
                 break
@@ -231,7 +239,7 @@ def _decision(
         num_considered=num_looked_at,
         left_out=tuple(left_out),
         tie_break=tie,
-        facts=(("blocks", placing.demand),),
+        facts=(("blocks", placing.demand(best[1])),) if best else (),
     )
 
 
@@ -244,7 +252,7 @@ def _room_opened(placing: Placing, instance: Instance) -> Decision:
         chosen=Option(instance.name, placing.room(instance)),
         num_instances=len(pool.instances),
         num_considered=1,
-        facts=(("blocks", placing.demand), ("waiting", len(pool.queues))),
+        facts=(("blocks", placing.demand(instance)), ("waiting", len(pool.queues))),
     )
 
 
@@ -262,7 +270,7 @@ def _serve_head(
     if (refusal := _refuse_too_large(pool, placing, tried)) is not None:
         return refusal
     large = [each for each in emptiest if placing.could_fit(each)]
-    large = large or pool.emptiest(_EMPTIEST, placing.demand)
+    large = large or pool.emptiest(_EMPTIEST, head)
     if not large:
         pool.nominate(head, None)
         return None
@@ -284,7 +292,7 @@ def _keeps(placing: Placing, nominee: Instance, nearest: Instance) -> bool:
         return False
     far, _ = placing.reach(nominee, placing.room(nominee))
     near, _ = placing.reach(nearest, placing.room(nearest))
-    return placing.demand - far <= 2 * (placing.demand - near)
+    return far >= 2 * near
 
 
 def _placing(pool: Pool, head: Queued, now: Nanos) -> Placing:
@@ -293,7 +301,7 @@ def _placing(pool: Pool, head: Queued, now: Nanos) -> Placing:
         if each is head:
             break
         ahead.append(each.rank)
-    return Placing(pool, head, pool.demand(head) if pool.block_size else Blocks(0), tuple(ahead))
+    return Placing(pool, head, tuple(ahead))
 
 
 def _refuse_too_large(pool: Pool, placing: Placing, tried: Instance | None) -> Refuse | None:
@@ -320,7 +328,7 @@ def _nomination(pool: Pool, head: Queued) -> Decision:
     nominee = head.nominee
     facts: tuple[tuple[str, float | str], ...] = ()
     if pool.block_size:
-        facts = (("blocks", pool.demand(head)),)
+        facts = (("blocks", pool.demand(head, nominee)),)
     return Decision(
         rule="nearest to room",
         unit="spare blocks",

@@ -87,9 +87,17 @@ class Pool:
             (rank for rank, each in enumerate(classes) if each.name == name), len(classes) - 1
         )
 
-    def demand(self, queued: Queued) -> Blocks:
-        """Blocks that a request needs to run: its tokens and the next one."""
-        return blocks_for(queued.tokens + 1, self.block_size)
+    def demand(self, queued: Queued, instance: Instance | None = None) -> Blocks:
+        """Blocks that a request needs to run: its tokens and the next one.
+
+        Of the instance's size; without one, of the size that was reported last, in any.
+        """
+        block_size = self.block_size if instance is None else instance.load.block_size
+        return blocks_for(queued.tokens + 1, block_size)
+
+    def could_fit(self, queued: Queued, instance: Instance) -> bool:
+        """Whether a request might go to an instance at all, when nothing else was there."""
+        return self.demand(queued, instance) <= instance.load.total
 
     # ------------------------------------------------------------------ instances
 
@@ -157,15 +165,15 @@ class Pool:
             return nlargest(count, self.ranking, key=attrgetter("freeness"))
         return list(islice(self.ranking, count))
 
-    def emptiest(self, count: int, demand: int = 0) -> list[Instance]:
+    def emptiest(self, count: int, queued: Queued | None = None) -> list[Instance]:
         """Those with the most uncommitted blocks, at most so many; busy ones only if all are.
 
-        None that is smaller than `demand` in all.
+        With a request only those that could hold it.
         """
-        them = [each for each in self.ranking if each.load.total >= demand]
+        them = [each for each in self.ranking if queued is None or self.could_fit(queued, each)]
         if not them:
             usable = (each for each in self.instances.values() if each.is_usable)
-            them = [each for each in usable if each.load.total >= demand]
+            them = [each for each in usable if queued is None or self.could_fit(queued, each)]
         return nlargest(count, them, key=attrgetter("uncommitted"))
 
     def touch(self, instance: Instance) -> None:
@@ -236,7 +244,7 @@ class Pool:
             del before.nominated[queued.rank]
             self.touch(before)
         if instance is not None:
-            instance.nominated[queued.rank] = self.demand(queued)
+            instance.nominated[queued.rank] = self.demand(queued, instance)
             self.touch(instance)
 
     def dispatch(self, queued: Queued, instance: Instance, now: Nanos) -> None:
@@ -246,7 +254,7 @@ class Pool:
         instance.last_dispatch = self.num_dispatched
         self._keep_pace(now)
         tokens = queued.tokens_at(instance)
-        charge = Charge(instance, queued.rank, self.demand(queued), tokens, now)
+        charge = Charge(instance, queued.rank, self.demand(queued, instance), tokens, now)
         self._charge(queued.request, charge)
         self.touch(instance)
 

@@ -138,7 +138,7 @@ def _free_for(pool: Pool, head: Queued, most_urgent: int, rule: str, now: Nanos)
     ahead = [each.rank for each in pool.queues.heads(now)]
     ahead = ahead[: ahead.index(head.rank)]
     room = source.room(head.rank, ahead, pool.headrooms)
-    missing = Blocks(pool.demand(head) - room - source.outgoing)
+    missing = Blocks(pool.demand(head, source) - room - source.outgoing)
     movable = sum(source.running[most_urgent:]) - source.num_out
     if missing <= 0 or movable <= 0 or not may_give(pool, source, now):
         return
