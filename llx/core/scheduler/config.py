@@ -162,6 +162,11 @@ class PoolConfig:
             raise ConfigError(f"pool {self.name}: classes are to be given by rising priority")
         if len({each.name for each in self.classes}) < len(self.classes):
             raise ConfigError(f"pool {self.name}: two classes have the same name")
+        for each in self.classes:
+            if each.queue_limit < 1:
+                raise ConfigError(f"pool {self.name}: {each.name}.queue_limit must be at least 1")
+        if self.age_after < 1:
+            raise ConfigError(f"pool {self.name}: age_after must be above 0")
         moves, scaling = self.rescheduling, self.scaling
         if moves.low + moves.hysteresis > moves.high - moves.hysteresis:
             raise ConfigError(

@@ -12,9 +12,10 @@ there again, and at those with the most free blocks.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from itertools import islice
 
-from llx.core.model import Blocks, Nanos
+from llx.core.model import Blocks, InstanceId, Nanos, Tokens
 from llx.core.scheduler.commands import Command, Dispatch, Hold, Refusal, Refuse
 from llx.core.scheduler.config import SECOND
 from llx.core.scheduler.decision import Decision, Option
@@ -22,6 +23,8 @@ from llx.core.scheduler.dispatch import ByInstance
 from llx.core.scheduler.instance import Instance
 from llx.core.scheduler.pool import Pool
 from llx.core.scheduler.queues import Queued
+
+PrefixHits = tuple[tuple[InstanceId, Tokens], ...]
 
 PROBES = 64
 """So many instances, the first by the policy, are tried for a request at most …"""
@@ -68,6 +71,11 @@ class Placing:
         missing = max(0, self.demand(instance) - room - movable)
         block_size = instance.load.block_size
         return -missing * block_size, room * block_size
+
+
+def best_prefixes(hits: PrefixHits) -> PrefixHits:
+    """The longest prefixes that instances have, at most `SAMPLE`; of equals those told of first."""
+    return tuple(nlargest(SAMPLE, hits, key=lambda each: each[1])) if len(hits) > SAMPLE else hits
 
 
 def serve_arrival(pool: Pool, queued: Queued, now: Nanos) -> list[Command]:
@@ -205,7 +213,7 @@ def _in_order(placing: Placing) -> Iterator[Instance]:
 
 
 def _holders(placing: Placing) -> list[Instance]:
-    named = [placing.pool.instances.get(name) for name, _ in placing.queued.prefix_hits[:SAMPLE]]
+    named = [placing.pool.instances.get(name) for name, _ in placing.queued.prefix_hits]
     return [each for each in named if each is not None and each.closed_because is None]
 
 

@@ -119,7 +119,7 @@ class Scheduler:
         self._num_arrived += 1
         queued = Queued(
             event.request, rank, event.num_tokens, Nanos(now - event.waited), self._num_arrived,
-            event.prefix_hits,
+            placing.best_prefixes(event.prefix_hits),
         )  # fmt: skip
         pool.enqueue(queued)
         out = placing.serve_arrival(pool, queued, now)
