@@ -205,6 +205,7 @@ class Scheduler:
         if isinstance(event, Stepped):
             return self._reschedule(pool, now)
         pool.is_paused = isinstance(event, Paused)
+        pool.scaling.low_since = pool.scaling.high_since = None
         return []
 
     def _round(self, pool: Pool, now: Nanos) -> list[Command]:
