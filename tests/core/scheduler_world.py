@@ -218,6 +218,7 @@ class World:
                 target.has[picked.request] = source.has.pop(picked.request)
                 self.moved_at[picked.request] = self.now
         if outcome is MoveOutcome.MOVED:
+            self.gave_at[order.source] = self.took_at[order.target] = self.now
             source.settling_out += 1
             target.settling_in += 1
             source.settles_since = target.settles_since = self.now
@@ -363,5 +364,7 @@ class World:
         if command.decision.rule == "balance":
             took, gave = self.took_at.get(command.source), self.gave_at.get(command.target)
             assert took is None or self.now - took >= rules.rest, "ping-pong"
+            assert not any(each.target == command.source for each in self.moves.values())
+            assert not any(each.source == command.target for each in self.moves.values())
             assert gave is None or self.now - gave >= rules.rest, "ping-pong"
         self.gave_at[command.source] = self.took_at[command.target] = self.now

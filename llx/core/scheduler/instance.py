@@ -32,7 +32,7 @@ class Instance:
         nominated: Demand of the heads of central queues that wait for it, by class rank.
         num_in: Moves to here that are under way or in no report yet; `incoming` their blocks.
         num_out: Moves from here, likewise; `outgoing` their blocks.
-        gave_at, took_at: When a move from here, to here, was last ordered.
+        gave_at, took_at: When a move from here, to here, was last ordered or took place.
         not_before: A move from here did not come about; not to be asked for again before.
         last_dispatch: Which of the pool's dispatches was the last to here; 0: none.
         is_source, is_target: Of load balancing, with hysteresis.
@@ -203,7 +203,9 @@ class Instance:
         return Blocks(max(1, -(-self.load.used // max(1, self.load.num_running))))
 
     def moved_within(self, rest: Nanos, now: Nanos, *, gave: bool) -> bool:
-        """Whether a move from here (else: to here) was ordered less than `rest` ago."""
+        """Whether a move from here (else: to here) is under way, or was less than `rest` ago."""
+        if self.num_out if gave else self.num_in:
+            return True
         at = self.gave_at if gave else self.took_at
         return at is not None and now - at < rest
 

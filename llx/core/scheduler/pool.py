@@ -335,6 +335,7 @@ class Pool:
             return ()
         source, target = found.source, found.target
         if outcome is MoveOutcome.MOVED:
+            source.gave_at = target.took_at = now
             for end in (source, target):
                 settling = Settling(found.blocks, now, end is target)
                 self.settling.setdefault(end, []).append(settling)
