@@ -7,10 +7,12 @@ indented, after ``=>``. Sizes are blocks of 16 tokens.
     set KEY=VALUE …                                      the same pool by other rules
     join NAME …                                          instances
     load NAME free=N [total=N] [CLASS=RUNNING] [waiting=CLASS:COUNT:BLOCKS] [head=BLOCKS]
-              [tokens=N] [covers=REQUEST,…]              a report; total is 100 unless said
+              [tokens=N] [covers=REQUEST,…] [block=TOKENS]
+                                                         a report; total is 100 unless said
     up | cordon | terminate | lose | leave NAME
     arrive REQUEST CLASS BLOCKS [hit=NAME:BLOCKS] [waited=S]     withdraw REQUEST
     moved | kept | gone | none MOVE                      how a move has ended
+    failed COUNT                                         so many instances do not start
     tick      pause      resume      step
     after SECONDS                                        time passes
     show                                                 every instance's freeness, term by term
@@ -54,6 +56,7 @@ from llx.core.scheduler.events import (
     RequestArrived,
     RequestWithdrawn,
     Resumed,
+    StartFailed,
     Stepped,
     Ticked,
 )
@@ -68,11 +71,11 @@ STATES = {
     "terminate": InstanceState.TERMINATING,
     "lose": InstanceState.LOST,
 }
-ROUNDS = {"pause": Paused, "resume": Resumed, "step": Stepped}
+ROUNDS = {"tick": lambda _: Ticked(), "pause": Paused, "resume": Resumed, "step": Stepped}
 OUTCOMES = {each.value for each in MoveOutcome}
 DURATIONS = {
     "age_after", "charge_expires_after", "rest", "retry_after", "deadline", "sustain", "cooldown",
-    "start_deadline",
+    "start_deadline", "lost_grace",
 }  # fmt: skip
 
 
@@ -130,8 +133,8 @@ class Script:
                 yield arrival(*plain, **keys)
             case "withdraw":
                 yield RequestWithdrawn(POOL, RequestId(plain[0]))
-            case "tick":
-                yield Ticked()
+            case "failed":
+                yield StartFailed(POOL, int(plain[0]))
             case _ if verb in ROUNDS:
                 yield ROUNDS[verb](POOL)
             case _:
@@ -146,6 +149,7 @@ class Script:
                 label, count, blocks = each.split(":")
                 waiting[label] = (int(count), int(blocks))
         head, covers = keys.pop("head", None), keys.pop("covers", "")
+        block = int(keys.pop("block", BLOCK))
         free, tokens = int(keys.pop("free")), keys.pop("tokens", None)
         running = {label: int(count) for label, count in keys.items()}
         classes = {
@@ -157,7 +161,7 @@ class Script:
         }  # fmt: skip
         demand = sum(blocks for _, blocks in waiting.values())
         load = InstanceLoad(
-            total=Blocks(total), free=Blocks(free), block_size=Tokens(BLOCK),
+            total=Blocks(total), free=Blocks(free), block_size=Tokens(block),
             num_running=sum(running.values()),
             num_waiting=sum(count for count, _ in waiting.values()),
             waiting_demand=Blocks(demand),

@@ -6,6 +6,7 @@ a test says so, hence lag behind. Everything the scheduler claims is worked out 
 from the events that it was told.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from llx.core.model import (
@@ -56,13 +57,22 @@ TOTAL = 40
 class Told:
     """An instance as the scheduler was told of it, and what it really has."""
 
-    state: InstanceState = InstanceState.UP
+    wanted: InstanceState = InstanceState.UP
+    is_lost: bool = False
     load: InstanceLoad | None = None
     has: dict[str, int] = field(default_factory=dict)
     """Request → blocks."""
     unreported: dict[str, int] = field(default_factory=dict)
     """Dispatched, not in a report: request → blocks."""
     emptied: bool = False
+    settling_in: int = 0
+    """Moved to here since the last report."""
+    settling_out: int = 0
+    settles_since: int = 0
+
+    @property
+    def state(self):
+        return InstanceState.LOST if self.is_lost else self.wanted
 
 
 @dataclass
@@ -107,12 +117,24 @@ class World:
             self.instances[name].has[f"r{self.num}"] = blocks
         self.report(name)
 
+    def configure(self, config):
+        """Other rules for the same classes."""
+        self.config = dataclasses.replace(config, classes=self.config.classes)
+        self.tell(PoolConfigured(self.config))
+
     def change(self, name, state):
         told = self.instances[name]
-        told.emptied = told.emptied and told.state is state
-        told.state = state
+        before = told.state
+        if state is InstanceState.LOST:
+            told.is_lost = True
+        elif state is InstanceState.UP and told.is_lost:
+            told.is_lost = False
+        else:
+            told.wanted = state
+        told.emptied = told.emptied and told.state is before
         if state is InstanceState.LOST:
             told.unreported.clear()
+            told.settling_in = told.settling_out = 0
             self.forget_moves(name)
         self.tell(InstanceChanged(InstanceId(name), state))
 
@@ -126,6 +148,7 @@ class World:
         told = self.instances[name]
         told.has.update(told.unreported)
         covers, told.unreported = tuple(told.unreported), {}
+        told.settling_in = told.settling_out = 0
         room = TOTAL
         for request in told.has:
             told.has[request] = min(told.has[request] + (blocks or 0), room)
@@ -194,6 +217,11 @@ class World:
                 assert picked is not None
                 target.has[picked.request] = source.has.pop(picked.request)
                 self.moved_at[picked.request] = self.now
+        if outcome is MoveOutcome.MOVED:
+            self.gave_at[order.source] = self.took_at[order.target] = self.now
+            source.settling_out += 1
+            target.settling_in += 1
+            source.settles_since = target.settles_since = self.now
         self.tell(MoveEnded(POOL, order.move, outcome))
 
     def pick(self, order, source):
@@ -214,9 +242,13 @@ class World:
         for told in self.instances.values():
             expired = self.config.charge_expires_after
             for request in [r for r in told.unreported if self.now - self.sent_at[r] >= expired]:
-                told.has[request] = told.unreported.pop(request)
+                del told.unreported[request]  # The dispatch has not come about.
         for move in [m for m, at in self.move_at.items() if self.now - at >= deadline]:
             self.moves.pop(move, None)
+        for name, told in self.instances.items():
+            lasts = self.now - told.settles_since >= self.config.charge_expires_after
+            if (told.settling_in or told.settling_out) and lasts:
+                self.report(name)  # It reports on change: late, but not for as long as this.
         self.tell(Ticked())
 
     def forget_moves(self, name):
@@ -250,12 +282,13 @@ class World:
                 self.moves[command.move] = command
                 self.move_at[command.move] = self.now
             case Terminate():
-                self.instances[command.instance].state = InstanceState.TERMINATING
+                self.instances[command.instance].wanted = InstanceState.TERMINATING
             case Emptied():
                 told = self.instances[command.instance]
                 assert told.state is InstanceState.TERMINATING
                 assert not told.emptied, "said once"
                 assert not told.unreported
+                assert not told.has, "it has requests"
                 assert told.load is not None
                 assert not told.load.num_running + told.load.num_waiting
                 told.emptied = True
@@ -298,7 +331,8 @@ class World:
         load = told.load
         room = load.free - load.waiting_demand - sum(told.unreported.values())
         room -= self.scheduler.pools[POOL].instances[name].incoming
-        if not (load.num_running or load.num_waiting or told.unreported or incoming or outgoing):
+        moves = incoming or outgoing or told.settling_in or told.settling_out
+        if not (load.num_running or load.num_waiting or told.unreported or moves):
             return room
         present = {self.rank_of[each] for each in told.unreported}
         present |= {
@@ -330,5 +364,7 @@ class World:
         if command.decision.rule == "balance":
             took, gave = self.took_at.get(command.source), self.gave_at.get(command.target)
             assert took is None or self.now - took >= rules.rest, "ping-pong"
+            assert not any(each.target == command.source for each in self.moves.values())
+            assert not any(each.source == command.target for each in self.moves.values())
             assert gave is None or self.now - gave >= rules.rest, "ping-pong"
         self.gave_at[command.source] = self.took_at[command.target] = self.now

@@ -36,11 +36,14 @@ from llx.core.scheduler.events import (
     RequestArrived,
     RequestWithdrawn,
     Resumed,
+    StartFailed,
     Stepped,
+    Ticked,
 )
 from llx.core.scheduler.freeness import TERMINATING, Freeness, Usage, freeness
 from llx.core.scheduler.instance import Instance
 from llx.core.scheduler.move_rule import MoveRule, pick
+from llx.core.scheduler.placing import SAMPLE
 from llx.core.scheduler.policies import Policies, extended
 from llx.core.scheduler.queues import Queued, Queues
 from llx.core.scheduler.ranking import Ranking
@@ -115,6 +118,8 @@ def test_a_terminating_instance_is_less_free_than_any():
         ({"classes": ()}, "rising priority"),
         ({"classes": (NORMAL, NORMAL)}, "rising priority"),
         ({"classes": (NORMAL, dataclasses.replace(NORMAL, priority=11))}, "same name"),
+        ({"classes": (dataclasses.replace(NORMAL, queue_limit=0),)}, "normal.queue_limit"),
+        ({"age_after": Nanos(0)}, "age_after"),
         ({"rescheduling": Rescheduling(low=Freeness(7.0))}, "hysteresis"),
         ({"scaling": Scaling(min_instances=3)}, "min_instances"),
         ({"scaling": Scaling(low=Freeness(61.0))}, "scaling.low"),
@@ -145,6 +150,23 @@ def test_an_unknown_policy_is_refused_and_nothing_changes(changes):
 @pytest.mark.parametrize(("priority", "rank"), [(-5, 0), (0, 0), (1, 1), (10, 1), (11, 1), (99, 1)])
 def test_any_integer_is_of_a_class_and_never_of_one_more_urgent(priority, rank):
     assert CONFIG.rank_of(priority) == rank
+
+
+# ------------------------------------------------------------------ scaling
+
+
+def test_the_average_freeness_is_added_up_exactly():
+    """Whatever Python adds it up: the sum of these depends on their order, and on its version."""
+    scaling = Scaling(rule="band", max_instances=4, sustain=Nanos(0), low=Freeness(0.2))
+    none = Rescheduling(steps=())
+    config = PoolConfig(POOL, (NORMAL,), rescheduling=none, scaling=scaling)
+    scheduler = Scheduler()
+    scheduler.handle(PoolConfigured(config), Nanos(0))
+    for number, free in enumerate([10**17, 1, -(10**17)]):
+        name = InstanceId(f"m-{number}")
+        scheduler.handle(InstanceJoined(POOL, name), Nanos(0))
+        scheduler.handle(LoadReported(name, load(free=free)), Nanos(0))
+    assert scheduler.handle(Ticked(), Nanos(0)) == []
 
 
 # ------------------------------------------------------------------ extensions
@@ -231,6 +253,23 @@ def test_the_source_picks_within_the_rule(changes, resting, picked):
 # ------------------------------------------------------------------ queues, ranking
 
 
+def test_the_best_prefixes_are_kept_however_many_are_told_of():
+    """All but the last are short; it is the one that the request goes to."""
+    scheduler = Scheduler()
+    config = dataclasses.replace(CONFIG, dispatch="prefix_aware")
+    scheduler.handle(PoolConfigured(config), Nanos(0))
+    for number in range(SAMPLE + 40):
+        name = InstanceId(f"m-{number}")
+        scheduler.handle(InstanceJoined(POOL, name), Nanos(0))
+        scheduler.handle(LoadReported(name, load(free=90 - number)), Nanos(0))
+    hits = tuple((InstanceId(f"m-{number}"), Tokens(16)) for number in range(SAMPLE + 39))
+    best = InstanceId(f"m-{SAMPLE + 39}")
+    event = dataclasses.replace(arrival("a"), prefix_hits=(*hits, (best, Tokens(64))))
+    (command,) = scheduler.handle(event, Nanos(0))
+    assert isinstance(command, Dispatch)
+    assert command.instance == best
+
+
 def queued(number, rank=0, arrival=0):
     return Queued(RequestId(f"r{number}"), rank, Tokens(1), Nanos(arrival), number)
 
@@ -303,6 +342,7 @@ def arrival(name, pool=POOL):
         MoveEnded(POOL, MoveId(1), MoveOutcome.MOVED),
         Paused(PoolName("x")),
         Resumed(PoolName("x")),
+        StartFailed(PoolName("x")),
         Stepped(PoolName("x")),
     ],
 )

@@ -114,6 +114,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def leave(self, data):
         self.world.leave(self.any_instance(data))
 
+    @rule(config=configs)
+    def configure(self, config):
+        self.world.configure(config)
+
     @invariant()
     def what_waits_is_what_was_not_answered(self):
         if hasattr(self, "world"):
@@ -137,10 +141,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert instance.state is told.state
             assert instance.num_charged == len(told.unreported)
             assert instance.charged == sum(told.unreported.values())
-            assert instance.num_in == sum(each.target == name for each in self.world.moves.values())
-            assert instance.num_out == sum(
-                each.source == name for each in self.world.moves.values()
-            )
+            moves = self.world.moves.values()
+            num_in, num_out = told.settling_in, told.settling_out
+            assert instance.num_in == num_in + sum(each.target == name for each in moves)
+            assert instance.num_out == num_out + sum(each.source == name for each in moves)
             assert instance.freeness == freeness(instance.usage())
         ranked = list(pool.ranking)
         assert [each.key for each in ranked] == sorted(each.key for each in ranked)

@@ -106,8 +106,9 @@ class Scaling:
         low: An average freeness below this asks for one more …
         high: … and one above this for one less …
         sustain: … when it has lasted so long.
-        cooldown: Pause after each change.
+        cooldown: Pause after each change, and after a start that has failed.
         start_deadline: One that was asked for and has not joined by then is asked for again.
+        lost_grace: One that is lost is missed, and may be replaced, only after this.
     """
 
     rule: str = "none"
@@ -118,6 +119,7 @@ class Scaling:
     sustain: Nanos = Nanos(10 * SECOND)
     cooldown: Nanos = Nanos(30 * SECOND)
     start_deadline: Nanos = Nanos(600 * SECOND)
+    lost_grace: Nanos = Nanos(30 * SECOND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,11 @@ class PoolConfig:
             raise ConfigError(f"pool {self.name}: classes are to be given by rising priority")
         if len({each.name for each in self.classes}) < len(self.classes):
             raise ConfigError(f"pool {self.name}: two classes have the same name")
+        for each in self.classes:
+            if each.queue_limit < 1:
+                raise ConfigError(f"pool {self.name}: {each.name}.queue_limit must be at least 1")
+        if self.age_after < 1:
+            raise ConfigError(f"pool {self.name}: age_after must be above 0")
         moves, scaling = self.rescheduling, self.scaling
         if moves.low + moves.hysteresis > moves.high - moves.hysteresis:
             raise ConfigError(

@@ -52,6 +52,14 @@ class PoolConfigured:
 
 
 @dataclass(frozen=True, slots=True)
+class StartFailed:
+    """So many of the instances that were asked for will not join."""
+
+    pool: PoolName
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceJoined:
     """An instance is there. It takes part once it has reported."""
 
@@ -61,7 +69,11 @@ class InstanceJoined:
 
 @dataclass(frozen=True, slots=True)
 class InstanceChanged:
-    """An instance is to be used otherwise, or is lost, or back."""
+    """An instance is to be used otherwise, or is lost, or back.
+
+    LOST does not touch what is wanted of it: UP of a lost one says that it is back, cordoned or
+    terminating if it was that before, or has become that while it was lost.
+    """
 
     instance: InstanceId
     state: InstanceState
@@ -158,6 +170,7 @@ class Ticked:
 
 Event = (
     PoolConfigured
+    | StartFailed
     | InstanceJoined
     | InstanceChanged
     | InstanceLeft

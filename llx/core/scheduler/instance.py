@@ -18,7 +18,8 @@ class Instance:
     Attributes:
         name: Its name.
         ordinal: Place in the order of joining, never used again; decides ties.
-        state: What may be done with it.
+        wanted: What may be done with it as long as it is heard of; never LOST.
+        lost_at: When it was heard of no more; None while it is.
         is_known: Whether it has reported; before that nothing is done with it.
         is_emptied: Whether it has been said that nothing is left of it.
         closed_because: Why it takes nothing new; None if it does.
@@ -29,9 +30,9 @@ class Instance:
         num_charged: Requests sent here that no report covers yet; `charged` their blocks,
             `charged_tokens` what they have to compute.
         nominated: Demand of the heads of central queues that wait for it, by class rank.
-        num_in: Moves under way to here; `incoming` their blocks.
-        num_out: Moves under way from here; `outgoing` their blocks.
-        gave_at, took_at: When a move from here, to here, was last ordered.
+        num_in: Moves to here that are under way or in no report yet; `incoming` their blocks.
+        num_out: Moves from here, likewise; `outgoing` their blocks.
+        gave_at, took_at: When a move from here, to here, was last ordered or took place.
         not_before: A move from here did not come about; not to be asked for again before.
         last_dispatch: Which of the pool's dispatches was the last to here; 0: none.
         is_source, is_target: Of load balancing, with hysteresis.
@@ -45,7 +46,8 @@ class Instance:
     ordinal: int
     running: list[int] = field(default_factory=list)
     present: list[int] = field(default_factory=list)
-    state: InstanceState = InstanceState.UP
+    wanted: InstanceState = InstanceState.UP
+    lost_at: Nanos | None = None
     is_known: bool = False
     is_emptied: bool = False
     closed_because: str | None = None
@@ -72,9 +74,19 @@ class Instance:
     key: "tuple[float, int, Instance] | None" = None
 
     @property
+    def state(self) -> InstanceState:
+        """What may be done with it now."""
+        return self.wanted if self.lost_at is None else InstanceState.LOST
+
+    @property
     def is_usable(self) -> bool:
         """Whether it may be given requests at all."""
         return self.state is InstanceState.UP and self.is_known
+
+    @property
+    def has_reported(self) -> bool:
+        """Whether its size is known, if only from the time before it was lost."""
+        return self.load is not _UNKNOWN
 
     @property
     def is_working(self) -> bool:
@@ -177,12 +189,23 @@ class Instance:
                 room -= headrooms[urgent]
         return Blocks(room)
 
+    def give_up(self, blocks: Blocks, *, is_target: bool) -> None:
+        """One of its moves, to here or from here, counts no longer."""
+        if is_target:
+            self.num_in -= 1
+            self.incoming = Blocks(self.incoming - blocks)
+        else:
+            self.num_out -= 1
+            self.outgoing = Blocks(self.outgoing - blocks)
+
     def mean_blocks(self) -> Blocks:
         """What one of its running requests holds, on average, rounded up; at least 1."""
         return Blocks(max(1, -(-self.load.used // max(1, self.load.num_running))))
 
     def moved_within(self, rest: Nanos, now: Nanos, *, gave: bool) -> bool:
-        """Whether a move from here (else: to here) was ordered less than `rest` ago."""
+        """Whether a move from here (else: to here) is under way, or was less than `rest` ago."""
+        if self.num_out if gave else self.num_in:
+            return True
         at = self.gave_at if gave else self.took_at
         return at is not None and now - at < rest
 

@@ -12,9 +12,10 @@ there again, and at those with the most free blocks.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from itertools import islice
 
-from llx.core.model import Blocks, Nanos
+from llx.core.model import Blocks, InstanceId, Nanos, Tokens
 from llx.core.scheduler.commands import Command, Dispatch, Hold, Refusal, Refuse
 from llx.core.scheduler.config import SECOND
 from llx.core.scheduler.decision import Decision, Option
@@ -22,6 +23,8 @@ from llx.core.scheduler.dispatch import ByInstance
 from llx.core.scheduler.instance import Instance
 from llx.core.scheduler.pool import Pool
 from llx.core.scheduler.queues import Queued
+
+PrefixHits = tuple[tuple[InstanceId, Tokens], ...]
 
 PROBES = 64
 """So many instances, the first by the policy, are tried for a request at most …"""
@@ -39,7 +42,6 @@ class Placing:
 
     pool: Pool
     queued: Queued
-    demand: Blocks
     ahead: Sequence[int]
 
     def room(self, instance: Instance) -> Blocks:
@@ -48,14 +50,32 @@ class Placing:
 
     def fits(self, instance: Instance) -> bool:
         """Whether it may go there now."""
-        if instance.closed_because is not None:
+        if instance.closed_because is not None or not self.could_fit(instance):
             return False
-        return self.pool.config.is_immediate or self.room(instance) >= self.demand
+        return self.pool.config.is_immediate or self.room(instance) >= self.demand(instance)
+
+    def demand(self, instance: Instance) -> Blocks:
+        """Blocks that it needs there."""
+        return self.pool.demand(self.queued, instance)
+
+    def could_fit(self, instance: Instance) -> bool:
+        """Whether it might go there at all, when nothing else was there."""
+        return self.pool.could_fit(self.queued, instance)
 
     def reach(self, instance: Instance, room: int) -> tuple[int, int]:
-        """How near an instance is to room: if its less urgent work moved away, and as it is."""
+        """How near an instance is to room, in tokens; the more the nearer.
+
+        Less what is missing if its less urgent work moved away; and the room that it has as it is.
+        """
         movable = sum(instance.running[self.queued.rank + 1 :]) * instance.mean_blocks()
-        return min(self.demand, room + movable), room
+        missing = max(0, self.demand(instance) - room - movable)
+        block_size = instance.load.block_size
+        return -missing * block_size, room * block_size
+
+
+def best_prefixes(hits: PrefixHits) -> PrefixHits:
+    """The longest prefixes that instances have, at most `SAMPLE`; of equals those told of first."""
+    return tuple(nlargest(SAMPLE, hits, key=lambda each: each[1])) if len(hits) > SAMPLE else hits
 
 
 def serve_arrival(pool: Pool, queued: Queued, now: Nanos) -> list[Command]:
@@ -78,12 +98,13 @@ def serve_at(pool: Pool, instance: Instance, now: Nanos) -> list[Command]:
     while instance.closed_because is None and (heads := pool.queues.heads(now)):
         ahead: list[int] = []
         for head in heads:
-            placing = Placing(pool, head, pool.demand(head), tuple(ahead))
+            placing = Placing(pool, head, tuple(ahead))
             if placing.fits(instance):
                 out.append(_dispatch(pool, head, instance, _room_opened(placing, instance), now))
                 follower = pool.queues.head(head.rank)
                 if follower is not None and follower.nominee is None:
-                    pool.nominate(follower, instance)
+                    could_fit = pool.could_fit(follower, instance)
+                    pool.nominate(follower, instance if could_fit else None)
                 break
             ahead.append(head.rank)
         else:
@@ -97,14 +118,12 @@ def serve_all(pool: Pool, now: Nanos) -> list[Command]:
     emptiest = pool.emptiest(_EMPTIEST) if pool.queues else []
     if not emptiest:
         return out
-    for first in pool.queues.heads(now):
-        for _ in range(_MOST_AT_ONCE):
-            head = pool.queues.head(first.rank)
-            if head is None:
-                break
-            command = _serve_head(pool, head, emptiest, now)
-            if command is None:
-                break
+    left = [_MOST_AT_ONCE] * len(pool.config.classes)
+    # A follower may be less urgent than another class's head, so that their order is asked again.
+    while head := next((each for each in pool.queues.heads(now) if left[each.rank]), None):
+        command = _serve_head(pool, head, emptiest, now)
+        left[head.rank] = left[head.rank] - 1 if command is not None else 0
+        if command is not None:
             out.append(command)
     return out
 
@@ -149,19 +168,22 @@ def choose(placing: Placing) -> tuple[Instance | None, Decision, Instance | None
 
     Returns:
         The instance, or None if none that was looked at has room; the reasons; and who is nearest
-        to having room.
+        to having room, of those that are large enough.
     """
     policy = placing.pool.policy
     found: list[tuple[float, Instance]] = []
     nearest: tuple[tuple[int, int], Instance] | None = None
-    num_looked_at = num_without_room = 0
+    num_looked_at = num_without_room = num_too_small = 0
     is_ranked = isinstance(policy, ByInstance)
     wanted = 2 if is_ranked else SAMPLE
     is_immediate = placing.pool.config.is_immediate
     for instance in _in_order(placing):
         num_looked_at += 1
+        if not placing.could_fit(instance):
+            num_too_small += 1
+            continue
         room = placing.room(instance)
-        if is_immediate or room >= placing.demand:
+        if is_immediate or room >= placing.demand(instance):
             found.append((_figure(placing, instance), instance))
             if len(found) >= wanted:
                 break
@@ -174,7 +196,8 @@ def choose(placing: Placing) -> tuple[Instance | None, Decision, Instance | None
             nearest = reach, instance
     if not is_ranked:
         found.sort(key=lambda each: each[0])
-    decision = _decision(placing, found, num_looked_at, num_without_room)
+    left_out = (("without room", num_without_room), ("too small", num_too_small))
+    decision = _decision(placing, found, num_looked_at, left_out)
     return found[0][1] if found else None, decision, nearest[1] if nearest else None
 
 
@@ -190,7 +213,7 @@ def _in_order(placing: Placing) -> Iterator[Instance]:
 
 
 def _holders(placing: Placing) -> list[Instance]:
-    named = [placing.pool.instances.get(name) for name, _ in placing.queued.prefix_hits[:SAMPLE]]
+    named = [placing.pool.instances.get(name) for name, _ in placing.queued.prefix_hits]
     return [each for each in named if each is not None and each.closed_because is None]
 
 
@@ -203,13 +226,14 @@ def _figure(placing: Placing, instance: Instance) -> float:
 
 
 def _decision(
-    placing: Placing, found: Sequence[tuple[float, Instance]], num_looked_at: int, num_without: int
+    placing: Placing,
+    found: Sequence[tuple[float, Instance]],
+    num_looked_at: int,
+    unfit: Iterable[tuple[str, int]],
 ) -> Decision:
     pool = placing.pool
     policy = pool.policy
-    left_out = [(reason, count) for reason, count in pool.closed.items() if count]
-    if num_without:
-        left_out.append(("without room", num_without))
+    left_out = [(reason, count) for reason, count in (*pool.closed.items(), *unfit) if count]
     best, second = found[0] if found else None, found[1] if len(found) > 1 else None
     tie = ""
     if best and second and best[0] == second[0]:
@@ -223,7 +247,7 @@ def _decision(
         num_considered=num_looked_at,
         left_out=tuple(left_out),
         tie_break=tie,
-        facts=(("blocks", placing.demand),),
+        facts=(("blocks", placing.demand(best[1])),) if best else (),
     )
 
 
@@ -236,7 +260,7 @@ def _room_opened(placing: Placing, instance: Instance) -> Decision:
         chosen=Option(instance.name, placing.room(instance)),
         num_instances=len(pool.instances),
         num_considered=1,
-        facts=(("blocks", placing.demand), ("waiting", len(pool.queues))),
+        facts=(("blocks", placing.demand(instance)), ("waiting", len(pool.queues))),
     )
 
 
@@ -253,7 +277,12 @@ def _serve_head(
         return _dispatch(pool, head, chosen, decision, now)
     if (refusal := _refuse_too_large(pool, placing, tried)) is not None:
         return refusal
-    rooms = [(placing.reach(each, placing.room(each)), each) for each in emptiest]
+    large = [each for each in emptiest if placing.could_fit(each)]
+    large = large or pool.emptiest(_EMPTIEST, head)
+    if not large:
+        pool.nominate(head, None)
+        return None
+    rooms = [(placing.reach(each, placing.room(each)), each) for each in large]
     nearest = max(rooms, key=lambda each: each[0])[1]
     if placing.fits(nearest):
         return _dispatch(pool, head, nearest, _room_opened(placing, nearest), now)
@@ -267,7 +296,11 @@ def _keeps(placing: Placing, nominee: Instance, nearest: Instance) -> bool:
 
     What has been kept free for it here would be lost.
     """
-    return placing.demand - placing.room(nominee) <= 2 * (placing.demand - placing.room(nearest))
+    if not placing.could_fit(nominee):
+        return False
+    far, _ = placing.reach(nominee, placing.room(nominee))
+    near, _ = placing.reach(nearest, placing.room(nearest))
+    return far >= 2 * near
 
 
 def _placing(pool: Pool, head: Queued, now: Nanos) -> Placing:
@@ -276,15 +309,17 @@ def _placing(pool: Pool, head: Queued, now: Nanos) -> Placing:
         if each is head:
             break
         ahead.append(each.rank)
-    return Placing(pool, head, pool.demand(head) if pool.block_size else Blocks(0), tuple(ahead))
+    return Placing(pool, head, tuple(ahead))
 
 
 def _refuse_too_large(pool: Pool, placing: Placing, tried: Instance | None) -> Refuse | None:
-    if tried is not None and placing.demand <= tried.load.total:
+    if tried is not None:
         return None
-    totals: Iterable[int] = (each.load.total for each in pool.instances.values() if each.is_known)
-    largest = max(totals, default=None)
-    if largest is None or placing.demand <= largest:
+    for each in pool.instances.values():
+        # One that is lost may come back, as large as it was; one that is new may be larger.
+        if not each.has_reported or placing.could_fit(each):
+            return None
+    if not pool.instances:
         return None
     pool.unqueue(placing.queued)
     return Refuse(placing.queued.request, Refusal.TOO_LARGE, None)
@@ -301,7 +336,7 @@ def _nomination(pool: Pool, head: Queued) -> Decision:
     nominee = head.nominee
     facts: tuple[tuple[str, float | str], ...] = ()
     if pool.block_size:
-        facts = (("blocks", pool.demand(head)),)
+        facts = (("blocks", pool.demand(head, nominee)),)
     return Decision(
         rule="nearest to room",
         unit="spare blocks",

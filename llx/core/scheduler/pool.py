@@ -5,7 +5,6 @@ place in the ranking are right whenever a rule looks at them.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from heapq import nlargest
 from itertools import islice
 from operator import attrgetter
@@ -17,39 +16,7 @@ from llx.core.scheduler.events import InstanceState, LoadReported, MoveId, MoveO
 from llx.core.scheduler.instance import Instance
 from llx.core.scheduler.queues import Queued, Queues
 from llx.core.scheduler.ranking import Ranking
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """A request that was dispatched and is in no report yet."""
-
-    instance: Instance
-    rank: int
-    demand: Blocks
-    tokens: Tokens
-    at: Nanos
-
-
-@dataclass(frozen=True, slots=True)
-class OpenMove:
-    """A move that was ordered and has not ended. `blocks`: about how many."""
-
-    move: MoveId
-    source: Instance
-    target: Instance
-    blocks: Blocks
-    at: Nanos
-
-
-@dataclass(slots=True)
-class ScalingState:
-    """What scaling remembers: since when the average is out of its band, and what is under way."""
-
-    low_since: Nanos | None = None
-    high_since: Nanos | None = None
-    changed_at: Nanos | None = None
-    starting: int = 0
-    asked_at: Nanos | None = None
+from llx.core.scheduler.under_way import Charge, OpenMove, ScalingState, Settling
 
 
 class Pool:
@@ -73,6 +40,8 @@ class Pool:
         """By age."""
         self.moves: dict[MoveId, OpenMove] = {}
         """By age."""
+        self.settling: dict[Instance, list[Settling]] = {}
+        """By the end that is yet to report; there is no empty list."""
         self.scaling = ScalingState()
         self.is_paused = False
         self.block_size = Tokens(0)
@@ -118,9 +87,17 @@ class Pool:
             (rank for rank, each in enumerate(classes) if each.name == name), len(classes) - 1
         )
 
-    def demand(self, queued: Queued) -> Blocks:
-        """Blocks that a request needs to run: its tokens and the next one."""
-        return blocks_for(queued.tokens + 1, self.block_size)
+    def demand(self, queued: Queued, instance: Instance | None = None) -> Blocks:
+        """Blocks that a request needs to run: its tokens and the next one.
+
+        Of the instance's size; without one, of the size that was reported last, in any.
+        """
+        block_size = self.block_size if instance is None else instance.load.block_size
+        return blocks_for(queued.tokens + 1, block_size)
+
+    def could_fit(self, queued: Queued, instance: Instance) -> bool:
+        """Whether a request might go to an instance at all, when nothing else was there."""
+        return self.demand(queued, instance) <= instance.load.total
 
     # ------------------------------------------------------------------ instances
 
@@ -133,16 +110,26 @@ class Pool:
         self.scaling.starting = max(0, self.scaling.starting - 1)
         self.touch(instance)
 
-    def change(self, instance: Instance, state: InstanceState) -> None:
-        """An instance is to be used otherwise. Of a lost one nothing is expected any more."""
-        if instance.state is state:
+    def change(self, instance: Instance, state: InstanceState, now: Nanos) -> None:
+        """An instance is to be used otherwise. Of a lost one nothing is expected any more.
+
+        A lost one that is up again is used as was wanted before, or has been since.
+        """
+        before = instance.state
+        if before is state:
             return
-        instance.state = state
-        instance.is_emptied = False
         if state is InstanceState.LOST:
+            instance.lost_at = now
             instance.is_known = False
             self._cut_off(instance)
-        if state is not InstanceState.UP:
+        elif before is InstanceState.LOST and state is InstanceState.UP:
+            instance.lost_at = None
+        else:
+            instance.wanted = state
+        if instance.state is before:
+            return
+        instance.is_emptied = False
+        if instance.state is not InstanceState.UP:
             self._release(instance)
         self.touch(instance)
 
@@ -160,6 +147,7 @@ class Pool:
             charge = self.charges.get(request)
             if charge is not None and charge.instance is instance:
                 self._strike(request)
+        self._settle(instance)
         instance.take_report(event.load, event.queue_head, self.config)
         self.block_size = event.load.block_size
         self.touch(instance)
@@ -177,11 +165,15 @@ class Pool:
             return nlargest(count, self.ranking, key=attrgetter("freeness"))
         return list(islice(self.ranking, count))
 
-    def emptiest(self, count: int) -> list[Instance]:
-        """Those with the most uncommitted blocks, at most so many; busy ones only if all are."""
-        them: Iterable[Instance] = self.ranking
-        if not len(self.ranking):
-            them = (each for each in self.instances.values() if each.is_usable)
+    def emptiest(self, count: int, queued: Queued | None = None) -> list[Instance]:
+        """Those with the most uncommitted blocks, at most so many; busy ones only if all are.
+
+        With a request only those that could hold it.
+        """
+        them = [each for each in self.ranking if queued is None or self.could_fit(queued, each)]
+        if not them:
+            usable = (each for each in self.instances.values() if each.is_usable)
+            them = [each for each in usable if queued is None or self.could_fit(queued, each)]
         return nlargest(count, them, key=attrgetter("uncommitted"))
 
     def touch(self, instance: Instance) -> None:
@@ -224,6 +216,7 @@ class Pool:
         for each in [*self.moves.values()]:
             if instance in (each.source, each.target):
                 self.end_move(each.move, MoveOutcome.GONE, each.at)
+        self._settle(instance)
 
     def _release(self, instance: Instance) -> None:
         """No queue's head waits for this instance any longer."""
@@ -251,7 +244,7 @@ class Pool:
             del before.nominated[queued.rank]
             self.touch(before)
         if instance is not None:
-            instance.nominated[queued.rank] = self.demand(queued)
+            instance.nominated[queued.rank] = self.demand(queued, instance)
             self.touch(instance)
 
     def dispatch(self, queued: Queued, instance: Instance, now: Nanos) -> None:
@@ -261,7 +254,7 @@ class Pool:
         instance.last_dispatch = self.num_dispatched
         self._keep_pace(now)
         tokens = queued.tokens_at(instance)
-        charge = Charge(instance, queued.rank, self.demand(queued), tokens, now)
+        charge = Charge(instance, queued.rank, self.demand(queued, instance), tokens, now)
         self._charge(queued.request, charge)
         self.touch(instance)
 
@@ -332,23 +325,43 @@ class Pool:
         return move
 
     def end_move(self, move: MoveId, outcome: MoveOutcome, now: Nanos) -> Iterable[Instance]:
-        """A move has ended; returns both ends, or none if that was known."""
+        """A move has ended; returns both ends, or none if that was known.
+
+        One that has taken place still counts at each end until that end's next report: the last
+        one contains the request at the source, and not at the target.
+        """
         found = self.moves.pop(move, None)
         if found is None:
             return ()
         source, target = found.source, found.target
-        source.num_out -= 1
-        source.outgoing = Blocks(source.outgoing - found.blocks)
-        target.num_in -= 1
-        target.incoming = Blocks(target.incoming - found.blocks)
-        rules = self.config.rescheduling
+        if outcome is MoveOutcome.MOVED:
+            source.gave_at = target.took_at = now
+            for end in (source, target):
+                settling = Settling(found.blocks, now, end is target)
+                self.settling.setdefault(end, []).append(settling)
+            return source, target
+        source.give_up(found.blocks, is_target=False)
+        target.give_up(found.blocks, is_target=True)
         if outcome in (MoveOutcome.NONE, MoveOutcome.KEPT):
-            source.not_before = Nanos(now + rules.retry_after)
+            source.not_before = Nanos(now + self.config.rescheduling.retry_after)
         self.touch(target)
         return source, target
 
+    def _settle(self, instance: Instance) -> None:
+        """What has moved to and from an instance is in its report, or nothing is expected of it."""
+        for each in self.settling.pop(instance, ()):
+            instance.give_up(each.blocks, is_target=each.is_target)
+
     def expire_moves(self, now: Nanos) -> None:
-        """Forget moves that have not ended in time."""
+        """Forget moves that have not ended in time, and those that no report has told of in time.
+
+        For the latter the last report came before the news of the move's end, and nothing has
+        changed there since.
+        """
+        for instance, settling in [*self.settling.items()]:
+            if now - settling[-1].at >= self.config.charge_expires_after:
+                self._settle(instance)
+                self.touch(instance)
         while self.moves:
             oldest = next(iter(self.moves.values()))
             if now - oldest.at < self.config.rescheduling.deadline:

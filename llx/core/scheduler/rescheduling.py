@@ -86,10 +86,26 @@ def drain(pool: Pool, now: Nanos) -> Iterator[Wish]:
         while may_give(pool, source, now):
             blocks = source.mean_blocks() if source.load.num_running else Blocks(0)
             found = _find(pool, targets, blocks)
+            facts: tuple[tuple[str, float], ...] = ()
             if not found.able:
-                break
-            why = _why(pool, "drain", source, found)
+                found = _widest(pool, targets, Blocks(0 if source.load.num_waiting else 1))
+                if not found.able:
+                    break
+                # Whichever goes, it fits the target's room: all of that is kept for it.
+                blocks = room_for_move(pool, found.able[0])
+                facts = (("room", blocks),)
+            why = _why(pool, "drain", source, found, facts)
             yield Wish(source, found.able[0], blocks, 0, None, why)
+
+
+def _widest(pool: Pool, targets: Sequence[Instance], at_least: Blocks) -> "_Targets":
+    """Those with the most room first, where nobody has room for a request of average size.
+
+    Some requests are shorter than that, and what waits holds nothing.
+    """
+    found = _find(pool, targets, at_least)
+    able = sorted(found.able, key=lambda each: -room_for_move(pool, each))
+    return _Targets(able, found.num_full)
 
 
 # ------------------------------------------------------------------ make room
@@ -122,7 +138,7 @@ def _free_for(pool: Pool, head: Queued, most_urgent: int, rule: str, now: Nanos)
     ahead = [each.rank for each in pool.queues.heads(now)]
     ahead = ahead[: ahead.index(head.rank)]
     room = source.room(head.rank, ahead, pool.headrooms)
-    missing = Blocks(pool.demand(head) - room - source.outgoing)
+    missing = Blocks(pool.demand(head, source) - room - source.outgoing)
     movable = sum(source.running[most_urgent:]) - source.num_out
     if missing <= 0 or movable <= 0 or not may_give(pool, source, now):
         return
@@ -246,7 +262,7 @@ def _why(
     rule: str,
     source: Instance,
     found: _Targets,
-    facts: tuple[tuple[str, float | str], ...] = (),
+    facts: Sequence[tuple[str, float | str]] = (),
 ) -> Decision:
     able = found.able
     left_out = [(reason, count) for reason, count in pool.closed.items() if count]

@@ -3,11 +3,13 @@
 A rule is a function in a table. It looks at the pool and says what it wants; the scheduler does it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from llx.core.model import Nanos
+from llx.core.scheduler.config import Scaling
 from llx.core.scheduler.decision import Decision, Option
 from llx.core.scheduler.events import InstanceState
 from llx.core.scheduler.instance import Instance
@@ -43,28 +45,36 @@ def band(pool: Pool, now: Nanos) -> Scale:
     """Keep the average freeness within a band (Llumnix, section 4.4).
 
     It is the average of what the instances say now, work on its way and queues' heads included,
-    never of what has finished. Below the band for long enough: one more. Above it for long enough:
-    one less, the cheapest to empty, provided that what it has fits elsewhere and the average would
-    not fall below the band without it.
+    never of what has finished. Below the band for long enough, or a queue for as long: one more.
+    Above it for long enough, and nobody waits: one less, the cheapest to empty, provided that what
+    it has fits elsewhere and the average would not fall below the band without it.
     """
     rules, state = pool.config.scaling, pool.scaling
     if state.asked_at is not None and now - state.asked_at >= rules.start_deadline:
         state.starting, state.asked_at = 0, None
-    active = [each for each in pool.instances.values() if each.state is InstanceState.UP]
+    there = [each for each in pool.instances.values() if not _is_missed(each, rules, now)]
+    active = [each for each in there if each.wanted is InstanceState.UP]
     count = len(active) + state.starting
-    if count < rules.min_instances:
-        return Grow(rules.min_instances - count, _why(pool, "fewer than the minimum", None))
-    known = [each for each in active if each.is_known]
+    may_add = rules.max_instances - len(there) - state.starting
+    has_failed = state.failed_at is not None and now - state.failed_at < rules.cooldown
+    missing = min(rules.min_instances - count, may_add)
+    if missing > 0 and not has_failed:
+        return Grow(missing, _why(pool, "fewer than the minimum", None))
+    known = [each for each in active if each.is_usable]
     if not known:
         return None
-    average = sum(each.freeness for each in known) / len(known)
-    state.low_since = _since(state.low_since, average < rules.low, now)
-    state.high_since = _since(state.high_since, average > rules.high, now)
+    # Not sum(), whose rounding differs between versions of Python.
+    average = math.fsum(each.freeness for each in known) / len(known)
+    waits = bool(pool.queues)
+    state.low_since = _since(state.low_since, average < rules.low or waits, now)
+    state.high_since = _since(state.high_since, average > rules.high and not waits, now)
     is_above = count > rules.max_instances
     if state.changed_at is not None and now - state.changed_at < rules.cooldown and not is_above:
         return None
-    if _lasts(state.low_since, rules.sustain, now) and count < rules.max_instances:
-        return Grow(1, _why(pool, "less free than the band", average))
+    wants_more = _lasts(state.low_since, rules.sustain, now) and not (state.starting or has_failed)
+    if wants_more and may_add > 0:
+        why = "less free than the band" if average < rules.low else "a queue stays"
+        return Grow(1, _why(pool, why, average))
     wants_less = _lasts(state.high_since, rules.sustain, now) and len(known) > rules.min_instances
     if not (wants_less or is_above) or state.starting:
         return None
@@ -76,7 +86,9 @@ def _shrink(pool: Pool, known: list[Instance], average: float, is_above: bool) -
     cheapest, *others = sorted(known, key=_cost)
     spare = sum(max(0, each.spare) for each in others)
     taken = cheapest.load.used + cheapest.committed
-    if not others or (taken > spare and not is_above):
+    slots = sum(max(0, pool.config.max_requests - each.num_requests) for each in others)
+    fits = taken <= spare and cheapest.num_requests <= slots
+    if not others or not (fits or is_above):
         return None
     batch = max(1, sum(each.batch for each in known))
     after = (spare - taken) / max(batch, len(others))
@@ -89,6 +101,11 @@ def _shrink(pool: Pool, known: list[Instance], average: float, is_above: bool) -
 def _cost(instance: Instance) -> tuple[int, int, int]:
     """Blocks to copy, requests to move; of equals whoever joined last."""
     return instance.load.used + instance.committed, instance.num_requests, -instance.ordinal
+
+
+def _is_missed(instance: Instance, rules: Scaling, now: Nanos) -> bool:
+    """Whether an instance has been lost for so long that it is not counted on."""
+    return instance.lost_at is not None and now - instance.lost_at >= rules.lost_grace
 
 
 def _since(before: Nanos | None, holds: bool, now: Nanos) -> Nanos | None:

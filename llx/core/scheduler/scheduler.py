@@ -38,6 +38,7 @@ from llx.core.scheduler.events import (
     RequestArrived,
     RequestWithdrawn,
     Resumed,
+    StartFailed,
     Stepped,
     Ticked,
 )
@@ -92,6 +93,10 @@ class Scheduler:
                 return self._member(event, now)
             case PoolConfigured():
                 return self._configure(event.config, now)
+            case StartFailed():
+                if event.pool in self.pools:
+                    self.pools[event.pool].scaling.fail(event.count, now)
+                return []
             case Paused() | Resumed() | Stepped():
                 return self._steer(event, now)
             case _:
@@ -114,7 +119,7 @@ class Scheduler:
         self._num_arrived += 1
         queued = Queued(
             event.request, rank, event.num_tokens, Nanos(now - event.waited), self._num_arrived,
-            event.prefix_hits,
+            placing.best_prefixes(event.prefix_hits),
         )  # fmt: skip
         pool.enqueue(queued)
         out = placing.serve_arrival(pool, queued, now)
@@ -158,7 +163,7 @@ class Scheduler:
                 if pool is None:
                     return []
                 instance = pool.instances[event.instance]
-                pool.change(instance, event.state)
+                pool.change(instance, event.state, now)
                 return self._room_at(instance, now)
             case InstanceLeft():
                 if pool is not None:
@@ -200,6 +205,7 @@ class Scheduler:
         if isinstance(event, Stepped):
             return self._reschedule(pool, now)
         pool.is_paused = isinstance(event, Paused)
+        pool.scaling.low_since = pool.scaling.high_since = None
         return []
 
     def _round(self, pool: Pool, now: Nanos) -> list[Command]:
@@ -251,7 +257,7 @@ def _scale(pool: Pool, scale: scaling.Grow | scaling.Shrink, now: Nanos) -> Comm
             state.asked_at = now
             return AddInstances(name, scale.count, scale.decision)
         case scaling.Shrink():
-            pool.change(scale.instance, InstanceState.TERMINATING)
+            pool.change(scale.instance, InstanceState.TERMINATING, now)
             return Terminate(name, scale.instance.name, scale.decision)
         case _:
             assert_never(scale)

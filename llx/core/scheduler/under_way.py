@@ -1,0 +1,55 @@
+"""What a pool has decided and has not seen come about yet: dispatches, moves, starts."""
+
+from dataclasses import dataclass
+
+from llx.core.model import Blocks, Nanos, Tokens
+from llx.core.scheduler.events import MoveId
+from llx.core.scheduler.instance import Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A request that was dispatched and is in no report yet."""
+
+    instance: Instance
+    rank: int
+    demand: Blocks
+    tokens: Tokens
+    at: Nanos
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMove:
+    """A move that was ordered and has not ended. `blocks`: about how many."""
+
+    move: MoveId
+    source: Instance
+    target: Instance
+    blocks: Blocks
+    at: Nanos
+
+
+@dataclass(frozen=True, slots=True)
+class Settling:
+    """A move that has taken place, at an end of it that has not said so in a report yet."""
+
+    blocks: Blocks
+    at: Nanos
+    is_target: bool
+
+
+@dataclass(slots=True)
+class ScalingState:
+    """What scaling remembers: since when the average is out of its band, and what is under way."""
+
+    low_since: Nanos | None = None
+    high_since: Nanos | None = None
+    changed_at: Nanos | None = None
+    starting: int = 0
+    asked_at: Nanos | None = None
+    failed_at: Nanos | None = None
+
+    def fail(self, count: int, now: Nanos) -> None:
+        """So many that were starting will not come; the next is asked for after the cooldown."""
+        self.starting = max(0, self.starting - count)
+        self.failed_at = now
