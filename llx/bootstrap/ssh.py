@@ -232,6 +232,10 @@ class _Stream:
         with _as_os_error():
             return self._channel.recv(size)
 
+    def send(self, data: bytes, /) -> int:
+        with _as_os_error():
+            return self._channel.send(data)
+
     def sendall(self, data: bytes, /) -> None:
         with _as_os_error():
             self._channel.sendall(data)
@@ -328,7 +332,9 @@ def _through(via: _Link, hop: SshTarget, timeout_s: float) -> Wire:
             failure=ConnectFailure.UNREACHABLE,
             remedy=f"try on {via.target.address}: ssh -p {hop.port} {hop.user}@{hop.address}",
         ) from None
-    return Wire(channel, carrier=via.wire)
+    # Its own close says so over the jump host's connection, which may be gone: no matter then,
+    # and nothing that may be raised in paramiko's thread, which has waiters to wake after that.
+    return Wire(_Stream(channel), carrier=via.wire)
 
 
 def _plain(key_type: str) -> str:
