@@ -357,6 +357,13 @@ class Committed(_Message, frozen=True, tag="committed"):
     migration: MigrationId
 
 
+class Dropped(_Message, frozen=True, tag="dropped"):
+    """The target had gone on with the request and has it no more: the gateway says whose it is."""
+
+    migration: MigrationId
+    reason: str
+
+
 class MigrationNews(_Message, frozen=True, tag="migration-news"):
     """How a migration gets on; sent to schedulers on change, and at most every 50 ms besides.
 
@@ -495,7 +502,7 @@ class GatewayReport(_Message, frozen=True, tag="gateway-report"):
 
 
 ToTarget = Reserve | Extend | Commit | AbortMigration
-FromTarget = Reserved | MigrationRefused | Committed
+FromTarget = Reserved | MigrationRefused | Committed | Dropped
 ToLlumlet = Ruling | MigrateOrder | CancelMigration | ToTarget
 FromLlumlet = AskOwner | Moving | MigrationNews | FromTarget
 ToInstance = Hello | Ping | Bye | Add | Abort | Call | ToLlumlet
