@@ -34,7 +34,7 @@ class Ownership:
         self.seen[peer] = header.seq
         if header.request in self._held:
             return False
-        self._held[header.request] = _Entry(peer, header.epoch)
+        self._held[header.request] = _Entry(peer, header.epoch, len(header.outputs))
         return True
 
     def is_superseded(self, peer: int, header: Add) -> bool:
