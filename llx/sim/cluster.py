@@ -52,6 +52,8 @@ from llx.sim.workload import SimRequest
 
 _SECOND: Final = 1_000_000_000
 
+Observer = Callable[[Event, Nanos, Sequence[Command]], None]
+
 
 class _Member:
     """An instance, and what it has said of itself."""
@@ -71,6 +73,7 @@ class Cluster:
         config: What is simulated.
         requests: In the order of their arrival.
         watch: Told now and then how many requests have ended.
+        observe: Told every event of the scheduler, when it was, and what the scheduler answered.
     """
 
     def __init__(
@@ -78,11 +81,13 @@ class Cluster:
         config: ClusterConfig,
         requests: Iterator[SimRequest],
         watch: Callable[[int], None] | None = None,
+        observe: Observer | None = None,
     ) -> None:
         self.records: list[Record] = []
         self._config = config
         self._requests = requests
         self._watch = watch
+        self._observe = observe
         self._kernel = Kernel()
         self._scheduler = Scheduler()
         self._members: dict[InstanceId, _Member] = {}
@@ -167,7 +172,10 @@ class Cluster:
     # ------------------------------------------------------------------ scheduler
 
     def _tell(self, event: Event) -> None:
-        for command in self._scheduler.handle(event, self._kernel.now):
+        commands = self._scheduler.handle(event, self._kernel.now)
+        if self._observe is not None:
+            self._observe(event, self._kernel.now, commands)
+        for command in commands:
             self._obey(command)
 
     def _tell_later(self, event: Event) -> None:
