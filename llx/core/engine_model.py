@@ -342,8 +342,15 @@ class EngineModel:
         if step_time.prefill_square_ns:
             prefills = (chunk for chunk in chunks if not chunk.is_decode)
             num_square_tokens = sum(chunk.end**2 - chunk.start**2 for chunk in prefills)
+        num_decode_context = 0
+        if step_time.mixed_context_ktoken_ns:
+            num_decode_context = sum(chunk.end for chunk in chunks if chunk.is_decode)
         return step_time.of(
-            num_tokens - num_decodes, num_decodes, num_context_tokens, num_square_tokens
+            num_tokens - num_decodes,
+            num_decodes,
+            num_context_tokens,
+            num_square_tokens,
+            num_decode_context,
         )
 
     # ------------------------------------------------------------------ completing
