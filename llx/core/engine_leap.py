@@ -13,7 +13,7 @@ how long it takes is worked out for the batch as a whole, and not request by req
 from collections.abc import Sequence
 
 from llx.core.engine_state import EngineState, StepTime
-from llx.core.model import Nanos
+from llx.core.model import Blocks, Nanos
 
 
 class LikeSteps:
@@ -30,7 +30,7 @@ class LikeSteps:
         num_decodes: Requests in the batch.
         num_context: Tokens that the first step reads.
         num_left: Steps in the row.
-        num_free: Free blocks.
+        num_free: Free blocks, the first step's taken.
         takes: How many requests need a first new block by which step.
         block_size: In tokens: so many steps later they need another.
     """
@@ -55,7 +55,7 @@ class LikeSteps:
         num_decodes: int,
         num_context: int,
         num_left: int,
-        num_free: int,
+        num_free: Blocks,
         takes: dict[int, int],
         block_size: int,
     ) -> None:
@@ -79,7 +79,7 @@ class LikeSteps:
             self._num_over += 1
             taken = self._takes.pop(self._num_over, 0)
             if taken:
-                self.num_free -= taken
+                self.num_free = Blocks(self.num_free - taken)
                 again = self._num_over + self._block_size
                 self._takes[again] = self._takes.get(again, 0) + taken
 
@@ -125,7 +125,7 @@ def like_steps(
         context += held.num_computed + 1
         first = len(held.blocks) * block_size - held.num_computed
         takes[first] = takes.get(first, 0) + 1
-    num_free = len(state.free)
+    num_free = Blocks(len(state.free))
     num_steps = _that_fit(takes, block_size, num_free, most)
     if num_steps < 2:
         return None

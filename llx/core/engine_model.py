@@ -229,7 +229,7 @@ class EngineModel:
 
     def load(self) -> InstanceLoad:
         """The load at this moment; costs O(priority classes)."""
-        return self._state.load(len(self._state.free))
+        return self._state.load(Blocks(len(self._state.free)))
 
     def load_in(self, row: LikeSteps) -> InstanceLoad:
         """The load at the step of a row that is under way."""

@@ -236,12 +236,12 @@ class EngineState:
         num_held = sum(len(held.blocks) for held in self.held.values())
         return self.config.num_blocks - len(self.free) - num_held
 
-    def load(self, num_free: int) -> InstanceLoad:
+    def load(self, num_free: Blocks) -> InstanceLoad:
         """The load with so many free blocks; costs O(priority classes)."""
         tallies = self._tallies.items()
         return InstanceLoad(
             total=self.config.num_blocks,
-            free=Blocks(num_free),
+            free=num_free,
             block_size=self.config.block_size,
             num_running=len(self.running) + len(self.cut),
             num_waiting=len(self.waiting) + len(self.arrived),

@@ -264,26 +264,33 @@ class Cluster:
     def _report_later(self, member: _Member) -> None:
         if not member.is_due:
             member.is_due = True
-            every = self._config.report_every
-            at = Nanos((self._kernel.now // every + 1) * every)
-            if at != self._reports_at:
-                self._reports_at, self._due = at, []
-                self._kernel.at(at, self._report, self._due)
-            self._due.append(member)
+            self._next_reports().append(member)
+
+    def _next_reports(self) -> list[_Member]:
+        """Who reports at the next instant for that."""
+        every = self._config.report_every
+        at = Nanos((self._kernel.now // every + 1) * every)
+        if at != self._reports_at:
+            self._reports_at, self._due = at, []
+            self._kernel.at(at, self._report, self._due)
+        return self._due
 
     def _report(self, due: Sequence[_Member]) -> None:
         """Those that are due say how they are, in the order in which they became so."""
         reports: list[LoadReported] = []
+        again: list[_Member] = []
         for member in due:
-            member.is_due = False
-            said = member.engine.load_and_head()
+            said, before = member.engine.load_and_head(), member.said
             load, head = said
-            if member.covers or (said is not member.said and said != member.said):
+            if member.covers or (said is not before and said != before):
                 covers, member.covers = tuple(member.covers), []
                 reports.append(LoadReported(member.engine.name, load, covers, head))
             member.said = said
-            if load.num_running or load.num_waiting or load.free != load.total:
-                self._report_later(member)
+            member.is_due = bool(load.num_running or load.num_waiting or load.free != load.total)
+            if member.is_due:
+                again.append(member)
+        if again:
+            self._next_reports().extend(again)
         if reports:
             self._kernel.after(self._config.link.hop, self._hear, reports)
 

@@ -119,10 +119,13 @@ class SimEngine:
             if seen is None:
                 seen = self._seen = (self._model.load(), self._model.queue_head())
             return seen
-        row.advance(self._kernel.now)
-        if seen is None or seen[0].free != row.num_free:
-            head = self._model.queue_head() if seen is None else seen[1]
-            seen = self._seen = (self._model.load_in(row), head)
+        now = self._kernel.now
+        if row.ends_at <= now:
+            row.advance(now)
+        if seen is None:
+            seen = self._seen = (self._model.load_in(row), self._model.queue_head())
+        elif seen[0].free != row.num_free:
+            seen = self._seen = (seen[0].with_free(row.num_free), seen[1])
         return seen
 
     # ------------------------------------------------------------------ steps
