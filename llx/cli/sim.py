@@ -110,6 +110,14 @@ def run(
         Path | None,
         typer.Option("--record", metavar="FILE|DIR", help="Record the scheduler, to be replayed."),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.html", help="A page with figures and pictures."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.svg|png", help="The pictures alone."),
+    ] = None,
     output: SimOutputOption = None,
 ) -> None:
     """Simulate a workload or a trace, policy by policy.
@@ -120,6 +128,7 @@ def run(
     from llx.cli.sim_output import progress
     from llx.sim.figures import rows_of
     from llx.sim.onlookers import Onlookers
+    from llx.sim.report import pictures, write_report
     from llx.sim.run import installed_policies, prepare, simulate
     from llx.sim.scenario import Flags, planned
 
@@ -139,15 +148,35 @@ def run(
         seeds=seeds,
     )
     plan = planned(scenario, flags)
+    has_pictures = _can_draw(report, plot)
     supply = prepare(plan, policies)
     _say_left_out(session, supply)
-    onlookers = Onlookers(plan, record=record, has_timelines=False)
+    onlookers = Onlookers(plan, record=record, has_timelines=has_pictures)
     with progress(session.err, supply.count * plan.num_runs, "requests") as watch:
         runs = list(simulate(plan, supply, policies, onlookers, watch))
     onlookers.close()
     for failure in onlookers.failures:
         session.err.print(f"warning: not all is recorded: {failure}")
-    _emit(session, output, plan, rows_of(runs))
+    rows = rows_of(runs)
+    if has_pictures:
+        drawings = pictures().drawings(runs, rows, onlookers.timelines)
+        if plot is not None:
+            pictures().save(plot, drawings)
+        if report is not None:
+            drawn = [pictures().as_svg(each) for each in drawings]
+            write_report(report, plan, supply, rows, drawn)
+    _emit(session, output, plan, rows)
+
+
+def _can_draw(report: Path | None, plot: Path | None) -> bool:
+    """Whether pictures are wanted; if they are, they can be drawn: known before time is spent."""
+    from llx.sim.report import pictures
+
+    if plot is not None:
+        pictures().kind_of(plot)
+    elif report is not None:
+        pictures()
+    return report is not None or plot is not None
 
 
 def _session(output: SimOutput | None) -> Session:

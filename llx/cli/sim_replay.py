@@ -31,6 +31,10 @@ def replay(
             "--config", metavar="FILE", help="Ask by these rules, as a scenario has them."
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.svg|png", help="Draw the course of the recording."),
+    ] = None,
     output: OutputOption = None,
 ) -> None:
     """Feed a recording to the scheduler: the same commands, byte for byte, or exit code 8.
@@ -44,30 +48,36 @@ def replay(
     from llx.recording import Recording
     from llx.sim.replay import Compared, compare
     from llx.sim.replay import replay as replayed
+    from llx.sim.report import pictures
     from llx.sim.run import installed_policies
+    from llx.sim.timeline import Timeline
 
     session, policies = Session(output_name=output), installed_policies()
-    rules = _rules(policy, config)
-    recording = Recording(file)
+    rules = _rules(policy, config, plot)
+    if plot is not None:
+        pictures().kind_of(plot)
+    recording, timeline = Recording(file), Timeline()
     with progress(session.err, None, "events") as bar:
         watch = partial(bar, file.name)
         seen = (
-            replayed(recording, policies, watch)
+            replayed(recording, policies, watch, timeline.observe if plot else None)
             if rules is None
             else compare(recording, policies, rules.instead, watch)
         )
+    if plot is not None:
+        pictures().save(plot, [pictures().timeline_drawing(timeline, file.name)])
     if isinstance(seen, Compared):
         _emit_compared(session, recording, seen)
     else:
         _emit_replayed(session, recording, seen)
 
 
-def _rules(policy: str | None, config: Path | None) -> "PolicyRules | None":
+def _rules(policy: str | None, config: Path | None, plot: Path | None) -> "PolicyRules | None":
     from llx.sim.overrides import PolicyRules
     from llx.yaml_reader import read_yaml
 
-    if policy is not None and config is not None:
-        raise typer.BadParameter("--policy and --config cannot both be given")
+    if sum(each is not None for each in (policy, config, plot)) > 1:
+        raise typer.BadParameter("one of --policy, --config and --plot can be given")
     if config is not None:
         return read_yaml(config, PolicyRules)
     return None if policy is None else PolicyRules.model_validate({"from": policy})
