@@ -5,80 +5,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llx.cli import sim_replay
+from llx.cli import sim_plan, sim_replay
 from llx.cli.failures import command
 from llx.cli.session import Session
+from llx.cli.sim_options import (
+    CvOption,
+    HeadroomOption,
+    HighOption,
+    InstancesOption,
+    PolicyOption,
+    RateOption,
+    RequestsOption,
+    ScaleRateOption,
+    ScenarioArgument,
+    SeedsOption,
+    TraceFormatOption,
+    TraceOption,
+    WorkloadOption,
+    say_left_out,
+)
 from llx.cli.sim_output import SimOutput, SimOutputOption
 
 if TYPE_CHECKING:
     from llx.sim.figures import Row
     from llx.sim.plan import Plan
-    from llx.sim.supply import Supply
 
 app = typer.Typer(help="Simulate a cluster under its real scheduler.", no_args_is_help=True)
-app.command("replay", epilog=sim_replay.EXAMPLE)(sim_replay.replay)
-
-ScenarioArgument = Annotated[
-    Path | None,
-    typer.Argument(metavar="FILE", help="A scenario; without one, the paper's cluster."),
-]
-WorkloadOption = Annotated[
-    str | None,
-    typer.Option("--workload", metavar="MIX", help="Lengths: s-s, m-m, l-l, s-l, … [m-m]"),
-]
-TraceOption = Annotated[
-    Path | None, typer.Option("--trace", metavar="FILE", help="Requests of a file instead.")
-]
-TraceFormatOption = Annotated[
-    str | None,
-    typer.Option(
-        "--trace-format",
-        metavar="NAME",
-        help="azure, mooncake, burstgpt, sharegpt, timed, vllm-log, counts or vidur; default: as "
-        "the file looks.",
-    ),
-]
-ScaleRateOption = Annotated[
-    float | None,
-    typer.Option("--scale-rate", metavar="X", help="The trace, so many times as fast."),
-]
-RateOption = Annotated[
-    list[float] | None,
-    typer.Option(
-        "--rate",
-        metavar="R",
-        help="Requests a second, drawn; several are run one after the other. [7.4; a trace: its "
-        "own times]",
-    ),
-]
-CvOption = Annotated[
-    float | None, typer.Option("--cv", help="Variation of drawn gaps; 1 is Poisson. [1]")
-]
-RequestsOption = Annotated[
-    int | None,
-    typer.Option("--requests", min=1, metavar="N", help="So many. [1000; all of a trace]"),
-]
-HighOption = Annotated[
-    float | None, typer.Option("--high", min=0.0, max=1.0, help="Share of the class high.")
-]
-HeadroomOption = Annotated[
-    int | None, typer.Option("--headroom", min=0, metavar="BLOCKS", help="Of the class high.")
-]
-InstancesOption = Annotated[
-    int | None, typer.Option("--instances", min=1, metavar="N", help="How many. [16]")
-]
-PolicyOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--policy",
-        metavar="NAME",
-        help="round-robin, infaas, llumnix, llumnix-10, llx, or of the scenario; several may be "
-        "given, the first is what the others are compared to.",
-    ),
-]
-SeedsOption = Annotated[
-    str | None, typer.Option("--seeds", metavar="A-B", help="A run for each. [0]")
-]
 
 
 @app.callback()
@@ -150,7 +102,7 @@ def run(
     plan = planned(scenario, flags)
     has_pictures = _can_draw(report, plot)
     supply = prepare(plan, policies)
-    _say_left_out(session, supply)
+    say_left_out(session, supply)
     onlookers = Onlookers(plan, record=record, has_timelines=has_pictures)
     with progress(session.err, supply.count * plan.num_runs, "requests") as watch:
         runs = list(simulate(plan, supply, policies, onlookers, watch))
@@ -187,14 +139,6 @@ def _session(output: SimOutput | None) -> Session:
     return Session(output_name=OutputFormat(str(output)) if is_shared else None)
 
 
-def _say_left_out(session: Session, supply: "Supply") -> None:
-    if supply.num_left_out:
-        session.err.print(
-            f"left out: {supply.num_left_out} requests that are longer than the engine takes; "
-            f"{len(supply.lengths)} are left"
-        )
-
-
 def _emit(session: Session, output: SimOutput | None, plan: "Plan", rows: "list[Row]") -> None:
     from llx.cli.render import emit, print_table
     from llx.cli.sim_output import legend, rows_table, write_csv
@@ -208,3 +152,7 @@ def _emit(session: Session, output: SimOutput | None, plan: "Plan", rows: "list[
         session.err.print(legend(rows))
 
     emit(session.out, session.output, rows, [each.policy for each in plan.variants], show)
+
+
+app.command("replay", epilog=sim_replay.EXAMPLE)(sim_replay.replay)
+app.command("plan", epilog=sim_plan.EXAMPLE)(sim_plan.plan)

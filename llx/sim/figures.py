@@ -50,7 +50,7 @@ class Row(_Value):
 
 
 def rows_of(runs: Iterable[Run]) -> list[Row]:
-    """A row for each policy, rate and class, in the order of the runs."""
+    """A row for each policy, rate and class, in the order of the runs; no classes if it is one."""
     groups: dict[tuple[float | None, str], list[Run]] = {}
     for each in runs:
         groups.setdefault((each.rate, each.policy), []).append(each)
@@ -61,7 +61,7 @@ def rows_of(runs: Iterable[Run]) -> list[Row]:
         classes = dict.fromkeys(name for each in group for name in each.samples)
         # A class that a seed has nobody of has no figures to pair.
         names = [name for name in classes if all(name in each.samples for each in group)]
-        rows += [_row(group, first, name) for name in names]
+        rows += [_row(group, first, name) for name in (names if len(names) > 2 else [ALL])]
     return rows
 
 

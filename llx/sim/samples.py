@@ -72,12 +72,12 @@ class Run:
 def samples_by_class(
     records: Sequence[Record], goals: Mapping[ClassName, Goal]
 ) -> dict[str, Samples]:
-    """Of all requests, and of each class if there are several."""
+    """Of all requests, and of each class that has some."""
     classes: dict[str, list[Record]] = {}
     for each in records:
         classes.setdefault(str(each.request.priority_class), []).append(each)
     own = {name: Samples.of(classes[name], goals) for name in sorted(classes)}
-    return {ALL: Samples.of(records, goals), **(own if len(own) > 1 else {})}
+    return {ALL: Samples.of(records, goals), **own}
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

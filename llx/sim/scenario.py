@@ -325,18 +325,30 @@ def overridden(scenario: Scenario, flags: Flags) -> Scenario:
             "seeds": flags.seeds,
         }
     )
-    if flags.mix is not None and flags.trace is None:
+    if flags.mix is not None and flags.trace is not None:
+        raise ConfigError("--workload and a trace cannot both be given")
+    if flags.mix is not None:
         values.pop("trace", None)
     return read_yaml("the command line", Scenario, values=values)
 
 
 def planned(path: Path | None, flags: Flags) -> Plan:
-    """What is to be run, by a scenario file, if there is one, and the command line.
+    """What is to be run, by a file, if there is one, and the command line.
+
+    Args:
+        path: A scenario (``.yaml``), else a trace.
+        flags: Override what a scenario says.
 
     Raises:
         ConfigError: Either is wrong.
     """
-    return overridden(load_scenario(path) if path else Scenario(), flags).plan()
+    if path is None:
+        return overridden(Scenario(), flags).plan()
+    if path.suffix in (".yaml", ".yml"):
+        return overridden(load_scenario(path), flags).plan()
+    if flags.trace is not None:
+        raise ConfigError(f"two traces: {path} and {flags.trace}")
+    return overridden(Scenario(), replace(flags, trace=path)).plan()
 
 
 def _trace_by(scenario: Scenario, flags: Flags) -> dict[str, Any] | None:

@@ -125,3 +125,40 @@ class TestRecordings:
             llx(*SHORT, "--record", str(path))
         done = llx("sim", "replay", str(path), *words)
         assert (done.exit_code, done.stdout) == (2, "")
+
+
+class TestPlan:
+    WORDS = (
+        "sim", "plan", "--workload", "s-s", "--requests", "60", "--rate", "12", "--seeds", "0-1",
+        "--max-instances", "6",
+    )  # fmt: skip
+
+    def test_finds_a_number_for_each_policy(self):
+        policies = ("--policy", "infaas", "--policy", "llx")
+        done = llx(*self.WORDS, *policies, "--slo", "e2e_mean=5.45s", "-o", "json")
+        assert done.exit_code == 0, done.stderr
+        sizes = json.loads(done.stdout)
+        assert [each["policy"] for each in sizes] == ["infaas", "llx"]
+        for each in sizes:
+            assert each["instances"] >= max(each["by_seed"])
+            assert 0 < each["reached"][0]["value"]["mean"] <= 5.45
+
+    def test_table(self):
+        done = llx(*self.WORDS, "--slo", "ttft_p99=20s", "--slo", "normal:tpot_p50=500ms")
+        assert done.exit_code == 0, done.stderr
+        assert done.stdout.split()[:4] == ["POLICY", "INSTANCES", "TTFT_P99", "NORMAL:TPOT_P50"]
+        assert "ttft_p99 at most 20 s" in done.stderr
+
+    def test_what_cannot_be_reached_fails(self):
+        done = llx(*self.WORDS, "--slo", "ttft_p99=1ms", "--max-instances", "2")
+        assert (done.exit_code, "> 2" in done.stdout) == (8, True)
+        assert "2 instances are not enough" in done.stderr
+
+    @pytest.mark.parametrize(
+        "words",
+        [[], ["--slo", "ttft_p99"], ["--slo", "p99=1s"], ["--slo", "ttft_p99=x"],
+         ["--slo", "low:ttft_p99=1s"]],
+    )  # fmt: skip
+    def test_nonsense_is_refused(self, words):
+        done = llx(*self.WORDS, *words)
+        assert (done.exit_code, done.stdout) == (2, "")

@@ -50,8 +50,8 @@ def test_samples():
 
 
 def test_classes_are_told_apart_where_there_are_several():
-    assert sorted(samples_by_class(RECORDS, {})) == ["a", "all", "b"]
-    assert sorted(samples_by_class(RECORDS[:2], {})) == ["all"]
+    assert [row.priority_class for row in rows_of([run("x", 0, 1)])] == ["all", "a", "b"]
+    assert [row.priority_class for row in rows_of([run("x", 0, 1, RECORDS[:2])])] == ["all"]
 
 
 @pytest.mark.parametrize(
