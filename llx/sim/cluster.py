@@ -40,6 +40,7 @@ from llx.core.scheduler.events import (
     Ticked,
 )
 from llx.core.scheduler.move_rule import pick
+from llx.core.scheduler.policies import Policies
 from llx.core.scheduler.scheduler import Scheduler
 from llx.sim.config import ClusterConfig
 from llx.sim.engine import SimEngine
@@ -73,6 +74,7 @@ class Cluster:
         requests: In the order of their arrival.
         watch: Told now and then how many requests have ended.
         observe: Told every event of the scheduler, when it was, and what the scheduler answered.
+        policies: That the pool's configuration may name.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Cluster:
         requests: Iterator[SimRequest],
         watch: Callable[[int], None] | None = None,
         observe: Observer | None = None,
+        policies: Policies | None = None,
     ) -> None:
         self.records: list[Record] = []
         self._config = config
@@ -88,7 +91,7 @@ class Cluster:
         self._watch = watch
         self._observe = observe
         self._kernel = Kernel()
-        self._scheduler = Scheduler()
+        self._scheduler = Scheduler(policies)
         self._members: dict[InstanceId, _Member] = {}
         self._num_joined = 0
         self._num_ended = 0
