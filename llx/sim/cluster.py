@@ -9,7 +9,6 @@ the gateways of a live cluster keep, the streams and whose they are.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Final, assert_never
 
 from llx.core import epochs
@@ -152,8 +151,9 @@ class Cluster:
 
     def _arrive(self, request: SimRequest) -> None:
         name = RequestId(f"{len(self.records)}")
-        if request.arrival != self._kernel.now:
-            request = replace(request, arrival=self._kernel.now)
+        request = SimRequest(
+            self._kernel.now, request.num_prompt, request.num_outputs, request.priority_class
+        )
         self.records.append(Record(request))
         self._tick_later()
         self._tell(
