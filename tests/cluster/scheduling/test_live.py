@@ -3,8 +3,9 @@
 from llx.cluster.scheduling.live import LiveScheduler
 from llx.cluster.scheduling.members import Present
 from llx.core.model import ClassName, InstanceId, Nanos, PoolName, RequestId, Term
+from llx.core.scheduler.commands import Move
 from llx.core.scheduler.config import PoolConfig, PriorityClass
-from llx.core.scheduler.events import InstanceState, Ticked
+from llx.core.scheduler.events import InstanceState, MoveEnded, MoveOutcome, Ticked
 from llx.core.scheduler.policies import Policies
 from llx.wire import Held, Load, NotPlaced, Place, Placed, PlacementAnswer
 
@@ -28,11 +29,22 @@ def report(*, free: int = 10, running: int = 0, covers: tuple[str, ...] = ()) ->
     )  # fmt: skip
 
 
+class NoMoves:
+    def order(self, move: Move) -> MoveEnded | None:
+        return MoveEnded(move.pool, move.move, MoveOutcome.NONE)
+
+    def ended(self, move: object) -> MoveEnded | None:
+        return None
+
+
 class Rig:
     def __init__(self, *instances: InstanceId) -> None:
         self.said: list[tuple[bytes, PlacementAnswer]] = []
         self.live = LiveScheduler(
-            Term(3), lambda gateway, answer: self.said.append((gateway, answer)), Policies()
+            Term(3),
+            lambda gateway, answer: self.said.append((gateway, answer)),
+            NoMoves(),
+            Policies(),
         )
         self.live.configure([CONFIG])
         self.follow(*instances)
