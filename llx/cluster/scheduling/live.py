@@ -51,6 +51,7 @@ from llx.core.scheduler.events import (
 from llx.core.scheduler.policies import Policies
 from llx.core.scheduler.scheduler import Scheduler
 from llx.log import get_log
+from llx.recording import Recorder
 from llx.wire import Held, Load, NotPlaced, Place, Placed, PlacementAnswer
 
 log = get_log(__name__)
@@ -90,12 +91,21 @@ class LiveScheduler:
         answer: Sends to a gateway; must not block.
         moves: Orders moves; must not block.
         policies: What configurations can name.
+        recorder: Writes down what the core is told and answers; None: nobody does.
     """
 
-    def __init__(self, term: Term, answer: Answer, moves: MoveOrders, policies: Policies) -> None:
+    def __init__(
+        self,
+        term: Term,
+        answer: Answer,
+        moves: MoveOrders,
+        policies: Policies,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._term = term
         self._answer = answer
         self._moves = moves
+        self._recorder = recorder
         self._scheduler = Scheduler(policies)
         self._members = Members()
         self._configs: dict[PoolName, PoolConfig] = {}
@@ -113,9 +123,16 @@ class LiveScheduler:
 
     async def run(self) -> None:
         """A round now and then, until cancelled."""
-        while True:
-            await asyncio.sleep(ROUND_S)
-            self.tell(Ticked())
+        try:
+            while True:
+                await asyncio.sleep(ROUND_S)
+                self.tell(Ticked())
+                if self._recorder is not None:
+                    self._recorder.flush()  # a few kilobytes, to the page cache
+        finally:
+            if self._recorder is not None:
+                self._recorder.close()
+                self._recorder = None
 
     def configure(self, configs: Iterable[PoolConfig]) -> None:
         """Schedule pools by these rules; those that are scheduled so already are left alone."""
@@ -194,10 +211,17 @@ class LiveScheduler:
             return  # what is being done leads to this: it comes after that
         while self._events:
             try:
-                for command in self._scheduler.handle(self._events[0], Nanos(time.monotonic_ns())):
-                    self._obey(command)
+                self._handle(self._events[0])
             finally:
                 self._events.popleft()
+
+    def _handle(self, event: Event) -> None:
+        now = Nanos(time.monotonic_ns())
+        commands = self._scheduler.handle(event, now)
+        if self._recorder is not None:
+            self._recorder.record(event, now, commands)
+        for command in commands:
+            self._obey(command)
 
     def _later(self, event: Event | None) -> None:
         if event is not None:
