@@ -296,13 +296,14 @@ class RequestList(_Resource):
 class MoveOutcome(StrEnum):
     """How a migration ended.
 
-    `kept`: the request goes on at its source. `gone`: the request had ended. `unknown`: nobody
-    said, as when the source fell.
+    `kept`: the request goes on at its source. `gone`: the request had ended. `none`: the source was
+    to choose one, and had none that may go. `unknown`: nobody said, as when the source fell.
     """
 
     MOVED = "moved"
     KEPT = "kept"
     GONE = "gone"
+    NONE = "none"
     UNKNOWN = "unknown"
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from llx.core.migration import Begun, Cut, Progress, Reservation
 from llx.core.model import Epoch, MigrationId, RequestId
-from llx.wire import Add, Call, Reserve, Route
+from llx.wire import Add, Call, RequestView, Reserve, Route
 
 Frame = bytes | memoryview
 
@@ -44,6 +44,9 @@ class MigratingEngine(Protocol):
 
     def watch(self, listener: Callable[[RequestId, str], None]) -> None:
         """Whom to tell, on the core thread, that a watched request is no longer there, and why."""
+
+    def requests(self) -> list[RequestView]:
+        """All that is held here."""
 
     # ---------------------------------------------------------------- source
 

@@ -5,9 +5,10 @@ The defaults are the core's (`llx.core.scheduler.config`), whose words explain w
 
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from llx.core.model import Blocks, ClassName, Nanos, PoolName, Tokens
 from llx.core.scheduler.config import (
@@ -18,10 +19,21 @@ from llx.core.scheduler.config import (
     Slo,
     StepTime,
 )
+from llx.core.scheduler.freeness import Freeness
 from llx.core.scheduler.policies import ENTRY_POINTS, Policies, extended
 
 _MILLISECOND: Final = 1_000_000
 _MICROSECOND: Final = 1_000
+
+
+def _not_drain(step: str) -> str:
+    if step == "drain":
+        raise PydanticCustomError("steps", '"drain" is what `llx inst drain` does, not a step here')
+    return step
+
+
+Step = Annotated[str, AfterValidator(_not_drain)]
+"""A rescheduling rule's name."""
 
 
 class _Section(BaseModel):
@@ -56,14 +68,31 @@ class StepTimeSettings(_Section):
     per_block_us: float = Field(default=0.16, ge=0)
 
 
+class ReschedulingSettings(_Section):
+    """When running requests move."""
+
+    steps: tuple[Step, ...] = ("preempt", "make_room", "balance")
+    low: float = 3.0
+    high: float = 6.0
+    hysteresis: float = Field(default=1.0, ge=0)
+    choice: str = "lowest-class"
+    rest_s: float = Field(default=2, ge=0)
+    max_out: int = Field(default=2, ge=1)
+    max_in: int = Field(default=2, ge=1)
+    max_moves: int = Field(default=64, ge=1)
+    retry_after_s: float = Field(default=0.5, ge=0)
+    deadline_s: float = Field(default=60, gt=0)
+
+
 class SchedulingSettings(_Section):
-    """How the requests of a model are placed."""
+    """How the requests of a model are placed and moved."""
 
     dispatch: str = "freest"
     binding: Literal["late", "immediate"] = "late"
     age_after_s: float = Field(default=30, gt=0)
     charge_expires_after_s: float = Field(default=5, gt=0)
     step_time: StepTimeSettings = StepTimeSettings()
+    rescheduling: ReschedulingSettings = ReschedulingSettings()
 
 
 def pool_config(
@@ -73,6 +102,7 @@ def pool_config(
     *,
     step_tokens: int,
     max_requests: int,
+    can_move: bool = True,
 ) -> PoolConfig:
     """The core's configuration of a pool.
 
@@ -82,6 +112,7 @@ def pool_config(
         classes: The cluster's, in any order.
         step_tokens: Tokens that its engines compute in a step.
         max_requests: Requests that they run at a time.
+        can_move: Whether their requests can move.
 
     Raises:
         ConfigError: The numbers contradict each other.
@@ -102,7 +133,7 @@ def pool_config(
             per_request=_nanos(time.per_request_us, _MICROSECOND),
             per_block=_nanos(time.per_block_us, _MICROSECOND),
         ),
-        rescheduling=Rescheduling(steps=()),
+        rescheduling=_rescheduling(scheduling.rescheduling) if can_move else Rescheduling(steps=()),
     )
 
 
@@ -113,6 +144,22 @@ def installed_policies() -> Policies:
         ConfigError: A package's entry point is wrong.
     """
     return extended(entry_points(group=ENTRY_POINTS))
+
+
+def _rescheduling(settings: ReschedulingSettings) -> Rescheduling:
+    return Rescheduling(
+        steps=settings.steps,
+        low=Freeness(settings.low),
+        high=Freeness(settings.high),
+        hysteresis=Freeness(settings.hysteresis),
+        choice=settings.choice,
+        rest=_nanos(settings.rest_s),
+        max_out=settings.max_out,
+        max_in=settings.max_in,
+        max_moves=settings.max_moves,
+        retry_after=_nanos(settings.retry_after_s),
+        deadline=_nanos(settings.deadline_s),
+    )
 
 
 def _class(settings: PriorityClassSettings) -> PriorityClass:

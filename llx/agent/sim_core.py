@@ -155,6 +155,7 @@ class SimEngine:
             self._model,
             self._ownership,
             self._live,
+            block_bytes=self.kv.block_bytes,
             vocabulary=tokens.vocabulary,
             post=lambda action: self._commands.put(_Asked(action)),
             forget=self._forget,
@@ -294,7 +295,7 @@ class SimEngine:
 
     def _answer(self, peer: int, header: Call) -> None:
         if header.method == REQUESTS:
-            views = self.moves.views(self.kv.block_bytes)
+            views = self.moves.requests()
             self._outlet.emit(peer, Reply(header.call), lambda: [encode(views)])
             return
         if header.method not in RESULTS:

@@ -52,6 +52,7 @@ class SimMoves:
         ownership: Ownership,
         live: dict[RequestId, Live],
         *,
+        block_bytes: int,
         vocabulary: Vocabulary,
         post: Callable[[Callable[[], None]], None],
         forget: Callable[[list[RequestId]], None],
@@ -60,6 +61,7 @@ class SimMoves:
         self._model = model
         self._ownership = ownership
         self._live = live
+        self._block_bytes = block_bytes
         self._vocabulary = vocabulary
         self._post = post
         self._forget = forget
@@ -168,10 +170,10 @@ class SimMoves:
 
     # ------------------------------------------------------------------ what is here
 
-    def views(self, block_bytes: int) -> list[RequestView]:
-        """Every request held, for operators and for the choice of one to move."""
+    def requests(self) -> list[RequestView]:
+        """`MigratingEngine`."""
         return [
-            _view(each, self._live[each.asked.request], block_bytes)
+            _view(each, self._live[each.asked.request], self._block_bytes)
             for each in self._model.requests()
         ]
 

@@ -43,7 +43,7 @@ def migration_columns(now: float | None = None) -> list[Column[MigrationStatus]]
         Column("itl", lambda each: milliseconds(each.itl_ms), is_number=True, is_wide_only=True),
         Column("age", lambda each: age(each.begun_at, now), is_number=True),
         Column("user", lambda each: each.user or "-", is_wide_only=True),
-        Column("why", lambda each: each.why or "-", is_wide_only=True),
+        Column("why", lambda each: each.why or "-"),
         Column("reason", lambda each: each.reason),
     ]
 

@@ -43,6 +43,8 @@ from llx.cluster.placing import Placing
 from llx.cluster.rolling import Rolling
 from llx.cluster.scheduling.configs import desired_configs
 from llx.cluster.scheduling.live import LiveScheduler
+from llx.cluster.scheduling.moves import PolicyMoves
+from llx.cluster.scheduling.recordings import open_recording
 from llx.cluster.state_dir import StateDir, write_private
 from llx.cluster.unit import Unit
 from llx.errors import ConflictError, LlxError, NotFoundError, UnreachableError
@@ -83,8 +85,13 @@ class ClusterDriver:
         self.migrations = Migrations(fleet, audit)
         """Moves of requests, as operators ask for them."""
         fleet.loads.listen(self.migrations)
-        self.scheduler = LiveScheduler(fleet.term, fleet.line.answer, installed_policies())
+        moves = PolicyMoves(fleet, self.migrations)
+        recorder = open_recording(state.recordings, fleet.term)
+        self.scheduler = LiveScheduler(
+            fleet.term, fleet.line.answer, moves, installed_policies(), recorder
+        )
         """Places requests."""
+        self.migrations.tell_over(self.scheduler.on_move_over)
         fleet.loads.tell_loads(self.scheduler)
         fleet.line.tell_placement(self.scheduler)
         fleet.line.tell_moves(self.migrations.on_seen)

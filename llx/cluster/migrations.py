@@ -8,8 +8,10 @@ scheduler is not needed for a move to end well: one that falls, or does not hear
 import contextlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import msgspec
 
 from llx.api import (
     LeftOut,
@@ -27,16 +29,18 @@ from llx.cluster.movability import SERVING, check_ends, pool_of, why_pinned
 from llx.cluster.move_log import Experience, Move
 from llx.cluster.request_book import Located, find, list_requests
 from llx.cluster.unit import Unit
-from llx.core.model import Blocks, InstanceId, MigrationId, Tokens
+from llx.core.model import Blocks, InstanceId, MigrationId, RequestId, Tokens
 from llx.core.request_choice import CHOICES, Movable, choose
 from llx.errors import ConfigError, ConflictError, NotFoundError, UnreachableError
 from llx.log import get_log
-from llx.wire import CancelMigration, MigrateOrder, MigrationNews, MoveSeen, Target
+from llx.wire import ByRule, CancelMigration, MigrateOrder, MigrationNews, MoveSeen, Target
 
 log = get_log(__name__)
 
 _SILENT_S = 60.0
 """A move is given up when so long neither it nor any other from its source was heard of."""
+POLICY = "policy"
+"""The user of moves that no user has asked for."""
 _LOST_S = 600.0
 """Likewise it alone: it may wait for its turn behind others."""
 
@@ -57,7 +61,12 @@ class Migrations:
         self._audit = audit
         self._silent_s = silent_s
         self._numbers = itertools.count(1)
+        self._on_over: Callable[[Move], None] = lambda _: None
         self._heard: dict[InstanceId, float] = {}
+
+    def tell_over(self, on_over: Callable[[Move], None]) -> None:
+        """Tell `on_over` of every move that is over, from now on."""
+        self._on_over = on_over
 
     # ------------------------------------------------------------------ what operators ask
 
@@ -154,32 +163,51 @@ class Migrations:
         Raises:
             UnreachableError: The source is not connected.
         """
-        inward, outward = target.known[:2]
-        move = Move(
+        view = located.view
+        move = self._new_move(located.instance, target, user=user, why=why)
+        move.request, move.name, move.num_blocks = located.request, view.name, view.num_blocks
+        order = self._new_order(move, target)
+        self._fleet.loads.tell_llumlet(
+            move.source,
+            msgspec.structs.replace(
+                order, is_checked=is_checked, is_blocking=is_blocking, reuse_prefix=reuse_prefix
+            ),
+        )
+        self._fleet.moves.begin(move)
+        self._note("ordered", move, user=user, why=why)
+        return move
+
+    def order_by_rule(self, source: Unit, target: Unit, rule: ByRule, why: str) -> Move:
+        """Order a move of a request that the source is to choose.
+
+        Raises:
+            UnreachableError: The source is not connected.
+            ConflictError: Nothing can move between these two now.
+        """
+        check_ends(self._fleet, source, target)
+        move = self._new_move(InstanceId(source.name), target, user=POLICY, why=why)
+        order = msgspec.structs.replace(self._new_order(move, target), rule=rule)
+        self._fleet.loads.tell_llumlet(move.source, order)
+        self._fleet.moves.begin(move)
+        return move
+
+    def _new_move(self, source: InstanceId, target: Unit, *, user: str, why: str) -> Move:
+        return Move(
             id=MigrationId(f"m{self._fleet.term}-{next(self._numbers)}"),
-            request=located.request,
-            name=located.view.name,
-            source=located.instance,
+            request=RequestId(""),
+            name="",
+            source=source,
             target=InstanceId(target.name),
             user=user,
             why=why,
             begun_at=time.time(),
             heard_at=time.monotonic(),
-            num_blocks=located.view.num_blocks,
         )
-        message = MigrateOrder(
-            move.id,
-            move.request,
-            Target(move.target, inward, outward),
-            self._fleet.term,
-            is_checked=is_checked,
-            is_blocking=is_blocking,
-            reuse_prefix=reuse_prefix,
-        )
-        self._fleet.loads.tell_llumlet(move.source, message)
-        self._fleet.moves.begin(move)
-        self._note("ordered", move, user=user, why=why)
-        return move
+
+    def _new_order(self, move: Move, target: Unit) -> MigrateOrder:
+        inward, outward = target.known[:2]
+        to = Target(move.target, inward, outward)
+        return MigrateOrder(move.id, move.request, to, self._fleet.term)
 
     # ------------------------------------------------------------------ what is heard
 
@@ -193,6 +221,9 @@ class Migrations:
         if move.source != instance:
             log.warning("migration.strange_news", migration=news.migration, instance=instance)
             return
+        if not move.request and news.request and news.outcome != MoveOutcome.NONE:
+            move.request, move.name = news.request, news.name
+            self._note("ordered", move, user=move.user, why=move.why)
         if self._fleet.moves.on_news(move, news, time.time(), now):
             self._note_over(move)
 
@@ -302,6 +333,10 @@ class Migrations:
         self._note_over(move)
 
     def _note_over(self, move: Move) -> None:
+        self._on_over(move)
+        if not move.request:
+            self._fleet.moves.drop(move)
+            return
         self._note("over", move, outcome=str(move.outcome), reason=move.reason)
 
     def _note(self, what: str, move: Move, *, user: str = "", **fields: str) -> None:

@@ -29,6 +29,7 @@ class Move:
     """One migration. `begun_at` and `ended_at` in Unix seconds, `heard_at` on the monotonic clock.
 
     Attributes:
+        request, name: Empty as long as the source has not said which it has chosen.
         news: What its source said last; None: nothing yet.
         seen: What the gateway saw.
         over: Set when `outcome` is known, or given up.
@@ -174,6 +175,7 @@ class MoveLog:
         if not move.is_open and not (move.outcome is MoveOutcome.UNKNOWN and news.is_over):
             return False
         move.news, move.heard_at = news, now
+        move.request, move.name = news.request or move.request, news.name or move.name
         if not news.is_over:
             return False
         try:
@@ -203,6 +205,10 @@ class MoveLog:
                     self.end(move, MoveOutcome.MOVED, "", at)
                     ended.append(move)
         return ended
+
+    def drop(self, move: Move) -> None:
+        """It came to nothing that is worth a line: its source had no request to move."""
+        self._over.pop(move.id, None)
 
     def end(self, move: Move, outcome: MoveOutcome, reason: str, at: float) -> None:
         """It is over, or given up."""

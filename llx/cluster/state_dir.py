@@ -81,6 +81,11 @@ class StateDir:
         return self.path / "events.jsonl"
 
     @property
+    def recordings(self) -> Path:
+        """What schedulers were told and answered, a file for each term."""
+        return self.path / "recordings"
+
+    @property
     def devices(self) -> Path:
         """The device ledger."""
         return self.path / "devices.json"

@@ -36,6 +36,7 @@ from llx.wire.line import (
 from llx.wire.moving import (
     AbortMigration,
     AskOwner,
+    ByRule,
     CancelMigration,
     Commit,
     Committed,
@@ -80,6 +81,7 @@ __all__ = [
     "AbortMigration",
     "Add",
     "AskOwner",
+    "ByRule",
     "Bye",
     "Call",
     "CancelMigration",

@@ -90,8 +90,8 @@ def _check_ids(message: object) -> None:
             ids = [request, RequestId(name or "-")]
         case Ruling(request=request):
             ids = [request]
-        case MigrateOrder(migration=migration, request=request):
-            ids = [RequestId(migration), request]
+        case MigrateOrder(migration=migration, request=request, rule=rule):
+            ids = [RequestId(migration), RequestId(request if rule is None else request or "-")]
         case Reserve(migration=migration, request=request, gateway=gateway):
             ids = [RequestId(migration), request, RequestId(gateway)]
         case CancelMigration() | Extend() | Commit() | AbortMigration():

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from llx.core.model import Epoch, InstanceId, MigrationId, RequestId, Term
+from llx.core.model import Epoch, InstanceId, MigrationId, Nanos, RequestId, Term
 from llx.wire.message import Message
 
 
@@ -14,8 +14,20 @@ class Target(msgspec.Struct, frozen=True):
     address_out: str
 
 
+class ByRule(msgspec.Struct, frozen=True):
+    """What the source may choose from, and how: `llx.core.scheduler.move_rule.MoveRule`."""
+
+    choice: str
+    least_priority: int | None
+    about: int | None
+    at_most: int
+    rest: Nanos
+
+
 class MigrateOrder(Message, frozen=True, tag="migrate"):
     """Move a request from the instance that gets this. Answered by `MigrationNews`.
+
+    `request` is empty where the source is to choose one by `rule`.
 
     `is_checked`: compare a digest of the copied KV at both ends before the target goes on with it.
     `is_blocking`: the request stops before the first copy, the baseline for live migration.
@@ -29,6 +41,7 @@ class MigrateOrder(Message, frozen=True, tag="migrate"):
     is_checked: bool = False
     is_blocking: bool = False
     reuse_prefix: bool = True
+    rule: ByRule | None = None
 
 
 class CancelMigration(Message, frozen=True, tag="cancel-migration"):
@@ -164,7 +177,8 @@ class MigrationNews(Message, frozen=True, tag="migration-news"):
     """How a migration gets on; sent to schedulers on change, and at most every 50 ms besides.
 
     `state`: of the source's machine. `is_over`: nothing more will come. `outcome`, when over:
-    ``moved``, ``kept`` (it goes on at the source) or ``gone`` (the request has ended).
+    ``moved``, ``kept`` (it goes on at the source), ``gone`` (the request has ended), or ``none``:
+    by its rule the source had none to move, and `request` is empty.
     Times are milliseconds since the migration began; `rate` is bytes per second of copying.
     `cut_ms` is when the request left the batch, 0 before. `transport` is how its KV went, and
     `transport_why` why in no better way (`llx.ports.Copied`); empty until some has arrived.

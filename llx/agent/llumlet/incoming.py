@@ -1,7 +1,7 @@
 """One migration at its target: the machine's commands carried out."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import assert_never
 
 from llx.agent.llumlet.parts import Deadline, Parts
@@ -33,6 +33,7 @@ from llx.core.migration.events import (
     TimedOut,
 )
 from llx.core.migration.target import Command, Event, Target, TargetState
+from llx.core.model import RequestId
 from llx.log import get_log
 from llx.wire import (
     AbortMigration,
@@ -58,16 +59,24 @@ class Incoming:
         gateway: The session of the gateway that holds the stream.
         header: What the source asked for.
         prepared: The request, as the engine has decoded it.
+        arrived: Told when the request has come.
     """
 
     def __init__(
-        self, parts: Parts, source: int, gateway: int, header: Reserve, prepared: object
+        self,
+        parts: Parts,
+        source: int,
+        gateway: int,
+        header: Reserve,
+        prepared: object,
+        arrived: Callable[[RequestId], None],
     ) -> None:
         self.header = header
         self._parts = parts
         self._source = source
         self._gateway = gateway
         self._prepared: object | None = prepared
+        self._arrived = arrived
         self._target = Target(header.num_tokens)
         self._deadline = Deadline(parts.loop, lambda: self.handle(TimedOut()))
         self._token = b""
@@ -87,8 +96,11 @@ class Incoming:
         self._carry_out(self._target.handle(event))
         if self._target.state is not before and self._target.is_over:
             self._prepared = None
+            has_arrived = self._target.state is TargetState.OWNING
+            if has_arrived:
+                self._arrived(self.header.request)
             log.info(
-                "migration.arrived" if before is TargetState.APPLYING else "migration.refused",
+                "migration.arrived" if has_arrived else "migration.refused",
                 migration=self.header.migration,
                 request=self.header.request,
                 state=self._target.state.value,

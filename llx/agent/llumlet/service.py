@@ -5,7 +5,9 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import msgspec
 import zmq.asyncio
 
 from llx.agent.endpoint import InstanceEndpoint
@@ -13,6 +15,7 @@ from llx.agent.link import InstanceLink, peer_of_process
 from llx.agent.llumlet.incoming import Incoming
 from llx.agent.llumlet.outgoing import Outgoing
 from llx.agent.llumlet.parts import EngineFacts, Parts
+from llx.agent.llumlet.picking import Picking
 from llx.core.migration.events import Cancelled, HasArrived, IsBroken, IsGone, Ruled
 from llx.core.model import Epoch, InstanceId, InstanceLoad, MigrationId, PoolName, RequestId
 from llx.curve import ClusterKeys
@@ -31,6 +34,7 @@ from llx.wire import (
     MigrationNews,
     MigrationRefused,
     Outputs,
+    RequestView,
     Reserve,
     Reserved,
     Ruling,
@@ -79,6 +83,7 @@ class MigrationService:
         self._thread = threading.Thread(target=self._run, name="llumlet", daemon=True)
         self._parts: Parts
         self._waiting: deque[MigrateOrder] = deque()
+        self._picking = Picking()
         self._out: dict[RequestId, Outgoing] = {}
         self._in: OrderedDict[MigrationId, Incoming] = OrderedDict()
         self._ended: OrderedDict[MigrationId, None] = OrderedDict()
@@ -151,8 +156,10 @@ class MigrationService:
 
     def _receive(self, peer: int, message: object, payload: Sequence[Frame]) -> None:
         match message:
-            case MigrateOrder():
+            case MigrateOrder(rule=None):
                 self._order(message)
+            case MigrateOrder():
+                self._parts.ask(self._engine.requests, partial(self._order_by_rule, message))
             case CancelMigration(migration=migration):
                 self._cancel(migration)
             case Ruling(request=request, epoch=epoch, is_yours=is_yours):
@@ -174,6 +181,15 @@ class MigrationService:
             outgoing.handle(IsGone(why))
 
     # ------------------------------------------------------------------ away from here
+
+    def _order_by_rule(self, order: MigrateOrder, views: Sequence[RequestView]) -> None:
+        assert order.rule is not None, "it goes by a rule"
+        leaving = {*self._out, *(each.request for each in self._waiting)}
+        found = self._picking.pick(order.rule, views, leaving)
+        if isinstance(found, str):
+            self._refuse_order(order, found, "none")
+        else:
+            self._order(msgspec.structs.replace(order, request=found.request, rule=None))
 
     def _order(self, order: MigrateOrder) -> None:
         if order.request in self._out or any(
@@ -209,16 +225,16 @@ class MigrationService:
             if outgoing.order.migration == migration:
                 outgoing.handle(Cancelled("cancelled"))
 
-    def _refuse_order(self, order: MigrateOrder, reason: str) -> None:
+    def _refuse_order(self, order: MigrateOrder, reason: str, outcome: str = "kept") -> None:
         news = MigrationNews(
             order.migration,
             order.request,
             "",
             order.target.instance,
-            state="kept",
+            state=outcome,
             epoch=Epoch(0),
             is_over=True,
-            outcome="kept",
+            outcome=outcome,
             reason=reason,
         )
         for peer in self._parts.endpoint.peers_of("scheduler"):
@@ -301,7 +317,9 @@ class MigrationService:
             self._remember_ended(header.migration)
             return
         assert gateway is not None, "else it was refused"
-        incoming = Incoming(self._parts, peer, gateway, header, prepared)
+        incoming = Incoming(
+            self._parts, peer, gateway, header, prepared, self._picking.note_arrival
+        )
         self._in[header.migration] = incoming
         self._forget_old()
         incoming.start()

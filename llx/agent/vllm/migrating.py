@@ -105,6 +105,10 @@ class VllmMigratingEngine:
         """Told between two steps, after the outputs of the last one have been sent off."""
         self._scheduler.llx_listener = listener
 
+    def requests(self) -> list[RequestView]:
+        """On the core thread, as all that follows."""
+        return request_views(self._core)
+
     # ---------------------------------------------------------------- source
 
     def begin(self, request: RequestId) -> Begun | str:

@@ -16,7 +16,8 @@ def desired_configs(settings: ClusterSettings, infos: Iterable[InstanceInfo]) ->
     """One for each model.
 
     What an engine computes in a step and how many requests it runs is, of unlike instances, the
-    least that any of them says; before any has said so, what the engine's arguments say.
+    least that any of them says; before any has said so, what the engine's arguments say. Nothing is
+    moved by rule where an instance cannot move requests.
     """
     known = list(infos)
     return [
@@ -37,6 +38,7 @@ def _config(
         settings.priority_classes,
         step_tokens=step_tokens or _asked(model, sim, "max_num_batched_tokens", _STEP_TOKENS),
         max_requests=max_requests or _asked(model, sim, "max_num_seqs", _MAX_REQUESTS),
+        can_move=not any(each.cannot_migrate for each in infos),
     )
 
 

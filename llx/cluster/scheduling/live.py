@@ -11,10 +11,12 @@ it is lost the gateway asks again, and if the gateway is gone its requests are.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, assert_never
+from typing import Final, Protocol, assert_never
 
+from llx.cluster.move_log import Move as Ordered
 from llx.cluster.scheduling.members import Members, Present
 from llx.core.model import (
     Blocks,
@@ -40,6 +42,7 @@ from llx.core.scheduler.config import SECOND, PoolConfig
 from llx.core.scheduler.events import (
     Event,
     LoadReported,
+    MoveEnded,
     PoolConfigured,
     RequestArrived,
     RequestWithdrawn,
@@ -48,6 +51,7 @@ from llx.core.scheduler.events import (
 from llx.core.scheduler.policies import Policies
 from llx.core.scheduler.scheduler import Scheduler
 from llx.log import get_log
+from llx.recording import Recorder
 from llx.wire import Held, Load, NotPlaced, Place, Placed, PlacementAnswer
 
 log = get_log(__name__)
@@ -69,23 +73,46 @@ class _Asked:
     ask: int
 
 
+class MoveOrders(Protocol):
+    """Carries moves out."""
+
+    def order(self, move: Move) -> MoveEnded | None:
+        """Order a move; if that is not possible, how it has ended at once."""
+
+    def ended(self, move: Ordered) -> MoveEnded | None:
+        """A move is over, by whomever ordered: one of these, or None."""
+
+
 class LiveScheduler:
     """Drives the core.
 
     Args:
         term: On all answers.
         answer: Sends to a gateway; must not block.
+        moves: Orders moves; must not block.
         policies: What configurations can name.
+        recorder: Writes down what the core is told and answers; None: nobody does.
     """
 
-    def __init__(self, term: Term, answer: Answer, policies: Policies) -> None:
+    def __init__(
+        self,
+        term: Term,
+        answer: Answer,
+        moves: MoveOrders,
+        policies: Policies,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._term = term
         self._answer = answer
+        self._moves = moves
+        self._recorder = recorder
         self._scheduler = Scheduler(policies)
         self._members = Members()
         self._configs: dict[PoolName, PoolConfig] = {}
         self._asked: dict[RequestId, _Asked] = {}
         """Those that wait."""
+        self._events: deque[Event] = deque()
+        """Being told, and to be told next."""
         self._is_open = False
 
     # ------------------------------------------------------------------ the driver's side
@@ -96,9 +123,16 @@ class LiveScheduler:
 
     async def run(self) -> None:
         """A round now and then, until cancelled."""
-        while True:
-            await asyncio.sleep(ROUND_S)
-            self.tell(Ticked())
+        try:
+            while True:
+                await asyncio.sleep(ROUND_S)
+                self.tell(Ticked())
+                if self._recorder is not None:
+                    self._recorder.flush()  # a few kilobytes, to the page cache
+        finally:
+            if self._recorder is not None:
+                self._recorder.close()
+                self._recorder = None
 
     def configure(self, configs: Iterable[PoolConfig]) -> None:
         """Schedule pools by these rules; those that are scheduled so already are left alone."""
@@ -130,6 +164,10 @@ class LiveScheduler:
         """`LoadEvents`: nothing is heard of it."""
         for event in self._members.lose(instance):
             self.tell(event)
+
+    def on_move_over(self, move: Ordered) -> None:
+        """A move is over, by whomever ordered."""
+        self._later(self._moves.ended(move))
 
     # ------------------------------------------------------------------ gateways
 
@@ -168,8 +206,26 @@ class LiveScheduler:
 
     def tell(self, event: Event) -> None:
         """Have the core handle an event, and do what it wants."""
-        for command in self._scheduler.handle(event, Nanos(time.monotonic_ns())):
+        self._events.append(event)
+        if len(self._events) > 1:
+            return  # what is being done leads to this: it comes after that
+        while self._events:
+            try:
+                self._handle(self._events[0])
+            finally:
+                self._events.popleft()
+
+    def _handle(self, event: Event) -> None:
+        now = Nanos(time.monotonic_ns())
+        commands = self._scheduler.handle(event, now)
+        if self._recorder is not None:
+            self._recorder.record(event, now, commands)
+        for command in commands:
             self._obey(command)
+
+    def _later(self, event: Event | None) -> None:
+        if event is not None:
+            self.tell(event)
 
     def _obey(self, command: Command) -> None:
         match command:
@@ -185,7 +241,9 @@ class LiveScheduler:
                 after_s = 0.0 if after is None else after / SECOND
                 refusal = NotPlaced(self._term, request, asked.ask, reason.value, after_s)
                 self._answer(asked.gateway, refusal)
-            case Move() | AddInstances() | Terminate() | Emptied():
-                pass
+            case Move():
+                self._later(self._moves.order(command))
+            case AddInstances() | Terminate() | Emptied():
+                pass  # how many there are is the settings' to say
             case _:
                 assert_never(command)

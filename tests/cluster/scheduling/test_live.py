@@ -1,11 +1,18 @@
 """The live driver of the scheduler: who hears what, and what the core is told."""
 
-from llx.cluster.scheduling.live import LiveScheduler
+import asyncio
+from pathlib import Path
+
+from llx.cluster.scheduling.live import ROUND_S, LiveScheduler
 from llx.cluster.scheduling.members import Present
+from llx.cluster.scheduling.recordings import open_recording
 from llx.core.model import ClassName, InstanceId, Nanos, PoolName, RequestId, Term
+from llx.core.scheduler.commands import Move
 from llx.core.scheduler.config import PoolConfig, PriorityClass
-from llx.core.scheduler.events import InstanceState, Ticked
+from llx.core.scheduler.events import InstanceState, MoveEnded, MoveOutcome, Ticked
 from llx.core.scheduler.policies import Policies
+from llx.core.scheduler.scheduler import Scheduler
+from llx.recording import Recorder, Recording, command_bytes
 from llx.wire import Held, Load, NotPlaced, Place, Placed, PlacementAnswer
 
 G, H = b"gateway-0#1", b"gateway-1#1"
@@ -28,11 +35,23 @@ def report(*, free: int = 10, running: int = 0, covers: tuple[str, ...] = ()) ->
     )  # fmt: skip
 
 
+class NoMoves:
+    def order(self, move: Move) -> MoveEnded | None:
+        return MoveEnded(move.pool, move.move, MoveOutcome.NONE)
+
+    def ended(self, move: object) -> MoveEnded | None:
+        return None
+
+
 class Rig:
-    def __init__(self, *instances: InstanceId) -> None:
+    def __init__(self, *instances: InstanceId, recorder: Recorder | None = None) -> None:
         self.said: list[tuple[bytes, PlacementAnswer]] = []
         self.live = LiveScheduler(
-            Term(3), lambda gateway, answer: self.said.append((gateway, answer)), Policies()
+            Term(3),
+            lambda gateway, answer: self.said.append((gateway, answer)),
+            NoMoves(),
+            Policies(),
+            recorder,
         )
         self.live.configure([CONFIG])
         self.follow(*instances)
@@ -212,3 +231,42 @@ def test_rules_change_while_requests_wait() -> None:
     assert isinstance(rig.heard()[0][1], Held)
     rig.live.configure([PoolConfig(name=M, classes=CONFIG.classes, max_requests=5)])
     assert rig.heard() == [(G, placed("r", A))]
+
+
+async def test_a_live_recording_replays_byte_for_byte(tmp_path: Path) -> None:
+    recorder = open_recording(tmp_path, Term(3))
+    assert recorder is not None
+    rig = Rig(A, B, recorder=recorder)
+    for number in range(12):
+        rig.place(f"r{number}", cls="urgent" if number % 3 else "normal", ask=number)
+    rig.live.on_down(B)
+    rig.report(A, free=9, running=1, covers=("r0", "r1"))
+    rig.follow(A, B, m_0=InstanceState.CORDONED)
+    rig.live.withdraw(G, RequestId("r11"))
+    rig.live.on_up(B)
+    rig.report(B)
+    running = asyncio.create_task(rig.live.run())
+    await asyncio.sleep(ROUND_S * 1.5)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    recording, core = Recording(tmp_path / "term-3.jsonl"), Scheduler(Policies())
+    assert recording.origin == "cluster"
+    kinds = set()
+    for entry in recording.entries():
+        assert command_bytes(core.handle(entry.event, entry.at)) == entry.commands, entry.line
+        kinds.add(type(entry.event).__name__)
+    assert recording.stopped is None
+    assert {"PoolConfigured", "RequestArrived", "LoadReported", "InstanceChanged"} <= kinds
+    assert "Ticked" in kinds
+
+
+def test_recordings_of_the_last_terms_are_kept(tmp_path: Path) -> None:
+    for term in range(8, 13):
+        recorder = open_recording(tmp_path, Term(term))
+        assert recorder is not None
+        recorder.close()
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "term-10.jsonl", "term-11.jsonl", "term-12.jsonl",
+    ]  # fmt: skip
+    (tmp_path / "file").touch()
+    assert open_recording(tmp_path / "file" / "x", Term(1)) is None
