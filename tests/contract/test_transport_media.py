@@ -496,7 +496,7 @@ def test_many_migrations_leave_nothing(kind: str, gpus: Gpus) -> None:
     run(5)
     wait_until(lambda: not any("kv-" in each.name for each in threading.enumerate()))
     num_fds, num_threads = count_fds(), threading.active_count()
-    run(50)
+    run(20)
     wait_until(lambda: threading.active_count() <= num_threads)
     assert count_fds() <= num_fds
     assert gpus.violations == []
