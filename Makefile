@@ -21,6 +21,8 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Tests that run side by side. Most of them wait most of the time, vLLM's do not.
+JOBS ?= 2
 # cpu or cuda. The tests run vLLM on the CPU, also where there is a GPU.
 NODE_PLATFORM ?= cpu
 # A folder of wheels (`llx node download`), for a machine without internet.
@@ -37,11 +39,11 @@ export LLX_WHEELHOUSE := $(WHEELHOUSE)
 .PHONY: check test lint node wheelhouse host-tools demo locks clean
 
 check: lint
-	@env -u LLX_NODE_PREFIX $(BIN)/pytest -q -m 'not node and not gpu and not hosts and not slow' $(PYTEST_ARGS)
+	@env -u LLX_NODE_PREFIX $(BIN)/pytest -q -n $(JOBS) -m 'not node and not gpu and not hosts and not slow' $(PYTEST_ARGS)
 
 # One pytest run, last: its summary is the last thing printed.
 test: lint host-tools node wheelhouse
-	@$(BIN)/pytest -q -m 'not gpu' $(PYTEST_ARGS)
+	@$(BIN)/pytest -q -n $(JOBS) -m 'not gpu' $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp
 	@$(BIN)/ruff format --quiet --check --diff . >&2 || { echo 'remedy: .venv/bin/ruff format .' >&2; exit 1; }

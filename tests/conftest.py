@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,10 +23,44 @@ settings.load_profile("llx")
 GOLDEN = Path(__file__).parent / "golden"
 
 
+LONGEST_FIRST = ("migration", "hosts", "e2e", "chaos", "contract", "cluster")
+"""Directories that are begun before all others, so that none of them is waited for at the end."""
+STAY_TOGETHER = ("migration", "e2e", "chaos")
+"""Directories whose files share what takes a minute to start: run by one process each."""
+STAND_ALONE = ("cluster",)
+"""Directories in which no test shares anything with the next one."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rewrite", action="store_true", help="write golden files anew; review them as diffs"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(directory_of(item.nodeid), len(ranks)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests side by side (`-n`): a file, or a directory that stays together, is one process's."""
+    from xdist.scheduler import LoadScopeScheduling  # a plugin that one may lack
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            directory = directory_of(nodeid)
+            if directory in STAY_TOGETHER:
+                return directory
+            return nodeid if directory in STAND_ALONE else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False  # the order of collection is the better one
+    return Scheduling(config, log)
+
+
+def directory_of(nodeid: str) -> str:
+    """The first directory below `tests`; of a file there, its name."""
+    return nodeid.partition("::")[0].removeprefix("tests/").partition("/")[0]
 
 
 @pytest.fixture

@@ -98,13 +98,14 @@ class Checklist:
         grid.add_column(no_wrap=True, width=2)
         grid.add_column(no_wrap=True)
         grid.add_column(no_wrap=True, justify="right", style="dim")
-        grid.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)
+        grid.add_column(style="dim")  # where room is short, this column alone gives way
         now = self._clock()
         for name, row in list(self._rows.items()):
             elapsed = (now if row.ended is None else row.ended) - row.began
             mark = _MARKS.get(row.state) or self._spinner(row)
             detail = row.detail.splitlines()[0] if row.detail else ""
-            grid.add_row(mark, name, f"{elapsed:.1f} s", detail)
+            shown = Text(detail, no_wrap=True, overflow="ellipsis")
+            grid.add_row(mark, name, f"{elapsed:.1f} s", shown)
         return grid
 
     def _spinner(self, row: _Row) -> Spinner:

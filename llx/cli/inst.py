@@ -149,12 +149,24 @@ app.command("logs")(logs)
 def _set_cordon(
     name: str, output: OutputOption, context: str | None, *, is_on: bool, is_dry_run: bool
 ) -> None:
+    from llx.cli.render import emit, print_table, table
+    from llx.cli.tables import instance_columns
+
     session = Session(context_name=context, output_name=output)
     if is_dry_run:
         dry.cordon_instance(session, name, is_on=is_on)
         return
     with session.control() as control:
-        _show(session, control.cordon_instance(name, is_on=is_on, user=session.user))
+        found = control.cordon_instance(name, is_on=is_on, user=session.user)
+    emit(
+        session.out,
+        session.output,
+        found,
+        [found.name],
+        lambda is_wide: print_table(
+            session.out, table(instance_columns(shows_host=False), [found], is_wide=is_wide)
+        ),
+    )
 
 
 def _show(session: Session, found: "InstanceStatus | GatewayStatus") -> None:

@@ -10,6 +10,8 @@ from llx.specs import InstanceSpec
 SERVING = frozenset({InstanceState.READY, InstanceState.DRAINING})
 """States of instances that may have requests."""
 
+_CORDONED = "is cordoned: it takes nothing new"
+
 
 def why_no_target(fleet: Fleet, unit: Unit) -> str:
     """Why an instance takes no requests of others now, in words; empty: it does."""
@@ -18,7 +20,7 @@ def why_no_target(fleet: Fleet, unit: Unit) -> str:
     if not fleet.loads.is_up(unit.name) or len(unit.known) < 2:
         return "is not connected"
     if fleet.is_cordoned(unit):
-        return "is cordoned: it takes nothing new"
+        return _CORDONED
     return _cannot(fleet, unit)
 
 
@@ -62,9 +64,8 @@ def check_ends(fleet: Fleet, source: Unit, target: Unit) -> None:
         raise ConflictError(f"{source.name} {reason}", remedy=f"llx inst get {source.name}")
     reason = why_no_target(fleet, target)
     if reason:
-        is_cordoned = target.state is InstanceState.READY and fleet.is_cordoned(target)
-        uncordon = f"llx inst uncordon {target.name}, or llx host uncordon {target.host}"
-        remedy = uncordon if is_cordoned else "name another target: llx inst ls"
+        uncordon = _uncordon(fleet, target) if reason == _CORDONED else ""
+        remedy = uncordon or "name another target: llx inst ls"
         raise ConflictError(f"{target.name} {reason}", remedy=remedy)
 
 
@@ -72,6 +73,15 @@ def pool_of(unit: Unit) -> str:
     """The model that an instance serves."""
     assert isinstance(unit.spec, InstanceSpec), f"{unit.name} is an instance"
     return unit.spec.pool
+
+
+def _uncordon(fleet: Fleet, unit: Unit) -> str:
+    """What uses an instance again; empty if it is not cordoned."""
+    host = fleet.hosts.get(unit.host)
+    verbs = [f"llx inst uncordon {unit.name}"] if unit.is_cordoned else []
+    if host is not None and host.is_cordoned:
+        verbs.append(f"llx host uncordon {unit.host}")
+    return " and ".join(verbs)
 
 
 def _cannot(fleet: Fleet, unit: Unit) -> str:

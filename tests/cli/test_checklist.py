@@ -22,6 +22,8 @@ STORY = [
     (61.0, StepEvent("instance tiny-1", RUNNING, "loading the model")),
     (70.0, StepEvent("instance tiny-1", FAILED, "RuntimeError: out of memory")),
     (72.0, StepEvent("first token", StepState.SKIPPED, "only hashes are known")),
+    (72.0, StepEvent("interrupted: taking away what was started", RUNNING)),
+    (74.0, StepEvent("interrupted: taking away what was started", DONE, "in /data" + "/x" * 60)),
 ]
 
 

@@ -136,7 +136,8 @@ class TestInstances:
 
     def test_cordon_and_uncordon(self, llx, head):
         assert llx("inst", "cordon", "tiny-0", "-o", "name").stdout == "tiny-0\n"
-        assert llx("inst", "uncordon", "tiny-0").stdout.startswith("name: tiny-0\n")
+        titles, row = llx("inst", "uncordon", "tiny-0").stdout.splitlines()
+        assert (titles.split()[:3], row.split()[0]) == (["NAME", "MODEL", "STATE"], "tiny-0")
         asked = [each.partition("?")[0] for each in head.asked]
         assert asked == [
             "POST /v1/instances/tiny-0/cordon", "POST /v1/instances/tiny-0/uncordon",

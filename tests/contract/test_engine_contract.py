@@ -469,18 +469,19 @@ def test_a_frame_beyond_the_limit_drops_the_connection(engine: Instance, peer: P
     peer.finish(stream)
 
 
-def test_sigterm_ends_streams_with_an_abort(mortal_engine: Instance) -> None:
-    with mortal_engine.peer() as peer:
-        peer.join()
-        streams = [peer.add(f"end-{k}", PROMPT, max_tokens=LONG) for k in range(3)]
-        peer.until(lambda: all(stream.tokens for stream in streams))
-        os.kill(mortal_engine.process.pid, signal.SIGTERM)
-        peer.until(lambda: peer.dead is not None)
-        assert {stream.finish for stream in streams} == {FinishReason.ABORT}
-    assert mortal_engine.process.wait(WAIT_S) == 0
-    assert mortal_engine.status().phase is Phase.STOPPING
-
-
 def test_sigterm_ends_an_idle_instance(mortal_engine: Instance) -> None:
     os.kill(mortal_engine.process.pid, signal.SIGTERM)
     assert mortal_engine.process.wait(WAIT_S) == 0
+
+
+def test_sigterm_ends_streams_with_an_abort(engine: Instance) -> None:
+    """The last test of all: it ends the shared instance."""
+    with engine.peer() as peer:
+        peer.join()
+        streams = [peer.add(f"end-{k}", PROMPT, max_tokens=LONG) for k in range(3)]
+        peer.until(lambda: all(stream.tokens for stream in streams))
+        os.kill(engine.process.pid, signal.SIGTERM)
+        peer.until(lambda: peer.dead is not None)
+        assert {stream.finish for stream in streams} == {FinishReason.ABORT}
+    assert engine.process.wait(WAIT_S) == 0
+    assert engine.status().phase is Phase.STOPPING

@@ -27,9 +27,9 @@ def llx(tmp_path) -> Llx:
     sweep(tmp_path)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(tmp_path_factory, oracle) -> Cluster:
-    """The shared cluster, up for the session and taken down by `llx down`."""
+    """The shared cluster, up for the directory's tests and taken down by `llx down`."""
     home = tmp_path_factory.mktemp("cluster")
     llx = Llx(home)
     config = home / "cluster.yaml"

@@ -215,6 +215,13 @@ class Host:
         self.write(stand_in, content)
         self.x("mount", "--bind", stand_in, path, check=True)
 
+    def own_paths(self, *folders: str) -> list[str]:
+        """All that lies below `folders`, but for what it sees of this machine."""
+        skipped = [word for each in self.options.binds for word in ("-path", each, "-prune", "-o")]
+        found = self.x("find", *folders, "-mindepth", "1", *map(str, skipped), "-print").stdout
+        shown = {str(parent) for each in self.options.binds for parent in each.parents}
+        return [path for path in found.splitlines() if path not in shown]
+
     def pids(self) -> list[int]:
         """Its processes, by their numbers here, but for process 1."""
         namespace = Path(f"/proc/{self.init}/ns/pid").readlink()

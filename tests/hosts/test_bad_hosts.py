@@ -24,8 +24,13 @@ def operator(hosts):
 
 def untouched(rig: Rig) -> bool:
     """Nothing of llx lies on any host that is on."""
-    look = ["sh", "-c", "ls -A /home/llx | grep -vx .ssh; ls -d /tmp/llx*"]
-    return not any(host.x(*look).stdout for host in rig.hosts if host.is_on)
+    paths = [
+        path for host in rig.hosts if host.is_on for path in host.own_paths("/home/llx", "/tmp")
+    ]
+    return not any(
+        path.startswith(("/home/llx/", "/tmp/llx")) and not path.startswith("/home/llx/.ssh")
+        for path in paths
+    )
 
 
 def refused(operator: Operator, path: str, code: int, *words: str, remedy: str) -> str:

@@ -78,6 +78,15 @@ def test_a_python_of_ours_is_there_only_when_bound_and_read_only(hosts: Hosts) -
     assert "Read-only" in rig["h1"].x("touch", str(python.parent / "new")).stderr
 
 
+def test_its_own_paths_are_told_from_what_it_sees_of_ours(hosts: Hosts, tmp_path: Path) -> None:
+    """Also where ours lies in a directory of which it has its own, as a clone below /tmp does."""
+    (tmp_path / "ours").touch()
+    rig = hosts(1, binds=(tmp_path,))
+    rig["h1"].write("/tmp/note", "mine")
+    assert rig["h1"].x("ls", str(tmp_path)).stdout == "ours\n"
+    assert rig["h1"].own_paths("/tmp") == ["/tmp/note"]
+
+
 def test_a_small_disk_is_full_soon(hosts: Hosts) -> None:
     rig = hosts(1, size="8m")
     written = rig["h1"].x("dd", "if=/dev/zero", "of=/home/llx/big", "bs=1M", "count=16")

@@ -119,12 +119,11 @@ class TestRun:
         assert len(done.stdout) == 1 << 20
 
     def test_lines_are_heard_as_they_come(self, shell: SshShell) -> None:
-        heard: list[tuple[str, float]] = []
-        began = time.monotonic()
+        heard: dict[str, float] = {}
         argv = ["sh", "-c", "echo one; echo two >&2; sleep 1; printf '1%%\\r2%%\\nlast'"]
-        shell.run(argv, on_line=lambda line: heard.append((line, time.monotonic() - began)))
-        assert sorted(line for line, _ in heard) == ["1%", "2%", "last", "one", "two"]
-        assert max(at for line, at in heard if line in ("one", "two")) < 0.9
+        shell.run(argv, on_line=lambda line: heard.update({line: time.monotonic()}))
+        assert sorted(heard) == ["1%", "2%", "last", "one", "two"]
+        assert heard["last"] - heard["two"] > 0.5
 
     def test_what_a_command_leaves_behind_does_not_hold_us_up(
         self, rig: Rig, shell: SshShell
@@ -383,7 +382,7 @@ class TestSilentDeath:
         self.lost(lambda: shell.run(["true"]))
         self.lost(lambda: shell.put(b"x", "/home/llx/x"))
         self.lost(lambda: shell.dial("127.0.0.1", 22))
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 2.5, "a known death is not waited for again"
 
     def test_in_the_middle_of_a_file(self, rig: Rig, shell: SshShell, tmp_path: Path) -> None:
         source = tmp_path / "source"
@@ -482,7 +481,7 @@ class TestWays:
     def test_hosts_are_connected_to_in_parallel(self, hosts: Hosts) -> None:
         rig = hosts(3)
         for host in rig.hosts:
-            host.delay(40)
+            host.delay(100)  # what is waited for, rather than computed
 
         def took(names: list[str]) -> float:
             began = time.monotonic()

@@ -52,7 +52,7 @@ def other_model(tmp_path_factory, node_python, node_environment) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def movable(host_rig: Rig, oracle, other_model, node_python, tmp_path_factory) -> Movable:  # noqa: F811
     host_rig.up(2, HostOptions(binds=(*python_binds(Path(node_python)), node.ROOT), size="6g"))
     operator = Operator(host_rig, python=node_python)
