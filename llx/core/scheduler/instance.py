@@ -51,7 +51,7 @@ class Instance:
     is_known: bool = False
     is_emptied: bool = False
     closed_because: str | None = None
-    load: InstanceLoad = _UNKNOWN
+    load: InstanceLoad = field(default_factory=lambda: _UNKNOWN)
     queue_head: Blocks = Blocks(0)
     num_charged: int = 0
     charged: Blocks = Blocks(0)
@@ -119,28 +119,32 @@ class Instance:
         self, load: InstanceLoad, queue_head: Blocks | None, config: PoolConfig
     ) -> None:
         """Replace the last report."""
-        for rank, count in enumerate(self.running):
-            if count:
-                self.present[rank] -= count
-                self.running[rank] = 0
-        for priority, each in load.classes.items():
-            if each.num_running:
-                rank = config.rank_of(priority)
-                self.running[rank] += each.num_running
-                self.present[rank] += each.num_running
+        self._count_running(load.classes, config)
         if queue_head is None:
             queue_head = mean_head(load) if load.num_waiting else Blocks(0)
         self.load = load
         self.queue_head = queue_head
         self.is_known = True
 
+    def _count_running(self, classes: dict[int, ClassLoad], config: PoolConfig) -> None:
+        for rank, count in enumerate(self.running):
+            if count:
+                self.present[rank] -= count
+                self.running[rank] = 0
+        for priority, each in classes.items():
+            if each.num_running:
+                rank = config.rank_of(priority)
+                self.running[rank] += each.num_running
+                self.present[rank] += each.num_running
+
     def refresh(self, headrooms: Sequence[Blocks]) -> None:
         """Work out freeness anew; the same as `freeness(self.usage())`, which is slower."""
         load = self.load
         headroom = 0
-        for blocks, count in zip(headrooms, self.present, strict=True):
-            if blocks and count:
-                headroom += blocks
+        if any(headrooms):
+            for blocks, count in zip(headrooms, self.present, strict=True):
+                if blocks and count:
+                    headroom += blocks
         self.headroom = Blocks(headroom)
         unsent = load.free - self.charged - self.incoming
         self.uncommitted = Blocks(unsent - load.waiting_demand)
@@ -148,8 +152,8 @@ class Instance:
         if self.nominated:
             spare -= sum(self.nominated.values())
         self.spare = Blocks(spare)
-        batch = self.batch
-        if self.state is InstanceState.TERMINATING:
+        batch = load.num_running + self.num_charged + self.num_in
+        if self.wanted is InstanceState.TERMINATING and self.lost_at is None:
             self.freeness = TERMINATING
         else:
             self.freeness = Freeness(spare / batch if batch > 1 else float(spare))
