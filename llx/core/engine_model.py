@@ -27,7 +27,7 @@ from typing import Final, Protocol
 from llx.core.engine_leap import LikeSteps, carry_out, like_steps
 from llx.core.engine_moves import EngineMoves
 from llx.core.engine_state import EngineConfig, EngineRequest, EngineState, Held, State, urgency
-from llx.core.model import Blocks, InstanceLoad, Nanos, RequestId, blocks_for
+from llx.core.model import Blocks, InstanceLoad, Nanos, RequestId, Tokens, blocks_for
 
 _NOTHING: frozenset[int] = frozenset()
 _STATES: Final = {
@@ -228,8 +228,11 @@ class EngineModel:
         assert len(self._state.free) == row.num_free, "the row has counted other blocks"
 
     def load(self) -> InstanceLoad:
-        """The load at this moment; costs O(priority classes)."""
-        return self._state.load(Blocks(len(self._state.free)))
+        """The load at this moment; costs O(running requests)."""
+        state = self._state
+        lacking = (len(held.tokens) - held.num_computed for held in state.running)
+        num_prefill = sum(num for num in lacking if num > 1)
+        return state.load(Blocks(len(state.free)), Tokens(num_prefill))
 
     def load_in(self, row: LikeSteps) -> InstanceLoad:
         """The load at the step of a row that is under way."""

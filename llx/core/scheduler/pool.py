@@ -197,8 +197,7 @@ class Pool:
             return "not reported yet"
         if self.config.is_immediate:
             return None
-        load = instance.load
-        if load.waiting_tokens + instance.charged_tokens >= self.config.step_tokens:
+        if instance.tokens_ahead >= self.config.step_tokens:
             return "busy with prefill"
         is_full = instance.num_requests >= self.config.max_requests
         return "at its most requests" if is_full else None
