@@ -10,8 +10,6 @@ how long it takes is worked out for the batch as a whole, and not request by req
                grows with the batch
 """
 
-from collections.abc import Sequence
-
 from llx.core.engine_state import EngineState, StepTime
 from llx.core.model import Blocks, Nanos
 
@@ -97,9 +95,7 @@ class LikeSteps:
         return count
 
 
-def like_steps(
-    state: EngineState, started_at: Nanos, are_decodes: Sequence[bool]
-) -> LikeSteps | None:
+def like_steps(state: EngineState, started_at: Nanos, num_chunks: int) -> LikeSteps | None:
     """The row of like steps that begins with the open one; None if that is alone.
 
     Nothing ends or comes in before the last of them completes. Blocks only become fewer and places
@@ -109,21 +105,23 @@ def like_steps(
     Args:
         state: With the open step's blocks taken. The step has admitted and preempted nobody.
         started_at: When the open step has started.
-        are_decodes: Of the open step's chunks.
+        num_chunks: Requests that it computes for.
     """
     running, config = state.running, state.config
-    if state.arrived or len(are_decodes) != len(running) or not all(are_decodes):
+    if state.arrived or num_chunks != len(running):
         return None
     block_size: int = config.block_size
     max_len: int = config.max_model_len
     most, context = max_len, 0
     takes: dict[int, int] = {}
     for held in running:
-        num_tokens = len(held.tokens)
-        asked = held.asked
-        most = min(most, asked.max_tokens - num_tokens + len(asked.prompt), max_len - num_tokens)
-        context += held.num_computed + 1
-        first = len(held.blocks) * block_size - held.num_computed
+        num_tokens, num_computed, asked = len(held.tokens), held.num_computed, held.asked
+        num_outputs = num_tokens - len(asked.prompt)
+        if num_tokens - num_computed != 1 or not num_outputs:
+            return None  # a prompt, or what is recomputed
+        most = min(most, asked.max_tokens - num_outputs, max_len - num_tokens)
+        context += num_tokens
+        first = len(held.blocks) * block_size - num_computed
         takes[first] = takes.get(first, 0) + 1
     num_free = Blocks(len(state.free))
     num_steps = _that_fit(takes, block_size, num_free, most)

@@ -14,6 +14,7 @@ Blocks reserved for a request that may yet arrive are simply not free.
 """
 
 import bisect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, assert_never
@@ -119,6 +120,25 @@ class EngineRequest:
     seed: int = 0
 
 
+@dataclass(slots=True)
+class Chunk:
+    """Positions `start` to `end` (exclusive) of a request, computed in one step.
+
+    Nobody changes it. It is not frozen for speed: there is one for each request of each step.
+    """
+
+    request: RequestId
+    life: int
+    start: int
+    end: int
+    is_decode: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the step's budget that it takes."""
+        return self.end - self.start
+
+
 class State(Enum):
     """Where a request is."""
 
@@ -180,8 +200,8 @@ class EngineState:
         self.waiting: list[Held] = []
         self.arrived: list[Held] = []
         self.cut: list[Held] = []
-        self.in_flight: frozenset[int] = frozenset()
-        """Lives that the open step computes for."""
+        self.in_flight: Mapping[RequestId, Chunk] = {}
+        """What the open step computes."""
         self._tallies: dict[int, _Tally] = {}
         self._waiting_tokens = 0
         self._num_preempted = 0
@@ -220,6 +240,11 @@ class EngineState:
     def give_back(self, blocks: list[int]) -> None:
         """Blocks become free again."""
         self.free.extend(reversed(blocks))
+
+    def is_in_flight(self, held: Held) -> bool:
+        """Whether the open step computes for it."""
+        chunk = self.in_flight.get(held.asked.request)
+        return chunk is not None and chunk.life == held.life
 
     def demand(self, held: Held) -> int:
         """Blocks that its tokens so far need beyond those it has."""

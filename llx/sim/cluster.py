@@ -307,17 +307,19 @@ class Cluster:
 
     def said(self, engine: SimEngine, outputs: Sequence[TokenOutput]) -> None:
         """`Listener`: the gateway's part, which lets through what the owner says."""
+        name, now = engine.name, self._kernel.now
         for each in outputs:
-            epoch = engine.epochs[each.request]
-            if each.finish is not None:
-                del engine.epochs[each.request]
-            record = self._record(each.request)
-            is_owner = record.owner == engine.name and record.epoch == epoch
-            if not is_owner and not self._takes_over(engine, each.request, epoch):
-                self._kernel.after(self._config.link.hop, self._abort, engine, each.request, epoch)
+            request, finish = each.request, each.finish
+            epoch = engine.epochs[request]
+            if finish is not None:
+                del engine.epochs[request]
+            record = self._record(request)
+            is_owner = record.owner == name and record.epoch == epoch
+            if not is_owner and not self._takes_over(engine, request, epoch):
+                self._kernel.after(self._config.link.hop, self._abort, engine, request, epoch)
                 continue
-            record.token(self._kernel.now)
-            if each.finish is not None:
+            record.token(now)
+            if finish is not None:
                 self._end(record)
 
     def _takes_over(self, engine: SimEngine, request: RequestId, epoch: Epoch) -> bool:

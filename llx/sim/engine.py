@@ -165,7 +165,8 @@ class SimEngine:
             self._row = None
         outputs = self._model.complete(step)
         self._step = None
-        self._silent.difference_update([each.request for each in outputs])
+        if self._silent:
+            self._silent.difference_update([each.request for each in outputs])
         self._listener.said(self, outputs)
         self._model.moves.tell()
         self._begin()

@@ -27,6 +27,7 @@ class Instance:
         queue_head: Demand of the request that waits first in its own queue.
         present: Requests that run or are charged here, by class rank.
         running: Those that run, likewise.
+        counted: The part of a report that `running` is of.
         num_charged: Requests sent here that no report covers yet; `charged` their blocks,
             `charged_tokens` what they have to compute.
         nominated: Demand of the heads of central queues that wait for it, by class rank.
@@ -46,6 +47,7 @@ class Instance:
     ordinal: int
     running: list[int] = field(default_factory=list)
     present: list[int] = field(default_factory=list)
+    counted: dict[int, ClassLoad] | None = None
     wanted: InstanceState = InstanceState.UP
     lost_at: Nanos | None = None
     is_known: bool = False
@@ -117,6 +119,7 @@ class Instance:
         """Clear what is counted by class, for there are others now; moves stay."""
         self.running = [0] * num_classes
         self.present = [0] * num_classes
+        self.counted = None
         self.num_charged, self.charged, self.charged_tokens = 0, Blocks(0), Tokens(0)
         self.nominated = {}
 
@@ -124,7 +127,9 @@ class Instance:
         self, load: InstanceLoad, queue_head: Blocks | None, config: PoolConfig
     ) -> None:
         """Replace the last report."""
-        self._count_running(load.classes, config)
+        if load.classes is not self.counted:
+            self._count_running(load.classes, config)
+            self.counted = load.classes
         if queue_head is None:
             queue_head = mean_head(load) if load.num_waiting else Blocks(0)
         self.load = load

@@ -199,8 +199,9 @@ class Pool:
             return None
         if instance.tokens_ahead >= self.config.step_tokens:
             return "busy with prefill"
-        is_full = instance.num_requests >= self.config.max_requests
-        return "at its most requests" if is_full else None
+        load = instance.load
+        num_requests = load.num_running + load.num_waiting + instance.num_charged + instance.num_in
+        return "at its most requests" if num_requests >= self.config.max_requests else None
 
     def _count_closed(self, instance: Instance, reason: str | None) -> None:
         if instance.closed_because is not None:
