@@ -28,8 +28,16 @@ TraceFormatOption = Annotated[
     typer.Option(
         "--trace-format",
         metavar="NAME",
-        help="azure, mooncake, burstgpt, sharegpt, timed, vllm-log, counts or vidur; default: as "
-        "the file looks.",
+        help="azure, mooncake, burstgpt, sharegpt, timed, vllm-log, counts, vidur or recording; "
+        "default: as the file looks.",
+    ),
+]
+OutputsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--outputs",
+        metavar="N|s|m|l",
+        help="Tokens of the outputs of a recording, which does not say; s, m, l as the paper's.",
     ),
 ]
 ScaleRateOption = Annotated[
