@@ -18,7 +18,11 @@ ScenarioArgument = Annotated[
 ]
 WorkloadOption = Annotated[
     str | None,
-    typer.Option("--workload", metavar="MIX", help="Lengths: s-s, m-m, l-l, s-l, … [m-m]"),
+    typer.Option(
+        "--workload",
+        metavar="MIX",
+        help="Lengths: s-s, m-l, …, sharegpt-like or burstgpt-like. [m-m]",
+    ),
 ]
 TraceOption = Annotated[
     Path | None, typer.Option("--trace", metavar="FILE", help="Requests of a file instead.")

@@ -35,7 +35,7 @@ from llx.core.engine_state import (
     State,
     urgency,
 )
-from llx.core.model import Blocks, InstanceLoad, Nanos, RequestId
+from llx.core.model import Blocks, InstanceLoad, Nanos, RequestId, Tokens
 
 _NOTHING: frozenset[int] = frozenset()
 _STATES: Final = {
@@ -219,8 +219,11 @@ class EngineModel:
         assert len(self._state.free) == row.num_free, "the row has counted other blocks"
 
     def load(self) -> InstanceLoad:
-        """The load at this moment; costs O(priority classes)."""
-        return self._state.load(Blocks(len(self._state.free)))
+        """The load at this moment; costs O(running requests)."""
+        state = self._state
+        lacking = (len(held.tokens) - held.num_computed for held in state.running)
+        num_prefill = sum(num for num in lacking if num > 1)
+        return state.load(Blocks(len(state.free)), Tokens(num_prefill))
 
     def load_in(self, row: LikeSteps) -> InstanceLoad:
         """The load at the step of a row that is under way."""

@@ -261,8 +261,13 @@ class EngineState:
         num_held = sum(len(held.blocks) for held in self.held.values())
         return self.config.num_blocks - len(self.free) - num_held
 
-    def load(self, num_free: Blocks) -> InstanceLoad:
-        """The load with so many free blocks; costs O(priority classes)."""
+    def load(self, num_free: Blocks, num_prefill: Tokens = Tokens(0)) -> InstanceLoad:
+        """The load; costs O(priority classes).
+
+        Args:
+            num_free: Free blocks.
+            num_prefill: Tokens of running requests that are to be computed before their next one.
+        """
         tallies = self._tallies.items()
         return InstanceLoad(
             total=self.config.num_blocks,
@@ -271,7 +276,7 @@ class EngineState:
             num_running=len(self.running) + len(self.cut),
             num_waiting=len(self.waiting) + len(self.arrived),
             waiting_demand=Blocks(sum(tally.waiting_demand for _, tally in tallies)),
-            waiting_tokens=Tokens(self._waiting_tokens),
+            waiting_tokens=Tokens(self._waiting_tokens + num_prefill),
             num_preempted=self._num_preempted,
             classes={
                 priority: ClassLoad(t.num_running, t.num_waiting, Blocks(t.waiting_demand))

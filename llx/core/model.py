@@ -42,7 +42,8 @@ class InstanceLoad:
     """An instance's load at one moment, as its llumlet reports it; nobody changes it.
 
     Invariant: ``0 <= free <= total``. ``waiting_demand`` counts the blocks that the prompts of all
-    waiting requests will need; ``waiting_tokens`` the prefill tokens they still have to compute.
+    waiting requests will need; ``waiting_tokens`` the tokens of prompts still to be computed, of
+    theirs and of those of running requests whose first token is yet to come.
 
     It is not frozen because a simulation makes one for every report, which frozen costs five times
     as much.

@@ -23,7 +23,7 @@ A10_LLAMA_7B: Final = EngineConfig(
     max_num_batched_tokens=Tokens(12_800),
     max_model_len=Tokens(2 * 6144 + 1),
     step_time=StepTime(
-        base_ns=36 * _MILLISECOND,
+        base_ns=34 * _MILLISECOND,
         # 0.26 ms a token, of which the context's term has 0.0016
         prefill_token_ns=258_400,
         decode_ns=270_000,
@@ -34,12 +34,12 @@ A10_LLAMA_7B: Final = EngineConfig(
     is_prefill_first=True,
     watermark=Blocks(7),
 )
-"""LLaMA-7B on an A10 under the vLLM of the paper: step_ms = 36 + 0.27 batch + 0.0016 context;
+"""LLaMA-7B on an A10 under the vLLM of the paper: step_ms = 34 + 0.27 batch + 0.0016 context;
 prefill_ms = 5.6 + 0.26 Σn + 4e-5 Σn². Fitted to the paper's figures 10 and 11."""
 
 _KV_BLOCK_BYTES: Final = 8 * 2**20
 _PREDICTION: Final = Prediction(
-    base=Nanos(36 * _MILLISECOND),
+    base=Nanos(34 * _MILLISECOND),
     per_prefill_token=Nanos(260_000),
     per_request=Nanos(270_000),
     per_block=Nanos(25_600),
@@ -55,22 +55,30 @@ def _classes(headroom: int) -> tuple[PriorityClass, ...]:
     )
 
 
-def _pool(dispatch: str, steps: tuple[str, ...], *, is_immediate: bool) -> PoolConfig:
-    return PoolConfig(
-        name=PoolName("llama-7b"),
-        classes=_classes(0),
+_OURS: Final = PoolConfig(
+    name=PoolName("llama-7b"),
+    classes=_classes(0),
+    step_tokens=A10_LLAMA_7B.max_num_batched_tokens,
+    max_requests=A10_LLAMA_7B.max_num_seqs,
+    step_time=_PREDICTION,
+)
+
+
+def _immediate(dispatch: str, *steps: str) -> PoolConfig:
+    """Requests go to an instance's own queue at once, whatever room it has."""
+    return replace(
+        _OURS,
         dispatch=dispatch,
-        is_immediate=is_immediate,
-        step_tokens=A10_LLAMA_7B.max_num_batched_tokens,
-        max_requests=A10_LLAMA_7B.max_num_seqs,
-        step_time=_PREDICTION,
+        is_immediate=True,
+        overtaking=0,
+        growth=Blocks(0),
         rescheduling=replace(Rescheduling(), steps=steps),
     )
 
 
 def _papers(threshold: float) -> PoolConfig:
     """One threshold for both ends, no rest, one move at a time for an instance."""
-    pool = _pool("freest", ("balance",), is_immediate=True)
+    pool = _immediate("freest", "balance")
     low = Freeness(threshold)
     rules = replace(
         pool.rescheduling,
@@ -86,11 +94,11 @@ def _papers(threshold: float) -> PoolConfig:
 
 POLICIES: Final = MappingProxyType(
     {
-        "round-robin": _pool("round_robin", (), is_immediate=True),
-        "infaas": _pool("least_loaded", (), is_immediate=True),
+        "round-robin": _immediate("round_robin"),
+        "infaas": _immediate("least_loaded"),
         "llumnix": _papers(3.0),
         "llumnix-10": _papers(10.0),
-        "llx": _pool("freest", Rescheduling().steps, is_immediate=False),
+        "llx": _OURS,
     }
 )
 """The paper's baselines, its own policy (with the threshold of 3 blocks a request that it uses for

@@ -3,7 +3,8 @@
 A line is a comment (#), an event or a command to the reader; what the scheduler answers follows it,
 indented, after ``=>``. Sizes are blocks of 16 tokens.
 
-    pool CLASS:PRIORITY[:HEADROOM] …   [KEY=VALUE …]     one pool, `m`; keys as in `PoolConfig`
+    pool CLASS:PRIORITY[:HEADROOM] …   [KEY=VALUE …]     one pool, `m`; keys as in `PoolConfig`;
+              unless said dispatch=freest overtaking=0 growth=0, so that a story has one subject
     set KEY=VALUE …                                      the same pool by other rules
     join NAME …                                          instances
     load NAME free=N [total=N] [CLASS=RUNNING] [waiting=CLASS:COUNT:BLOCKS] [head=BLOCKS]
@@ -85,7 +86,8 @@ class Script:
     def __init__(self) -> None:
         self.scheduler = Scheduler()
         self.now = SECOND
-        self.config = PoolConfig(POOL, (PriorityClass(ClassName("normal"), 10),))
+        normal = PriorityClass(ClassName("normal"), 10)
+        self.config = PoolConfig(POOL, (normal,), "freest", overtaking=0, growth=Blocks(0))
 
     def play(self, text: str) -> str:
         """The scenario with its answers made anew."""

@@ -300,8 +300,7 @@ class World:
         request, waits = command.request, self.waiting[command.request]
         told = self.instances[command.instance]
         assert told.state is InstanceState.UP
-        same = [each for each in self.waiting.values() if each.rank == waits.rank]
-        assert min(same, key=lambda each: (each.arrival, each.order)) is waits
+        self.check_turn(waits)
         assert all(request not in each.unreported for each in self.instances.values())
         if self.config.is_immediate:
             return
@@ -311,6 +310,16 @@ class World:
             head = self.head(rank)
             if head is not None and self.urgency(head) < self.urgency(waits):
                 assert head.demand > self.room(told, command.instance, rank), "overtaken"
+
+    def check_turn(self, waits):
+        """The first of its class, or one of the few behind it, and that not for long."""
+        head = self.head(waits.rank)
+        if head is waits:
+            return
+        assert self.now - head.arrival < self.config.age_after, "overtaken for too long"
+        same = [each for each in self.waiting.values() if each.rank == waits.rank]
+        behind = sorted(each.order for each in same if each is not head)
+        assert waits.order in behind[: self.config.overtaking], "overtaken by too many"
 
     def kept_for(self, name, waits):
         """Blocks that the heads before it, which wait for this instance, are to have."""
@@ -340,6 +349,8 @@ class World:
             for each, cls in enumerate(self.config.classes)
             if load.classes[cls.priority].num_running
         }
+        num_in = self.scheduler.pools[POOL].instances[name].num_in
+        room -= self.config.growth * (load.num_running + len(told.unreported) + num_in)
         kept = {each for each in present if each < rank} | {rank}
         return room - sum(self.config.classes[each].headroom for each in kept)
 

@@ -34,6 +34,8 @@ configs = st.builds(
     ),
     dispatch=st.sampled_from(sorted(DISPATCH)),
     is_immediate=st.sampled_from([False, False, True]),
+    overtaking=st.integers(0, 3),
+    growth=st.sampled_from([Blocks(0), Blocks(0), Blocks(1), Blocks(2)]),
     age_after=st.sampled_from([Nanos(SECOND), Nanos(10 * SECOND)]),
     rescheduling=st.builds(
         Rescheduling,

@@ -321,6 +321,8 @@ class LlxEngineCore(EngineCoreProc):
                 migrating is not None and self.scheduler.llx_is_leaving(request.request_id)
             ):
                 entry[0] += 1
+                lacking = request.num_tokens - request.num_computed_tokens
+                waiting_tokens += lacking if lacking > 1 else 0  # a prompt that takes more steps
                 continue
             entry[1] += 1
             # What has just arrived has its blocks already.

@@ -132,6 +132,10 @@ class PoolConfig:
         dispatch: Name of the dispatch policy.
         is_immediate: Send every request at once to the instance's own queue, as in the paper,
             instead of keeping it until an instance has room.
+        overtaking: So many of a class that wait behind its head may be sent before it while it
+            waits for room, to where they take nothing of what is kept for it; until it has waited
+            for `age_after`.
+        growth: Blocks kept free on an instance for each of its requests, which grow as they decode.
         step_tokens: Tokens that an engine computes in a step (vLLM's max_num_batched_tokens).
         max_requests: Requests that an engine runs at a time (vLLM's max_num_seqs).
         age_after: Waiting for so long makes a request one class more urgent, in the queue only.
@@ -146,8 +150,10 @@ class PoolConfig:
 
     name: PoolName
     classes: tuple[PriorityClass, ...]
-    dispatch: str = "freest"
+    dispatch: str = "soonest"
     is_immediate: bool = False
+    overtaking: int = 16
+    growth: Blocks = Blocks(1)
     step_tokens: Tokens = Tokens(8192)
     max_requests: int = 256
     age_after: Nanos = Nanos(30 * SECOND)
@@ -167,6 +173,8 @@ class PoolConfig:
                 raise ConfigError(f"pool {self.name}: {each.name}.queue_limit must be at least 1")
         if self.age_after < 1:
             raise ConfigError(f"pool {self.name}: age_after must be above 0")
+        if min(self.overtaking, self.growth) < 0:
+            raise ConfigError(f"pool {self.name}: overtaking and growth must not be negative")
         moves, scaling = self.rescheduling, self.scaling
         if moves.low + moves.hysteresis > moves.high - moves.hysteresis:
             raise ConfigError(

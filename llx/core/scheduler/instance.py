@@ -73,7 +73,7 @@ class Instance:
     uncommitted: Blocks = Blocks(0)
     spare: Blocks = Blocks(0)
     freeness: Freeness = TERMINATING
-    key: "tuple[float, int, Instance] | None" = None
+    key: "tuple[float, float, int, Instance] | None" = None
 
     @property
     def state(self) -> InstanceState:
@@ -104,6 +104,11 @@ class Instance:
     def num_requests(self) -> int:
         """The batch, and what waits in the instance's own queue."""
         return self.batch + self.load.num_waiting
+
+    @property
+    def tokens_ahead(self) -> Tokens:
+        """Tokens of prompts that are to be computed here before those of a request that comes."""
+        return Tokens(self.load.waiting_tokens + self.charged_tokens)
 
     @property
     def committed(self) -> Blocks:
@@ -177,13 +182,16 @@ class Instance:
             is_terminating=self.state is InstanceState.TERMINATING,
         )
 
-    def room(self, rank: int, ahead: Iterable[int], headrooms: Sequence[Blocks]) -> Blocks:
+    def room(
+        self, rank: int, ahead: Iterable[int], headrooms: Sequence[Blocks], growth: Blocks
+    ) -> Blocks:
         """Blocks that a request of that class may take here now; may be negative.
 
         What is uncommitted as of the last `refresh`, less what the queue heads `ahead` of it need
         that wait for this instance (demand and headroom), less the headroom of the classes here
-        that are more urgent, and its own. An instance that has nothing and expects nothing keeps
-        nothing free: else a request that is larger than what is left would never run.
+        that are more urgent, its own, and `growth` for each request. An instance that has nothing
+        and expects nothing keeps nothing free: else a request that is larger than what is left
+        would never run.
         """
         room: int = self.uncommitted
         if self.nominated:
@@ -192,7 +200,7 @@ class Instance:
                     room -= self.nominated[each] + headrooms[each]
         if not self.is_working:
             return Blocks(room)
-        room -= headrooms[rank]
+        room -= headrooms[rank] + growth * self.batch
         for urgent in range(rank):
             if headrooms[urgent] and self.present[urgent]:
                 room -= headrooms[urgent]

@@ -2,8 +2,9 @@
 
 A request is sent to an instance when that has room for it, and until then stays in the central
 queue. The head of each queue is *nominated* for an instance: its demand is counted there, and
-whoever is served after it cannot have these blocks. So a large request is not overtaken for ever
-by small ones, and yet what does not fit one instance does not keep others from being used.
+whoever is served after it cannot have these blocks. Some of those that wait behind it may be sent
+before it, to where they take nothing of that. So a large request is not overtaken for ever by small
+ones, and yet what does not fit one instance does not keep others from being used.
 
 Room opens at an instance when it reports, so that is when the queues' heads are tried there; a new
 head is tried at the first instances of the policy's order; and once a round every head is tried
@@ -38,7 +39,7 @@ _MOST_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """A queue's head looking for an instance: `ahead` are the classes served before it."""
+    """A request looking for an instance: `ahead` are the classes whose heads are served before."""
 
     pool: Pool
     queued: Queued
@@ -46,7 +47,8 @@ class Placing:
 
     def room(self, instance: Instance) -> Blocks:
         """Blocks that it may take there."""
-        return instance.room(self.queued.rank, self.ahead, self.pool.headrooms)
+        pool = self.pool
+        return instance.room(self.queued.rank, self.ahead, pool.headrooms, pool.config.growth)
 
     def fits(self, instance: Instance) -> bool:
         """Whether it may go there now."""
@@ -89,27 +91,39 @@ def serve_arrival(pool: Pool, queued: Queued, now: Nanos) -> list[Command]:
             return [refusal]
         pool.nominate(queued, nearest)
         return [hold(pool, queued)]
+    if pool.queues.length(queued.rank) <= pool.config.overtaking + 1:
+        overtaker = _overtake(pool, queued, now)
+        return [hold(pool, queued) if overtaker is None else overtaker]
     return [hold(pool, queued)]
 
 
 def serve_at(pool: Pool, instance: Instance, now: Nanos) -> list[Command]:
-    """Send queues' heads to an instance that may have got room."""
+    """Send an instance that may have got room what waits: queues' heads, or who may overtake."""
     out: list[Command] = []
-    while instance.closed_because is None and (heads := pool.queues.heads(now)):
-        ahead: list[int] = []
-        for head in heads:
-            placing = Placing(pool, head, tuple(ahead))
-            if placing.fits(instance):
-                out.append(_dispatch(pool, head, instance, _room_opened(placing, instance), now))
-                follower = pool.queues.head(head.rank)
-                if follower is not None and follower.nominee is None:
-                    could_fit = pool.could_fit(follower, instance)
-                    pool.nominate(follower, instance if could_fit else None)
-                break
-            ahead.append(head.rank)
-        else:
-            break
+    while instance.closed_because is None and (first := _first_that_fits(pool, instance, now)):
+        reasons = _room_opened(first, instance)
+        out.append(_dispatch(pool, first.queued, instance, reasons, now))
+        follower = pool.queues.head(first.queued.rank)
+        if follower is not None and follower.nominee is None:
+            could_fit = pool.could_fit(follower, instance)
+            pool.nominate(follower, instance if could_fit else None)
     return out
+
+
+def _first_that_fits(pool: Pool, instance: Instance, now: Nanos) -> Placing | None:
+    """Of all whose turn it may be, the first that an instance has room for."""
+    heads = pool.queues.heads(now)
+    turns = [*heads, *(each for head in heads for each in _behind(pool, head, now))]
+    if len(turns) > len(heads) > 1:
+        turns.sort(key=lambda each: pool.queues.turn(each, now))
+    ahead: list[int] = []
+    for each in turns:
+        placing = Placing(pool, each, tuple(ahead))
+        if placing.fits(instance):
+            return placing
+        if each in heads:
+            ahead.append(each.rank)
+    return None
 
 
 def serve_all(pool: Pool, now: Nanos) -> list[Command]:
@@ -119,12 +133,16 @@ def serve_all(pool: Pool, now: Nanos) -> list[Command]:
     if not emptiest:
         return out
     left = [_MOST_AT_ONCE] * len(pool.config.classes)
+    is_all_tried = True
     # A follower may be less urgent than another class's head, so that their order is asked again.
     while head := next((each for each in pool.queues.heads(now) if left[each.rank]), None):
         command = _serve_head(pool, head, emptiest, now)
         left[head.rank] = left[head.rank] - 1 if command is not None else 0
         if command is not None:
             out.append(command)
+            is_all_tried = left[head.rank] > 0
+    if is_all_tried:
+        out.extend(_overtake_all(pool, now))
     return out
 
 
@@ -237,7 +255,8 @@ def _decision(
     best, second = found[0] if found else None, found[1] if len(found) > 1 else None
     tie = ""
     if best and second and best[0] == second[0]:
-        tie = "joined first" if isinstance(policy, ByInstance) else "prefix, then freeness"
+        tie = "freeness" if best[1].freeness > second[1].freeness else "joined first"
+        tie = tie if isinstance(policy, ByInstance) else "prefix, then freeness"
     return Decision(
         rule=pool.config.dispatch,
         unit=policy.unit,
@@ -291,6 +310,29 @@ def _serve_head(
     return None
 
 
+def _behind(pool: Pool, head: Queued, now: Nanos) -> list[Queued]:
+    """Those that may be sent before a head that finds no room."""
+    if now - head.arrival >= pool.config.age_after:
+        return []
+    return pool.queues.followers(head.rank, pool.config.overtaking)
+
+
+def _overtake_all(pool: Pool, now: Nanos) -> list[Command]:
+    """Send who may overtake a head, when no head has room anywhere."""
+    behind = [each for head in pool.queues.heads(now) for each in _behind(pool, head, now)]
+    tried = (_overtake(pool, each, now) for each in behind)
+    return [each for each in tried if each is not None]
+
+
+def _overtake(pool: Pool, queued: Queued, now: Nanos) -> Dispatch | None:
+    """Send a request that is not the head of its queue to an instance that has room besides."""
+    head = pool.queues.head(queued.rank)
+    if head is None or now - head.arrival >= pool.config.age_after:
+        return None
+    chosen, decision, _ = choose(_placing(pool, queued, now))
+    return None if chosen is None else _dispatch(pool, queued, chosen, decision, now)
+
+
 def _keeps(placing: Placing, nominee: Instance, nearest: Instance) -> bool:
     """Whether a head stays nominated: unless it would have half as far to go elsewhere.
 
@@ -303,13 +345,12 @@ def _keeps(placing: Placing, nominee: Instance, nearest: Instance) -> bool:
     return far >= 2 * near
 
 
-def _placing(pool: Pool, head: Queued, now: Nanos) -> Placing:
-    ahead: list[int] = []
-    for each in pool.queues.heads(now):
-        if each is head:
-            break
-        ahead.append(each.rank)
-    return Placing(pool, head, tuple(ahead))
+def _placing(pool: Pool, queued: Queued, now: Nanos) -> Placing:
+    turn = pool.queues.turn(queued, now)
+    heads = pool.queues.heads(now)
+    return Placing(
+        pool, queued, tuple(each.rank for each in heads if pool.queues.turn(each, now) < turn)
+    )
 
 
 def _refuse_too_large(pool: Pool, placing: Placing, tried: Instance | None) -> Refuse | None:

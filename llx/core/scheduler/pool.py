@@ -197,9 +197,9 @@ class Pool:
             return "not reported yet"
         if self.config.is_immediate:
             return None
-        load = instance.load
-        if load.waiting_tokens + instance.charged_tokens >= self.config.step_tokens:
+        if instance.tokens_ahead >= self.config.step_tokens:
             return "busy with prefill"
+        load = instance.load
         num_requests = load.num_running + load.num_waiting + instance.num_charged + instance.num_in
         return "at its most requests" if num_requests >= self.config.max_requests else None
 

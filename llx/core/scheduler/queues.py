@@ -7,6 +7,7 @@ urgent class waits for none that came later. Hence nobody waits for ever while a
 
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from itertools import islice
 
 from llx.core.model import InstanceId, Nanos, RequestId, Tokens
 from llx.core.scheduler.instance import Instance
@@ -93,12 +94,22 @@ class Queues:
         """The first of a class."""
         return self._queues[rank].head()
 
+    def followers(self, rank: int, count: int) -> list[Queued]:
+        """At most so many of a class that wait behind its head, as they came to this scheduler."""
+        head = self.head(rank)
+        members = self._queues[rank].members.values()
+        return [each for each in islice(members, count + 1) if each is not head][:count]
+
     def heads(self, now: Nanos) -> list[Queued]:
         """The first of each class that has any, in the order in which they are to be served."""
         found = [head for queue in self._queues if queue.heap and (head := queue.head())]
         if len(found) > 1:
-            found.sort(key=lambda each: (self.urgency(each, now), each.arrival, each.order))
+            found.sort(key=lambda each: self.turn(each, now))
         return found
+
+    def turn(self, queued: Queued, now: Nanos) -> tuple[int, int, int]:
+        """Sort key: who is to be served first."""
+        return self.urgency(queued, now), queued.arrival, queued.order
 
     def urgency(self, queued: Queued, now: Nanos) -> int:
         """The rank that a request has by now; 0 is as urgent as any."""

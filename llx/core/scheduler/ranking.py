@@ -10,12 +10,13 @@ from collections.abc import Iterator
 
 from llx.core.scheduler.instance import Instance
 
-Key = tuple[float, int, Instance]
-"""Figure, ordinal (unique: what follows is never compared), and whose it is."""
+Key = tuple[float, float, int, Instance]
+"""Figure, freeness with the other sign, ordinal (unique: what follows is never compared), and
+whose it is."""
 
 
 class Ranking:
-    """Instances, least figure first; of equal figures the one that joined first."""
+    """Instances, least figure first; of equal figures the freer, then the one that joined first."""
 
     __slots__ = ("_keys",)
 
@@ -26,10 +27,10 @@ class Ranking:
         """Add an instance, or move it to its new place."""
         key = instance.key
         if key is not None:
-            if key[0] == figure:
+            if key[0] == figure and key[1] == -instance.freeness:
                 return
             del self._keys[bisect_left(self._keys, key)]
-        instance.key = key = (figure, instance.ordinal, instance)
+        instance.key = key = (figure, -instance.freeness, instance.ordinal, instance)
         insort(self._keys, key)
 
     def drop(self, instance: Instance) -> None:
@@ -39,7 +40,7 @@ class Ranking:
             instance.key = None
 
     def __iter__(self) -> Iterator[Instance]:
-        return (key[2] for key in self._keys)
+        return (key[3] for key in self._keys)
 
     def __len__(self) -> int:
         return len(self._keys)

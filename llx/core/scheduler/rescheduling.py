@@ -72,7 +72,7 @@ def may_take(pool: Pool, target: Instance, num_blocks: Blocks) -> bool:
 def room_for_move(pool: Pool, target: Instance) -> Blocks:
     """Blocks that may be moved to an instance."""
     num_classes = len(pool.config.classes)
-    return target.room(num_classes - 1, range(num_classes), pool.headrooms)
+    return target.room(num_classes - 1, range(num_classes), pool.headrooms, pool.config.growth)
 
 
 # ------------------------------------------------------------------ drain
@@ -137,7 +137,7 @@ def _free_for(pool: Pool, head: Queued, most_urgent: int, rule: str, now: Nanos)
         return
     ahead = [each.rank for each in pool.queues.heads(now)]
     ahead = ahead[: ahead.index(head.rank)]
-    room = source.room(head.rank, ahead, pool.headrooms)
+    room = source.room(head.rank, ahead, pool.headrooms, pool.config.growth)
     missing = Blocks(pool.demand(head, source) - room - source.outgoing)
     movable = sum(source.running[most_urgent:]) - source.num_out
     if missing <= 0 or movable <= 0 or not may_give(pool, source, now):
