@@ -13,6 +13,7 @@ from llx.cli.sim_options import (
     HeadroomOption,
     HighOption,
     InstancesOption,
+    OutputsOption,
     PolicyOption,
     RateOption,
     RequestsOption,
@@ -50,6 +51,7 @@ def run(
     trace: TraceOption = None,
     trace_format: TraceFormatOption = None,
     scale_rate: ScaleRateOption = None,
+    outputs: OutputsOption = None,
     rate: RateOption = None,
     cv: CvOption = None,
     requests: RequestsOption = None,
@@ -79,10 +81,10 @@ def run(
     """
     from llx.cli.sim_output import progress
     from llx.sim.figures import rows_of
+    from llx.sim.flags import Flags, planned
     from llx.sim.onlookers import Onlookers
     from llx.sim.report import pictures, write_report
     from llx.sim.run import installed_policies, prepare, simulate
-    from llx.sim.scenario import Flags, planned
 
     session, policies = _session(output), installed_policies()
     flags = Flags(
@@ -90,6 +92,7 @@ def run(
         trace=trace,
         trace_format=trace_format,
         scale_rate=scale_rate,
+        outputs=outputs,
         rates=tuple(rate) if rate else None,
         cv=cv,
         requests=requests,

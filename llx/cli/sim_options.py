@@ -18,7 +18,11 @@ ScenarioArgument = Annotated[
 ]
 WorkloadOption = Annotated[
     str | None,
-    typer.Option("--workload", metavar="MIX", help="Lengths: s-s, m-m, l-l, s-l, … [m-m]"),
+    typer.Option(
+        "--workload",
+        metavar="MIX",
+        help="Lengths: s-s, m-l, …, sharegpt-like or burstgpt-like. [m-m]",
+    ),
 ]
 TraceOption = Annotated[
     Path | None, typer.Option("--trace", metavar="FILE", help="Requests of a file instead.")
@@ -28,8 +32,16 @@ TraceFormatOption = Annotated[
     typer.Option(
         "--trace-format",
         metavar="NAME",
-        help="azure, mooncake, burstgpt, sharegpt, timed, vllm-log, counts or vidur; default: as "
-        "the file looks.",
+        help="azure, mooncake, burstgpt, sharegpt, timed, vllm-log, counts, vidur or recording; "
+        "default: as the file looks.",
+    ),
+]
+OutputsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--outputs",
+        metavar="N|s|m|l",
+        help="Tokens of the outputs of a recording, which does not say; s, m, l as the paper's.",
     ),
 ]
 ScaleRateOption = Annotated[

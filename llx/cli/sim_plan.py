@@ -11,6 +11,7 @@ from llx.cli.sim_options import (
     CvOption,
     HeadroomOption,
     HighOption,
+    OutputsOption,
     PolicyOption,
     RateOption,
     RequestsOption,
@@ -53,6 +54,7 @@ def plan(
     trace: TraceOption = None,
     trace_format: TraceFormatOption = None,
     scale_rate: ScaleRateOption = None,
+    outputs: OutputsOption = None,
     rate: RateOption = None,
     cv: CvOption = None,
     requests: RequestsOption = None,
@@ -70,8 +72,8 @@ def plan(
     from llx.cli.render import emit, print_table, table
     from llx.cli.sim_output import progress
     from llx.errors import CheckError
+    from llx.sim.flags import Flags, planned
     from llx.sim.run import installed_policies, prepare
-    from llx.sim.scenario import Flags, planned
     from llx.sim.sizing import sizes
 
     session, policies = Session(output_name=output), installed_policies()
@@ -81,6 +83,7 @@ def plan(
         trace=trace,
         trace_format=trace_format,
         scale_rate=scale_rate,
+        outputs=outputs,
         rates=tuple(rate) if rate else None,
         cv=cv,
         requests=requests,

@@ -51,6 +51,8 @@ class PolicyRules(Part):
     base: str | None = Field(default=None, alias="from")
     dispatch: str | None = None
     immediate: bool | None = None
+    overtaking: int | None = Field(default=None, ge=0)
+    growth: int | None = Field(default=None, ge=0)
     age_after_s: float | None = Field(default=None, gt=0)
     rescheduling: ReschedulingRules = ReschedulingRules()
     scaling: ScalingRules = ScalingRules()
@@ -76,6 +78,8 @@ class PolicyRules(Part):
         own = {
             "dispatch": self.dispatch,
             "is_immediate": self.immediate,
+            "overtaking": self.overtaking,
+            "growth": self.growth,
             "age_after": _nanos(self.age_after_s),
             "rescheduling": replace(pool.rescheduling, **_changes(self.rescheduling)),
             "scaling": replace(pool.scaling, **_changes(self.scaling)),

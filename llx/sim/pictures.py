@@ -186,7 +186,8 @@ def _course(area: Area, timeline: Timeline, title: str) -> None:
         waiting.fill_between(times, values, step="post", color=color, alpha=0.25, linewidth=0)
         waiting.step(times, values, where="post", color=color, linewidth=1, label=label)
     waiting.set_ylabel("waiting")
-    waiting.set_ylim(bottom=0)
+    most = max(max(each.num_queued, each.num_waiting) for each in samples)
+    waiting.set_ylim(0, 1.5 * max(1, most))  # the legend is above
     waiting.legend(loc="upper left", ncols=2, handlelength=1.2, borderpad=0)
     moved = [b.num_moved - a.num_moved for a, b in itertools.pairwise(samples)]
     step = times[1] - times[0] if len(times) > 1 else 1.0

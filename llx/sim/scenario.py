@@ -1,12 +1,11 @@
 """A scenario: what is simulated, as a file says it. `examples/sim/` explains every key.
 
 Everything has a default, the paper's: an empty file is the paper's cluster under the policy of llx.
-Flags of the command line go over a file (`overridden`), and one `Plan` comes of both.
+Flags of the command line go over it (`llx.sim.flags`), and one `Plan` comes of both.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -22,7 +21,7 @@ from llx.sim.config import ClusterConfig
 from llx.sim.links import LinkConfig
 from llx.sim.overrides import Part, PolicyRules, given
 from llx.sim.plan import Goal, Plan, Variant
-from llx.sim.presets import POLICIES, paper_cluster
+from llx.sim.presets import paper_cluster
 from llx.sim.supply import Mix, Source, Trace
 from llx.yaml_reader import read_yaml
 
@@ -42,6 +41,20 @@ def parse_seeds(text: object) -> tuple[int, ...]:
     if match is None or (match[2] and int(match[2]) < int(match[1])):
         raise PydanticCustomError("seeds", f'"{text}" names no seeds: write 3 or 0-4')
     return tuple(range(int(match[1]), int(match[2] or match[1]) + 1))
+
+
+def parse_outputs(value: object) -> object:
+    """A number of tokens, or ``s``, ``m``, ``l``.
+
+    Raises:
+        PydanticCustomError: Neither.
+    """
+    text = str(value)
+    if value is None or text in ("s", "m", "l"):
+        return value
+    if not text.isdecimal() or int(text) < 1:
+        raise PydanticCustomError("outputs", f'"{value}" is no length: write 200, s, m or l')
+    return int(text)
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -200,6 +213,7 @@ class TracePart(Part):
     file: Path
     format: str | None = None
     scale_rate: Positive = 1.0
+    outputs: Annotated[int | str | None, BeforeValidator(parse_outputs)] = None
 
 
 class Scenario(Part):
@@ -254,12 +268,13 @@ class Scenario(Part):
         return Source(
             lengths=Mix(self.workload.mix)
             if trace is None
-            else Trace(trace.file, trace.format, trace.scale_rate),
+            else Trace(trace.file, trace.format, trace.scale_rate, trace.outputs),
             # Who has no share has the rest, the least urgent if there are several.
             default_class=max(rest or [taken[-1][0]], key=lambda each: self.classes[each].priority),
             count=self.requests,
             cv=self.cv,
             shares=taken,
+            classes=tuple(name for name, _ in shares),
         )
 
     def _variant(self, name: str, rules: PolicyRules) -> Variant:
@@ -306,99 +321,6 @@ def load_scenario(path: Path) -> Scenario:
         return scenario
     file = path.parent / scenario.trace.file
     return scenario.model_copy(update={"trace": scenario.trace.model_copy(update={"file": file})})
-
-
-@dataclass(frozen=True, slots=True)
-class Flags:
-    """What a command line says of a scenario; None: nothing."""
-
-    mix: str | None = None
-    trace: Path | None = None
-    trace_format: str | None = None
-    scale_rate: float | None = None
-    rates: tuple[float, ...] | None = None
-    cv: float | None = None
-    requests: int | None = None
-    high: float | None = None
-    headroom: int | None = None
-    instances: int | None = None
-    policies: tuple[str, ...] | None = None
-    seeds: str | None = None
-
-
-def overridden(scenario: Scenario, flags: Flags) -> Scenario:
-    """A scenario with what the command line says instead.
-
-    Raises:
-        ConfigError: A value is wrong, or about something that is not there.
-    """
-    values = scenario.model_dump(by_alias=True, exclude_unset=True)
-    values |= given(
-        {
-            "workload": flags.mix and {"mix": flags.mix},
-            "trace": _trace_by(scenario, flags),
-            "rates": flags.rates,
-            "cv": flags.cv,
-            "requests": flags.requests,
-            "classes": _classes_by(scenario, flags),
-            "instances": flags.instances,
-            "policies": flags.policies and _policies_by(scenario, flags.policies),
-            "seeds": flags.seeds,
-        }
-    )
-    if flags.mix is not None and flags.trace is not None:
-        raise ConfigError("--workload and a trace cannot both be given")
-    if flags.mix is not None:
-        values.pop("trace", None)
-    return read_yaml("the command line", Scenario, values=values)
-
-
-def planned(path: Path | None, flags: Flags) -> Plan:
-    """What is to be run, by a file, if there is one, and the command line.
-
-    Args:
-        path: A scenario (``.yaml``), else a trace.
-        flags: Override what a scenario says.
-
-    Raises:
-        ConfigError: Either is wrong.
-    """
-    if path is None:
-        return overridden(Scenario(), flags).plan()
-    if path.suffix in (".yaml", ".yml"):
-        return overridden(load_scenario(path), flags).plan()
-    if flags.trace is not None:
-        raise ConfigError(f"two traces: {path} and {flags.trace}")
-    return overridden(Scenario(), replace(flags, trace=path)).plan()
-
-
-def _trace_by(scenario: Scenario, flags: Flags) -> dict[str, Any] | None:
-    changes = given({"format": flags.trace_format, "scale_rate": flags.scale_rate})
-    if flags.trace is not None:
-        return {"file": flags.trace, **changes}
-    if changes and scenario.trace is None:
-        raise ConfigError("--trace-format and --scale-rate are about a trace, and there is none")
-    return {**scenario.trace.model_dump(), **changes} if scenario.trace and changes else None
-
-
-def _classes_by(scenario: Scenario, flags: Flags) -> dict[str, Any] | None:
-    changes = given({"share": flags.high, "headroom": flags.headroom})
-    if not changes:
-        return None
-    if "high" not in scenario.classes:
-        raise ConfigError('--high and --headroom are about the class "high", and there is none')
-    classes = {name: each.model_dump() for name, each in scenario.classes.items()}
-    return {**classes, "high": classes["high"] | changes}
-
-
-def _policies_by(scenario: Scenario, names: Sequence[str]) -> dict[str, Any]:
-    """Policies of the scenario by their names there, others by llx's."""
-    own = {name: each.model_dump(by_alias=True) for name, each in scenario.policies.items()}
-    unknown = [name for name in names if name not in own and name not in POLICIES]
-    if unknown:
-        known = ", ".join(dict.fromkeys((*own, *POLICIES)))
-        raise ConfigError(f"no policy {unknown[0]!r}: it is one of {known}")
-    return {name: own.get(name, {}) for name in names}
 
 
 def _prediction(engine: EngineConfig) -> Prediction:

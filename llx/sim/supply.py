@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llx.core.model import ClassName, Nanos, Tokens
+from llx.core.model import ClassName, Nanos, RequestId, Tokens
+from llx.core.scheduler.events import RequestArrived
 from llx.errors import ConfigError
+from llx.recording import Recording
 from llx.sim import trace_files
-from llx.sim.workload import SimRequest, gamma_arrivals, generated
+from llx.sim.workload import SimRequest, gamma_arrivals, generated, paper_lengths
 
 _DEFAULT_COUNT = 1000
 
@@ -32,11 +34,14 @@ class Trace:
         path: The file, gzipped or not.
         format: Of `trace_files.NAMES`; None: as it looks.
         scale_rate: So many times the file's own rate.
+        outputs: How long the outputs of a recording are taken to be, which it does not say: so many
+            tokens, or ``s``, ``m``, ``l`` as in the paper.
     """
 
     path: Path
     format: str | None = None
     scale_rate: float = 1.0
+    outputs: int | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +52,9 @@ class Source:
         lengths: Of the paper, or of a trace.
         count: How many of them; None: all of a trace, 1000 of a workload.
         cv: Of the gaps between requests where arrivals are drawn: 1 is Poisson.
-        default_class: Of those that no share takes.
+        default_class: Of those that no share takes, and of those that no class is known of.
         shares: Part of the requests that each class has, drawn by the seed.
+        classes: All that there are.
     """
 
     lengths: Mix | Trace
@@ -56,6 +62,7 @@ class Source:
     count: int | None = None
     cv: float = 1.0
     shares: tuple[tuple[ClassName, float], ...] = ()
+    classes: tuple[ClassName, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ class Supply:
         num_left_out: Those that were longer.
         lengths: Of a trace: all that it has.
         times: Of a trace: when each comes; None: not known.
+        classes: Of a recording: those of its requests; None: not known.
     """
 
     source: Source
@@ -77,6 +85,7 @@ class Supply:
     num_left_out: int
     lengths: Sequence[tuple[Tokens, Tokens]] = ()
     times: Sequence[Nanos] | None = None
+    classes: Sequence[ClassName] | None = None
 
     def requests(self, seed: int, rate: float | None) -> list[SimRequest]:
         """Those of one run.
@@ -94,6 +103,8 @@ class Supply:
         source = self.source
         if isinstance(source.lengths, Trace):
             drawn = self._of_trace(source.lengths, seed, rate)
+            if self.classes is not None and not source.shares:
+                return drawn
         elif rate is None:
             raise ConfigError("a workload has no times of its own", remedy="give a rate")
         else:
@@ -116,8 +127,11 @@ class Supply:
             raise ConfigError("these requests have no times of their own", remedy="give a rate")
         else:
             times = _from_zero(self.times[stretch], trace.scale_rate)
-        pairs = zip(times, self.lengths[stretch], strict=True)
-        return [SimRequest(at, *lengths) for at, lengths in pairs]
+        known = self.classes or [self.source.default_class] * len(self.lengths)
+        return [
+            SimRequest(at, *lengths, name)
+            for at, lengths, name in zip(times, self.lengths[stretch], known[stretch], strict=True)
+        ]
 
     def _class(self, drawn: float) -> ClassName:
         for name, share in self.source.shares:
@@ -153,6 +167,8 @@ def _read(source: Source, trace: Trace, longest: int) -> Supply:
     name = trace.format or trace_files.detect(trace.path)
     if not trace.scale_rate > 0:
         raise ConfigError(f"a rate is scaled by something positive, not {trace.scale_rate}")
+    if name == trace_files.RECORDING:
+        return _of_recording(source, trace, longest)
     times: list[Nanos] | None = None
     if trace_files.has_times(name):
         all_of_it = list(trace_files.read_trace(trace.path, name))
@@ -168,6 +184,51 @@ def _read(source: Source, trace: Trace, longest: int) -> Supply:
         raise ConfigError(f"{trace.path}: no request that an engine of {longest} tokens takes")
     count = min(source.count or len(lengths), len(lengths))
     return Supply(source, longest, count, num_read - len(lengths), lengths, times)
+
+
+def _of_recording(source: Source, trace: Trace, longest: int) -> Supply:
+    """Arrivals, prompts and classes as they were; outputs as the trace has them taken to be."""
+    arrivals: dict[RequestId, tuple[Nanos, RequestArrived]] = {}
+    for entry in Recording(trace.path).entries():
+        if isinstance(entry.event, RequestArrived):
+            # One that comes again has lost its instance: that is no other request.
+            arrivals.setdefault(entry.event.request, (entry.at, entry.event))
+    pools = sorted({each.pool for _, each in arrivals.values()})
+    if len(pools) != 1:
+        raise ConfigError(
+            f"{trace.path}: has requests of {len(pools)} pools {', '.join(pools)}: one is wanted"
+        )
+    outputs = _outputs(trace, len(arrivals))
+    rows = [
+        (at, (event.num_tokens, length), event.priority_class)
+        for (at, event), length in zip(arrivals.values(), outputs, strict=True)
+        if event.num_tokens + length <= longest
+    ]
+    if not rows:
+        raise ConfigError(f"{trace.path}: no request that an engine of {longest} tokens takes")
+    count = min(source.count or len(rows), len(rows))
+    return Supply(
+        source,
+        longest,
+        count,
+        len(arrivals) - len(rows),
+        lengths=[lengths for _, lengths, _ in rows],
+        times=[at for at, _, _ in rows],
+        classes=[name if name in source.classes else source.default_class for _, _, name in rows],
+    )
+
+
+def _outputs(trace: Trace, count: int) -> list[Tokens]:
+    match trace.outputs:
+        case int() as tokens if tokens > 0:
+            return [Tokens(tokens)] * count
+        case "s" | "m" | "l" as letter:
+            return [length for _, length in paper_lengths(f"s-{letter}", count)]
+        case _:
+            raise ConfigError(
+                f"{trace.path}: a recording does not say how long outputs are",
+                remedy="--outputs 200 (tokens), or s, m, l: lengths of the paper",
+            )
 
 
 def _from_zero(times: Sequence[Nanos], scale_rate: float) -> list[Nanos]:

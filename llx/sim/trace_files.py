@@ -255,10 +255,13 @@ milliseconds; ``counts`` are token counts by line, ``vllm-log`` the same with ar
 SHAREGPT: Final = "sharegpt"
 """A JSON list of conversations in words. Tokens are estimated, four characters each: there is no
 tokenizer here."""
-NAMES: Final = (*FORMATS, SHAREGPT)
+RECORDING: Final = "recording"
+"""A recording of a scheduler (`llx.recording`), which is not read here."""
+NAMES: Final = (*FORMATS, SHAREGPT, RECORDING)
 _CHARS_PER_TOKEN: Final = 4
 _HEAD_CHARS: Final = 1 << 16
 _TELLING: Final = (
+    (RECORDING, {"llx_recording"}),
     ("azure", {"TIMESTAMP", "ContextTokens"}),
     ("mooncake", {"timestamp", "input_length", "hash_ids"}),
     ("timed", {"timestamp", "input_length"}),

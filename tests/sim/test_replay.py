@@ -93,13 +93,14 @@ def test_other_rules_would_have_sent_some_elsewhere(tmp_path):
     )
     assert seen.elsewhere > 10
     assert seen.same + seen.elsewhere + seen.only_recorded + seen.only_other == seen.requests == 80
-    assert "freest: freeness" in seen.first[0].recorded
+    assert f", {POLICIES['llx'].dispatch}: " in seen.first[0].recorded
     assert "round_robin" in seen.first[0].other
 
 
 def test_a_policy_that_is_not_here_is_named(tmp_path):
     path = tmp_path / "r.jsonl"
     recorded(path, "llx", 1)
-    path.write_text(path.read_text().replace('"dispatch":"freest"', '"dispatch":"fewest"'))
+    ours = f'"dispatch":"{POLICIES["llx"].dispatch}"'
+    path.write_text(path.read_text().replace(ours, '"dispatch":"fewest"'))
     with pytest.raises(ConfigError, match=r"r.jsonl:2: no dispatch policy 'fewest'"):
         replay(Recording(path), Policies(), unwatched)

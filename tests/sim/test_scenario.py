@@ -6,9 +6,10 @@ import pytest
 from llx.core.model import ClassName
 from llx.core.scheduler.config import PoolConfig, Slo
 from llx.errors import ConfigError
+from llx.sim.flags import Flags, overridden, planned
 from llx.sim.presets import POLICIES, paper_cluster
 from llx.sim.run import installed_policies, prepare, run_once
-from llx.sim.scenario import Flags, Scenario, overridden, planned
+from llx.sim.scenario import Scenario
 from llx.sim.supply import Mix, Trace
 
 pytestmark = pytest.mark.sim
@@ -109,6 +110,8 @@ def test_flags_override(tmp_path):
     scaled = plan_of(tmp_path, text, scale_rate=2.0).source.lengths
     assert scaled == Trace(tmp_path / "here.csv", "azure", 2.0)
     assert plan_of(tmp_path, text, mix="s-s").source.lengths == Mix("s-s")
+    recording = planned(tmp_path / "r.jsonl", Flags(outputs="30")).source.lengths
+    assert recording == Trace(tmp_path / "r.jsonl", outputs=30)
     high = planned(None, Flags(high=0.2)).source
     assert high.shares == (("high", 0.2),)
 
@@ -142,6 +145,8 @@ def test_a_wrong_scenario_is_explained(tmp_path, text, says):
         ({"scale_rate": 2.0}, "about a trace"),
         ({"policies": ("fate",)}, "no policy 'fate'"),
         ({"seeds": "x"}, "names no seeds"),
+        ({"trace": Path("x"), "outputs": "x"}, 'outputs: "x" is no length'),
+        ({"outputs": "3"}, "about a trace"),
         ({"rates": (-1.0,)}, "rates"),
     ],
 )
@@ -175,6 +180,7 @@ def test_what_cannot_be_run_is_known_before_it_runs(tmp_path, text, says):
 
 def test_policies_have_their_rules_only():
     """What a policy overrides are rules; a new one of the core wants a key here."""
-    rules = {"dispatch", "is_immediate", "age_after", "rescheduling", "scaling"}
+    rules = {"dispatch", "is_immediate", "overtaking", "growth", "age_after"}
+    rules |= {"rescheduling", "scaling"}
     others = {"name", "classes", "step_tokens", "max_requests", "charge_expires_after", "step_time"}
     assert {each.name for each in fields(PoolConfig)} == rules | others

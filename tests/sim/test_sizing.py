@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from llx.core.scheduler.policies import Policies
 from llx.errors import ConfigError
+from llx.sim.flags import Flags, planned
 from llx.sim.run import prepare, run_once
-from llx.sim.scenario import Flags, planned
 from llx.sim.sizing import Target, sizes, smallest
 
 pytestmark = pytest.mark.sim

@@ -2,8 +2,12 @@ import itertools
 
 import pytest
 
-from llx.core.model import Nanos
+from llx.core.model import Nanos, RequestId, Tokens
+from llx.core.scheduler.events import RequestArrived
 from llx.errors import ConfigError
+from llx.recording import Recorder
+from llx.sim.cluster import Cluster
+from llx.sim.presets import paper_cluster
 from llx.sim.supply import Mix, Source, Trace, supply_of
 from llx.sim.workload import HIGH, NORMAL, generated
 
@@ -95,3 +99,56 @@ def test_lengths_without_times_need_a_rate(tmp_path):
 def test_a_rate_is_scaled_by_something(trace):
     with pytest.raises(ConfigError, match="positive"):
         supply_of(Source(Trace(trace.path, scale_rate=0.0), NORMAL), Nanos(100))
+
+
+class TestRecordings:
+    @pytest.fixture
+    def recording(self, tmp_path):
+        path = tmp_path / "r.jsonl"
+        config = paper_cluster("llx", 2)
+        with Recorder(path, origin="simulator") as recorder:
+            requests = generated("m-m", 5.0, 40, 0, high_share=0.4)
+            Cluster(config, iter(requests), observe=recorder.record).run(0)
+            again = RequestArrived(config.pool.name, RequestId("7"), NORMAL, Tokens(9000))
+            recorder.record(again, Nanos(10**15), [])
+        return requests, path
+
+    def test_arrivals_prompts_and_classes_are_the_recorded(self, recording):
+        recorded, path = recording
+        source = Source(Trace(path, outputs=30), NORMAL, classes=(HIGH, NORMAL))
+        requests = supply_of(source, 10**6).requests(0, None)
+        assert [each.num_prompt for each in requests] == [each.num_prompt for each in recorded]
+        assert [each.priority_class for each in requests] == [
+            each.priority_class for each in recorded
+        ]
+        first = recorded[0].arrival
+        assert [each.arrival for each in requests] == [each.arrival - first for each in recorded]
+        assert {each.num_outputs for each in requests} == {30}
+
+    def test_outputs_may_be_drawn(self, recording):
+        source = Source(Trace(recording[1], outputs="m"), NORMAL)
+        requests = supply_of(source, 10**6).requests(0, None)
+        assert len({each.num_outputs for each in requests}) > 3
+        assert {each.priority_class for each in requests} == {NORMAL}
+
+    def test_shares_go_over_what_was_recorded(self, recording):
+        source = Source(
+            Trace(recording[1], outputs=3), NORMAL, shares=((HIGH, 1.0),), classes=(HIGH, NORMAL)
+        )
+        requests = supply_of(source, 10**6).requests(0, None)
+        assert {each.priority_class for each in requests} == {HIGH}
+
+    def test_outputs_are_to_be_said(self, recording):
+        with pytest.raises(ConfigError, match="how long outputs are") as caught:
+            supply_of(Source(Trace(recording[1]), NORMAL), 10**6)
+        assert "--outputs" in caught.value.remedy
+
+    def test_pools_are_not_mixed(self, recording):
+        path = recording[1]
+        lines = path.read_text().splitlines(keepends=True)
+        other = next(each for each in lines if '"pool":"llama-7b","request":"0"' in each)
+        other = other.replace('"pool":"llama-7b","request":"0"', '"pool":"b","request":"b"')
+        at = next(rank for rank, each in enumerate(lines) if '"request":"0"' in each)
+        path.write_text("".join([*lines[:at], other, *lines[at:]]))
+        with pytest.raises(ConfigError, match="2 pools b, llama-7b"):
+            supply_of(Source(Trace(path, outputs=3), NORMAL), 10**6)
