@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llx.choices import OutputFormat
+from llx.figures import span
 
 if TYPE_CHECKING:
     from llx.settings import Environment
@@ -140,15 +141,6 @@ def emit(
 def age(at: float | None, now: float | None = None) -> str:
     """How long ago, roughly: ``12s``, ``3m``, ``5h``, ``2d``."""
     return "-" if at is None else span((time.time() if now is None else now) - at)
-
-
-def span(seconds: float) -> str:
-    """A duration, roughly."""
-    seconds = max(0.0, seconds)
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds:.0f}s"
 
 
 def _plain(resource: BaseModel | Sequence[BaseModel]) -> object:
