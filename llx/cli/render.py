@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -87,7 +87,7 @@ def styled(text: str) -> Text:
     return Text(text, style=_STYLES.get(text, ""))
 
 
-def print_table(console: Console, grid: Table) -> None:
+def print_table(console: Console, grid: RenderableType) -> None:
     """Print without the blanks that pad a last column."""
     if console.is_terminal:
         console.print(grid)
