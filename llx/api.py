@@ -286,10 +286,15 @@ class RequestStatus(_Resource):
 
 
 class RequestList(_Resource):
-    """All requests. `not_asked`: instances of which they are not known, ``instance: reason``."""
+    """Requests, the oldest first: all, or a page of those that a filter lets through.
+
+    `num_found`: how many it lets through. `not_asked`: instances of which they are not known,
+    ``instance: reason``.
+    """
 
     api_version: Literal["v1"] = "v1"
     requests: list[RequestStatus]
+    num_found: int = 0
     not_asked: list[str] = []
 
 
@@ -349,6 +354,19 @@ class MigrationList(_Resource):
     """Migrations, the oldest first. The head keeps the last 1000 that are over."""
 
     api_version: Literal["v1"] = "v1"
+    migrations: list[MigrationStatus]
+
+
+class Snapshot(_Resource):
+    """The cluster at one moment, in one answer: what `llx top` shows.
+
+    `migrations`: those under way and the last that are over, the oldest first.
+    """
+
+    api_version: Literal["v1"] = "v1"
+    at: float
+    status: ClusterStatus
+    requests: RequestList
     migrations: list[MigrationStatus]
 
 

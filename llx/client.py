@@ -34,6 +34,7 @@ from llx.api import (
     RequestList,
     SettingsDocument,
     SettingsUpdate,
+    Snapshot,
     StopReport,
     StopRequest,
     UnitStatus,
@@ -199,9 +200,60 @@ class ControlClient:
         """
         return self._drain(f"instances/{_quoted(name)}/drain", deadline_s, user)
 
-    def requests(self) -> RequestList:
-        """All requests, with the instance that has each."""
-        return self._request("GET", "requests", RequestList)
+    def requests(
+        self,
+        *,
+        instance: str = "",
+        model: str = "",
+        state: str = "",
+        priority_class: str = "",
+        match: str = "",
+        is_pinned: bool | None = None,
+        offset: int = 0,
+        limit: int | None = None,
+    ) -> RequestList:
+        """Requests, with the instance that has each, the oldest first; by default all.
+
+        Args:
+            instance: Only those of this instance.
+            model: Only those of this model.
+            state: Only those in this state.
+            priority_class: Only those of this class; its name, or vLLM's integer.
+            match: Only those with this in an id or in one of the words above.
+            is_pinned: Only those that cannot move; False: that can.
+            offset: Leave out so many of these.
+            limit: Give at most so many.
+        """
+        wanted = {
+            "instance": instance, "model": model, "state": state,
+            "priority_class": priority_class, "match": match, "offset": offset,
+        }  # fmt: skip
+        params = {key: value for key, value in wanted.items() if value}
+        if is_pinned is not None:
+            params["pinned"] = is_pinned
+        if limit is not None:
+            params["limit"] = limit
+        return self._request("GET", "requests", RequestList, params=params)
+
+    def request(self, request: str) -> RequestList:
+        """One request by any of its ids, with all its generations.
+
+        Raises:
+            NotFoundError: There is none.
+            ConflictError: The id is that of several requests.
+        """
+        return self._request("GET", f"requests/{_quoted(request)}", RequestList)
+
+    def snapshot(self, *, max_requests: int, max_over: int, match: str = "") -> Snapshot:
+        """The cluster, its requests and its migrations at one moment.
+
+        Args:
+            max_requests: So many requests at most, the oldest.
+            max_over: So many at most of the migrations that are over, the last ones.
+            match: Only requests with this in an id, instance, model, class or state.
+        """
+        params = {"max_requests": max_requests, "max_over": max_over, "match": match}
+        return self._request("GET", "snapshot", Snapshot, params=params)
 
     def migrate(self, request: MigrateRequest) -> MigrateReport:
         """Move requests; returns when that has begun, or what would be with `is_dry_run`.

@@ -86,7 +86,7 @@ def test_what_is_sent_about_migrations() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         seen.append(request)
         match request.method, request.url.path.split("/")[2:]:
-            case "GET", ["requests"]:
+            case "GET", ["requests", *_]:
                 return httpx.Response(200, json={"requests": []})
             case _, ["migrations"]:
                 return httpx.Response(200, json={"migrations": [move]})
@@ -104,6 +104,8 @@ def test_what_is_sent_about_migrations() -> None:
         assert control.migration("m1/1").id == "m1-1"
         assert control.cancel_migration("m1-1", user="ann").id == "m1-1"
         assert control.drain_instance("a", deadline_s=7).moved == 2
+        assert control.request("a/b").requests == []
+        control.requests(instance="a", is_pinned=False, offset=20, limit=10)
     del seen[4:6]
     assert [(each.method, each.url.raw_path) for each in seen] == [
         ("GET", b"/v1/requests"),
@@ -113,6 +115,8 @@ def test_what_is_sent_about_migrations() -> None:
         ("GET", b"/v1/migrations/m1%2F1"),
         ("POST", b"/v1/migrations/m1-1/cancel?user=ann"),
         ("POST", b"/v1/instances/a/drain"),
+        ("GET", b"/v1/requests/a%2Fb"),
+        ("GET", b"/v1/requests?instance=a&offset=20&pinned=false&limit=10"),
     ]
     assert MigrateRequest.model_validate_json(seen[1].content) == ask
     assert seen[6].extensions["timeout"]["read"] > 60

@@ -29,6 +29,7 @@ from llx.cli import (
     req,
     sim,
     status,
+    top,
     up,
     verify,
 )
@@ -76,6 +77,7 @@ app.command("up")(up.up)
 app.command("down")(down.down)
 app.command("doctor")(doctor.doctor)
 app.command("status")(status.status)
+app.command("top")(top.top)
 app.add_typer(host.app, name="host")
 app.add_typer(inst.app, name="inst")
 app.add_typer(req.app, name="req")

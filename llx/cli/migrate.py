@@ -145,7 +145,7 @@ def _show_plan(session: Session, report: "MigrateReport") -> None:
 
 
 def _expected_downtime(report: "MigrateReport") -> str:
-    from llx.cli.move_tables import milliseconds
+    from llx.figures import milliseconds
 
     downtime_ms = report.planned[0].downtime_ms
     if downtime_ms is None:

@@ -2,6 +2,7 @@
 
 from llx.api import LeftOut, MigrationStatus, PlannedMove, RequestStatus
 from llx.cli.render import Column, age
+from llx.figures import milliseconds, rate_text, size_text
 
 
 def request_columns(now: float | None = None) -> list[Column[RequestStatus]]:
@@ -91,30 +92,6 @@ def transport_text(each: MigrationStatus) -> str:
 def left_out_text(each: LeftOut) -> str:
     """One line of a request that does not move."""
     return f"{each.name or each.request} on {each.instance} {each.reason}"
-
-
-def milliseconds(value: float | None) -> str:
-    """A short time: ``0.42 ms``, ``12 ms``, ``3.4 s``."""
-    if value is None:
-        return "-"
-    if value >= 1000:
-        return f"{value / 1000:.1f} s"
-    return f"{value:.0f} ms" if value >= 10 else f"{value:.2g} ms"
-
-
-def size_text(size_bytes: float) -> str:
-    """A size, to be read: ``512 B``, ``3.5 MiB``, ``12 GiB``."""
-    size, unit = float(size_bytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1024:
-            break
-        size, unit = size / 1024, larger
-    return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
-
-
-def rate_text(rate: float) -> str:
-    """Bytes per second, to be read."""
-    return f"{size_text(rate)}/s" if rate > 0 else "-"
 
 
 def _took(each: MigrationStatus) -> str:

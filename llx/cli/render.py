@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from llx.choices import OutputFormat
+from llx.figures import span
 
 if TYPE_CHECKING:
     from llx.settings import Environment
@@ -86,7 +87,7 @@ def styled(text: str) -> Text:
     return Text(text, style=_STYLES.get(text, ""))
 
 
-def print_table(console: Console, grid: Table) -> None:
+def print_table(console: Console, grid: RenderableType) -> None:
     """Print without the blanks that pad a last column."""
     if console.is_terminal:
         console.print(grid)
@@ -140,15 +141,6 @@ def emit(
 def age(at: float | None, now: float | None = None) -> str:
     """How long ago, roughly: ``12s``, ``3m``, ``5h``, ``2d``."""
     return "-" if at is None else span((time.time() if now is None else now) - at)
-
-
-def span(seconds: float) -> str:
-    """A duration, roughly."""
-    seconds = max(0.0, seconds)
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds:.0f}s"
 
 
 def _plain(resource: BaseModel | Sequence[BaseModel]) -> object:

@@ -14,7 +14,8 @@ from llx.api import (
     InstanceStatus,
     ModelStatus,
 )
-from llx.cli.render import Column, age, print_table, span, styled, table
+from llx.cli.render import Column, age, print_table, styled, table
+from llx.figures import span
 
 
 def instance_columns(

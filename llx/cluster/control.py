@@ -37,7 +37,7 @@ from llx.api import (
 from llx.client import ERROR_NAMES
 from llx.cluster.actions import DRAIN_S
 from llx.cluster.driver import ClusterDriver
-from llx.cluster.migration_routes import User, add_migration_routes
+from llx.cluster.migration_routes import User, add_migration_routes, add_snapshot_route
 from llx.errors import (
     ConfigError,
     ConflictError,
@@ -92,6 +92,7 @@ def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
     _add_routes(app, driver)
     _add_instance_routes(app, driver)
     add_migration_routes(app, driver.migrations)
+    add_snapshot_route(app, driver.status, driver.migrations)
     app.add_exception_handler(LlxError, _on_llx_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -1,30 +1,55 @@
 """The control API's part about requests and migrations. What is done is `Migrations`'."""
 
+import time
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import FastAPI, Query
 
 from llx.api import (
     API_VERSION,
+    ClusterStatus,
     MigrateReport,
     MigrateRequest,
     MigrationList,
     MigrationStatus,
     RequestList,
+    Snapshot,
 )
 from llx.cluster.migrations import Migrations
+from llx.cluster.request_page import RequestFilter
 
 User = Annotated[str, Query(max_length=256, description="Who asks, for the audit trail.")]
 _Ids = Annotated[list[str], Query(alias="id", max_length=1000, description="Only these.")]
+_Word = Annotated[str, Query(max_length=256)]
+_Limit = Annotated[int, Query(ge=0, le=100_000)]
 
 
 def add_migration_routes(app: FastAPI, migrations: Migrations) -> None:
     """Add them to the application."""
 
     @app.get(f"/{API_VERSION}/requests")
-    async def requests() -> RequestList:
-        """All requests, with the instance that has each."""
-        return await migrations.requests()
+    async def requests(
+        instance: _Word = "",
+        model: _Word = "",
+        state: _Word = "",
+        priority_class: _Word = "",
+        match: _Word = "",
+        pinned: bool | None = None,
+        offset: _Limit = 0,
+        limit: _Limit | None = None,
+    ) -> RequestList:
+        """Requests, with the instance that has each; `match`: part of an id or of such a word."""
+        wanted = RequestFilter(
+            instance=instance, model=model, state=state, priority_class=priority_class,
+            match=match, is_pinned=pinned, offset=offset, limit=limit,
+        )  # fmt: skip
+        return await migrations.requests(wanted)
+
+    @app.get(f"/{API_VERSION}/requests/{{request}}")
+    async def request(request: str) -> RequestList:
+        """One request by any of its ids, with all its generations."""
+        return await migrations.request(request)
 
     @app.post(f"/{API_VERSION}/migrations")
     async def migrate(request: MigrateRequest) -> MigrateReport:
@@ -46,3 +71,20 @@ def add_migration_routes(app: FastAPI, migrations: Migrations) -> None:
     async def cancel(migration: str, user: User = "") -> MigrationStatus:
         """Ask for a migration to be given up; how it ends shows later."""
         return migrations.cancel(migration, user).status()
+
+
+def add_snapshot_route(
+    app: FastAPI, status: Callable[[], ClusterStatus], migrations: Migrations
+) -> None:
+    """Add what `llx top` asks for once a second, perhaps over a slow line: all in one answer."""
+
+    @app.get(f"/{API_VERSION}/snapshot")
+    async def snapshot(max_requests: _Limit, max_over: _Limit, match: _Word = "") -> Snapshot:
+        """The cluster, the requests that match, and the migrations, now."""
+        found = await migrations.requests(RequestFilter(match=match, limit=max_requests))
+        return Snapshot(
+            at=time.time(),
+            status=status(),
+            requests=found,
+            migrations=migrations.latest(max_over),
+        )

@@ -18,6 +18,7 @@ from llx.api import (
     MigrateReport,
     MigrateRequest,
     MigrationList,
+    MigrationStatus,
     MoveOutcome,
     PlannedMove,
     RequestList,
@@ -28,6 +29,7 @@ from llx.cluster.fleet import Fleet
 from llx.cluster.movability import SERVING, check_ends, pool_of, why_pinned
 from llx.cluster.move_log import Experience, Move
 from llx.cluster.request_book import Located, find, list_requests
+from llx.cluster.request_page import RequestFilter
 from llx.cluster.unit import Unit
 from llx.core.model import Blocks, InstanceId, MigrationId, RequestId, Tokens
 from llx.core.request_choice import CHOICES, Movable, choose
@@ -70,14 +72,27 @@ class Migrations:
 
     # ------------------------------------------------------------------ what operators ask
 
-    async def requests(self) -> RequestList:
-        """All requests of all instances that can be asked."""
+    async def requests(self, wanted: RequestFilter) -> RequestList:
+        """A page of the requests of all instances that can be asked."""
         listing = await list_requests(self._fleet.loads, self._serving())
         listing.requests.sort(key=lambda each: each.view.arrival)
-        return RequestList(
-            requests=[self._request_status(each) for each in listing.requests],
-            not_asked=listing.not_asked,
-        )
+        page, num_found = wanted.page([self._request_status(each) for each in listing.requests])
+        return RequestList(requests=page, num_found=num_found, not_asked=listing.not_asked)
+
+    async def request(self, given: str) -> RequestList:
+        """One request by any of its ids, with all its generations.
+
+        Raises:
+            NotFoundError: There is none.
+            ConflictError: The id is that of several requests.
+        """
+        listing = await list_requests(self._fleet.loads, self._serving())
+        found = [self._request_status(each) for each in find(listing, given)]
+        return RequestList(requests=found, num_found=len(found), not_asked=listing.not_asked)
+
+    def latest(self, max_over: int) -> list[MigrationStatus]:
+        """Migrations under way and the last `max_over` that are over, the oldest first."""
+        return [each.status() for each in self._fleet.moves.latest(max_over)]
 
     async def migrate(self, ask: MigrateRequest) -> MigrateReport:
         """Order what is asked for, or say what would be; answers when the orders are out.

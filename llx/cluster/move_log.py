@@ -124,6 +124,11 @@ class MoveLog:
         """All of them, the oldest first."""
         return sorted([*self._over.values(), *self._open.values()], key=lambda each: each.begun_at)
 
+    def latest(self, max_over: int) -> list[Move]:
+        """Those under way and the last `max_over` that are over, the oldest first."""
+        over = list(itertools.islice(reversed(self._over.values()), max_over))
+        return sorted([*over, *self._open.values()], key=lambda each: each.begun_at)
+
     def open(self) -> list[Move]:
         """Those under way."""
         return list(self._open.values())

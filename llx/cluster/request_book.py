@@ -4,6 +4,7 @@ The scheduler keeps no list of running requests. Finding one by any of its ids i
 """
 
 import asyncio
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ LEAVING = "leaving"
 """State of a request that goes to another instance."""
 _ASK_S = 3.0
 _MAX_NAMED = 5
+_MAX_NEAR = 3
+_SHORTEST_PART = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +106,20 @@ def find(listing: Listing, given: str) -> list[Located]:
     if not found:
         raise NotFoundError(
             f'no request "{given}": it has ended, or never was',
-            remedy="llx req ls",
+            remedy=_suggestion(given, requests),
             detail="\n".join(f"not asked: {each}" for each in listing.not_asked),
         )
     return found
+
+
+def _suggestion(given: str, requests: Sequence[Located]) -> str:
+    """Ids that may be meant: those that contain it, else those that look much like it."""
+    ids = list(dict.fromkeys(word for each in requests for word in (each.label, each.view.id)))
+    near = [each for each in ids if len(given) >= _SHORTEST_PART and given in each]
+    near = near or difflib.get_close_matches(given, ids, n=_MAX_NEAR)
+    if not near:
+        return "llx req ls"
+    return f"llx req ls; did you mean {' or '.join(near[:_MAX_NEAR])}?"
 
 
 async def _ask(loads: LoadWatch, instance: str) -> list[RequestView] | str:

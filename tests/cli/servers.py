@@ -24,6 +24,7 @@ from llx.api import (
     NoteReport,
     RequestList,
     RequestStatus,
+    Snapshot,
     StopReport,
 )
 from llx.specs import Phase, ProcessStatus, save_spec
@@ -172,6 +173,13 @@ class FakeHead(Server):
         match path:
             case ["requests"]:
                 return self.requests
+            case ["requests", name]:
+                known = [e for e in self.requests.requests if name in {e.id, e.name}]
+                return RequestList(requests=known) if known else None
+            case ["snapshot"]:
+                return Snapshot(
+                    at=NOW, status=self.found, requests=self.requests, migrations=self.moves
+                )
             case ["migrations"] if handler.command == "POST":
                 self.orders.append(MigrateRequest.model_validate_json(body))
                 self.moves = [*self.moves, *self.migrated.migrations]

@@ -18,9 +18,9 @@ from llx.specs import EngineKind
 
 HEAVY = {
     "ray", "torch", "vllm", "fastapi", "uvicorn", "pydantic", "httpx", "yaml", "msgspec", "zmq",
-    "rich.table", "rich.live", "paramiko", "asyncio",
+    "rich.table", "rich.live", "paramiko", "asyncio", "textual",
 }  # fmt: skip
-NEVER = {"ray", "torch", "vllm", "fastapi", "uvicorn", "transformers", "numpy"}
+NEVER = {"ray", "torch", "vllm", "fastapi", "uvicorn", "transformers", "numpy", "textual"}
 
 VERBS = [
     "", "init", "up", "down", "status", "logs", "generate", "chat", "demo", "completion",
@@ -30,7 +30,7 @@ VERBS = [
     "host", "host ls", "host add",
     "host rm", "host cordon", "host uncordon", "host drain", "model", "model ls", "model add",
     "model pull", "model rm", "lock", "lock show", "lock release", "doctor", "play",
-    "sim", "sim run", "sim replay", "sim calibrate", "sim plan",
+    "sim", "sim run", "sim replay", "sim calibrate", "sim plan", "top",
 ]  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_help_imports_nothing_heavy():
     assert modules_after("--help") & HEAVY == set()
 
 
-@pytest.mark.parametrize("verb", ["status", "up --dry-run", "down", "context ls"])
+@pytest.mark.parametrize("verb", ["status", "up --dry-run", "down", "context ls", "top --once"])
 def test_no_verb_imports_what_the_plain_install_lacks(verb, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert modules_after(*verb.split()) & NEVER == set()

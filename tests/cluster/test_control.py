@@ -23,6 +23,7 @@ from llx.api import (
     StopReport,
 )
 from llx.cluster.control import MAX_BODY_BYTES, make_app
+from llx.cluster.request_page import RequestFilter
 from llx.errors import ConflictError, DeadlineError, HostError, NotFoundError
 from llx.secret import Secret
 from llx.settings import ClusterSettings
@@ -114,9 +115,17 @@ class MigrationsStandIn:
     def __init__(self, driver: StandIn) -> None:
         self.driver = driver
 
-    async def requests(self) -> RequestList:
-        self.driver.note_asked("requests")
+    async def requests(self, wanted: RequestFilter) -> RequestList:
+        self.driver.note_asked("requests", wanted)
         return RequestList(requests=[], not_asked=["m-1: away"])
+
+    async def request(self, given: str) -> RequestList:
+        self.driver.note_asked("request", given)
+        return RequestList(requests=[])
+
+    def latest(self, max_over: int) -> list[MigrationStatus]:
+        self.driver.note_asked("latest", max_over)
+        return [MIGRATION]
 
     async def migrate(self, ask: MigrateRequest) -> MigrateReport:
         self.driver.note_asked("migrate", ask.request or ask.source, ask.target, ask.user)
@@ -220,6 +229,10 @@ async def test_operations_on_instances_and_requests_reach_the_driver(
     assert (drained.json()["moved"], drained.json()["remaining"]) == (3, 1)
     await http.post("/v1/instances/m-0/restart?user=ann&deadline_s=0")
     assert (await http.get("/v1/requests")).json()["not_asked"] == ["m-1: away"]
+    await http.get("/v1/requests?instance=m-0&pinned=true&offset=5&limit=2")
+    assert (await http.get("/v1/requests/llx-1")).json()["requests"] == []
+    snapshot = (await http.get("/v1/snapshot?max_requests=9&max_over=3&match=x")).json()
+    assert (snapshot["status"]["term"], snapshot["migrations"][0]["id"]) == (1, "m1-1")
     asked = {"request": "r", "target": "m-1", "user": "ann" * 100}
     assert (await http.post("/v1/migrations", json=asked)).json()["migrations"][0]["id"] == "m1-1"
     assert len((await http.get("/v1/migrations?id=a&id=b")).json()["migrations"]) == 1
@@ -231,7 +244,12 @@ async def test_operations_on_instances_and_requests_reach_the_driver(
         ("cordon-instance", "m-0", False, ""),
         ("drain-instance", "m-0", 3.0, "ann"),
         ("restart", "m-0", "ann", 0.0),
-        ("requests",),
+        ("requests", RequestFilter()),
+        ("requests", RequestFilter(instance="m-0", is_pinned=True, offset=5, limit=2)),
+        ("request", "llx-1"),
+        ("requests", RequestFilter(match="x", limit=9)),
+        ("status",),
+        ("latest", 3),
         ("migrate", "r", "m-1", ("ann" * 100)[:256]),
         ("history", ["a", "b"]),
         ("history", []),
@@ -351,6 +369,8 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
         "/v1/instances/{name}/uncordon",
         "/v1/instances/{name}/drain",
         "/v1/requests",
+        "/v1/requests/{request}",
+        "/v1/snapshot",
         "/v1/migrations",
         "/v1/migrations/{migration}",
         "/v1/migrations/{migration}/cancel",

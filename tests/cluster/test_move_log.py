@@ -144,3 +144,18 @@ def test_experience_is_the_median_of_the_last_moves() -> None:
     log.on_news(kept, news("m1-9", "r9", is_over=True, outcome="kept", rate=1.0), 1.0, 1.0)
     found = log.experience()
     assert (found.count, found.downtime_ms, found.rate) == (3, 7.0, 70.0)
+
+
+def test_the_latest_are_those_under_way_and_the_last_that_are_over() -> None:
+    log = MoveLog()
+    for number in range(1, 5):
+        begin(log, f"m1-{number}", f"r{number}", at=float(number))
+    for number in (3, 1, 2):
+        log.on_news(
+            log.all()[number - 1],
+            news(f"m1-{number}", f"r{number}", is_over=True, outcome="kept"),
+            at=9.0,
+            now=9.0,
+        )
+    assert [each.id for each in log.latest(2)] == ["m1-1", "m1-2", "m1-4"]
+    assert [each.id for each in log.latest(0)] == ["m1-4"]

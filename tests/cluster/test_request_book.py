@@ -69,6 +69,22 @@ def test_who_was_not_asked_is_named() -> None:
     assert caught.value.detail == "not asked: m-1: no answer in 3 s"
 
 
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ("batch-1-01", "llx req ls; did you mean cmpl-batch-1-0123abcd?"),
+        ("chatcmpl-same-00000003", "llx req ls; did you mean chatcmpl-same-00000002 or chatcm"),
+        ("llx", "llx req ls"),
+        ("", "llx req ls"),
+    ],
+)
+def test_what_may_be_meant_is_named(given: str, remedy: str) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        find(ALL, given)
+    assert caught.value.remedy.startswith(remedy)
+    assert caught.value.remedy.count(" or ") <= 2
+
+
 class Loads:
     """Instances by name: their answers, or what is wrong with them."""
 
