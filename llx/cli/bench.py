@@ -1,0 +1,169 @@
+"""`llx bench`: scripted measuring runs."""
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llx.cli.failures import command
+from llx.cli.generate import the_model
+from llx.cli.parameters import ContextOption, ModelOption, OutputOption, UrlOption
+from llx.cli.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llx.bench.run import Bench, Observe, Progress
+    from llx.bench.scenario import Scenario
+    from llx.client import ControlClient
+
+app = typer.Typer(
+    help="Measure a cluster, or any OpenAI server, by a script.", no_args_is_help=True
+)
+
+ScenarioArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A scenario; examples/bench/ has some.")
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", help="For the results; default: NAME-DATE in this directory."
+    ),
+]
+
+
+@app.callback()
+def _root() -> None:
+    """Run, compare, report."""
+
+
+@app.command("run")
+@command
+def run(
+    file: ScenarioArgument,
+    out: OutOption = None,
+    model: ModelOption = None,
+    output: OutputOption = None,
+    url: UrlOption = None,
+    context: ContextOption = None,
+) -> None:
+    """Run a scenario: send its requests when it says so, and keep what came of each.
+
+    Example: llx bench run examples/bench/steady.yaml --out before
+
+    Requests are sent on schedule whether or not the server keeps up, and latencies count from the
+    planned time. Of a cluster of llx the load and the migrations are kept, too. Ctrl-C keeps what
+    was measured.
+    """
+    from llx.bench.run import run_bench
+    from llx.bench.run_directory import read_results
+    from llx.bench.scenario import load_scenario
+    from llx.cli.bench_tables import emit_results
+
+    scenario = load_scenario(file)
+    asked = context is not None or url is not None
+    session = Session(
+        context_name=context if asked else scenario.target.context,
+        output_name=output,
+        url_flag=url if asked else scenario.target.url,
+    )
+    with contextlib.ExitStack() as stack:
+        bench = _bench(session, scenario, model, out or _default_out(scenario), stack)
+        session.err.print(f"results: {bench.directory}", soft_wrap=True)
+        try:
+            with shown(session) as observe:
+                run_bench(bench, observe)
+        except KeyboardInterrupt:
+            emit_results(session, read_results(bench.directory))
+            raise
+    emit_results(session, read_results(bench.directory))
+
+
+def _bench(
+    session: Session,
+    scenario: "Scenario",
+    model: str | None,
+    out: Path,
+    stack: contextlib.ExitStack,
+) -> "Bench":
+    """The scenario with its target: the cluster, unless a URL was given."""
+    from llx.bench.generator import Target
+    from llx.bench.run import Bench
+    from llx.openai_client import OpenAIClient
+
+    url, control = session.options.url, None
+    if url is None:
+        control = stack.enter_context(session.control())
+        url = _gateway_url(session, control)
+    key = session.environment.api_key
+    name = model or scenario.model
+    if name is None:
+        with OpenAIClient(url, key) as client:
+            name = the_model(client, None)
+    target = Target(url, name, key, silence_s=scenario.silence_s)
+    return Bench(scenario, target, out, control, session.user)
+
+
+def _gateway_url(session: Session, control: "ControlClient") -> str:
+    """Where the cluster's gateway can be reached from here, without a tunnel.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    from llx.bootstrap.remote_control import needs_tunnel
+    from llx.errors import ConfigError
+
+    status = control.status()
+    gateway = next((each for each in status.gateways if each.url == status.url), None)
+    if session.cluster().hosts and gateway is not None and needs_tunnel(gateway):
+        raise ConfigError(
+            f"{gateway.name} listens on its own host alone, and a tunnel would be measured, too",
+            remedy="let the gateway listen on an address of the network, or run this on its host",
+        )
+    return status.url
+
+
+def _default_out(scenario: "Scenario") -> Path:
+    import time
+
+    return Path(f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+@contextlib.contextmanager
+def shown(session: Session) -> "Iterator[Observe]":
+    """A line that says how far it is; where there is no terminal, one for each run."""
+    if not session.err.is_terminal:
+        begun: set[tuple[int, bool]] = set()
+
+        def say(progress: "Progress") -> None:
+            if (progress.turn, progress.is_warmup) not in begun:
+                begun.add((progress.turn, progress.is_warmup))
+                session.err.print(_where(progress))
+
+        yield say
+        return
+    with session.err.status("starting") as line:
+        yield lambda progress: line.update(f"{_where(progress)}: {_how_far(progress)}")
+
+
+def _where(progress: "Progress") -> str:
+    kind = "warm-up" if progress.is_warmup else f"repetition {progress.repetition + 1}"
+    return f"run {progress.turn} of {progress.num_turns}, {progress.variant}, {kind}"
+
+
+def _how_far(progress: "Progress") -> str:
+    words = [
+        f"{progress.elapsed_s:.0f} s",
+        f"{progress.done} of {progress.planned} done",
+        f"{progress.in_flight} under way",
+    ]
+    if progress.failed:
+        words.append(f"{progress.failed} failed")
+    if progress.ttft_ms is not None:
+        words.append(f"TTFT {progress.ttft_ms:.0f} ms")
+    if progress.itl_ms is not None:
+        words.append(f"ITL {progress.itl_ms:.1f} ms")
+    if progress.elapsed_s > 0:
+        words.append(f"goodput {progress.good / progress.elapsed_s:.1f}/s")
+    return ", ".join(words)
