@@ -132,19 +132,20 @@ def write_summary(directory: Path, name: str, runs: Sequence[Run]) -> None:
             "llx_api_version": API_VERSION,
             "llx_scenario": name,
             "llx_variants": {
-                each: medians([r for r in runs if r.variant == each]) for each in variants
+                each: medians([run.summary for run in runs if run.variant == each])
+                for each in variants
             },
             "llx_runs": [each.summary for each in runs],
         },
     )
 
 
-def medians(runs: Sequence[Run]) -> Figures:
+def medians(summaries: Sequence[Mapping[str, Any]]) -> Figures:
     """The median of each figure over some runs."""
-    names = [key for key, value in runs[0].summary.items() if _is_figure(value)] if runs else []
+    names = {key for each in summaries for key, value in each.items() if _is_figure(value)}
     found: Figures = {}
-    for name in names:
-        values = [value for each in runs if (value := each.figure(name)) is not None]
+    for name in sorted(names):
+        values = [each[name] for each in summaries if each.get(name) is not None]
         found[name] = statistics.median(values) if values else None
     return found
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llx.bench.run import Bench, Observe, Progress
+    from llx.bench.run_directory import Run
     from llx.bench.scenario import Scenario
     from llx.client import ControlClient
 
@@ -30,6 +31,9 @@ OutOption = Annotated[
     typer.Option(
         "--out", metavar="DIR", help="For the results; default: NAME-DATE in this directory."
     ),
+]
+SideArgument = Annotated[
+    str, typer.Argument(metavar="DIR[:VARIANT]", help="A run directory, and which variant of it.")
 ]
 
 
@@ -60,6 +64,7 @@ def run(
     from llx.bench.run_directory import read_results
     from llx.bench.scenario import load_scenario
     from llx.cli.bench_tables import emit_results
+    from llx.errors import NotFoundError
 
     scenario = load_scenario(file)
     asked = context is not None or url is not None
@@ -75,7 +80,8 @@ def run(
             with shown(session) as observe:
                 run_bench(bench, observe)
         except KeyboardInterrupt:
-            emit_results(session, read_results(bench.directory))
+            with contextlib.suppress(NotFoundError):  # there was nothing to keep yet
+                emit_results(session, read_results(bench.directory))
             raise
     emit_results(session, read_results(bench.directory))
 
@@ -167,3 +173,63 @@ def _how_far(progress: "Progress") -> str:
     if progress.elapsed_s > 0:
         words.append(f"goodput {progress.good / progress.elapsed_s:.1f}/s")
     return ", ".join(words)
+
+
+@app.command("compare")
+@command
+def compare(
+    base: SideArgument,
+    other: SideArgument,
+    bound: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--bound",
+            metavar="FIGURE=RATIO",
+            help="OTHER's figure may be so many times BASE's: p99_ttft=1.05; of a rate, at least.",
+        ),
+    ] = None,
+    output: OutputOption = None,
+) -> None:
+    """Compare two benchmarks of one scenario, or two variants of one: ratios and how sure they are.
+
+    Example: llx bench compare before after --bound p99_ttft=1.05 --bound output_throughput=0.97
+
+    Repetitions of one seed are paired; the interval is a 95% bootstrap. Exit code 8 if a bound is
+    broken: if the whole interval lies beyond it. "unclear" are those that the interval contains:
+    more repetitions tell.
+    """
+    from llx.bench.compare import Verdict, parse_bound
+    from llx.bench.compare import compare as compare_runs
+    from llx.cli.bench_tables import emit_ratios
+    from llx.errors import CheckError
+
+    session = Session(output_name=output)
+    bounds = dict(parse_bound(each) for each in bound or ())
+    ratios = compare_runs(_side(base), _side(other), bounds)
+    emit_ratios(session, ratios)
+    broken = [each for each in ratios if each.verdict is Verdict.BROKEN]
+    if broken:
+        words = ", ".join(f"{e.name} {e.low:.3f} to {e.high:.3f}, bound {e.bound}" for e in broken)
+        raise CheckError(f"beyond the bound: {words}")
+
+
+def _side(text: str) -> "list[Run]":
+    """The runs of ``DIR``, or of one variant of it, ``DIR:VARIANT``.
+
+    Raises:
+        ConfigError: Several variants, and none is named.
+        NotFoundError: There is no such directory or variant.
+    """
+    from llx.bench.run_directory import read_results
+    from llx.errors import ConfigError, NotFoundError
+
+    path, _, variant = (text, "", "") if Path(text).is_dir() else text.rpartition(":")
+    results = read_results(Path(path or text))
+    names = results.variants
+    if not variant and len(names) > 1:
+        raise ConfigError(
+            f"{text} has several variants: {', '.join(names)}", remedy=f"{text}:{names[0]}"
+        )
+    if variant and variant not in names:
+        raise NotFoundError(f"{path} has no variant {variant}, but {', '.join(names)}")
+    return results.of(variant or names[0])

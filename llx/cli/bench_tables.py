@@ -1,7 +1,7 @@
 """What `llx bench` prints: the results of a run directory, and comparisons."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
@@ -9,6 +9,7 @@ from llx.cli.render import Column, emit, print_table, table
 from llx.cli.session import Session
 
 if TYPE_CHECKING:
+    from llx.bench.compare import Ratio
     from llx.bench.run_directory import Results
 
 
@@ -30,10 +31,11 @@ def rows_of(results: "Results") -> list[VariantRow]:
     rows = []
     for name in results.variants:
         runs = results.of(name)
-        rows.append(VariantRow(variant=name, runs=len(runs), figures=medians(runs)))
+        rows.append(
+            VariantRow(variant=name, runs=len(runs), figures=medians([e.summary for e in runs]))
+        )
         for each in results.scenario.workload.classes:
-            found = [r.summary["llx_classes"].get(each) for r in runs]
-            figures = _medians([e for e in found if e is not None])
+            figures = medians([run.summary["llx_classes"].get(each, {}) for run in runs])
             rows.append(
                 VariantRow(variant=name, priority_class=each, runs=len(runs), figures=figures)
             )
@@ -53,12 +55,14 @@ def emit_results(session: Session, results: "Results") -> None:
 def result_columns() -> list[Column[VariantRow]]:
     """Latencies in milliseconds, rates per second."""
 
-    def number(title: str, name: str, digits: int = 1, *, is_wide_only: bool = False) -> Any:
+    def number(
+        title: str, name: str, digits: int = 1, *, is_wide_only: bool = False
+    ) -> Column[VariantRow]:
         def cell(row: VariantRow) -> str:
             value = row.figures.get(name)
             return "-" if value is None else f"{value:.{digits}f}"
 
-        return Column[VariantRow](title, cell, is_wide_only, is_number=True)
+        return Column(title, cell, is_wide_only, is_number=True)
 
     def name_of(row: VariantRow) -> str:
         return f"  {row.priority_class}" if row.priority_class else row.variant
@@ -84,9 +88,51 @@ def result_columns() -> list[Column[VariantRow]]:
     ]
 
 
-def _medians(found: list[Mapping[str, float | None]]) -> dict[str, float | None]:
-    import statistics
+class RatioRow(BaseModel):
+    """A figure of both sides, their ratio and its 95% interval; latencies in milliseconds."""
 
-    names = found[0] if found else ()
-    values = {name: [v for e in found if (v := e.get(name)) is not None] for name in names}
-    return {name: statistics.median(v) if v else None for name, v in values.items()}
+    model_config = ConfigDict(frozen=True)
+
+    figure: str
+    base: float
+    other: float
+    ratio: float
+    low: float
+    high: float
+    bound: float | None
+    verdict: str
+
+
+def emit_ratios(session: Session, ratios: "Sequence[Ratio]") -> None:
+    """Print a comparison in the session's format."""
+    rows = [
+        RatioRow(
+            figure=each.name,
+            base=each.base,
+            other=each.other,
+            ratio=each.ratio,
+            low=each.low,
+            high=each.high,
+            bound=each.bound,
+            verdict=each.verdict,
+        )
+        for each in ratios
+    ]
+
+    def show(is_wide: bool) -> None:
+        print_table(session.out, table(ratio_columns(), rows, is_wide=is_wide))
+
+    emit(session.out, session.output, rows, [each.figure for each in rows], show)
+
+
+def ratio_columns() -> list[Column[RatioRow]]:
+    """Both sides, and what to make of them."""
+    return [
+        Column("figure", lambda row: row.figure),
+        Column("base", lambda row: f"{row.base:.2f}", is_number=True),
+        Column("other", lambda row: f"{row.other:.2f}", is_number=True),
+        Column("ratio", lambda row: f"{row.ratio:.3f}", is_number=True),
+        Column("95% interval", lambda row: f"{row.low:.3f} to {row.high:.3f}", is_number=True),
+        Column("bound", lambda row: "" if row.bound is None else f"{row.bound:g}", is_number=True),
+        Column("verdict", lambda row: row.verdict),
+    ]
