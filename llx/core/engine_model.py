@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
 
-from llx.core.engine_leap import leap, leap_limit
+from llx.core.engine_leap import LikeSteps, carry_out, like_steps
 from llx.core.engine_moves import EngineMoves
 from llx.core.engine_state import EngineConfig, EngineRequest, EngineState, Held, State, urgency
 from llx.core.model import Blocks, InstanceLoad, Nanos, RequestId, blocks_for
@@ -195,40 +195,45 @@ class EngineModel:
             held = self._state.held.get(chunk.request)
             if held is None or held.life != chunk.life:
                 continue
-            self._tokens.compute(held.tokens, chunk.start, chunk.end, held.blocks)
-            held.num_computed = chunk.end
-            if chunk.end == len(held.tokens):
+            end = held.num_computed + chunk.num_tokens
+            self._tokens.compute(held.tokens, held.num_computed, end, held.blocks)
+            held.num_computed = end
+            if end == len(held.tokens):
                 outputs.append(self._next_token(held))
         self.moves.drained()
         return outputs
 
-    def leap_limit(self, step: Step) -> int:
-        """How many steps in a row are alike, the open one first; 1 where that cannot be told.
+    def like_steps(self, step: Step) -> LikeSteps | None:
+        """The row of like steps that the open one begins; None if those after it may differ.
 
-        Nothing ends or comes in before the last of them completes.
+        Nothing ends or comes in before the last of them completes. As long as the row goes on this
+        engine stands still, at its first step: `settle` has it catch up.
         """
         if step.admitted or step.preempted:
-            return 1  # the next step may differ: preempting frees blocks that nobody took yet
-        return leap_limit(self._state, [chunk.is_decode for chunk in step.chunks])
-
-    def leap(self, step: Step, count: int) -> None:
-        """Complete the open step and those that follow it, `count` in all, at once.
-
-        The state is then as if each had been completed and scheduled, tokens apart: they are zeros
-        that no `TokenModel` has seen. Blocks may be others, as many.
-
-        Args:
-            step: The open one.
-            count: Less than `leap_limit`.
-        """
+            return None  # the next step may differ: preempting frees blocks that nobody took yet
         assert step is self._open, "not the step that was scheduled last"
-        self._open = None
-        self._state.in_flight = frozenset()
-        leap(self._state, count)
+        are_decodes = [chunk.is_decode for chunk in step.chunks]
+        return like_steps(self._state, step.started_at, are_decodes)
+
+    def settle(self, row: LikeSteps) -> None:
+        """Carry out those steps of a row that are over; the one under way is the open one then.
+
+        The state is as if each had been completed and scheduled, tokens apart: they are zeros
+        that no `TokenModel` has seen. Blocks may be others, as many. It is the first step that is
+        given to `complete` in the end, though its chunks are further on by now.
+        """
+        count = row.settle()
+        if count:
+            carry_out(self._state, count)
+        assert len(self._state.free) == row.num_free, "the row has counted other blocks"
 
     def load(self) -> InstanceLoad:
         """The load at this moment; costs O(priority classes)."""
-        return self._state.load()
+        return self._state.load(len(self._state.free))
+
+    def load_in(self, row: LikeSteps) -> InstanceLoad:
+        """The load at the step of a row that is under way."""
+        return self._state.load(row.num_free)
 
     def requests(self) -> list[RequestStatus]:
         """All requests held, in the order they came in."""

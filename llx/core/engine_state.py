@@ -69,17 +69,6 @@ class StepTime:
             + self.context_ktoken_ns * num_context_tokens // 1000
         )
 
-    def of_decodes(self, num_decodes: int, num_context_tokens: int, num_steps: int) -> Nanos:
-        """Duration of so many steps in a row, each with the same requests decoding.
-
-        Exactly the sum of what `of` says of each: every step reads `num_decodes` tokens of
-        context more than the one before it; the first `num_context_tokens`.
-        """
-        each = self.of(0, num_decodes, 0)
-        growth = self.context_ktoken_ns * num_decodes
-        first = self.context_ktoken_ns * num_context_tokens
-        return Nanos(each * num_steps + _sum_of_quotients(num_steps, 1000, growth, first))
-
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -222,7 +211,11 @@ class EngineState:
 
     def take(self, count: int) -> list[int]:
         """Blocks off the free ones."""
-        return [self.free.pop() for _ in range(count)]
+        if count == 1:
+            return [self.free.pop()]
+        taken = self.free[: -count - 1 : -1]
+        del self.free[len(self.free) - count :]
+        return taken
 
     def give_back(self, blocks: list[int]) -> None:
         """Blocks become free again."""
@@ -243,12 +236,12 @@ class EngineState:
         num_held = sum(len(held.blocks) for held in self.held.values())
         return self.config.num_blocks - len(self.free) - num_held
 
-    def load(self) -> InstanceLoad:
-        """The load at this moment; costs O(priority classes)."""
+    def load(self, num_free: int) -> InstanceLoad:
+        """The load with so many free blocks; costs O(priority classes)."""
         tallies = self._tallies.items()
         return InstanceLoad(
             total=self.config.num_blocks,
-            free=Blocks(len(self.free)),
+            free=Blocks(num_free),
             block_size=self.config.block_size,
             num_running=len(self.running) + len(self.cut),
             num_waiting=len(self.waiting) + len(self.arrived),
@@ -313,21 +306,3 @@ class EngineState:
 def _take_out(queue: list[Held], held: Held) -> None:
     index = bisect.bisect_left(queue, urgency(held), key=urgency)
     assert queue.pop(index) is held, "the queue is out of order"
-
-
-def _sum_of_quotients(count: int, divisor: int, step: int, first: int) -> int:
-    """The sum of (step * i + first) // divisor over i = 0 … count - 1, in O(log) steps.
-
-    As in Euclid's algorithm: whole multiples of the divisor are taken out of both, and what is
-    left counts the lattice points under a line, which is the same count with the axes swapped.
-    """
-    total = 0
-    while count > 0:
-        total += (count - 1) * count // 2 * (step // divisor) + count * (first // divisor)
-        step, first = step % divisor, first % divisor
-        top = step * count + first
-        if top < divisor:
-            break
-        count, first = divmod(top, divisor)
-        step, divisor = divisor, step
-    return total
