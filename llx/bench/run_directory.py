@@ -12,7 +12,7 @@ DIR/runs/VARIANT-REPETITION/
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -83,6 +83,18 @@ class Results:
         """The runs of a variant, by repetition."""
         found = [each for each in self.runs if each.variant == variant]
         return sorted(found, key=lambda each: each.repetition)
+
+    def rows(self) -> Iterator[tuple[str, bool, Figures]]:
+        """Name and median figures of each variant, and below it of each of its classes (True)."""
+        for name in self.variants:
+            runs = self.of(name)
+            yield name, False, medians([each.summary for each in runs])
+            for each in self.scenario.workload.classes:
+                yield (
+                    each,
+                    True,
+                    medians([run.summary["llx_classes"].get(each, {}) for run in runs]),
+                )
 
 
 def create(path: Path, scenario: Scenario, about: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from llx.sim.trace_files import FORMATS
-from llx.sim.workload import MIXES
+from llx.sim.workload import LIKE, MIXES
 from llx.yaml_reader import read_yaml
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"
@@ -87,7 +87,10 @@ class Between(_Part):
 
 
 class Lengths(_Part):
-    """Tokens of prompts and outputs: as drawn here, or a `mix` of the Llumnix paper (s-s … l-l)."""
+    """Tokens of prompts and outputs: as drawn here, or a `mix`.
+
+    Mixes are the Llumnix paper's: s-s … l-l, and sharegpt-like, burstgpt-like.
+    """
 
     prompt: Tokens | Between | None = None
     output: Tokens | Between | None = None
@@ -99,8 +102,8 @@ class Lengths(_Part):
             self.prompt is None
         ):
             raise ValueError("either prompt and output, or mix")
-        if self.mix is not None and self.mix not in MIXES:
-            raise ValueError(f"no mix {self.mix!r}: it is one of {', '.join(MIXES)}")
+        if self.mix is not None and self.mix not in (*MIXES, *LIKE):
+            raise ValueError(f"no mix {self.mix!r}: it is one of {', '.join((*MIXES, *LIKE))}")
         return self
 
 

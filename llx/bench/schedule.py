@@ -14,7 +14,7 @@ from typing import Final
 from llx.bench.prompts import Segment
 from llx.bench.scenario import Arrivals, Between, Lengths, Prefixes, Sessions, Trace, Workload
 from llx.sim.trace_files import read_trace
-from llx.sim.workload import gamma_arrivals, paper_lengths
+from llx.sim.workload import LIKE, gamma_arrivals, like_lengths, paper_lengths
 
 _SECOND: Final = 1_000_000_000
 
@@ -117,7 +117,10 @@ def _drawn(
     count = len(times) * turns
     pairs: Sequence[tuple[int, int]]
     if lengths.mix is not None:
-        pairs = paper_lengths(lengths.mix, count)
+        is_like = lengths.mix in LIKE
+        pairs = (
+            like_lengths(lengths.mix, count, seed) if is_like else paper_lengths(lengths.mix, count)
+        )
     else:
         draw = random.Random(f"lengths {seed}")
         pairs = [

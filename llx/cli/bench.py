@@ -233,3 +233,49 @@ def _side(text: str) -> "list[Run]":
     if variant and variant not in names:
         raise NotFoundError(f"{path} has no variant {variant}, but {', '.join(names)}")
     return results.of(variant or names[0])
+
+
+@app.command("report")
+@command
+def report(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What `llx bench run` has left.")
+    ],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Default: DIR/report.html.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Also a .png, .svg or .pdf.")
+    ] = None,
+    output: OutputOption = None,
+) -> None:
+    """Show a benchmark: a table here, and a page with pictures in one file.
+
+    Example: llx bench report before --picture before.png
+
+    Pictures are latencies, figures by rate, and the course of each variant with load, migrations
+    and faults. They need matplotlib (pip install 'llx[plots]'); without it the page has none.
+    """
+    from llx.bench.report import pictures, write_report
+    from llx.bench.run_directory import read_results
+    from llx.cli.bench_tables import emit_results
+    from llx.errors import InstallError
+
+    session = Session(output_name=output)
+    results = read_results(directory)
+    drawn: list[str] = []
+    try:
+        draw = pictures()
+    except InstallError as error:
+        if picture is not None:
+            raise
+        session.err.print(f"no pictures: {error.message}; {error.remedy}", markup=False)
+    else:
+        parts = draw.drawings(results)
+        drawn = [draw.as_svg(each) for each in parts]
+        if picture is not None:
+            draw.save(picture, parts)
+    page = html or directory / "report.html"
+    write_report(page, results, drawn)
+    emit_results(session, results)
+    session.err.print(f"page: {page}", soft_wrap=True)

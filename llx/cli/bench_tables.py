@@ -25,21 +25,20 @@ class VariantRow(BaseModel):
 
 
 def rows_of(results: "Results") -> list[VariantRow]:
-    """One row for each variant, and below it one for each class if there are several."""
-    from llx.bench.run_directory import medians
-
-    rows = []
-    for name in results.variants:
-        runs = results.of(name)
-        rows.append(
-            VariantRow(variant=name, runs=len(runs), figures=medians([e.summary for e in runs]))
-        )
-        for each in results.scenario.workload.classes:
-            figures = medians([run.summary["llx_classes"].get(each, {}) for run in runs])
-            rows.append(
-                VariantRow(variant=name, priority_class=each, runs=len(runs), figures=figures)
+    """One row for each variant, and below it one for each class that was asked for."""
+    found: list[VariantRow] = []
+    variant = ""
+    for name, is_class, figures in results.rows():
+        variant = variant if is_class else name
+        found.append(
+            VariantRow(
+                variant=variant,
+                priority_class=name if is_class else "",
+                runs=len(results.of(variant)),
+                figures=figures,
             )
-    return rows
+        )
+    return found
 
 
 def emit_results(session: Session, results: "Results") -> None:
