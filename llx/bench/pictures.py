@@ -72,16 +72,25 @@ def as_svg(part: Drawing) -> str:
     return text[text.index("<svg") :]
 
 
+def kind_of(path: Path) -> str:
+    """The kind of picture that a file's name asks for.
+
+    Raises:
+        ConfigError: None that is known.
+    """
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in ("svg", "png", "pdf"):
+        raise ConfigError(f"{path}: a picture's name ends in .svg, .png or .pdf")
+    return kind
+
+
 def save(path: Path, parts: Sequence[Drawing]) -> None:
     """Write a picture of these parts, one below the other; its kind is the file's ending.
 
     Raises:
         ConfigError: The file cannot be written, or is of no known kind.
     """
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in ("svg", "png", "pdf"):
-        raise ConfigError(f"{path}: a picture's name ends in .svg, .png or .pdf")
-    data = _rendered(parts, kind)
+    data = _rendered(parts, kind_of(path))
     try:
         path.write_bytes(data)
     except OSError as error:

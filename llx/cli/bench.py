@@ -271,6 +271,8 @@ def report(
             raise
         session.err.print(f"no pictures: {error.message}; {error.remedy}", markup=False)
     else:
+        if picture is not None:
+            draw.kind_of(picture)  # before the work
         parts = draw.drawings(results)
         drawn = [draw.as_svg(each) for each in parts]
         if picture is not None:
