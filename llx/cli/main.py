@@ -9,6 +9,7 @@ from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from llx import __version__
 from llx.cli import (
+    bench,
     chat,
     completion,
     context,
@@ -91,6 +92,7 @@ app.command("demo")(demo.demo)
 app.add_typer(node.app, name="node")
 app.add_typer(model.app, name="model")
 app.add_typer(verify.app, name="verify")
+app.add_typer(bench.app, name="bench")
 app.add_typer(sim.app, name="sim")
 app.add_typer(context.app, name="context")
 app.add_typer(lock.app, name="lock")

@@ -1,0 +1,229 @@
+"""The cluster during a run: what its head says of load and migrations, and what is done to it."""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+from llx.api import InstanceState, InstanceStatus, MigrationStatus, MoveOutcome
+from llx.bench.scenario import Fault
+from llx.client import ControlClient
+from llx.errors import DeadlineError, LlxError
+
+_SAMPLE_S: Final = 0.5
+_READY_S: Final = 180.0
+_REPORTS_S: Final = 3.0
+"""Gateways report what they saw of a move with their next heartbeats."""
+_POLL_S: Final = 0.2
+_DRAIN_S: Final = 60.0
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InstanceLoad(_Line):
+    """One instance at one time; freeness None: without bound, or not known."""
+
+    name: str
+    state: str
+    is_cordoned: bool
+    freeness: float | None = None
+    blocks_used: int = 0
+    blocks_total: int = 0
+    running: int = 0
+    waiting: int = 0
+
+
+class Sight(_Line):
+    """The cluster at one time, or why it could not be seen."""
+
+    at_s: float
+    instances: list[InstanceLoad] = []
+    error: str = ""
+
+
+class FaultNote(_Line):
+    """A fault: when it was ordered, when that had returned, and what went wrong with it."""
+
+    at_s: float
+    done_s: float
+    do: str
+    instance: str
+    error: str = ""
+
+
+class Move(_Line):
+    """One migration that began during the run, in seconds from its beginning."""
+
+    id: str
+    begun_s: float
+    ended_s: float | None
+    source: str
+    target: str
+    outcome: str
+    why: str
+    num_tokens: int
+    num_stages: int
+    downtime_ms: float | None
+    stall_ms: float | None
+
+
+class ClusterWatch:
+    """Looks at a cluster while a run lasts, and injects the faults. One for each run.
+
+    Args:
+        control: Of the cluster.
+        faults: With times from the run's beginning.
+        user: Who is at work, for the audit trail.
+        on_sight: Called with each sight, and with the note of each fault.
+    """
+
+    def __init__(
+        self,
+        control: ControlClient,
+        faults: Sequence[Fault],
+        user: str,
+        on_sight: Callable[[Sight | FaultNote], None],
+    ) -> None:
+        self._control = control
+        self._faults = faults
+        self._user = user
+        self._on_sight = on_sight
+        self._began_at = 0.0
+        self._began_wall = 0.0
+        self._before: frozenset[str] = frozenset()
+
+    def begin(self) -> None:
+        """Remember which migrations are older than the run.
+
+        Raises:
+            LlxError: The cluster does not answer.
+        """
+        self._before = frozenset(each.id for each in self._control.migrations())
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        self._began_at, self._began_wall = time.perf_counter(), time.time()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._look_on())
+            for each in self._faults:
+                tasks.create_task(self._inject(each))
+
+    async def _look_on(self) -> None:
+        while True:
+            self._on_sight(await asyncio.to_thread(self._look))
+            await asyncio.sleep(_SAMPLE_S)
+
+    def _look(self) -> Sight:
+        at_s = self._now()
+        try:
+            status = self._control.status()
+        except LlxError as error:
+            return Sight(at_s=at_s, error=error.message)
+        return Sight(at_s=at_s, instances=[_load_of(each) for each in status.instances])
+
+    async def _inject(self, fault: Fault) -> None:
+        await asyncio.sleep(fault.at_s)
+        at_s, error = self._now(), ""
+        try:
+            await asyncio.to_thread(self._do, fault)
+        except LlxError as failure:
+            error = failure.message
+        self._on_sight(
+            FaultNote(
+                at_s=at_s, done_s=self._now(), do=fault.do, instance=fault.instance, error=error
+            )
+        )
+
+    def _do(self, fault: Fault) -> None:
+        match fault.do:
+            case "cordon" | "uncordon":
+                is_on = fault.do == "cordon"
+                self._control.cordon_instance(fault.instance, is_on=is_on, user=self._user)
+            case "drain":
+                self._control.drain_instance(fault.instance, deadline_s=_DRAIN_S, user=self._user)
+            case "restart":
+                self._control.restart_instance(fault.instance, user=self._user, deadline_s=0.0)
+
+    def moves(self) -> list[Move]:
+        """The migrations since `begin`, once gateways have said what they saw of them.
+
+        Raises:
+            LlxError: The cluster does not answer.
+        """
+        deadline = time.monotonic() + _REPORTS_S
+        while True:
+            found = [each for each in self._control.migrations() if each.id not in self._before]
+            if all(map(_is_told, found)) or time.monotonic() > deadline:
+                return [self._move(each) for each in found]
+            time.sleep(_POLL_S)
+
+    def put_back(self) -> None:
+        """Use again what faults have taken out of use, and wait until it is ready.
+
+        Raises:
+            DeadlineError: It does not get ready.
+            LlxError: The cluster does not answer.
+        """
+        touched = {each.instance for each in self._faults}
+        for name in touched:
+            with contextlib.suppress(LlxError):  # what is not there was named in the fault's note
+                self._control.cordon_instance(name, is_on=False, user=self._user)
+        deadline = time.monotonic() + _READY_S
+        while touched:
+            states = {each.name: each.state for each in self._control.status().instances}
+            waiting = {n for n in touched if states.get(n, InstanceState.READY) not in _SETTLED}
+            if not waiting:
+                return
+            if time.monotonic() > deadline:
+                raise DeadlineError(f"{', '.join(sorted(waiting))}: not ready after a fault")
+            time.sleep(_POLL_S)
+
+    def _move(self, status: MigrationStatus) -> Move:
+        ended = status.ended_at
+        return Move(
+            id=status.id,
+            begun_s=round(status.begun_at - self._began_wall, 4),
+            ended_s=None if ended is None else round(ended - self._began_wall, 4),
+            source=status.source,
+            target=status.target,
+            outcome=status.outcome or "",
+            why=status.why,
+            num_tokens=status.num_tokens,
+            num_stages=status.num_stages,
+            downtime_ms=status.downtime_ms,
+            stall_ms=status.stall_ms,
+        )
+
+    def _now(self) -> float:
+        return round(time.perf_counter() - self._began_at, 4)
+
+
+_SETTLED: Final = frozenset({InstanceState.READY, InstanceState.FAILED})
+
+
+def _load_of(status: InstanceStatus) -> InstanceLoad:
+    load = status.load
+    seen = InstanceLoad(name=status.name, state=status.state, is_cordoned=status.is_cordoned)
+    if load is None:
+        return seen
+    return seen.model_copy(
+        update={
+            "freeness": load.freeness if math.isfinite(load.freeness) else None,
+            "blocks_used": load.blocks_used,
+            "blocks_total": load.blocks_total,
+            "running": load.running,
+            "waiting": load.waiting,
+        }
+    )
+
+
+def _is_told(move: MigrationStatus) -> bool:
+    if move.outcome is None:
+        return False
+    return move.outcome is not MoveOutcome.MOVED or move.downtime_ms is not None

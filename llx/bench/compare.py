@@ -1,0 +1,234 @@
+"""Two benchmarks of one scenario side by side: ratios, and how sure they are.
+
+Repetitions are paired: the nth of both had the same seed, and so the same requests at the same
+times; request by request they are paired, too. The 95 % interval is a bootstrap over repetitions
+and, within each, over requests. Rates are figures of whole runs, and resampled as such.
+"""
+
+import math
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from llx.bench.record import Outcome, Record
+from llx.bench.run_directory import Run
+from llx.bench.summary import percentile
+from llx.errors import ConfigError
+
+_ROUNDS: Final = 400
+_SEED: Final = 20260101
+_LOW, _HIGH = 2.5, 97.5
+
+LATENCIES: Final[Mapping[str, Callable[[Record], float | None]]] = {
+    "ttft": lambda record: record.ttft_s,
+    "tpot": lambda record: record.tpot_s,
+    "e2el": lambda record: record.e2e_s,
+}
+STATISTICS: Final[Mapping[str, Callable[[list[float]], float]]] = {
+    "mean": statistics.fmean,
+    "median": lambda values: percentile(sorted(values), 50),
+    "p90": lambda values: percentile(sorted(values), 90),
+    "p99": lambda values: percentile(sorted(values), 99),
+}
+RATES: Final = ("request_throughput", "request_goodput", "output_throughput")
+"""Of these, more is better."""
+
+
+class Verdict(StrEnum):
+    """What the interval says of a bound."""
+
+    NONE = ""
+    HOLDS = "holds"
+    UNCLEAR = "unclear"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """`other` / `base` of one figure, with its 95 % interval; latencies are in milliseconds."""
+
+    name: str
+    base: float
+    other: float
+    ratio: float
+    low: float
+    high: float
+    bound: float | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """A latency may be at most its bound times the base's, a rate must be at least that."""
+        if self.bound is None:
+            return Verdict.NONE
+        low, high, bound = self.low, self.high, self.bound
+        if self.name in RATES:
+            low, high, bound = -high, -low, -bound
+        if high <= bound:
+            return Verdict.HOLDS
+        return Verdict.BROKEN if low > bound else Verdict.UNCLEAR
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A repetition: both runs, and their requests that ended well in both."""
+
+    base: Run
+    other: Run
+    records: tuple[tuple[Record, Record], ...]
+
+
+def parse_bound(text: str) -> tuple[str, float]:
+    """``p99_ttft=1.05``.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    name, _, number = text.partition("=")
+    name = name.strip().removesuffix("_ms")
+    try:
+        bound = float(number)
+    except ValueError:
+        bound = math.nan
+    if not bound > 0 or name not in figure_names():
+        raise ConfigError(
+            f'"{text}" is no bound: write p99_ttft=1.05',
+            remedy=f"figures: {', '.join(figure_names())}",
+        )
+    return name, bound
+
+
+def figure_names() -> list[str]:
+    """What is compared."""
+    return [f"{each}_{of}" for of in LATENCIES for each in STATISTICS] + list(RATES)
+
+
+def compare(base: Sequence[Run], other: Sequence[Run], bounds: Mapping[str, float]) -> list[Ratio]:
+    """The ratio of each figure that both have.
+
+    Args:
+        base: Runs of one variant.
+        other: Runs of another, or of the same one another time.
+        bounds: Of some figures, by their names.
+
+    Raises:
+        ConfigError: No repetition of both has the same schedule.
+    """
+    pairs = _pairs(base, other)
+    found = [
+        ratio
+        for of, value in LATENCIES.items()
+        for name, statistic in STATISTICS.items()
+        if (ratio := _latency(pairs, f"{name}_{of}", value, statistic, bounds)) is not None
+    ]
+    rates = (_rate(pairs, name, bounds) for name in RATES)
+    return found + [each for each in rates if each is not None]
+
+
+def _pairs(base: Sequence[Run], other: Sequence[Run]) -> list[_Pair]:
+    by_seed = {each.summary["llx_seed"]: each for each in other}
+    pairs = []
+    for one in base:
+        two = by_seed.get(one.summary["llx_seed"])
+        if two is not None:
+            matched = _matched(one.records(), two.records())
+            pairs.append(_Pair(one, two, matched))
+    if not any(each.records for each in pairs):
+        raise ConfigError(
+            "nothing to compare: no two runs have the same seed and requests",
+            remedy="run the same scenario both times",
+        )
+    return pairs
+
+
+def _matched(one: Sequence[Record], two: Sequence[Record]) -> tuple[tuple[Record, Record], ...]:
+    """Requests of the same number and lengths that ended well in both."""
+    others = {each.number: each for each in two if each.outcome is Outcome.OK}
+    return tuple(
+        (each, match)
+        for each in one
+        if each.outcome is Outcome.OK
+        and (match := others.get(each.number)) is not None
+        and (each.num_prompt, each.max_outputs) == (match.num_prompt, match.max_outputs)
+    )
+
+
+def _latency(
+    pairs: Sequence[_Pair],
+    name: str,
+    value: Callable[[Record], float | None],
+    statistic: Callable[[list[float]], float],
+    bounds: Mapping[str, float],
+) -> Ratio | None:
+    samples = [
+        [
+            (a, b)
+            for one, two in pair.records
+            if (a := value(one)) is not None and (b := value(two)) is not None
+        ]
+        for pair in pairs
+    ]
+    samples = [each for each in samples if each]
+    if not samples:
+        return None
+    draw = random.Random(_SEED)
+
+    def sides(drawn: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
+        """The medians over repetitions."""
+        base = statistics.median(statistic([a for a, _ in each]) for each in drawn)
+        return base, statistics.median(statistic([b for _, b in each]) for each in drawn)
+
+    def resampled() -> float:
+        repetitions = draw.choices(samples, k=len(samples))
+        base, other = sides([draw.choices(each, k=len(each)) for each in repetitions])
+        return _quotient(other, base)
+
+    base, other = sides(samples)
+    return _ratio(name, base * 1000, other * 1000, resampled, bounds)
+
+
+def _rate(pairs: Sequence[_Pair], name: str, bounds: Mapping[str, float]) -> Ratio | None:
+    samples = [
+        (a, b)
+        for pair in pairs
+        if (a := pair.base.figure(name)) is not None and (b := pair.other.figure(name)) is not None
+    ]
+    if not samples:
+        return None
+    draw = random.Random(_SEED)
+
+    def sides(drawn: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        return statistics.median(a for a, _ in drawn), statistics.median(b for _, b in drawn)
+
+    def resampled() -> float:
+        base, other = sides(draw.choices(samples, k=len(samples)))
+        return _quotient(other, base)
+
+    return _ratio(name, *sides(samples), resampled, bounds)
+
+
+def _ratio(
+    name: str,
+    base: float,
+    other: float,
+    resampled: Callable[[], float],
+    bounds: Mapping[str, float],
+) -> Ratio:
+    ratios = sorted(resampled() for _ in range(_ROUNDS))
+    return Ratio(
+        name,
+        base,
+        other,
+        _quotient(other, base),
+        percentile(ratios, _LOW),
+        percentile(ratios, _HIGH),
+        bounds.get(name),
+    )
+
+
+def _quotient(other: float, base: float) -> float:
+    if base > 0:
+        return other / base
+    return 1.0 if other == base else math.inf

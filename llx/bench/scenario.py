@@ -1,0 +1,238 @@
+"""A benchmark as a file: what is asked, of whom, in which variants, and what counts as good.
+
+`examples/bench/` has commented ones. Nothing here runs anything.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from llx.sim.trace_files import FORMATS
+from llx.sim.workload import LIKE, MIXES
+from llx.yaml_reader import read_yaml
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"
+Name = Annotated[str, Field(pattern=_NAME)]
+Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0, le=86_400)]
+Rate = Annotated[float, Field(gt=0, le=100_000)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TargetPart(_Part):
+    """Who is asked: any OpenAI server, or a cluster of llx. Neither: the command line says."""
+
+    url: str | None = None
+    context: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if self.url is not None and self.context is not None:
+            raise ValueError("either url or context")
+        return self
+
+
+class Ramp(_Part):
+    """The rate grows evenly from `from_rate` to the full one."""
+
+    from_rate: Rate
+    over_s: Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Arrivals(_Part):
+    """When requests come: gaps have a gamma distribution; `cv` 1 is Poisson, 0 a metronome."""
+
+    rate: Rate
+    cv: Annotated[float, Field(ge=0, le=100)] = 1.0
+    ramp: Ramp | None = None
+
+
+class Trace(_Part):
+    """Arrivals and lengths of a recorded load; relative paths are the scenario's neighbours."""
+
+    file: Path
+    format: str
+    speed: Annotated[float, Field(gt=0)] = 1.0
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in FORMATS:
+            raise ValueError(f"no trace format {name!r}: it is one of {', '.join(FORMATS)}")
+        return name
+
+    @field_validator("file")
+    @classmethod
+    def _beside(cls, path: Path, info: ValidationInfo) -> Path:
+        base = info.context
+        return base / path.expanduser() if isinstance(base, Path) else path.expanduser()
+
+
+class Between(_Part):
+    """Evenly drawn from `least` to `most`, both included."""
+
+    least: Tokens
+    most: Tokens
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.most < self.least:
+            raise ValueError("most is less than least")
+        return self
+
+
+class Lengths(_Part):
+    """Tokens of prompts and outputs: as drawn here, or a `mix`.
+
+    Mixes are the Llumnix paper's: s-s … l-l, and sharegpt-like, burstgpt-like.
+    """
+
+    prompt: Tokens | Between | None = None
+    output: Tokens | Between | None = None
+    mix: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.prompt is None) != (self.output is None) or (self.mix is None) == (
+            self.prompt is None
+        ):
+            raise ValueError("either prompt and output, or mix")
+        if self.mix is not None and self.mix not in (*MIXES, *LIKE):
+            raise ValueError(f"no mix {self.mix!r}: it is one of {', '.join((*MIXES, *LIKE))}")
+        return self
+
+
+class Prefixes(_Part):
+    """Prompts begin with one of `count` shared texts of `tokens` tokens; in a session, the same."""
+
+    count: Annotated[int, Field(ge=1, le=100_000)]
+    tokens: Tokens
+    share: Share = 1.0
+
+
+class Sessions(_Part):
+    """Conversations: each turn's prompt repeats the turns before it, `gap_s` after the last one.
+
+    The answers that it repeats are drawn, too, so that a schedule does not wait for a server.
+    """
+
+    turns: Annotated[int, Field(ge=2, le=1000)]
+    gap_s: Seconds
+
+
+class Workload(_Part):
+    """The requests of one run.
+
+    Attributes:
+        requests: How many; of a trace, at most so many.
+        scale: Multiplies all lengths.
+        longest: No prompt is longer, and no output; a prompt with all that is put before it,
+            too: what would be is cut.
+        classes: Share of the requests that ask for this priority class.
+    """
+
+    requests: Annotated[int, Field(ge=1, le=10_000_000)]
+    arrivals: Arrivals | None = None
+    lengths: Lengths | None = None
+    trace: Trace | None = None
+    scale: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    longest: Tokens | None = None
+    classes: dict[Name, Share] = {}
+    prefixes: Prefixes | None = None
+    sessions: Sessions | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.arrivals is None) != (self.lengths is None) or (self.trace is None) == (
+            self.arrivals is None
+        ):
+            raise ValueError("either arrivals and lengths, or trace")
+        if self.trace is not None and self.sessions is not None:
+            raise ValueError("sessions have no place in a trace")
+        if sum(self.classes.values()) > 1 + 1e-9:
+            raise ValueError("the shares of classes are more than 1 together")
+        return self
+
+
+class Variant(_Part):
+    """One side of a comparison: what differs from the other ones.
+
+    Attributes:
+        name: In tables and file names.
+        url: Another server.
+        rate: Another rate of arrivals.
+        extra_body: Further fields of each request.
+    """
+
+    name: Name
+    url: str | None = None
+    rate: Rate | None = None
+    extra_body: dict[str, object] = {}
+
+
+class Fault(_Part):
+    """Something that an operator, or bad luck, does to the cluster in the middle of a run.
+
+    `restart` stops an instance with no time for its requests to finish. What a fault has cordoned
+    or drained is put back to use after the run.
+    """
+
+    at_s: Seconds
+    do: Literal["cordon", "uncordon", "drain", "restart"]
+    instance: str
+
+
+class Slo(_Part):
+    """A good request meets each of these."""
+
+    ttft_ms: Annotated[float, Field(gt=0)] | None = None
+    tpot_ms: Annotated[float, Field(gt=0)] | None = None
+    e2el_ms: Annotated[float, Field(gt=0)] | None = None
+
+
+class Scenario(_Part):
+    """The whole file.
+
+    Attributes:
+        name: Of the run directory, unless told otherwise.
+        model: As served; default: the only one.
+        warmup: Requests before each run, of its kind, which do not count.
+        repetitions: Each variant runs so often, in turns of shuffled order.
+        seed: Of the schedule; each repetition has its own, the same for all variants.
+        silence_s: A stream that is silent for so long has failed.
+    """
+
+    name: Name
+    target: TargetPart = TargetPart()
+    model: str | None = None
+    workload: Workload
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1)] = (Variant(name="base"),)
+    faults: tuple[Fault, ...] = ()
+    slo: Slo = Slo()
+    warmup: Annotated[int, Field(ge=0, le=100_000)] = 0
+    repetitions: Annotated[int, Field(ge=1, le=1000)] = 1
+    seed: int = 1
+    silence_s: Annotated[float, Field(gt=0)] = 300.0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [each.name for each in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError("two variants have the same name")
+        if self.workload.trace is not None and any(each.rate for each in self.variants):
+            raise ValueError("a trace has its own rate: a variant cannot change it")
+        return self
+
+
+def load_scenario(path: Path) -> Scenario:
+    """The scenario of a file.
+
+    Raises:
+        ConfigError: Says line and mistake.
+    """
+    return read_yaml(path, Scenario, base=path.resolve().parent)

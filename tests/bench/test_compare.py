@@ -1,0 +1,92 @@
+import random
+from array import array
+
+import pytest
+
+from llx.bench.compare import Verdict, compare, parse_bound
+from llx.bench.record import Outcome, Record
+from llx.bench.run_directory import Run, write_run
+from llx.errors import ConfigError
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Makes runs whose TTFT is 100 ms on average, times a factor."""
+
+    def make(name, factor, repetitions=4, seed=1, throughput=10.0):
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        return [one(name, factor, n, seed + n, throughput) for n in range(repetitions)]
+
+    def one(name, factor, repetition, seed, throughput) -> Run:
+        draw, noise = random.Random(seed), random.Random(f"{name} {seed}")
+        lines = []
+        for number in range(60):
+            ttft = draw.uniform(0.05, 0.15) * factor * noise.uniform(0.95, 1.05)
+            record = Record(
+                number, 0.1 * number, 8, 3, first_at=0.1 * number + ttft, num_outputs=3,
+                last_at=0.1 * number + ttft + 0.02, gaps_us=array("I", [10_000, 10_000]),
+                outcome=Outcome.OK,
+            )  # fmt: skip
+            lines.append(record.as_line(0.0))
+        summary = {
+            "llx_variant": name, "llx_repetition": repetition, "llx_seed": seed,
+            "request_throughput": throughput * noise.uniform(0.99, 1.01),
+        }  # fmt: skip
+        return write_run(tmp_path, summary, lines, [], [])
+
+    return make
+
+
+def figures(ratios):
+    return {each.name: each for each in ratios}
+
+
+def test_a_ratio_and_its_interval(runs):
+    found = figures(compare(runs("a", 1.0), runs("b", 1.2), {}))
+    ttft = found["mean_ttft"]
+    assert ttft.base == pytest.approx(100, rel=0.1)
+    assert ttft.low < ttft.ratio < ttft.high
+    assert 1.15 < ttft.low < 1.2 < ttft.high < 1.25
+    assert found["median_tpot"].ratio == pytest.approx(1)
+    assert "request_goodput" not in found
+
+
+def test_the_same_seed_gives_the_same_interval(runs):
+    a, b = runs("a", 1.0), runs("b", 1.2)
+    assert compare(a, b, {}) == compare(a, b, {})
+
+
+@pytest.mark.parametrize(
+    ("factor", "bound", "verdict"),
+    [(1.2, 1.1, Verdict.BROKEN), (1.2, 1.3, Verdict.HOLDS), (1.2, 1.2, Verdict.UNCLEAR)],
+)
+def test_a_bound_of_a_latency(runs, factor, bound, verdict):
+    found = compare(runs("a", 1.0), runs("b", factor), {"mean_ttft": bound})
+    assert figures(found)["mean_ttft"].verdict is verdict
+    assert figures(found)["p99_ttft"].verdict is Verdict.NONE
+
+
+@pytest.mark.parametrize(
+    ("throughput", "verdict"), [(8.0, Verdict.BROKEN), (9.9, Verdict.HOLDS), (9.0, Verdict.UNCLEAR)]
+)
+def test_of_a_rate_more_is_better(runs, throughput, verdict):
+    found = compare(
+        runs("a", 1.0), runs("b", 1.0, throughput=throughput), {"request_throughput": 0.9}
+    )
+    assert figures(found)["request_throughput"].verdict is verdict
+
+
+def test_other_seeds_cannot_be_compared(runs):
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        compare(runs("a", 1.0), runs("b", 1.0, seed=50), {})
+
+
+def test_bounds_are_read():
+    assert parse_bound("p99_ttft=1.05") == ("p99_ttft", 1.05)
+    assert parse_bound("p99_ttft_ms=2") == ("p99_ttft", 2.0)
+
+
+@pytest.mark.parametrize("text", ["p99_ttft", "x=1", "p99_ttft=0", "p99_ttft=much", ""])
+def test_what_is_no_bound(text):
+    with pytest.raises(ConfigError, match="is no bound"):
+        parse_bound(text)
