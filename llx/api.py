@@ -6,7 +6,7 @@ Fields are only ever added within a version. Times are Unix seconds, durations s
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, RootModel
 
 API_VERSION = "v1"
 MAX_VERB_CHARS = 100
@@ -419,6 +419,98 @@ class MigrateReport(_Resource):
     planned: list[PlannedMove] = []
     left_out: list[LeftOut] = []
     num_seen: int = 0
+
+
+class QueueStatus(_Resource):
+    """The central queue of a model and priority class.
+
+    Attributes:
+        waiting: Requests that wait for an instance to have room.
+        oldest_s: How long the oldest of them has waited; None: none waits.
+        nominated: The instance that the first of them waits for; empty: none.
+        limit: More of them than this are refused.
+        max_wait_s: Who has waited so long is refused.
+    """
+
+    model: str
+    priority_class: str
+    priority: int
+    waiting: int
+    oldest_s: float | None
+    nominated: str
+    limit: int
+    max_wait_s: float
+
+
+class QueueList(_Resource):
+    """All central queues, by model, the most urgent class first."""
+
+    api_version: Literal["v1"] = "v1"
+    queues: list[QueueStatus]
+
+
+class PolicyStatus(_Resource):
+    """How a model is scheduled.
+
+    Attributes:
+        scheduling: In force, as the ``scheduling`` of cluster.yaml.
+        changed: What `llx policy set` has changed of it: dotted key → value.
+        is_paused: Nothing is moved by rule.
+    """
+
+    model: str
+    is_paused: bool
+    scheduling: dict[str, JsonValue]
+    changed: dict[str, JsonValue] = {}
+
+
+class PolicyList(_Resource):
+    """How each model is scheduled."""
+
+    api_version: Literal["v1"] = "v1"
+    policies: list[PolicyStatus]
+
+
+class PolicyUpdate(_Resource):
+    """Body of ``PUT /v1/policies``: other rules for `model`, or for all if that is empty.
+
+    `changes`: dotted key → value in YAML. `is_revert`: first forget all earlier changes.
+    """
+
+    model: str = ""
+    changes: dict[str, str] = {}
+    is_revert: bool = False
+    is_dry_run: bool = False
+    user: str = ""
+
+
+class DecisionStatus(_Resource):
+    """Something that the scheduler has decided about a request.
+
+    `what`: ``placed``, ``held``, ``refused`` or ``move``. `why`: its reasons, in words.
+    """
+
+    at: float
+    what: str
+    instance: str
+    why: str
+
+
+class ExplainedRequest(_Resource):
+    """What was decided about one generation, the oldest first."""
+
+    request: str
+    name: str
+    model: str
+    priority_class: str
+    decisions: list[DecisionStatus]
+
+
+class Explanation(_Resource):
+    """The generations of a request. The head keeps the decisions about the last 4096 only."""
+
+    api_version: Literal["v1"] = "v1"
+    requests: list[ExplainedRequest]
 
 
 class ErrorBody(_Resource):

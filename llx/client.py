@@ -21,6 +21,7 @@ from llx.api import (
     ChangeReport,
     ClusterStatus,
     ErrorBody,
+    Explanation,
     GatewayStatus,
     HostStatus,
     InstanceStatus,
@@ -31,6 +32,9 @@ from llx.api import (
     MigrationStatus,
     NoteReport,
     NoteRequest,
+    PolicyList,
+    PolicyUpdate,
+    QueueList,
     RequestList,
     SettingsDocument,
     SettingsUpdate,
@@ -294,6 +298,44 @@ class ControlClient:
         """
         path = f"migrations/{_quoted(migration)}/cancel"
         return self._request("POST", path, MigrationStatus, params={"user": user})
+
+    def queues(self) -> QueueList:
+        """All central queues."""
+        return self._request("GET", "queues", QueueList)
+
+    def policies(self) -> PolicyList:
+        """How each model is scheduled."""
+        return self._request("GET", "policies", PolicyList)
+
+    def update_policies(self, update: PolicyUpdate) -> PolicyList:
+        """Schedule models by other rules, from now on and after a restart of the head.
+
+        Returns how they are scheduled then, or would be with `is_dry_run`.
+
+        Raises:
+            NotFoundError: There is no such model.
+            ConfigError: A key or value is wrong; then nothing has changed.
+        """
+        return self._request("PUT", "policies", PolicyList, json=update.model_dump())
+
+    def steer(self, verb: str, model: str = "", *, user: str = "") -> PolicyList:
+        """``pause`` or ``resume`` moves by rule, or ``step``: one round of them, also when paused.
+
+        Of `model`, or of all if that is empty.
+
+        Raises:
+            NotFoundError: There is no such model.
+        """
+        params = {"model": model, "user": user}
+        return self._request("POST", f"policies/{_quoted(verb)}", PolicyList, params=params)
+
+    def explain(self, request: str) -> Explanation:
+        """What was decided about a request, by any of its ids.
+
+        Raises:
+            NotFoundError: Nothing is known of it, or no longer.
+        """
+        return self._request("GET", f"explain/{_quoted(request)}", Explanation)
 
     def logs(
         self, name: str, *, offset: int | None = None, limit: int = 65536, tail: int = 200

@@ -16,6 +16,7 @@ from llx.cli import (
     demo,
     doctor,
     down,
+    explain,
     generate,
     host,
     init,
@@ -27,6 +28,8 @@ from llx.cli import (
     model,
     node,
     play,
+    policy,
+    queue,
     req,
     sim,
     status,
@@ -83,6 +86,9 @@ app.add_typer(host.app, name="host")
 app.add_typer(inst.app, name="inst")
 app.add_typer(req.app, name="req")
 app.command("migrate")(migrate.migrate)
+app.command("queue")(queue.queue)
+app.command("explain")(explain.explain)
+app.add_typer(policy.app, name="policy")
 app.add_typer(mig.app, name="mig")
 app.command("logs")(logs.logs)
 app.command("play")(play.play)

@@ -38,6 +38,7 @@ from llx.client import ERROR_NAMES
 from llx.cluster.actions import DRAIN_S
 from llx.cluster.driver import ClusterDriver
 from llx.cluster.migration_routes import User, add_migration_routes, add_snapshot_route
+from llx.cluster.scheduling_routes import add_scheduling_routes
 from llx.errors import (
     ConfigError,
     ConflictError,
@@ -93,6 +94,7 @@ def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
     _add_instance_routes(app, driver)
     add_migration_routes(app, driver.migrations)
     add_snapshot_route(app, driver.status, driver.migrations)
+    add_scheduling_routes(app, driver.steering)
     app.add_exception_handler(LlxError, _on_llx_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

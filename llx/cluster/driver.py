@@ -41,12 +41,15 @@ from llx.cluster.migrations import Migrations
 from llx.cluster.placement_file import Placements, save_cordons, save_placements
 from llx.cluster.placing import Placing
 from llx.cluster.rolling import Rolling
-from llx.cluster.scheduling.configs import desired_configs
+from llx.cluster.scheduling.configs import desired_config
 from llx.cluster.scheduling.live import LiveScheduler
 from llx.cluster.scheduling.moves import PolicyMoves
+from llx.cluster.scheduling.policy_book import PolicyBook
 from llx.cluster.scheduling.recordings import open_recording
+from llx.cluster.scheduling.steering import Steering
 from llx.cluster.state_dir import StateDir, write_private
 from llx.cluster.unit import Unit
+from llx.core.model import PoolName
 from llx.errors import ConflictError, LlxError, NotFoundError, UnreachableError
 from llx.log import get_log
 from llx.scheduling_settings import installed_policies
@@ -86,11 +89,15 @@ class ClusterDriver:
         """Moves of requests, as operators ask for them."""
         fleet.loads.listen(self.migrations)
         moves = PolicyMoves(fleet, self.migrations)
+        policies = installed_policies()
+        self._policy_book = PolicyBook(state.policies)
         recorder = open_recording(state.recordings, fleet.term)
-        self.scheduler = LiveScheduler(
-            fleet.term, fleet.line.answer, moves, installed_policies(), recorder
-        )
+        self.scheduler = LiveScheduler(fleet.term, fleet.line.answer, moves, policies, recorder)
         """Places requests."""
+        self.steering = Steering(
+            fleet, self.scheduler, self._policy_book, policies, audit, self._schedule
+        )
+        """What operators see of the scheduler, and do to it."""
         self.migrations.tell_over(self.scheduler.on_move_over)
         fleet.loads.tell_loads(self.scheduler)
         fleet.line.tell_placement(self.scheduler)
@@ -178,12 +185,27 @@ class ClusterDriver:
     async def _publish(self) -> None:
         members = self.fleet.members()
         self.fleet.loads.follow(members)
-        infos = self.fleet.loads.infos()
-        self.scheduler.configure(desired_configs(self.fleet.settings, infos))
+        self._schedule()
         self.scheduler.follow(self.fleet.present())
         if self.fleet.line.version or self._knows_enough():
             await self.fleet.line.publish(members)
             self.scheduler.open()
+
+    def _schedule(self) -> None:
+        """Have the scheduler go by the settings, and by what operators have changed of them."""
+        settings, infos = self.fleet.settings, self.fleet.loads.infos()
+        book = self._policy_book
+        self.scheduler.configure(
+            desired_config(
+                settings,
+                model,
+                book.scheduling(model),
+                [each for each in infos if each.pool == model.name],
+            )
+            for model in settings.models
+        )
+        paused = book.paused(model.name for model in settings.models)
+        self.scheduler.pause(PoolName(each) for each in paused)
 
     def _knows_enough(self) -> bool:
         """Whether a first list would take away nothing that was merely not looked for yet."""

@@ -81,6 +81,11 @@ class StateDir:
         return self.path / "events.jsonl"
 
     @property
+    def policies(self) -> Path:
+        """What operators have changed of the models' scheduling."""
+        return self.path / "policies.json"
+
+    @property
     def recordings(self) -> Path:
         """What schedulers were told and answered, a file for each term."""
         return self.path / "recordings"

@@ -11,6 +11,7 @@ from llx.api import (
     ClusterState,
     ClusterStatus,
     ErrorBody,
+    Explanation,
     GatewayStatus,
     InstanceState,
     InstanceStatus,
@@ -22,6 +23,9 @@ from llx.api import (
     MigrationStatus,
     ModelStatus,
     NoteReport,
+    PolicyList,
+    PolicyUpdate,
+    QueueList,
     RequestList,
     RequestStatus,
     Snapshot,
@@ -102,7 +106,7 @@ class Server:
                     return
                 outer.answer(self, self.rfile.read(length))
 
-            do_GET = do_POST = _answer  # noqa: N815 - http.server's names
+            do_GET = do_POST = do_PUT = _answer  # noqa: N815 - http.server's names
 
             def log_message(self, *args):
                 pass
@@ -153,6 +157,10 @@ class FakeHead(Server):
         self.moves: list[MigrationStatus] = []
         self.migrated = MigrateReport()
         self.orders: list[MigrateRequest] = []
+        self.queues = QueueList(queues=[])
+        self.policies = PolicyList(policies=[])
+        self.updates: list[PolicyUpdate] = []
+        self.explained = Explanation(requests=[])
         self.forgets = False
         """It is not the head that began `moves`."""
         self.later: list[dict] = []
@@ -190,6 +198,20 @@ class FakeHead(Server):
                 return next((each for each in self.moves if each.id == name), None)
         return None
 
+    def about_scheduling(self, handler, path, body):
+        """What is asked about the scheduler; None: about something else."""
+        match path:
+            case ["queues"]:
+                return self.queues
+            case ["policies"] if handler.command == "PUT":
+                self.updates.append(PolicyUpdate.model_validate_json(body))
+                return self.policies
+            case ["policies", *_]:
+                return self.policies
+            case ["explain", given] if any(e.name == given for e in self.explained.requests):
+                return self.explained
+        return None
+
     def register(self, state_dir):
         """Be the head of the cluster of that directory."""
         procs = state_dir / "procs" / "head"
@@ -204,8 +226,10 @@ class FakeHead(Server):
         if handler.headers.get("authorization") != f"Bearer {TOKEN}":
             error = ErrorBody(error="unauthorized", message="no")
             return self.send(handler, 401, error.model_dump_json())
-        found = self.about_requests(handler, path.split("/")[2:], query, body)
-        match path.split("/")[2:]:
+        words = path.split("/")[2:]
+        found = self.about_requests(handler, words, query, body)
+        found = found or self.about_scheduling(handler, words, body)
+        match words:
             case _ if found is not None:
                 pass
             case ["status"]:

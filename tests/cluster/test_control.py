@@ -10,6 +10,7 @@ from llx.api import (
     ClusterState,
     ClusterStatus,
     ErrorBody,
+    Explanation,
     HostState,
     HostStatus,
     InstanceState,
@@ -19,6 +20,9 @@ from llx.api import (
     MigrateRequest,
     MigrationList,
     MigrationStatus,
+    PolicyList,
+    PolicyUpdate,
+    QueueList,
     RequestList,
     StopReport,
 )
@@ -46,6 +50,7 @@ class StandIn:
         self.error: Exception | None = None
         self.instances = InstancesStandIn(self)
         self.migrations = MigrationsStandIn(self)
+        self.steering = SteeringStandIn(self)
 
     def note_asked(self, *what: object) -> None:
         self.asked.append(what)
@@ -96,6 +101,31 @@ class StandIn:
     async def stop(self, deadline_s: float, user: str) -> StopReport:
         self.note_asked("stop", deadline_s, user)
         return StopReport(finished=1, cut=0)
+
+
+class SteeringStandIn:
+    def __init__(self, driver: StandIn) -> None:
+        self.driver = driver
+
+    def queues(self) -> QueueList:
+        self.driver.note_asked("queues")
+        return QueueList(queues=[])
+
+    def policies(self) -> PolicyList:
+        self.driver.note_asked("policies")
+        return PolicyList(policies=[])
+
+    def update(self, update: PolicyUpdate) -> PolicyList:
+        self.driver.note_asked("update", update.model, update.changes, update.user)
+        return PolicyList(policies=[])
+
+    def steer(self, verb: str, model: str, user: str) -> PolicyList:
+        self.driver.note_asked(verb, model, user)
+        return PolicyList(policies=[])
+
+    def explain(self, request: str) -> Explanation:
+        self.driver.note_asked("explain", request)
+        return Explanation(requests=[])
 
 
 class InstancesStandIn:
@@ -359,6 +389,22 @@ async def test_a_large_body_is_refused_stated_or_not(
     assert driver.asked == []
 
 
+async def test_the_scheduler_is_looked_at_and_steered(
+    http: httpx.AsyncClient, driver: StandIn
+) -> None:
+    for path in ("queues", "policies", "explain/r"):
+        answer = await http.get(f"/v1/{path}")
+        assert (answer.status_code, answer.json()["api_version"]) == (200, "v1")
+    body = {"model": "m", "changes": {"low": "3"}, "user": "u" * 300}
+    assert (await http.put("/v1/policies", json=body)).status_code == 200
+    assert (await http.post("/v1/policies/pause?model=m&user=ann")).status_code == 200
+    assert (await http.post("/v1/policies/forget")).status_code == 422
+    assert driver.asked == [
+        ("queues",), ("policies",), ("explain", "r"), ("update", "m", {"low": "3"}, "u" * 256),
+        ("pause", "m", "ann"),
+    ]  # fmt: skip
+
+
 async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None:
     schema = (await http.get("/openapi.json")).json()
     assert set(schema["paths"]) == {
@@ -374,6 +420,10 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
         "/v1/migrations",
         "/v1/migrations/{migration}",
         "/v1/migrations/{migration}/cancel",
+        "/v1/queues",
+        "/v1/policies",
+        "/v1/policies/{verb}",
+        "/v1/explain/{request}",
         "/v1/logs/{name}",
         "/v1/stop",
         "/v1/hosts/{name}/cordon",

@@ -1,9 +1,9 @@
-"""How every pool is to be scheduled: the settings, and what its instances say they can."""
+"""How a pool is to be scheduled: the settings, and what its instances say they can."""
 
 from collections.abc import Iterable
 
 from llx.core.scheduler.config import PoolConfig
-from llx.scheduling_settings import pool_config
+from llx.scheduling_settings import SchedulingSettings, pool_config
 from llx.settings import ClusterSettings, ModelSettings
 from llx.specs import SimSpec
 from llx.wire import InstanceInfo
@@ -12,29 +12,25 @@ _STEP_TOKENS = 8192
 _MAX_REQUESTS = 256
 
 
-def desired_configs(settings: ClusterSettings, infos: Iterable[InstanceInfo]) -> list[PoolConfig]:
-    """One for each model.
+def desired_config(
+    settings: ClusterSettings,
+    model: ModelSettings,
+    scheduling: SchedulingSettings,
+    infos: Iterable[InstanceInfo],
+) -> PoolConfig:
+    """Of one model, scheduled so, with these instances.
 
     What an engine computes in a step and how many requests it runs is, of unlike instances, the
     least that any of them says; before any has said so, what the engine's arguments say. Nothing is
     moved by rule where an instance cannot move requests.
     """
-    known = list(infos)
-    return [
-        _config(settings, model, [each for each in known if each.pool == model.name])
-        for model in settings.models
-    ]
-
-
-def _config(
-    settings: ClusterSettings, model: ModelSettings, infos: list[InstanceInfo]
-) -> PoolConfig:
+    infos = list(infos)
     step_tokens = min((each.max_num_batched_tokens for each in infos), default=None)
     max_requests = min((each.max_num_seqs for each in infos), default=None)
     sim = model.sim_spec
     return pool_config(
         model.name,
-        model.scheduling,
+        scheduling,
         settings.priority_classes,
         step_tokens=step_tokens or _asked(model, sim, "max_num_batched_tokens", _STEP_TOKENS),
         max_requests=max_requests or _asked(model, sim, "max_num_seqs", _MAX_REQUESTS),

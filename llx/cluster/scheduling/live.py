@@ -16,8 +16,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol, assert_never
 
+from llx.api import QueueStatus
 from llx.cluster.move_log import Move as Ordered
+from llx.cluster.scheduling.decisions import HELD, Decisions
 from llx.cluster.scheduling.members import Members, Present
+from llx.cluster.scheduling.queue_view import queue_statuses
 from llx.core.model import (
     Blocks,
     InstanceId,
@@ -43,9 +46,12 @@ from llx.core.scheduler.events import (
     Event,
     LoadReported,
     MoveEnded,
+    Paused,
     PoolConfigured,
     RequestArrived,
     RequestWithdrawn,
+    Resumed,
+    Stepped,
     Ticked,
 )
 from llx.core.scheduler.policies import Policies
@@ -82,6 +88,9 @@ class MoveOrders(Protocol):
     def ended(self, move: Ordered) -> MoveEnded | None:
         """A move is over, by whomever ordered: one of these, or None."""
 
+    def why(self, move: Ordered) -> str:
+        """Why a move was ordered that is not over."""
+
 
 class LiveScheduler:
     """Drives the core.
@@ -111,6 +120,8 @@ class LiveScheduler:
         self._configs: dict[PoolName, PoolConfig] = {}
         self._asked: dict[RequestId, _Asked] = {}
         """Those that wait."""
+        self._paused: set[PoolName] = set()
+        self.decisions = Decisions()
         self._events: deque[Event] = deque()
         """Being told, and to be told next."""
         self._is_open = False
@@ -142,6 +153,23 @@ class LiveScheduler:
                 self._configs[config.name] = config
                 log.info("scheduler.configured", pool=config.name, dispatch=config.dispatch)
 
+    def pause(self, paused: Iterable[PoolName]) -> None:
+        """Nothing of these pools is moved by rule; of all others it is."""
+        wanted = set(paused)
+        for pool in self._configs:
+            if (pool in wanted) is not (pool in self._paused):
+                self.tell(Paused(pool) if pool in wanted else Resumed(pool))
+        self._paused = wanted
+
+    def step(self, pool: PoolName) -> None:
+        """One round of moves by rule, also of a paused pool."""
+        self.tell(Stepped(pool))
+
+    def queues(self, name: PoolName) -> list[QueueStatus]:
+        """A pool's queues, the most urgent class first."""
+        pool = self._scheduler.pools.get(name)
+        return [] if pool is None else queue_statuses(pool, Nanos(time.monotonic_ns()))
+
     def follow(self, present: Iterable[Present]) -> None:
         """These instances are there."""
         for event in self._members.follow(present):
@@ -167,6 +195,9 @@ class LiveScheduler:
 
     def on_move_over(self, move: Ordered) -> None:
         """A move is over, by whomever ordered."""
+        if move.request:
+            why = f"{move.outcome} from {move.source}, {self._moves.why(move)}"
+            self.decisions.note(move.request, "move", move.target, why)
         self._later(self._moves.ended(move))
 
     # ------------------------------------------------------------------ gateways
@@ -175,6 +206,7 @@ class LiveScheduler:
         """A gateway wants an instance for a request."""
         if not self._is_open:
             return  # it does without, or asks again
+        self.decisions.meet(ask)
         self._asked[ask.request] = _Asked(gateway, ask.pool, ask.ask)
         self.tell(
             RequestArrived(
@@ -228,6 +260,7 @@ class LiveScheduler:
             self.tell(event)
 
     def _obey(self, command: Command) -> None:
+        self._note(command)
         match command:
             case Dispatch(request=request, instance=instance):
                 asked = self._asked.pop(request)
@@ -247,3 +280,18 @@ class LiveScheduler:
                 pass  # how many there are is the settings' to say
             case _:
                 assert_never(command)
+
+    def _note(self, command: Command) -> None:
+        """Remember why, for `llx explain`."""
+        decisions = self.decisions
+        match command:
+            case Dispatch(request=request, instance=instance, decision=decision):
+                decisions.note(request, "placed", instance, str(decision))
+            case Hold(request=request, num_waiting=num_waiting, decision=decision):
+                nominee = decision.chosen.instance if decision and decision.chosen else ""
+                why = "" if decision is None else f": {decision}"
+                decisions.note(request, HELD, nominee, f"{num_waiting} of its class wait{why}")
+            case Refuse(request=request, reason=reason):
+                decisions.note(request, "refused", "", reason.value)
+            case _:
+                pass

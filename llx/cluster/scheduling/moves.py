@@ -1,5 +1,7 @@
 """Moves that the core wants, as orders to llumlets, and what comes of them, in the core's words."""
 
+from dataclasses import dataclass
+
 from llx.api import MoveOutcome as Outcome
 from llx.cluster.fleet import Fleet
 from llx.cluster.migrations import Migrations
@@ -22,13 +24,22 @@ _OUTCOMES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A move of the core's, and its reasons."""
+
+    pool: PoolName
+    move: MoveId
+    why: str
+
+
 class PolicyMoves:
     """Moves that are under way because the core wants them."""
 
     def __init__(self, fleet: Fleet, migrations: Migrations) -> None:
         self._fleet = fleet
         self._migrations = migrations
-        self._open: dict[MigrationId, tuple[PoolName, MoveId]] = {}
+        self._open: dict[MigrationId, _Wanted] = {}
 
     def order(self, move: Move) -> MoveEnded | None:
         """Order a move; if that is not possible, how it has ended at once."""
@@ -43,7 +54,7 @@ class PolicyMoves:
         except (ConflictError, UnreachableError) as error:
             log.info("scheduler.move_not_ordered", source=source.name, error=error)
             return MoveEnded(move.pool, move.move, MoveOutcome.NONE)
-        self._open[ordered.id] = (move.pool, move.move)
+        self._open[ordered.id] = _Wanted(move.pool, move.move, str(move.decision))
         return None
 
     def ended(self, move: Ordered) -> MoveEnded | None:
@@ -51,4 +62,9 @@ class PolicyMoves:
         if (wanted := self._open.pop(move.id, None)) is None:
             return None
         assert move.outcome is not None, "it is over"
-        return MoveEnded(*wanted, _OUTCOMES[move.outcome])
+        return MoveEnded(wanted.pool, wanted.move, _OUTCOMES[move.outcome])
+
+    def why(self, move: Ordered) -> str:
+        """Why a move was ordered that is not over: the core's reasons, or the operator's."""
+        wanted = self._open.get(move.id)
+        return f"{move.user}: {move.why}" if wanted is None else wanted.why

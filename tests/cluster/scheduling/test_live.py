@@ -42,6 +42,9 @@ class NoMoves:
     def ended(self, move: object) -> MoveEnded | None:
         return None
 
+    def why(self, move: object) -> str:
+        return "because"
+
 
 class Rig:
     def __init__(self, *instances: InstanceId, recorder: Recorder | None = None) -> None:
