@@ -60,6 +60,9 @@ def run(
     instances: InstancesOption = None,
     policy: PolicyOption = None,
     seeds: SeedsOption = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, metavar="N", help="So many runs at a time.")
+    ] = 1,
     record: Annotated[
         Path | None,
         typer.Option("--record", metavar="FILE|DIR", help="Record the scheduler, to be replayed."),
@@ -82,9 +85,9 @@ def run(
     from llx.cli.sim_output import progress
     from llx.sim.figures import rows_of
     from llx.sim.flags import Flags, planned
-    from llx.sim.onlookers import Onlookers
+    from llx.sim.onlookers import Wishes
     from llx.sim.report import pictures, write_report
-    from llx.sim.run import installed_policies, prepare, simulate
+    from llx.sim.run import installed_policies, prepare, simulate, simulate_on
 
     session, policies = _session(output), installed_policies()
     flags = Flags(
@@ -106,15 +109,20 @@ def run(
     has_pictures = _can_draw(report, plot)
     supply = prepare(plan, policies)
     say_left_out(session, supply)
-    onlookers = Onlookers(plan, record=record, has_timelines=has_pictures)
+    wishes = Wishes(record, has_timelines=has_pictures)
     with progress(session.err, supply.count * plan.num_runs, "requests") as watch:
-        runs = list(simulate(plan, supply, policies, onlookers, watch))
-    onlookers.close()
-    for failure in onlookers.failures:
+        done = (
+            list(simulate(plan, supply, policies, wishes, watch))
+            if jobs == 1
+            else simulate_on(jobs, plan, supply, wishes, watch)
+        )
+    for failure in filter(None, (each.failure for each in done)):
         session.err.print(f"warning: not all is recorded: {failure}")
+    runs = [each.run for each in done]
     rows = rows_of(runs)
     if has_pictures:
-        drawings = pictures().drawings(runs, rows, onlookers.timelines)
+        timelines = {each.run.policy: each.timeline for each in done if each.timeline}
+        drawings = pictures().drawings(runs, rows, timelines)
         if plot is not None:
             pictures().save(plot, drawings)
         if report is not None:

@@ -1,6 +1,7 @@
-"""Who looks on while a plan is run: recordings into files, timelines for pictures."""
+"""Who looks on while a run is under way: a recording into a file, a timeline for pictures."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from llx.core.model import Nanos
@@ -9,41 +10,47 @@ from llx.core.scheduler.events import Event
 from llx.errors import ConfigError
 from llx.recording import Recorder
 from llx.sim.cluster import Observer
-from llx.sim.plan import Plan, Variant
+from llx.sim.plan import Job, Plan
 from llx.sim.timeline import Timeline
 
 
-class Onlookers:
-    """Makes the observer of each run; `Observers`. Close it after the last.
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What is wanted of the runs of a plan besides their figures.
 
-    Args:
-        plan: What is run.
+    Attributes:
         record: A file, or a directory for several runs, that recordings go to.
         has_timelines: Whether there is a timeline of each policy's first run at the last rate.
     """
 
-    def __init__(self, plan: Plan, *, record: Path | None, has_timelines: bool) -> None:
-        self.timelines: dict[str, Timeline] = {}
-        """By policy."""
-        self.failures: list[str] = []
-        """Why recordings have ended early."""
-        self._plan = plan
-        self._record = record
-        self._has_timelines = has_timelines
-        self._recorder: Recorder | None = None
+    record: Path | None = None
+    has_timelines: bool = False
 
-    def of(self, variant: Variant, rate: float | None, seed: int) -> Observer | None:
-        """`Observers`."""
-        self.close()
-        observers: list[Observer] = []
-        if self._record is not None:
-            path = self._path(self._record, variant.policy, rate, seed)
+
+class Onlookers:
+    """Those of one run. Close them after it.
+
+    Raises:
+        ConfigError: A recording cannot be made.
+    """
+
+    def __init__(self, wishes: Wishes, plan: Plan, job: Job) -> None:
+        is_shown = (job.rate, job.seed) == (plan.rates[-1], plan.seeds[0])
+        self.timeline = Timeline() if wishes.has_timelines and is_shown else None
+        self.failure: str | None = None
+        """Why the recording has ended early; None: it has not."""
+        self._recorder: Recorder | None = None
+        if wishes.record is not None:
+            path = _path(wishes.record, plan, job)
             self._recorder = Recorder(path, origin="simulator")
+
+    def observer(self) -> Observer | None:
+        """Of the run; None: nobody looks on."""
+        observers: list[Observer] = []
+        if self._recorder is not None:
             observers.append(self._recorder.record)
-        plan = self._plan
-        if self._has_timelines and (rate, seed) == (plan.rates[-1], plan.seeds[0]):
-            timeline = self.timelines[variant.policy] = Timeline()
-            observers.append(timeline.observe)
+        if self.timeline is not None:
+            observers.append(self.timeline.observe)
         if len(observers) < 2:
             return observers[0] if observers else None
 
@@ -54,16 +61,16 @@ class Onlookers:
         return both
 
     def close(self) -> None:
-        """The run under way is over."""
+        """The run is over."""
         if self._recorder is not None:
             self._recorder.close()
-            self.failures += [self._recorder.failure] if self._recorder.failure else []
-        self._recorder = None
+            self.failure = self._recorder.failure
 
-    def _path(self, path: Path, policy: str, rate: float | None, seed: int) -> Path:
-        if self._plan.num_runs == 1 and not path.is_dir():
-            return path
-        if path.is_file():
-            raise ConfigError(f"{path} is a file: {self._plan.num_runs} runs need a directory")
-        parts = [policy, *([] if rate is None else [f"rate-{rate:g}"]), f"seed-{seed}"]
-        return path / ("-".join(parts) + ".jsonl")
+
+def _path(path: Path, plan: Plan, job: Job) -> Path:
+    if plan.num_runs == 1 and not path.is_dir():
+        return path
+    if path.is_file():
+        raise ConfigError(f"{path} is a file: {plan.num_runs} runs need a directory")
+    rate = [] if job.rate is None else [f"rate-{job.rate:g}"]
+    return path / ("-".join([job.variant.policy, *rate, f"seed-{job.seed}"]) + ".jsonl")

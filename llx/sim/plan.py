@@ -17,6 +17,15 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """One run: a policy at a rate with a seed."""
+
+    variant: Variant
+    rate: float | None
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Goal:
     """What goodput asks of a request of a class, in seconds; None: nothing."""
 
@@ -46,3 +55,12 @@ class Plan:
     def num_runs(self) -> int:
         """How many runs that is."""
         return len(self.variants) * len(self.rates) * len(self.seeds)
+
+    def jobs(self) -> list[Job]:
+        """The runs: rate by rate, policy by policy, seed by seed."""
+        return [
+            Job(variant, rate, seed)
+            for rate in self.rates
+            for variant in self.variants
+            for seed in self.seeds
+        ]

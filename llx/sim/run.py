@@ -1,26 +1,39 @@
-"""A plan, run by run."""
+"""A plan, run by run; on several processes if that is wanted."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
-from typing import Protocol
+from multiprocessing import get_context
 
 from llx.core.scheduler.policies import ENTRY_POINTS, Policies, extended
 from llx.errors import ConfigError
-from llx.sim.cluster import Cluster, Observer
-from llx.sim.plan import Plan, Variant
+from llx.sim.cluster import Cluster
+from llx.sim.onlookers import Onlookers, Wishes
+from llx.sim.plan import Job, Plan, Variant
 from llx.sim.samples import Run, samples_by_class
 from llx.sim.supply import Supply, supply_of
+from llx.sim.timeline import Timeline
 from llx.sim.workload import SimRequest
 
 Watch = Callable[[str, int], None]
 """Told the name of the run under way, and how many requests have ended over all runs."""
 
 
-class Observers(Protocol):
-    """Whoever looks on while a run is under way."""
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A run that is over.
 
-    def of(self, variant: Variant, rate: float | None, seed: int) -> Observer | None:
-        """The observer of that run, if it has one. The run before it is over."""
+    Attributes:
+        run: Its figures.
+        timeline: Its course, if that was wanted of it.
+        failure: Why its recording has ended early, if it has.
+    """
+
+    run: Run
+    timeline: Timeline | None = None
+    failure: str | None = None
 
 
 def installed_policies() -> Policies:
@@ -53,51 +66,90 @@ def prepare(plan: Plan, policies: Policies) -> Supply:
 
 
 def simulate(
-    plan: Plan, supply: Supply, policies: Policies, observers: Observers, watch: Watch
-) -> Iterator[Run]:
+    plan: Plan, supply: Supply, policies: Policies, wishes: Wishes, watch: Watch
+) -> Iterator[Done]:
     """Run it: rate by rate, policy by policy, seed by seed.
 
     Args:
         plan: What.
         supply: Of requests (`prepare`).
         policies: That pools may name.
-        observers: Who looks on.
+        wishes: What is wanted besides figures.
         watch: Told how far it is.
+
+    Raises:
+        ConfigError: A recording cannot be made.
     """
-    num_before = 0
-    for rate in plan.rates:
-        for variant in plan.variants:
-            for seed in plan.seeds:
-                requests = supply.requests(seed, rate)
-                observe = observers.of(variant, rate, seed)
-                name = run_name(plan, variant.policy, rate, seed)
+    for number, job in enumerate(plan.jobs()):
+        name, before = run_name(plan, job), number * supply.count
+        watch(name, before)
+        told = partial(_told, watch, name, before)
+        yield _do(plan, supply, policies, wishes, job, told)
+    watch("", plan.num_runs * supply.count)
 
-                def on(count: int, name: str = name, before: int = num_before) -> None:
-                    watch(name, before + count)
 
-                on(0)
-                cluster = Cluster(variant.cluster, iter(requests), on, observe, policies)
-                result = cluster.run(seed)
-                samples = samples_by_class(cluster.records, plan.goals)
-                yield Run(variant.policy, rate, seed, result, samples)
-                num_before += len(requests)
-                on(len(requests))
+def simulate_on(
+    num_processes: int, plan: Plan, supply: Supply, wishes: Wishes, watch: Watch
+) -> Sequence[Done]:
+    """As `simulate` with the policies that are installed, several runs at a time.
+
+    Raises:
+        ConfigError: A recording cannot be made.
+    """
+    jobs = plan.jobs()
+    # Not forked: the bar on the terminal has a thread of its own.
+    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_do_alone, plan, supply, wishes, job) for job in jobs]
+        try:
+            for count, _ in enumerate(as_completed(futures), 1):
+                watch(f"{len(jobs)} runs", count * supply.count)
+            return [each.result() for each in futures]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def run_once(
     plan: Plan, variant: Variant, requests: list[SimRequest], policies: Policies, seed: int
 ) -> Run:
     """One run by itself."""
-    cluster = Cluster(variant.cluster, iter(requests), None, None, policies)
+    cluster = Cluster(variant.cluster, iter(requests), policies=policies)
     result = cluster.run(seed)
     return Run(variant.policy, None, seed, result, samples_by_class(cluster.records, plan.goals))
 
 
-def run_name(plan: Plan, policy: str, rate: float | None, seed: int) -> str:
+def run_name(plan: Plan, job: Job) -> str:
     """``llx rate 7.4 seed 3``, without what all runs have in common."""
-    parts = [policy]
-    if len(plan.rates) > 1 and rate is not None:
-        parts.append(f"rate {rate:g}")
+    parts = [job.variant.policy]
+    if len(plan.rates) > 1 and job.rate is not None:
+        parts.append(f"rate {job.rate:g}")
     if len(plan.seeds) > 1:
-        parts.append(f"seed {seed}")
+        parts.append(f"seed {job.seed}")
     return " ".join(parts)
+
+
+def _do_alone(plan: Plan, supply: Supply, wishes: Wishes, job: Job) -> Done:
+    return _do(plan, supply, installed_policies(), wishes, job, None)
+
+
+def _do(
+    plan: Plan,
+    supply: Supply,
+    policies: Policies,
+    wishes: Wishes,
+    job: Job,
+    told: Callable[[int], None] | None,
+) -> Done:
+    requests = supply.requests(job.seed, job.rate)
+    onlookers = Onlookers(wishes, plan, job)
+    try:
+        cluster = Cluster(job.variant.cluster, iter(requests), told, onlookers.observer(), policies)
+        result = cluster.run(job.seed)
+    finally:
+        onlookers.close()
+    samples = samples_by_class(cluster.records, plan.goals)
+    run = Run(job.variant.policy, job.rate, job.seed, result, samples)
+    return Done(run, onlookers.timeline, onlookers.failure)
+
+
+def _told(watch: Watch, name: str, before: int, count: int) -> None:
+    watch(name, before + count)

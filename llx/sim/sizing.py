@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from llx.core.scheduler.policies import Policies
 from llx.errors import ConfigError
 from llx.sim.figures import Interval, interval
-from llx.sim.plan import Plan, Variant
+from llx.sim.plan import Job, Plan, Variant
 from llx.sim.run import Watch, run_name, run_once
 from llx.sim.samples import ALL, OF_CLASSES, Run
 from llx.sim.supply import Supply
@@ -206,7 +206,7 @@ class _Search:
     def _values(
         self, variant: Variant, rate: float | None, seed: int, count: int
     ) -> list[float] | None:
-        name = run_name(self._plan, variant.policy, rate, seed)
+        name = run_name(self._plan, Job(variant, rate, seed))
         self._watch(f"{name}: {count} instances", self._num_runs)
         cluster = replace(variant.cluster, num_instances=count)
         requests = self._supply.requests(seed, rate)

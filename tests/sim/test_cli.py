@@ -27,6 +27,16 @@ def test_json_has_every_seed():
     assert done.stdout == llx(*words).stdout
 
 
+def test_runs_at_a_time_are_the_same_runs(tmp_path):
+    words = [*SHORT, "--policy", "infaas", "--policy", "llx", "--seeds", "0-1", "-o", "json"]
+    one = llx(*words, "--record", str(tmp_path / "one"))
+    two = llx(*words, "--record", str(tmp_path / "two"), "--jobs", "2")
+    assert two.exit_code == 0, two.stderr
+    assert two.stdout == one.stdout
+    for each in (tmp_path / "one").iterdir():
+        assert each.read_bytes() == (tmp_path / "two" / each.name).read_bytes()
+
+
 @pytest.mark.parametrize("words", [["--high", "0.2", "--rate", "3", "--seeds", "0-1"], []])
 def test_a_table_fits_a_terminal(words):
     done = llx(*SHORT, *words, "--policy", "llumnix-10")
@@ -90,9 +100,10 @@ class TestRecordings:
         for each in names:
             assert llx("sim", "replay", str(tmp_path / "new" / each)).exit_code == 0
 
-    def test_several_runs_do_not_fit_a_file(self, tmp_path):
+    @pytest.mark.parametrize("words", [[], ["--jobs", "2"]])
+    def test_several_runs_do_not_fit_a_file(self, tmp_path, words):
         (tmp_path / "file").touch()
-        done = llx(*SHORT, "--seeds", "0-1", "--record", str(tmp_path / "file"))
+        done = llx(*SHORT, "--seeds", "0-1", "--record", str(tmp_path / "file"), *words)
         assert (done.exit_code, "need a directory" in done.stderr) == (2, True)
 
     def test_a_difference_is_shown_and_fails(self, tmp_path):
