@@ -31,6 +31,8 @@ STYLES = {
 """The colour of a state; the word itself says it where there is no colour."""
 
 _FULL, _NEARLY = 0.95, 0.8
+_EXACT_BELOW = 10_000
+_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def state_text(state: str, more: str = "") -> Text:
@@ -60,12 +62,12 @@ def sparkline(values: Sequence[float], width: int, *, top: float | None = None) 
 
 
 def count_text(value: float) -> str:
-    """A count, short: ``7``, ``941``, ``1.2k``, ``35k``, ``2.1M``."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            number = value / size
-            return f"{number:.0f}{unit}" if number >= 10 else f"{number:.1f}{unit}"
-    return f"{value:.0f}"
+    """A count, in five characters at most up to a trillion: ``7``, ``9410``, ``35k``, ``2.1M``."""
+    if value < _EXACT_BELOW:
+        return f"{value:.0f}"
+    size, unit = next((size, unit) for size, unit in _UNITS if value >= size)
+    number = value / size
+    return f"{number:.0f}{unit}" if number >= 10 else f"{number:.1f}{unit}"
 
 
 def shortened(text: str, width: int) -> str:

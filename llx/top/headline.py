@@ -34,9 +34,10 @@ def totals_line(snapshot: Snapshot, trend: Trend, width: int) -> Text:
     past = 8 if width < _NARROW else 16 if width < 2 * _NARROW else 40
     rates, rate = trend.token_rates, trend.tokens_per_s
     tokens = Text("tok/s ").append("-" if rate is None else count_text(rate), style="bold")
-    tokens.append(" ").append_text(sparkline(rates, past))
+    if len(rates) > 1:
+        tokens.append(" ").append_text(sparkline(rates, past))
     blocks = Text("kv ").append_text(bar(totals.kv, past)).append(f" {100 * totals.kv:.0f}%")
-    if width >= _NARROW:
+    if width >= _NARROW and len(rates) > 1:
         blocks.append(" ").append_text(sparkline([p.kv for p in trend.points], past, top=1.0))
     moves = Text("moves ").append(str(totals.moving), style="bold cyan" if totals.moving else "")
     if totals.downtime_ms is not None:

@@ -23,6 +23,7 @@ class PaneTable(DataTable[Text]):
         self.pane = pane
         self._sheet: Sheet | None = None
         self._sorting: Sorting | None = None
+        self._widths: tuple[int, ...] = ()
 
     @property
     def titles(self) -> tuple[str, ...]:
@@ -38,12 +39,14 @@ class PaneTable(DataTable[Text]):
 
     def show(self, sheet: Sheet, sorting: Sorting) -> None:
         """Be this sheet."""
-        before, self_sorting = self._sheet, self._sorting
-        if before == sheet and self_sorting == sorting:
+        before, sorting_before, widths_before = self._sheet, self._sorting, self._widths
+        if before == sheet and sorting_before == sorting:
             return
         key = self.selected_key
         self._sheet, self._sorting = sheet, sorting
-        if before is None or before.titles != sheet.titles or self_sorting != sorting:
+        is_same = before is not None and before.titles == sheet.titles
+        self._widths = _widths(sheet, sorting, widths_before if is_same else ())
+        if before is None or sorting_before != sorting or widths_before != self._widths:
             self.clear(columns=True)
             self._add_columns(sheet, sorting)
             self._fill(sheet, key)
@@ -54,10 +57,10 @@ class PaneTable(DataTable[Text]):
             self._update(before, sheet)
 
     def _add_columns(self, sheet: Sheet, sorting: Sorting) -> None:
-        for title, is_number in zip(sheet.titles, sheet.numbers, strict=True):
+        for title, is_number, width in zip(sheet.titles, sheet.numbers, self._widths, strict=True):
             mark = ("▼" if sorting.is_reversed else "▲") if title == sorting.title else ""
             label = Text(title + mark, justify="right" if is_number else "left")
-            self.add_column(label, key=title)
+            self.add_column(label, key=title, width=width)
 
     def _fill(self, sheet: Sheet, key: str | None) -> None:
         """All rows anew; the cursor goes to `key`, or stays about where it was."""
@@ -77,7 +80,21 @@ class PaneTable(DataTable[Text]):
             cells = _justified(new.cells, sheet.numbers)
             for title, was, cell in zip(sheet.titles, old.cells, cells, strict=True):
                 if was != cell:
-                    self.update_cell(new.key, title, cell, update_width=True)
+                    self.update_cell(new.key, title, cell)
+
+
+def _widths(sheet: Sheet, sorting: Sorting, before: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the columns, with room for the mark; while they stay the same, none gets narrower."""
+    needed = [
+        max(
+            [
+                len(title) + (title == sorting.title),
+                *(row.cells[index].cell_len for row in sheet.rows),
+            ]
+        )
+        for index, title in enumerate(sheet.titles)
+    ]
+    return tuple(map(max, needed, before)) if before else tuple(needed)
 
 
 def _justified(cells: tuple[Text, ...], numbers: tuple[bool, ...]) -> list[Text]:

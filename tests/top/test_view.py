@@ -53,7 +53,7 @@ class TestDrawing:
 
     @pytest.mark.parametrize(
         ("value", "text"),
-        [(0, "0"), (941, "941"), (1234, "1.2k"), (35_400, "35k"), (2.1e6, "2.1M")],
+        [(0, "0"), (9410, "9410"), (35_400, "35k"), (2.1e6, "2.1M"), (7.2e10, "72G")],
     )
     def test_counts(self, value, text):
         assert count_text(value) == text
