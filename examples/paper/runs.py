@@ -97,22 +97,20 @@ def priorities(policies: Sequence[str], seeds: Sequence[int], num_requests: int)
                     )  # fmt: skip
 
 
-HEADROOM = {"paper": 692, "llx": 64}
+HEADROOM = {"paper": 692, "llx": 300}
 """Blocks for the high class. The paper's artifact leaves other classes 100 of 792."""
 
 
 def scaling(policies: Sequence[str], seeds: Sequence[int], num_requests: int) -> Iterator[Run]:
     """Figures 14 and 15: as many instances as a band of freeness asks for, for several bands."""
     for seed in seeds:
-        for rate, cv in ((2.0, 1.0), (2.5, 1.0), (2.0, 4.0)):
+        for rate, cv in ((2.0, 1.0), (2.0, 4.0)):
             for policy in policies:
-                for low, high in BANDS:
-                    yield Run(
-                        "scaling", "l-l", rate, policy, seed, num_requests, cv, band=(low, high)
-                    )
+                for band in BANDS:
+                    yield Run("scaling", "l-l", rate, policy, seed, num_requests, cv, band=band)
 
 
-BANDS = ((5.0, 30.0), (10.0, 60.0), (20.0, 120.0), (40.0, 240.0))
+BANDS = ((5.0, 30.0), (10.0, 60.0), (30.0, 180.0))
 """The paper's is the second. The others make a curve of instances and latency for each policy."""
 
 EXPERIMENTS = {"latency": latency, "priorities": priorities, "scaling": scaling}
@@ -197,7 +195,7 @@ def main() -> None:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a file of results; none if there is none."""
-    return [json.loads(line) for line in path.open()] if path.exists() else []
+    return [json.loads(each) for each in path.read_text().splitlines()] if path.exists() else []
 
 
 def _key(line: dict[str, Any]) -> str:
