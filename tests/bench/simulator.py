@@ -1,16 +1,50 @@
-"""How fast the simulator is, stepped and leaping, against a heap in the same run.
+"""How fast the simulator is, stepped and leaping, and how much memory a request takes.
 
-``python -m tests.bench.simulator [REQUESTS]``
+``python -m tests.bench.simulator [--trace AZURE_CSV] [--requests N] [--rounds N] [--large N]``
+
+Each run is a process of its own; the variants take turns, and each figure is the median of the
+rounds with the least and the most. A heap of the same run says how fast the machine is.
 """
 
+import argparse
 import heapq
-import sys
+import itertools
+import resource
+import statistics
 import time
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
 
 from llx.sim.cluster import Cluster
 from llx.sim.presets import paper_cluster
+from llx.sim.trace_files import read_trace
 from llx.sim.workload import generated
+
+RATE = 7.4
+"""Of m-m, for 16 instances."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is run: a trace file, or m-m at the same rate for each instance."""
+
+    name: str
+    policy: str
+    num_requests: int
+    num_instances: int = 16
+    leaps: bool = True
+    trace: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    requests_per_s: float
+    events_per_request: float
+    heap_per_s: float
+    peak_bytes: int
+    trace_hash: str
 
 
 def heap_rate(count=200_000):
@@ -23,18 +57,72 @@ def heap_rate(count=200_000):
     return count / (time.process_time() - begin)
 
 
+def requests_of(case):
+    if case.trace is not None:
+        return itertools.islice(read_trace(case.trace, "azure"), case.num_requests)
+    rate = RATE * case.num_instances / 16
+    return iter(generated("m-m", rate, case.num_requests, 0))
+
+
+def run(case):
+    """One run, in processor time; reading or drawing the requests included."""
+    config = replace(paper_cluster(case.policy, case.num_instances), leaps=case.leaps)
+    heap = heap_rate()
+    begin = time.process_time()
+    result = Cluster(config, requests_of(case)).run(0)
+    took = time.process_time() - begin
+    count = result.overall.num_requests
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Seen(count / took, result.num_events / count, heap, peak, result.trace_hash)
+
+
+def in_turns(cases, num_rounds):
+    """Each case in a fresh process, one after the other, in each round."""
+    seen = {case: [] for case in cases}
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        for _ in range(num_rounds):
+            for case in cases:
+                seen[case].append(pool.submit(run, case).result())
+    return seen
+
+
+def tell(case, seen):
+    rates = [each.requests_per_s for each in seen]
+    assert len({each.trace_hash for each in seen}) == 1, f"{case.name}: runs differ"
+    print(
+        f"{case.name:32} {statistics.median(rates):7,.0f} requests/s "
+        f"({min(rates):,.0f} … {max(rates):,.0f}), {seen[0].events_per_request:.1f} events each, "
+        f"{seen[0].trace_hash[:12]}",
+        flush=True,
+    )
+
+
 def main():
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 500
-    requests = generated("m-m", 7.4, count, 0)
-    print(f"heap: {heap_rate():,.0f} pushes and pops/s")
-    for leaps in (False, True):
-        config = replace(paper_cluster("llx"), leaps=leaps)
-        begin = time.process_time()
-        result = Cluster(config, iter(requests)).run(0)
-        took = time.process_time() - begin
-        how = "leaping" if leaps else "stepped"
-        rates = f"{count / took:,.0f} requests/s, {result.num_events / took:,.0f} events/s"
-        print(f"{how}: {rates}, {result.trace_hash[:12]}")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trace", type=Path, help="the Azure conversation trace, gzipped or not")
+    parser.add_argument("--requests", type=int, default=3000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--large", type=int, default=0, help="requests for 1,000 instances")
+    asked = parser.parse_args()
+    cases = [
+        Case(f"m-m, {policy}", policy, asked.requests) for policy in ("infaas", "llumnix-10", "llx")
+    ]
+    cases.append(Case("m-m, llx, stepped", "llx", asked.requests, leaps=False))
+    if asked.trace is not None:
+        for how, leaps in (("leaping", True), ("stepped", False)):
+            name = f"Azure, llx, {how}"
+            cases.append(Case(name, "llx", asked.requests, leaps=leaps, trace=asked.trace))
+    seen = in_turns(cases, asked.rounds)
+    heaps = [each.heap_per_s for runs in seen.values() for each in runs]
+    print(f"heap: {statistics.median(heaps):,.0f} pushes and pops/s")
+    for case, runs in seen.items():
+        tell(case, runs)
+    few, many = (Case(f"m-m, {n}", "llx", n) for n in (asked.requests, 4 * asked.requests))
+    peaks = [runs[0].peak_bytes for runs in in_turns([few, many], 1).values()]
+    print(f"memory: {(peaks[1] - peaks[0]) / (3 * asked.requests):,.0f} bytes a request")
+    if asked.large:
+        case = Case("m-m, llx, 1,000 instances", "llx", asked.large, num_instances=1000)
+        tell(case, in_turns([case], 1)[case])
 
 
 if __name__ == "__main__":

@@ -61,14 +61,43 @@ def result(config, requests):
     return Cluster(config, iter(requests)).run(0)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=12, deadline=None)
-@given(requests=workloads(), is_prefill_first=st.booleans())
-def test_a_leap_shows_in_nothing(policy, requests, is_prefill_first):
-    one, other = (
-        result(small(policy, is_prefill_first=is_prefill_first, leaps=leaps), requests)
-        for leaps in (False, True)
+@st.composite
+def configurations(draw, policy):
+    """Clusters of every size and pace, each with too little memory for what comes."""
+    config = small(
+        policy,
+        is_prefill_first=draw(st.booleans()),
+        num_instances=draw(st.integers(1, 4)),
+        report_every=Nanos(draw(st.sampled_from([3_000_000, 20_000_000, 100_000_000]))),
+        round_every=Nanos(draw(st.sampled_from([10_000_000, 200_000_000]))),
+        moves_waiting=draw(st.booleans()),
     )
+    block_size = draw(st.sampled_from([2, 4, 16]))
+    engine = replace(
+        config.engine,
+        block_size=Tokens(block_size),
+        num_blocks=Blocks(120 // block_size + draw(st.integers(1, 6))),
+        max_num_seqs=draw(st.integers(1, 8)),
+        watermark=Blocks(draw(st.integers(0, 2))),
+        step_time=replace(
+            SMALL.step_time,
+            context_ktoken_ns=draw(st.sampled_from([0, 777, 5_000_000])),
+            weights_ns=draw(st.sampled_from([0, 2_000_000])),
+            token_ns=draw(st.sampled_from([0, 400_000])),
+        ),
+    )
+    headroom = Blocks(draw(st.sampled_from([0, 5])))
+    classes = [replace(config.pool.classes[0], headroom=headroom), *config.pool.classes[1:]]
+    pool = replace(config.pool, classes=tuple(classes), max_requests=engine.max_num_seqs)
+    return replace(config, engine=engine, pool=pool)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), requests=workloads())
+def test_a_leap_shows_in_nothing(policy, data, requests):
+    config = data.draw(configurations(policy))
+    one, other = (result(replace(config, leaps=leaps), requests) for leaps in (False, True))
     assert other.num_events <= one.num_events
     assert replace(one, num_events=0) == replace(other, num_events=0)
 
