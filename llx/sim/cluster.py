@@ -261,7 +261,7 @@ class Cluster:
         record, member = self._record(request), self._members[instance]
         asked = EngineRequest(
             request,
-            (0,) * record.request.num_prompt,
+            bytes(record.request.num_prompt),
             record.request.num_outputs,
             record.request.arrival,
             self._priorities[record.request.priority_class],
