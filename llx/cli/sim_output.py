@@ -97,7 +97,7 @@ def rows_table(rows: "Sequence[Row]", *, is_wide: bool) -> "Table":
         _column("p90", "decode_p90_s", unit=1e3, is_wide_only=True),
         _column("p99" if is_wide or not has_goals else "decode p99", "decode_p99_s", unit=1e3),
         _column("p99 ratio", "decode_p99_s", is_ratio=True, is_wide_only=True),
-        _column("loss", "preemption_loss_s", is_wide_only=has_goals or has_classes),
+        _column("loss", "preemption_loss_s", is_wide_only=has_goals or has_classes or has_rates),
         _column("refused", "refused", is_wide_only=True),
         _column("moves", "moves", digits=2, is_wide_only=has_classes and (has_goals or has_rates)),
         _column("downtime ms", "downtime_p50_s", unit=1e3, is_wide_only=True),

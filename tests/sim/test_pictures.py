@@ -19,6 +19,7 @@ from llx.core.scheduler.events import (
     MoveOutcome,
     Ticked,
 )
+from llx.recording import Recorder
 from llx.sim.timeline import Timeline
 
 pytestmark = pytest.mark.sim
@@ -146,6 +147,13 @@ def test_where_nothing_can_be_drawn(tmp_path, words, monkeypatch):
     done = llx(*SHORT, *words)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path):
+    path = tmp_path / "r.jsonl"
+    Recorder(path, origin="simulator").close()
+    done = llx("sim", "replay", str(path), "--plot", str(tmp_path / "r.svg"))
+    assert (done.exit_code, "nothing has happened" in done.stderr) == (2, True)
 
 
 def test_without_matplotlib_the_remedy_is_said_at_once(tmp_path, monkeypatch):
