@@ -81,6 +81,8 @@ def rows_table(rows: "Sequence[Row]", *, is_wide: bool) -> "Table":
     has_classes = any(row.priority_class != rows[0].priority_class for row in rows)
     has_goals = any("good_share" in row.figures for row in rows)
     has_rates = len({row.rate for row in rows}) > 1
+    # Who is refused is in no latency: that is never left unsaid.
+    is_refusing = any(row.figures["refused"].mean for row in rows)
     columns: list[Column[Row]] = [
         Column("policy", lambda row: row.policy),
         _column("request", "request_mean_s"),
@@ -98,7 +100,7 @@ def rows_table(rows: "Sequence[Row]", *, is_wide: bool) -> "Table":
         _column("p99" if is_wide or not has_goals else "decode p99", "decode_p99_s", unit=1e3),
         _column("p99 ratio", "decode_p99_s", is_ratio=True, is_wide_only=True),
         _column("loss", "preemption_loss_s", is_wide_only=has_goals or has_classes or has_rates),
-        _column("refused", "refused", is_wide_only=True),
+        _column("refused", "refused", is_wide_only=not is_refusing),
         _column("moves", "moves", digits=2, is_wide_only=has_classes and (has_goals or has_rates)),
         _column("downtime ms", "downtime_p50_s", unit=1e3, is_wide_only=True),
         _column("instances", "instances", is_wide_only=True),
