@@ -39,6 +39,7 @@ from llx.core.scheduler.events import (
     Ticked,
 )
 from llx.core.scheduler.move_rule import pick
+from llx.core.scheduler.policies import Policies
 from llx.core.scheduler.scheduler import Scheduler
 from llx.sim.config import ClusterConfig
 from llx.sim.engine import SimEngine
@@ -49,6 +50,8 @@ from llx.sim.record import Record, Result, Spread, by_class, class_result, trace
 from llx.sim.workload import SimRequest
 
 _SECOND: Final = 1_000_000_000
+
+Observer = Callable[[Event, Nanos, Sequence[Command]], None]
 
 
 class _Member:
@@ -69,6 +72,8 @@ class Cluster:
         config: What is simulated.
         requests: In the order of their arrival.
         watch: Told now and then how many requests have ended.
+        observe: Told every event of the scheduler, when it was, and what the scheduler answered.
+        policies: That the pool's configuration may name.
     """
 
     def __init__(
@@ -76,13 +81,16 @@ class Cluster:
         config: ClusterConfig,
         requests: Iterator[SimRequest],
         watch: Callable[[int], None] | None = None,
+        observe: Observer | None = None,
+        policies: Policies | None = None,
     ) -> None:
         self.records: list[Record] = []
         self._config = config
         self._requests = requests
         self._watch = watch
+        self._observe = observe
         self._kernel = Kernel()
-        self._scheduler = Scheduler()
+        self._scheduler = Scheduler(policies)
         self._members: dict[InstanceId, _Member] = {}
         self._num_joined = 0
         self._num_ended = 0
@@ -171,7 +179,10 @@ class Cluster:
     # ------------------------------------------------------------------ scheduler
 
     def _tell(self, event: Event) -> None:
-        for command in self._scheduler.handle(event, self._kernel.now):
+        commands = self._scheduler.handle(event, self._kernel.now)
+        if self._observe is not None:
+            self._observe(event, self._kernel.now, commands)
+        for command in commands:
             self._obey(command)
 
     def _tell_later(self, event: Event) -> None:
