@@ -1,6 +1,7 @@
 """The client scripts in examples/ run."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +43,25 @@ def test_many_streams(run):
 def test_every_script_has_a_test():
     scripts = {each.name for each in EXAMPLES.glob("*.py")}
     assert scripts == {"many_streams.py", "stream.py"}
+
+
+@pytest.mark.sim
+def test_the_papers_experiments(tmp_path):
+    def script(name, *words):
+        path = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(EXAMPLES / "paper" / name), *map(str, words)],
+            env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    out = tmp_path / "results.jsonl"
+    few = ["--policies", "paper,llx", "--seeds", "0-1", "--requests", 20, "--out", out]
+    for experiment, num_runs in (("latency", 28), ("priorities", 32), ("scaling", 24)):
+        assert script("runs.py", experiment, *few).startswith(f"{num_runs} runs, {num_runs} to do")
+    assert script("runs.py", "scaling", *few).startswith("24 runs, 0 to do")
+    tables = script("tables.py", out)
+    assert re.search(r"^\| s-s 32 \| 2 \| \S+ \(\S+-\S+\) \|", tables, re.MULTILINE)
+    assert re.search(r"^\| 8 \| llx \| 2 \| high \| \S+ \(\S+-\S+\) \|", tables, re.MULTILINE)
+    assert tables.count("| 10-60 | 2 | ") == 4

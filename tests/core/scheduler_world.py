@@ -326,7 +326,7 @@ class World:
         nominee = self.scheduler.pools[POOL].instances[name]
         heads = [self.head(rank) for rank in range(len(self.config.classes))]
         return sum(
-            each.demand + self.config.classes[each.rank].headroom
+            each.demand
             for each in heads
             if each is not None
             and self.urgency(each) < self.urgency(waits)
@@ -351,7 +351,7 @@ class World:
         }
         num_in = self.scheduler.pools[POOL].instances[name].num_in
         room -= self.config.growth * (load.num_running + len(told.unreported) + num_in)
-        kept = {each for each in present if each < rank} | {rank}
+        kept = {each for each in present if each < rank}
         return room - sum(self.config.classes[each].headroom for each in kept)
 
     def head(self, rank):

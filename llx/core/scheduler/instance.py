@@ -188,8 +188,9 @@ class Instance:
         """Blocks that a request of that class may take here now; may be negative.
 
         What is uncommitted as of the last `refresh`, less what the queue heads `ahead` of it need
-        that wait for this instance (demand and headroom), less the headroom of the classes here
-        that are more urgent, its own, and `growth` for each request. An instance that has nothing
+        that wait for this instance, less the headroom of the classes here that are more urgent, and
+        `growth` for each request. Its own class's headroom keeps others away from it, not it from
+        others. An instance that has nothing
         and expects nothing keeps nothing free: else a request that is larger than what is left
         would never run.
         """
@@ -197,10 +198,10 @@ class Instance:
         if self.nominated:
             for each in ahead:
                 if each in self.nominated:
-                    room -= self.nominated[each] + headrooms[each]
+                    room -= self.nominated[each]
         if not self.is_working:
             return Blocks(room)
-        room -= headrooms[rank] + growth * self.batch
+        room -= growth * self.batch
         for urgent in range(rank):
             if headrooms[urgent] and self.present[urgent]:
                 room -= headrooms[urgent]

@@ -220,14 +220,25 @@ def choose(placing: Placing) -> tuple[Instance | None, Decision, Instance | None
 
 
 def _in_order(placing: Placing) -> Iterator[Instance]:
-    """Those to look at: the best by the ranking, after those that have the request's prefix."""
+    """Those to look at: who has its class's headroom, or its prefix; then the best ranked."""
     pool = placing.pool
-    if isinstance(pool.policy, ByInstance):
-        yield from islice(pool.ranking, PROBES)
-        return
-    holders = _holders(placing)
-    yield from holders
-    yield from (each for each in islice(pool.ranking, PROBES) if each not in holders)
+    first = _hosts(placing) if isinstance(pool.policy, ByInstance) else _holders(placing)
+    yield from first
+    yield from (each for each in islice(pool.ranking, PROBES) if each not in first)
+
+
+def _hosts(placing: Placing) -> list[Instance]:
+    """Who keeps the class's headroom already, and still has it with one request more.
+
+    So few instances keep it, and those that do keep it for several.
+    """
+    pool, rank = placing.pool, placing.queued.rank
+    headroom = pool.headrooms[rank]
+    return [
+        each
+        for each in (islice(pool.ranking, PROBES) if headroom else ())
+        if each.present[rank] and placing.room(each) - headroom >= placing.demand(each)
+    ]
 
 
 def _holders(placing: Placing) -> list[Instance]:
@@ -266,8 +277,15 @@ def _decision(
         num_considered=num_looked_at,
         left_out=tuple(left_out),
         tie_break=tie,
-        facts=(("blocks", placing.demand(best[1])),) if best else (),
+        facts=_facts(placing, best[1]) if best else (),
     )
+
+
+def _facts(placing: Placing, chosen: Instance) -> tuple[tuple[str, float | str], ...]:
+    blocks = ("blocks", placing.demand(chosen))
+    is_host = isinstance(placing.pool.policy, ByInstance) and chosen in _hosts(placing)
+    headroom = placing.pool.headrooms[placing.queued.rank]
+    return (blocks, ("beside its class's headroom", headroom)) if is_host else (blocks,)
 
 
 def _room_opened(placing: Placing, instance: Instance) -> Decision:

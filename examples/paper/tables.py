@@ -1,0 +1,175 @@
+"""Tables of what `runs.py` has found: beside the paper's figures, and one policy beside another.
+
+python examples/paper/tables.py results.jsonl
+"""
+
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `runs`, when this is run as a script
+from runs import HIGHEST, LOWEST, read
+
+Line = dict[str, Any]
+
+PAPER = {
+    ("s-s", "infaas"): (9.3, 1.60, 40.0, 0.061, 0.122, 0.20),
+    ("s-s", "paper"): (9.1, 1.30, 28.0, 0.062, 0.124, 0.17),
+    ("m-m", "infaas"): (14.3, 0.47, 5.7, 0.053, 0.115, 0.58),
+    ("m-m", "paper"): (13.7, 0.25, 2.7, 0.054, 0.100, 0.0),
+    ("l-l", "infaas"): (25.8, 0.63, 2.8, 0.049, 0.119, 0.69),
+    ("l-l", "paper"): (25.4, 0.30, 2.5, 0.050, 0.109, 0.0),
+    ("l-s", "infaas"): (6.7, 0.74, 6.3, 0.048, 0.093, 0.0),
+    ("l-s", "paper"): (6.7, 0.64, 4.7, 0.049, 0.102, 0.0),
+}
+"""Read off the paper's figure 11 at the lowest rates: the columns of `COLUMNS`."""
+COLUMNS = (
+    "request_mean", "prefill_mean", "prefill_p99", "decode_mean", "decode_p99", "loss_mean",
+)  # fmt: skip
+_STUDENT = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78, 8: 2.36, 10: 2.26, 15: 2.14, 20: 2.09}
+"""Two-sided 95 % points, by the number of values."""
+
+
+def beside_the_paper(lines: Sequence[Line]) -> Iterable[str]:
+    """Means over the seeds, with standard errors; under them the paper's figures."""
+    spreads = "prefill mean / P99 | decode mean / P99"
+    yield f"| workload | policy | seeds | request mean | {spreads} | loss |"
+    yield "|---|---|---|---|---|---|---|"
+    for workload, rate in LOWEST.items():
+        for policy in ("round-robin", "infaas", "paper", "llx"):
+            found = [_all(each) for each in _of(lines, workload, rate, policy)]
+            if found:
+                means = [_mean([each[name] for each in found]) for name in COLUMNS]
+                yield _row(f"{workload} {rate:g}", policy, str(len(found)), means)
+            if (workload, policy) in PAPER:
+                paper = [f"{each:g}" for each in PAPER[workload, policy]]
+                yield _row("", "*in the paper*", "1", paper)
+
+
+def _row(workload: str, policy: str, seeds: str, cells: Sequence[str]) -> str:
+    request, prefill, late, decode, slow, loss = cells
+    head = f"| {workload} | {policy} | {seeds} | {request} "
+    return f"{head}| {prefill} / {late} | {decode} / {slow} | {loss} |"
+
+
+def paired(lines: Sequence[Line], rates: dict[str, float]) -> Iterable[str]:
+    """`llx` over `paper`, run by run: geometric means and their 95 % intervals."""
+    columns = ("prefill_p99", "prefill_mean", "request_mean", "decode_mean", "decode_p99")
+    yield "| workload | seeds | " + " | ".join(each.replace("_", " ") for each in columns) + " |"
+    yield "|---" * (len(columns) + 2) + "|"
+    for workload, rate in rates.items():
+        ours, theirs = (
+            {each["run"]["seed"]: _all(each) for each in _of(lines, workload, rate, policy)}
+            for policy in ("llx", "paper")
+        )
+        seeds = sorted(ours.keys() & theirs.keys())
+        if len(seeds) > 1:
+            cells = (
+                _interval([ours[seed][name] / theirs[seed][name] for seed in seeds])
+                for name in columns
+            )
+            yield f"| {workload} {rate:g} | {len(seeds)} | " + " | ".join(cells) + " |"
+
+
+def urgent(lines: Sequence[Line]) -> Iterable[str]:
+    """With priorities over without: gains of the high class, what the normal class pays."""
+    names = ("request_mean", "prefill_mean", "prefill_p99", "decode_mean")
+    yield (
+        "| CV | policy | seeds | class | "
+        + " | ".join(each.replace("_", " ") for each in names)
+        + " |"
+    )
+    yield "|---" * 8 + "|"
+    found = [each for each in lines if each["run"]["experiment"] == "priorities"]
+    for cv in sorted({each["run"]["cv"] for each in found}):
+        for policy in ("paper", "llx"):
+            blind, seeing = (
+                {
+                    each["run"]["seed"]: each["classes"]
+                    for each in found
+                    if (each["run"]["cv"], each["run"]["policy"]) == (cv, policy)
+                    and each["run"]["is_blind"] is is_blind
+                }
+                for is_blind in (True, False)
+            )
+            seeds = sorted(blind.keys() & seeing.keys())
+            for name in ("high", "normal") if seeds else ():
+                cells = (
+                    _interval([seeing[s][name][key] / blind[s][name][key] for s in seeds])
+                    for key in names
+                )
+                yield f"| {cv:g} | {policy} | {len(seeds)} | {name} | " + " | ".join(cells) + " |"
+
+
+def scaled(lines: Sequence[Line]) -> Iterable[str]:
+    """Instances and latency by band; a policy's curve is to be compared at equal latency."""
+    yield "| rate, CV | policy | band | seeds | instances | prefill mean | prefill P99 |"
+    yield "|---|---|---|---|---|---|---|"
+    groups: dict[tuple[Any, ...], list[Line]] = {}
+    for each in lines:
+        run = each["run"]
+        if run["experiment"] == "scaling":
+            key = run["rate"], run["cv"], run["policy"], tuple(run["band"])
+            groups.setdefault(key, []).append(each)
+    for (rate, cv, policy, band), group in sorted(groups.items()):
+        instances = _mean([each["instances"] for each in group])
+        cells = (
+            _mean([_all(each)[name] for each in group]) for name in ("prefill_mean", "prefill_p99")
+        )
+        limits = f"{band[0]:g}-{band[1]:g}"
+        yield (
+            f"| {rate:g}, {cv:g} | {policy} | {limits} | {len(group)} | {instances} | "
+            + " | ".join(cells)
+            + " |"
+        )
+
+
+def _of(lines: Sequence[Line], workload: str, rate: float, policy: str) -> list[Line]:
+    wanted = ("latency", workload, rate, policy)
+    keys = ("experiment", "workload", "rate", "policy")
+    return [each for each in lines if tuple(each["run"][key] for key in keys) == wanted]
+
+
+def _all(line: Line) -> dict[str, float]:
+    found: dict[str, float] = line["classes"]["all"]
+    return found
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean = statistics.fmean(values)
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return f"{mean:.3g} ± {error:.1g}" if error else f"{mean:.3g}"
+
+
+def _interval(ratios: Sequence[float]) -> str:
+    """Geometric mean, and the 95 % interval of it by Student's distribution."""
+    logs = [math.log(each) for each in ratios]
+    mean, count = statistics.fmean(logs), len(logs)
+    if count == 1:
+        return f"{ratios[0]:.3g}"
+    point = next(_STUDENT[each] for each in sorted(_STUDENT, reverse=True) if each <= count)
+    half = point * statistics.stdev(logs) / math.sqrt(count)
+    low, high = math.exp(mean - half), math.exp(mean + half)
+    return f"{math.exp(mean):.3g} ({low:.3g}-{high:.3g})"
+
+
+def main() -> None:
+    """Print every table that there are lines for."""
+    lines = [line for name in sys.argv[1:] for line in read(Path(name))]
+    tables = {
+        "Beside the paper": beside_the_paper(lines),
+        "llx over the paper's policy, lowest rates": paired(lines, LOWEST),
+        "llx over the paper's policy, highest rates": paired(lines, HIGHEST),
+        "With priorities over without": urgent(lines),
+        "Auto-scaling": scaled(lines),
+    }
+    for title, table in tables.items():
+        print(f"\n{title}\n")
+        print("\n".join(table))
+
+
+if __name__ == "__main__":
+    main()
