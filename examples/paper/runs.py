@@ -168,7 +168,8 @@ def carry_out(run: Run) -> dict[str, Any]:
         "classes": {name: figures(each) for name, each in classes.items()},
         "moves": result.num_moves,
         "preemptions": result.num_preemptions,
-        "instances": result.mean_instances,
+        "instances": round(result.mean_instances, 4),
+        "fragmented": round(result.fragmented, 5),
         "trace_hash": result.trace_hash,
     }
 

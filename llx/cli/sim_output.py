@@ -81,6 +81,8 @@ def rows_table(rows: "Sequence[Row]", *, is_wide: bool) -> "Table":
     has_classes = any(row.priority_class != rows[0].priority_class for row in rows)
     has_goals = any("good_share" in row.figures for row in rows)
     has_rates = len({row.rate for row in rows}) > 1
+    # Who is refused is in no latency: that is never left unsaid.
+    is_refusing = any(row.figures["refused"].mean for row in rows)
     columns: list[Column[Row]] = [
         Column("policy", lambda row: row.policy),
         _column("request", "request_mean_s"),
@@ -92,14 +94,14 @@ def rows_table(rows: "Sequence[Row]", *, is_wide: bool) -> "Table":
         _column("p90", "prefill_p90_s", is_wide_only=True),
         _column("p99", "prefill_p99_s"),
         _column("p99 ratio", "prefill_p99_s", is_ratio=True, is_wide_only=True),
-        _column("decode ms", "decode_mean_s", unit=1e3, is_wide_only=has_goals),
+        _column("decode", "decode_mean_s", unit=1e3, is_wide_only=has_goals),
         _column("p50", "decode_p50_s", unit=1e3, is_wide_only=True),
         _column("p90", "decode_p90_s", unit=1e3, is_wide_only=True),
         _column("p99" if is_wide or not has_goals else "decode p99", "decode_p99_s", unit=1e3),
         _column("p99 ratio", "decode_p99_s", is_ratio=True, is_wide_only=True),
-        _column("loss", "preemption_loss_s", is_wide_only=has_goals or has_classes),
-        _column("refused", "refused", is_wide_only=True),
-        _column("moves", "moves", is_wide_only=has_classes and (has_goals or has_rates)),
+        _column("loss", "preemption_loss_s", is_wide_only=has_goals or has_classes or has_rates),
+        _column("refused", "refused", is_wide_only=not is_refusing),
+        _column("moves", "moves", digits=2, is_wide_only=has_classes and (has_goals or has_rates)),
         _column("downtime ms", "downtime_p50_s", unit=1e3, is_wide_only=True),
         _column("instances", "instances", is_wide_only=True),
     ]
@@ -118,6 +120,7 @@ def _column(
     name: str,
     *,
     unit: float = 1,
+    digits: int = 3,
     is_ratio: bool = False,
     is_wide_only: bool = False,
 ) -> "Column[Row]":
@@ -127,7 +130,7 @@ def _column(
     def cell(row: "Row") -> str:
         figure = row.figures.get(name)
         shown = figure.ratio if figure is not None and is_ratio else figure
-        return "" if shown is None else _cell(shown, unit)
+        return "" if shown is None else _cell(shown, unit, digits)
 
     return Column(title, cell, is_wide_only, is_number=True)
 
@@ -153,17 +156,17 @@ def legend(rows: "Sequence[Row]") -> str:
     return f"seconds, decode in ms a token{spread}"
 
 
-def _cell(figure: "Interval", unit: float) -> str:
-    """``12.9±3%``: three digits, and half the interval in percent of the mean."""
-    text = _digits(figure.mean * unit)
+def _cell(figure: "Interval", unit: float, digits: int) -> str:
+    """``12.9±3%``: so many digits, and half the interval in percent of the mean."""
+    text = _number(figure.mean * unit, digits)
     if figure.high is None or not figure.mean:
         return text
     return f"{text}±{100 * (figure.high - figure.mean) / abs(figure.mean):.0f}%"
 
 
-def _digits(value: float) -> str:
-    """Three digits, two below 1."""
+def _number(value: float, digits: int) -> str:
+    """So many digits, or all of a whole number's; two below 1."""
     size = abs(value)
     if size < 1:
         return f"{value:.2g}"
-    return f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
+    return f"{value:.{max(0, digits - len(str(int(size))))}f}"

@@ -137,7 +137,9 @@ def like_steps(state: EngineState, started_at: Nanos, num_chunks: int) -> LikeSt
         first = len(held.blocks) * block_size - num_computed
         takes[first] = takes.get(first, 0) + 1
     num_free = Blocks(len(state.free))
-    num_steps = _that_fit(takes, block_size, num_free, most)
+    num_steps = most
+    if len(running) * (most // block_size + 1) > num_free:
+        num_steps = _that_fit(takes, block_size, num_free, most)
     if num_steps < 2:
         return None
     return LikeSteps(
@@ -155,9 +157,9 @@ def like_steps(state: EngineState, started_at: Nanos, num_chunks: int) -> LikeSt
 def carry_out(state: EngineState, count: int) -> None:
     """Give every running request `count` tokens more, and blocks for the step that follows."""
     block_size = state.config.block_size
-    tokens = [0] * count
+    tokens = bytes(count)
     for held in state.running:
-        held.tokens += tokens
+        held.tokens.extend(tokens)
         held.num_computed += count
         missing = held.num_computed + 1 - len(held.blocks) * block_size
         if missing > 0:

@@ -117,13 +117,14 @@ class EngineConfig:
 class EngineRequest:
     """A request as the engine gets it.
 
-    `priority`: lower is more urgent. `arrival` orders requests of one priority. The request ends
-    at `max_tokens`, at `eos_token` or at a token of `stop_tokens`; the first
-    `min_tokens` are none of `banned_early`.
+    `prompt` may be bytes where nobody cares what its tokens are: the engine then keeps them all in
+    bytes. `priority`: lower is more urgent. `arrival` orders requests of one priority. The request
+    ends at `max_tokens`, at `eos_token` or at a token of `stop_tokens`; the first `min_tokens` are
+    none of `banned_early`.
     """
 
     request: RequestId
-    prompt: tuple[int, ...]
+    prompt: tuple[int, ...] | bytes
     max_tokens: int
     arrival: Nanos
     priority: int = 0
@@ -176,7 +177,7 @@ class Held:
 
     asked: EngineRequest
     life: int
-    tokens: list[int]
+    tokens: list[int] | bytearray
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     state: State = State.GONE
@@ -217,6 +218,7 @@ class EngineState:
         self.in_flight: Mapping[RequestId, Chunk] = {}
         """What the open step computes."""
         self._tallies: dict[int, _Tally] = {}
+        self._waiting_demand = 0
         self._waiting_tokens = 0
         self._num_preempted = 0
         self._next_life = 0
@@ -226,7 +228,10 @@ class EngineState:
         assert asked.request not in self.held, f"{asked.request} is held already"
         assert 1 <= len(asked.prompt) < self.config.max_model_len, "prompt does not fit"
         assert asked.max_tokens >= 1, "a request asks for one token at least"
-        held = Held(asked, self._next_life, [*asked.prompt, *outputs])
+        prompt = asked.prompt
+        tokens = bytearray(prompt) if isinstance(prompt, bytes) else list(prompt)
+        tokens.extend(outputs)
+        held = Held(asked, self._next_life, tokens)
         self._next_life += 1
         self.held[asked.request] = held
         return held
@@ -282,19 +287,18 @@ class EngineState:
             num_free: Free blocks.
             num_prefill: Tokens of running requests that are to be computed before their next one.
         """
-        tallies = self._tallies.items()
         return InstanceLoad(
             total=self.config.num_blocks,
             free=num_free,
             block_size=self.config.block_size,
             num_running=len(self.running) + len(self.cut),
             num_waiting=len(self.waiting) + len(self.arrived),
-            waiting_demand=Blocks(sum(tally.waiting_demand for _, tally in tallies)),
+            waiting_demand=Blocks(self._waiting_demand),
             waiting_tokens=Tokens(self._waiting_tokens + num_prefill),
             num_preempted=self._num_preempted,
             classes={
                 priority: ClassLoad(t.num_running, t.num_waiting, Blocks(t.waiting_demand))
-                for priority, t in tallies
+                for priority, t in self._tallies.items()
             },
         )
 
@@ -340,7 +344,9 @@ class EngineState:
             tally.num_running += sign
         else:
             tally.num_waiting += sign
-            tally.waiting_demand += sign * self.demand(held)
+            demand = sign * self.demand(held)
+            tally.waiting_demand += demand
+            self._waiting_demand += demand
             self._waiting_tokens += sign * (len(held.tokens) - held.num_computed)
             self._num_preempted += sign * (held.state is State.PREEMPTED)
         if not tally.num_running and not tally.num_waiting:

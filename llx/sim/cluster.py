@@ -40,6 +40,7 @@ from llx.core.scheduler.events import (
 )
 from llx.core.scheduler.move_rule import pick
 from llx.core.scheduler.policies import Policies
+from llx.core.scheduler.pool import Pool
 from llx.core.scheduler.scheduler import Scheduler
 from llx.sim.config import ClusterConfig
 from llx.sim.engine import SimEngine
@@ -100,6 +101,7 @@ class Cluster:
         self._due: list[_Member] = []
         """Who reports then."""
         self._num_unmoved = 0
+        self._num_rounds = self._num_fragmented = 0
         self._instance_ns = 0
         self._num_up = 0
         self._changed_at = Nanos(0)
@@ -223,6 +225,9 @@ class Cluster:
             return
         self._tick_later()
         self._tell(Ticked())
+        pool = self._scheduler.pools[self._config.pool.name]
+        self._num_rounds += 1
+        self._num_fragmented += _is_fragmented(pool, self._kernel.now)
 
     # ------------------------------------------------------------------ instances
 
@@ -261,7 +266,7 @@ class Cluster:
         record, member = self._record(request), self._members[instance]
         asked = EngineRequest(
             request,
-            (0,) * record.request.num_prompt,
+            bytes(record.request.num_prompt),
             record.request.num_outputs,
             record.request.arrival,
             self._priorities[record.request.priority_class],
@@ -433,7 +438,19 @@ class Cluster:
             num_unmoved=self._num_unmoved,
             downtime=Spread.of(moved),
             mean_instances=self._instance_ns / max(1, self._kernel.now),
+            fragmented=self._num_fragmented / max(1, self._num_rounds),
             duration_s=(end - begin) / _SECOND,
             num_events=self._kernel.num_events,
             trace_hash=trace_hash(records),
         )
+
+
+def _is_fragmented(pool: Pool, now: Nanos) -> bool:
+    """Whether somebody waits for blocks that are free, but not in one place.
+
+    In a central queue, or first in an instance's own and for more than that has.
+    """
+    instances = [each for each in pool.instances.values() if each.is_usable]
+    wanted = [pool.demand(head) for head in pool.queues.heads(now)]
+    wanted += [each.queue_head for each in instances if each.queue_head > each.load.free]
+    return bool(wanted) and min(wanted) <= sum(each.load.free for each in instances)

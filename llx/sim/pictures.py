@@ -35,6 +35,7 @@ _MEMORY: Final = LinearSegmentedColormap.from_list(
     "memory", ["#f4f6f8", "#bcd4ea", "#5b9bd0", "#1f5f9f", "#7a1f3d"]
 )
 _WIDTH: Final = 10.0
+_MOST_BARS: Final = 150
 _WIDE: Final = 300
 """From here on an axis of times is labelled by powers of ten only."""
 _NINES: Final = (
@@ -66,7 +67,13 @@ def drawings(
 
 
 def timeline_drawing(timeline: Timeline, title: str) -> Drawing:
-    """The course of one run."""
+    """The course of one run.
+
+    Raises:
+        ConfigError: Nothing has happened in it.
+    """
+    if not timeline.samples:
+        raise ConfigError(f"{title}: nothing has happened that could be drawn")
     return 4.4, lambda area: _course(area, timeline, title)
 
 
@@ -189,9 +196,11 @@ def _course(area: Area, timeline: Timeline, title: str) -> None:
     most = max(max(each.num_queued, each.num_waiting) for each in samples)
     waiting.set_ylim(0, 1.5 * max(1, most))  # the legend is above
     waiting.legend(loc="upper left", ncols=2, handlelength=1.2, borderpad=0)
-    moved = [b.num_moved - a.num_moved for a, b in itertools.pairwise(samples)]
-    step = times[1] - times[0] if len(times) > 1 else 1.0
-    moves.bar(times[:-1], moved, width=step, align="edge", color=_COLORS[2], linewidth=0)
+    wider = samples[:: max(1, len(samples) // _MOST_BARS)]
+    moved = [b.num_moved - a.num_moved for a, b in itertools.pairwise(wider)]
+    step = wider[1].at_s - wider[0].at_s if len(wider) > 1 else 1.0
+    begins = [each.at_s for each in wider[:-1]]
+    moves.bar(begins, moved, width=step, align="edge", color=_COLORS[2], linewidth=0)
     moves.set_ylabel(f"moves\nin {step:g} s")
     moves.set_ylim(0, max(1, *moved) if moved else 1)
     moves.set_xlabel("s")
@@ -214,7 +223,13 @@ def _memory(area: Area, axes: Axes, timeline: Timeline) -> None:
         extent=(0, end, count - 0.5, -0.5),
     )  # fmt: skip
     axes.grid(visible=False)
-    axes.hlines([row + 0.5 for row in range(count - 1)], 0, end, color="white", linewidth=1.5)
+    axes.hlines(
+        [row + 0.5 for row in range(count - 1)],
+        0,
+        end,
+        color="white",
+        linewidth=min(1.5, 8 / count),
+    )
     axes.set_ylabel("instance")
     axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
     bar = area.colorbar(image, ax=axes, pad=0.01, aspect=12)

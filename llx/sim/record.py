@@ -122,6 +122,8 @@ class Result:
         num_unmoved: … and that did not.
         downtime: Gaps that moves left, the longest of each request that moved.
         mean_instances: Over time, those that are starting included.
+        fragmented: Share of the scheduler's rounds at which a queue's first waits for blocks and
+            all instances together have as many free.
         duration_s: In virtual time, from the first arrival to the last end.
         num_events: That the kernel has handled.
         trace_hash: Of everything that became of every request.
@@ -135,6 +137,7 @@ class Result:
     num_unmoved: int = 0
     downtime: Spread = field(default_factory=lambda: Spread.of(()))
     mean_instances: float = 0.0
+    fragmented: float = 0.0
     duration_s: float = 0.0
     num_events: int = 0
     trace_hash: str = ""

@@ -20,7 +20,9 @@ HEAVY = {
     "ray", "torch", "vllm", "fastapi", "uvicorn", "pydantic", "httpx", "yaml", "msgspec", "zmq",
     "rich.table", "rich.live", "paramiko", "asyncio", "textual",
 }  # fmt: skip
-NEVER = {"ray", "torch", "vllm", "fastapi", "uvicorn", "transformers", "numpy", "textual"}
+NEVER = {
+    "ray", "torch", "vllm", "fastapi", "uvicorn", "transformers", "numpy", "textual", "matplotlib",
+}  # fmt: skip
 
 VERBS = [
     "", "init", "up", "down", "status", "logs", "generate", "chat", "demo", "completion",
@@ -57,7 +59,10 @@ def test_help_imports_nothing_heavy():
     assert modules_after("--help") & HEAVY == set()
 
 
-@pytest.mark.parametrize("verb", ["status", "up --dry-run", "down", "context ls", "top --once"])
+@pytest.mark.parametrize(
+    "verb",
+    ["status", "up --dry-run", "down", "context ls", "top --once", "sim run --requests 5"],
+)
 def test_no_verb_imports_what_the_plain_install_lacks(verb, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert modules_after(*verb.split()) & NEVER == set()

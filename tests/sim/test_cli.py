@@ -46,6 +46,15 @@ def test_a_table_fits_a_terminal(words):
     assert "seeds" in done.stderr or "one seed" in done.stderr
 
 
+def test_who_is_refused_is_said(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("classes: {only: {priority: 0, queue_limit: 1}}")
+    words = ["--requests", "60", "--rate", "1000", "--instances", "1"]
+    refused = llx("sim", "run", str(path), *words).stdout
+    assert "REFUSED" in refused
+    assert "REFUSED" not in llx(*SHORT).stdout
+
+
 def test_csv_has_a_line_for_each_figure():
     done = llx(*SHORT, "--high", "0.2", "-o", "csv")
     lines = list(csv.DictReader(done.stdout.splitlines()))

@@ -149,6 +149,23 @@ def test_instances_come_and_go():
     assert 1 < seen.mean_instances < 4
 
 
+def test_moves_make_one_room_of_two():
+    """Two instances, each with less than half of its blocks free; one prompt that needs half."""
+    second = 10**9
+    long = [SimRequest(Nanos(each), Tokens(3300), Tokens(400)) for each in range(4)]
+    wide = SimRequest(Nanos(4 * second), Tokens(6144), Tokens(2))
+    config = paper_cluster("llx", 2)
+    seen = {}
+    for steps in (("make_room",), ()):
+        rules = replace(config.pool.rescheduling, steps=steps)
+        pool = replace(config.pool, rescheduling=rules)
+        seen[steps] = result(replace(config, pool=pool), [*long, wide])
+    moving, staying = seen["make_room",], seen[()]
+    assert (moving.num_moves, staying.num_moves) == (1, 0)
+    assert 0 < moving.fragmented < staying.fragmented / 2
+    assert moving.overall.prefill.p99 < staying.overall.prefill.p99 - 5
+
+
 def test_copies_take_turns_on_both_ways():
     kernel = Kernel()
     links = Links(kernel, LinkConfig(1_000, Nanos(7), Nanos(3)))
