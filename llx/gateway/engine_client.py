@@ -37,7 +37,7 @@ from llx.gateway import context
 from llx.gateway.clocks import ClockOffset
 from llx.gateway.pace import MoveLog, Pace
 from llx.gateway.placement import Placement, Wanted
-from llx.gateway.refusals import NO_INSTANCE, of_answer
+from llx.gateway.refusals import NO_INSTANCE, Refusal, of_answer
 from llx.gateway.roster import Roster
 from llx.ports import Frame
 from llx.wire import AskOwner, FromLlumlet, Moving, NotPlaced, Outputs, Ruling
@@ -319,16 +319,21 @@ class PoolClient(AsyncMPClient):
             link, demand, _ = choice
             self._send(sent, link, demand)
             return
-        if sent.http is not None:
-            sent.http.refusal = NO_INSTANCE
-        self._fail(request, sent.why_again or NO_INSTANCE.message)
+        self._refuse(sent, NO_INSTANCE)
 
     def refused(self, request: RequestId, answer: NotPlaced) -> None:
         """`Placeable`: the scheduler says no."""
-        sent = self._sent[request]
+        self._refuse(self._sent[request], of_answer(answer, self._pool))
+
+    def _refuse(self, sent: _Sent, refusal: Refusal) -> None:
+        """It is not taken; if it was once, and lost its instance, it has failed."""
         if sent.http is not None:
-            sent.http.refusal = of_answer(answer, self._pool)
-        self._fail(request, answer.reason)
+            sent.http.refusal = refusal
+        if sent.why_again:
+            self._fail(sent.request, f"{sent.why_again}; then {refusal.message}")
+            return
+        log.info("pool.refused request=%s reason=%s", sent.request, refusal.message)
+        self._end_in_error(sent.request)
 
     def _send(self, sent: _Sent, link: InstanceLink, demand: Blocks) -> None:
         request, instance = sent.request, link.member.instance
@@ -421,6 +426,9 @@ class PoolClient(AsyncMPClient):
     def _fail(self, request: RequestId, reason: str) -> None:
         log.error("pool.failed request=%s reason=%s", request, reason)
         self.counters.num_failed += 1
+        self._end_in_error(request)
+
+    def _end_in_error(self, request: RequestId) -> None:
         self._end(request)
         error = EngineCoreOutput(request, [], finish_reason=FinishReason.ERROR)
         self.outputs_queue.put_nowait(EngineCoreOutputs(outputs=[error]))
