@@ -319,13 +319,13 @@ class PoolClient(AsyncMPClient):
             link, demand, _ = choice
             self._send(sent, link, demand)
             return
-        self._refuse(sent, NO_INSTANCE)
+        self._turn_away(sent, NO_INSTANCE)
 
     def refused(self, request: RequestId, answer: NotPlaced) -> None:
         """`Placeable`: the scheduler says no."""
-        self._refuse(self._sent[request], of_answer(answer, self._pool))
+        self._turn_away(self._sent[request], of_answer(answer, self._pool))
 
-    def _refuse(self, sent: _Sent, refusal: Refusal) -> None:
+    def _turn_away(self, sent: _Sent, refusal: Refusal) -> None:
         """It is not taken; if it was once, and lost its instance, it has failed."""
         if sent.http is not None:
             sent.http.refusal = refusal
