@@ -414,6 +414,8 @@ class PoolClient(AsyncMPClient):
 
     def _recover(self, request: RequestId, reason: str) -> None:
         """Have a request placed anew that has produced nothing yet; end any other."""
+        if request in self._placement:
+            return  # it is on its way already
         stream = self._streams.get(request)
         assert stream is not None, f"{request} has no stream to recover"
         if stream.num_tokens or epochs.num_reigns(stream.epoch) >= _MAX_PLACEMENTS:
