@@ -167,15 +167,16 @@ class InstanceLink:
         demand: Blocks,
         payload: Sequence[Frame],
         name: str = "",
+        outputs: Sequence[int] = (),
     ) -> None:
-        """Send a request and charge the ledger; `name`: see `Add.name`.
+        """Send a request and charge the ledger; `name` and `outputs`: see `Add`.
 
         Raises:
             UnreachableError: The session is down.
         """
         self._require_ready()
         seq = self.ledger.charge(demand)
-        self._send(Add(request, epoch, seq, name), payload)
+        self._send(Add(request, epoch, seq, name, list(outputs)), payload)
 
     def abort(self, requests: list[tuple[RequestId, Epoch]]) -> None:
         """End requests; nothing to do if the session is down (its end aborts them)."""

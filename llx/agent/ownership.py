@@ -36,7 +36,7 @@ class Ownership:
         self._taken.append(header.request)
         if header.request in self._held:
             return False
-        self._held[header.request] = _Entry(peer, header.epoch)
+        self._held[header.request] = _Entry(peer, header.epoch, len(header.outputs))
         return True
 
     def taken(self) -> list[RequestId]:

@@ -268,10 +268,16 @@ class SimEngine:
             log.warning("engine.refused request=%s reason=%s", header.request, request)
             self._finish([header.request], FinishReason.ERROR)
             return
-        num_prompt = len(request.asked.prompt)
         live.num_logprobs = request.num_logprobs
-        live.prefill_stats = PrefillStats(num_prompt, num_prompt)
         live.events.append(event(EventType.QUEUED))
+        if header.outputs:
+            live.prefill_stats = None
+            if refusal := self._model.moves.take_over(request.asked, header.outputs):
+                log.warning("engine.refused request=%s reason=%s", header.request, refusal)
+                self._finish([header.request], FinishReason.ERROR)
+            return
+        num_prompt = len(request.asked.prompt)
+        live.prefill_stats = PrefillStats(num_prompt, num_prompt)
         self._model.add(request.asked)
 
     def _forget(self, requests: list[RequestId]) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llx.cli import sim_plan, sim_replay
+from llx.cli import sim_calibrate, sim_plan, sim_replay
 from llx.cli.failures import command
 from llx.cli.session import Session
 from llx.cli.sim_options import (
@@ -156,3 +156,4 @@ def _emit(session: Session, output: SimOutput | None, plan: "Plan", rows: "list[
 
 app.command("replay", epilog=sim_replay.EXAMPLE)(sim_replay.replay)
 app.command("plan", epilog=sim_plan.EXAMPLE)(sim_plan.plan)
+app.command("calibrate", epilog=sim_calibrate.EXAMPLE)(sim_calibrate.calibrate)

@@ -80,5 +80,5 @@ def say_left_out(session: Session, supply: "Supply") -> None:
     if supply.num_left_out:
         session.err.print(
             f"left out: {supply.num_left_out} requests that are longer than the engine takes; "
-            f"{len(supply.lengths)} are left"
+            f"{supply.count} are run"
         )

@@ -21,6 +21,7 @@ class LikeSteps:
         ends_at: When the step under way ends.
         num_left: How many are not over: the one under way, and those that follow.
         num_free: Free blocks, those of the step under way taken.
+        free_until: Before that none are taken: who looks at `num_free` alone need not `advance`.
 
     Args:
         started_at: When the first one, which is open, has started.
@@ -38,10 +39,12 @@ class LikeSteps:
         "_context",
         "_each",
         "_growth",
+        "_next_take",
         "_num_over",
         "_num_settled",
         "_takes",
         "ends_at",
+        "free_until",
         "num_free",
         "num_left",
     )
@@ -67,6 +70,7 @@ class LikeSteps:
         self.ends_at: int = started_at + self._each + self._context // 1000
         self.num_left = num_left
         self.num_free = num_free
+        self._await_take()
 
     def advance(self, now: Nanos) -> None:
         """Go on to the step that is under way at `now`, but never beyond the last one."""
@@ -75,11 +79,20 @@ class LikeSteps:
             self.ends_at += self._each + self._context // 1000
             self.num_left -= 1
             self._num_over += 1
-            taken = self._takes.pop(self._num_over, 0)
-            if taken:
-                self.num_free = Blocks(self.num_free - taken)
-                again = self._num_over + self._block_size
-                self._takes[again] = self._takes.get(again, 0) + taken
+            if self._num_over == self._next_take:
+                self._take()
+
+    def _take(self) -> None:
+        taken = self._takes.pop(self._next_take)
+        self.num_free = Blocks(self.num_free - taken)
+        again = self._next_take + self._block_size
+        self._takes[again] = self._takes.get(again, 0) + taken
+        self._await_take()
+
+    def _await_take(self) -> None:
+        self._next_take = min(self._takes)
+        num_before = self._next_take - self._num_over - 1
+        self.free_until = self.ends_at + num_before * self._each  # and a little longer
 
     def last_ends_at(self) -> Nanos:
         """When the row ends."""

@@ -323,15 +323,18 @@ class EngineModel:
         plan.preempted.append(victim.asked.request)
 
     def _duration(self, chunks: Sequence[Chunk]) -> Nanos:
-        num_decodes = num_prefills = num_context = num_square = 0
+        num_decodes = num_prefills = num_context = num_decode_context = num_square = 0
         for chunk in chunks:
             num_context += chunk.end
             if chunk.is_decode:
                 num_decodes += 1
+                num_decode_context += chunk.end
             else:
                 num_prefills += chunk.end - chunk.start
                 num_square += chunk.end**2 - chunk.start**2
-        return self.config.step_time.of(num_prefills, num_decodes, num_context, num_square)
+        return self.config.step_time.of(
+            num_prefills, num_decodes, num_context, num_square, num_decode_context
+        )
 
     # ------------------------------------------------------------------ completing
 

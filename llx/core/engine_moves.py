@@ -177,6 +177,16 @@ class EngineMoves:
         self._state.move(held, State.ARRIVED if num_computed else State.WAITING)
         return ""
 
+    def take_over(self, asked: EngineRequest, outputs: Sequence[int]) -> str:
+        """Go on with a request that has lost its instance, and its KV, after these outputs.
+
+        Returns why that cannot be; else the empty string.
+        """
+        refusal = self._refusal(_Arriving(asked), len(outputs), 0)
+        if not refusal:
+            self._state.move(self._state.hold(asked, tuple(outputs)), State.WAITING)
+        return refusal
+
     def abandon(self, migration: MigrationId) -> None:
         """Free what was reserved; nothing if there is nothing."""
         arriving = self._arriving.pop(migration, None)

@@ -36,6 +36,9 @@ class StepTime:
             attention within a prompt of n tokens costs n² of it.
         weights_ns: Reading the weights once; a step's arithmetic hides behind it …
         token_ns: … until it takes longer, so much for each token computed.
+        mixed_decode_ns: More for each request that decodes in a step which computes prompts, too …
+        mixed_context_ktoken_ns: … and for a thousand tokens that their attention reads: kernels
+            made for prompts read single rows slower than those made for them.
     """
 
     base_ns: int
@@ -46,6 +49,8 @@ class StepTime:
     prefill_square_ns: int = 0
     weights_ns: int = 0
     token_ns: int = 0
+    mixed_decode_ns: int = 0
+    mixed_context_ktoken_ns: int = 0
 
     def of(
         self,
@@ -53,22 +58,31 @@ class StepTime:
         num_decodes: int,
         num_context_tokens: int,
         num_square_tokens: int = 0,
+        num_decode_context_tokens: int = 0,
     ) -> Nanos:
         """Duration of a step of that many prefill tokens, decodes and tokens of context.
 
         `num_square_tokens`: over the prefills, the sum of end² - start².
+        `num_decode_context_tokens`: what of the context the decodes read; it counts beside
+        prefills.
         """
         is_prefill = self.prefill_base_ns is not None and not num_decodes
         base_ns = self.prefill_base_ns if is_prefill else self.base_ns
         assert base_ns is not None
+        is_mixed = num_prefill_tokens and num_decodes
         return Nanos(
             base_ns
+            + (self._mixed(num_decodes, num_decode_context_tokens) if is_mixed else 0)
             + max(self.weights_ns, self.token_ns * (num_prefill_tokens + num_decodes))
             + self.prefill_token_ns * num_prefill_tokens
             + self.prefill_square_ns * num_square_tokens
             + self.decode_ns * num_decodes
             + self.context_ktoken_ns * num_context_tokens // 1000
         )
+
+    def _mixed(self, num_decodes: int, num_context_tokens: int) -> int:
+        growth = self.mixed_context_ktoken_ns * num_context_tokens // 1000
+        return self.mixed_decode_ns * num_decodes + growth
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from llx.agent.link import InstanceLink, encode_arguments
-from llx.core import epochs
 from llx.core.model import (
     Blocks,
     ClassName,
@@ -49,7 +48,7 @@ _TAKE_OVER_S = 2.0
 """So long after a source's death its target may still take a stream over."""
 _MAX_EARLY = 4096
 """Outputs of one stream that wait for those before them; they come within a step, as a rule."""
-_MAX_PLACEMENTS = 3
+_MOST_LOSSES = 3
 """A request that ends every instance it is sent to must not be sent to all of them."""
 
 
@@ -62,6 +61,10 @@ class _Sent:
     prompt_tokens: int
     http: context.RequestContext | None
     since: float
+    outputs: list[int] = field(default_factory=list)
+    """Its tokens so far: an instance that takes it over goes on after them."""
+    num_losses: int = 0
+    """Instances that it was lost with."""
     why_again: str = ""
     """Why it has to be placed again; empty at first."""
     pace: Pace = field(default_factory=Pace)
@@ -70,6 +73,11 @@ class _Sent:
     def name(self) -> str:
         """What operators know it by."""
         return self.http.request_id if self.http is not None else ""
+
+    @property
+    def num_tokens(self) -> int:
+        """What an instance has to compute before its next token."""
+        return self.prompt_tokens + len(self.outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,7 @@ class Counters:
     num_finished: int = 0
     num_failed: int = 0
     num_redispatched: int = 0
+    num_recovered: int = 0
     num_dropped_outputs: int = 0
     output_tokens: int = 0
 
@@ -253,7 +262,7 @@ class PoolClient(AsyncMPClient):
                 log.warning("pool.unexpected_message type=%s", type(message).__name__)
 
     def on_down(self, link: InstanceLink, reason: str) -> None:
-        """An instance is lost: what has not answered yet goes elsewhere, the rest ends in error.
+        """An instance is lost: what it had goes on elsewhere, after the tokens that have come.
 
         What was just leaving it may go on at its target: that is waited for, a moment.
         """
@@ -263,8 +272,6 @@ class PoolClient(AsyncMPClient):
             self._early[request] = [each for each in early if each.link is not link]
         why = f"instance {instance} was lost ({reason})"
         for request in self._streams.owned_by(instance):
-            if request in self._placement:
-                continue  # it has left there already
             stream = self._streams.get(request)
             assert stream is not None, "it is owned"
             target = self._roster.get(stream.target) if stream.target is not None else None
@@ -276,8 +283,7 @@ class PoolClient(AsyncMPClient):
 
     def _recover_if(self, request: RequestId, epoch: Epoch, reason: str) -> None:
         stream = self._streams.get(request)
-        is_waiting = request in self._placement
-        if stream is not None and stream.epoch == epoch and not is_waiting:
+        if stream is not None and stream.epoch == epoch:
             self._recover(request, reason)
 
     def _rule(
@@ -296,7 +302,7 @@ class PoolClient(AsyncMPClient):
             self._pool,
             sent.request,
             ClassName(http.class_name if http is not None else ""),
-            Tokens(sent.prompt_tokens),
+            Tokens(sent.num_tokens),
             sent.since,
             sent.name,
         )
@@ -308,13 +314,13 @@ class PoolClient(AsyncMPClient):
         if link is None or not link.is_ready or link.load is None:
             return False
         sent = self._sent[request]
-        self._send(sent, link, blocks_for(sent.prompt_tokens + 1, link.load.block_size))
+        self._send(sent, link, blocks_for(sent.num_tokens + 1, link.load.block_size))
         return True
 
     def bypassed(self, request: RequestId) -> None:
         """`Placeable`: dispatched by what the links report."""
         sent = self._sent[request]
-        choice = self._roster.choose(sent.prompt_tokens)
+        choice = self._roster.choose(sent.num_tokens)
         if choice is not None:
             link, demand, _ = choice
             self._send(sent, link, demand)
@@ -338,16 +344,20 @@ class PoolClient(AsyncMPClient):
     def _send(self, sent: _Sent, link: InstanceLink, demand: Blocks) -> None:
         request, instance = sent.request, link.member.instance
         epoch = self._streams.own(request, instance)
-        link.add(request, epoch, demand, sent.payload, sent.name)
+        link.add(request, epoch, demand, sent.payload, sent.name, sent.outputs)
         log.debug("pool.dispatched request=%s instance=%s epoch=%s", request, instance, epoch)
         if sent.http is not None:
             sent.http.instances.append(instance)
-        if sent.why_again:
+        if not sent.why_again:
+            return
+        if sent.outputs:
+            self.counters.num_recovered += 1
+        else:
             self.counters.num_redispatched += 1
-            log.warning(
-                "pool.redispatched request=%s instance=%s reason=%s",
-                request, instance, sent.why_again,
-            )  # fmt: skip
+        log.warning(
+            "pool.placed_again request=%s instance=%s num_outputs=%s reason=%s",
+            request, instance, len(sent.outputs), sent.why_again,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ ownership
 
@@ -382,12 +392,14 @@ class PoolClient(AsyncMPClient):
         request = RequestId(given.output.request_id)
         self.counters.num_dropped_outputs += 1
         if verdict is Verdict.GAP:
-            self._fail(request, f"tokens before {given.offset} were lost on the way")
+            given.link.abort([(request, given.epoch)])
+            self._recover(request, f"tokens before {given.offset} were lost on the way")
         elif verdict is Verdict.STALE and given.output.finish_reason is None:
             given.link.abort([(request, given.epoch)])
 
     def _note_move(self, request: RequestId, former: InstanceId, given: _Given, now: float) -> None:
         sent, instance = self._sent[request], given.link.member.instance
+        self._placement.withdraw(request)  # its source was lost, and its target has it after all
         move = self.moves.note(request, given.epoch, former, instance, given.offset, sent.pace, now)
         log.info(
             "pool.moved request=%s source=%s target=%s downtime_ms=%.1f itl_ms=%.1f",
@@ -404,6 +416,7 @@ class PoolClient(AsyncMPClient):
             self._recover(request, f"instance {instance} is stopping")
             return False
         self.counters.output_tokens += len(output.new_token_ids)
+        self._sent[request].outputs.extend(output.new_token_ids)
         if output.finish_reason is not None:
             self._forget(request)
             if output.finish_reason == FinishReason.ERROR:
@@ -413,17 +426,16 @@ class PoolClient(AsyncMPClient):
         return True
 
     def _recover(self, request: RequestId, reason: str) -> None:
-        """Have a request placed anew that has produced nothing yet; end any other."""
+        """Have a request placed anew: whoever gets it goes on after the tokens that it has."""
         if request in self._placement:
-            return  # it is on its way already
-        stream = self._streams.get(request)
-        assert stream is not None, f"{request} has no stream to recover"
-        if stream.num_tokens or epochs.num_reigns(stream.epoch) >= _MAX_PLACEMENTS:
-            self._fail(request, reason)
-            return
+            return  # it has left there already
         sent = self._sent[request]
+        sent.num_losses += 1
         sent.why_again = reason
-        self._ask(sent)
+        if sent.num_losses >= _MOST_LOSSES:
+            self._fail(request, f"{reason}, the last of {sent.num_losses} that it was lost with")
+        else:
+            self._ask(sent)
 
     def _fail(self, request: RequestId, reason: str) -> None:
         log.error("pool.failed request=%s reason=%s", request, reason)

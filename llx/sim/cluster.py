@@ -291,19 +291,30 @@ class Cluster:
         reports: list[LoadReported] = []
         again: list[_Member] = []
         for member in due:
-            said, before = member.engine.load_and_head(), member.said
-            load, head = said
-            if member.covers or (said is not before and said != before):
-                covers, member.covers = tuple(member.covers), []
-                reports.append(LoadReported(member.engine.name, load, covers, head))
-            member.said = said
-            member.is_due = bool(load.num_running or load.num_waiting or load.free != load.total)
+            said = member.engine.load_and_head()
+            if said is not member.said or member.covers:
+                self._say(member, said, reports)
             if member.is_due:
                 again.append(member)
         if again:
             self._next_reports().extend(again)
         if reports:
             self._kernel.after(self._config.link.hop, self._hear, reports)
+
+    def _say(
+        self,
+        member: _Member,
+        said: tuple[InstanceLoad, Blocks | None],
+        reports: list[LoadReported],
+    ) -> None:
+        """Report an instance's load, if it has changed or somebody is to be covered."""
+        load, head = said
+        before = member.said
+        if member.covers or before is None or load.free != before[0].free or said != before:
+            covers, member.covers = tuple(member.covers), []
+            reports.append(LoadReported(member.engine.name, load, covers, head))
+        member.said = said
+        member.is_due = bool(load.num_running or load.num_waiting or load.free != load.total)
 
     def _hear(self, reports: Sequence[LoadReported]) -> None:
         for each in reports:

@@ -119,9 +119,8 @@ class SimEngine:
             if seen is None:
                 seen = self._seen = (self._model.load(), self._model.queue_head())
             return seen
-        now = self._kernel.now
-        if row.ends_at <= now:
-            row.advance(now)
+        if row.free_until <= self._kernel.now:
+            row.advance(self._kernel.now)
         if seen is None:
             seen = self._seen = (self._model.load_in(row), self._model.queue_head())
         elif seen[0].free != row.num_free:

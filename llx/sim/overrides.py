@@ -94,13 +94,14 @@ def by_policy(pool: PoolConfig, name: str) -> PoolConfig:
     Raises:
         ConfigError: No such policy.
     """
-    other = paper_cluster(name).pool
     return replace(
-        pool,
-        dispatch=other.dispatch,
-        is_immediate=other.is_immediate,
-        rescheduling=other.rescheduling,
-        scaling=other.scaling,
+        paper_cluster(name).pool,
+        name=pool.name,
+        classes=pool.classes,
+        step_tokens=pool.step_tokens,
+        max_requests=pool.max_requests,
+        charge_expires_after=pool.charge_expires_after,
+        step_time=pool.step_time,
     )
 
 

@@ -62,6 +62,25 @@ class StepPart(Part):
     prefill_square_ns: float = Field(default=0, ge=0)
     weights_ms: float = Field(default=0, ge=0)
     token_us: float = Field(default=0, ge=0)
+    mixed_decode_us: float = Field(default=0, ge=0)
+    mixed_context_ktoken_us: float = Field(default=0, ge=0)
+
+    @classmethod
+    def of(cls, step_time: StepTime) -> "StepPart":
+        """As a file says it."""
+        base = step_time.prefill_base_ns
+        return cls(
+            base_ms=step_time.base_ns / 1e6,
+            prefill_token_us=step_time.prefill_token_ns / 1e3,
+            decode_us=step_time.decode_ns / 1e3,
+            context_ktoken_us=step_time.context_ktoken_ns / 1e3,
+            prefill_base_ms=None if base is None else base / 1e6,
+            prefill_square_ns=step_time.prefill_square_ns,
+            weights_ms=step_time.weights_ns / 1e6,
+            token_us=step_time.token_ns / 1e3,
+            mixed_decode_us=step_time.mixed_decode_ns / 1e3,
+            mixed_context_ktoken_us=step_time.mixed_context_ktoken_ns / 1e3,
+        )
 
     def value(self) -> StepTime:
         """In the engine model's units."""
@@ -75,6 +94,8 @@ class StepPart(Part):
             prefill_square_ns=round(self.prefill_square_ns),
             weights_ns=round(self.weights_ms * 1e6),
             token_ns=round(self.token_us * 1e3),
+            mixed_decode_ns=round(self.mixed_decode_us * 1e3),
+            mixed_context_ktoken_ns=round(self.mixed_context_ktoken_us * 1e3),
         )
 
 

@@ -2,13 +2,13 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llx.core.model import ClassName, Nanos, Tokens
 from llx.errors import ConfigError
 from llx.sim import trace_files
-from llx.sim.workload import SimRequest, gamma_arrivals, paper_lengths
+from llx.sim.workload import SimRequest, gamma_arrivals, generated
 
 _DEFAULT_COUNT = 1000
 
@@ -64,20 +64,19 @@ class Supply:
 
     Attributes:
         source: Whose.
-        lengths: Of prompts and outputs.
-        times: When each comes; None: not known.
-        num_left_out: Those that were longer than the engine takes.
+        longest: Tokens of a prompt and its outputs that an engine takes; no request is longer.
+        count: Requests of a run.
+        num_left_out: Those that were longer.
+        lengths: Of a trace: all that it has.
+        times: Of a trace: when each comes; None: not known.
     """
 
     source: Source
-    lengths: Sequence[tuple[Tokens, Tokens]]
-    times: Sequence[Nanos] | None
-    num_left_out: int = 0
-
-    @property
-    def count(self) -> int:
-        """Requests of a run."""
-        return min(self.source.count or len(self.lengths), len(self.lengths))
+    longest: int
+    count: int
+    num_left_out: int
+    lengths: Sequence[tuple[Tokens, Tokens]] = ()
+    times: Sequence[Nanos] | None = None
 
     def requests(self, seed: int, rate: float | None) -> list[SimRequest]:
         """Those of one run.
@@ -92,33 +91,33 @@ class Supply:
         Raises:
             ConfigError: There is no rate, and no times either.
         """
-        begin = self._begin(seed)
-        lengths = self.lengths[begin : begin + self.count]
-        if rate is not None:
-            times: Sequence[Nanos] = gamma_arrivals(seed, rate, self.source.cv, len(lengths))
-        elif self.times is None:
-            raise ConfigError("these requests have no times of their own", remedy="give a rate")
+        source = self.source
+        if isinstance(source.lengths, Trace):
+            drawn = self._of_trace(source.lengths, seed, rate)
+        elif rate is None:
+            raise ConfigError("a workload has no times of its own", remedy="give a rate")
         else:
-            times = _from_zero(self.times[begin : begin + self.count], self.scale_rate)
+            drawn = _of_mix(source, source.lengths, seed, rate, self.longest)
         draw = random.Random(f"classes {seed}")
-        return [
-            SimRequest(at, num_prompt, num_outputs, self._class(draw.random()))
-            for at, (num_prompt, num_outputs) in zip(times, lengths, strict=True)
-        ]
+        return [replace(each, priority_class=self._class(draw.random())) for each in drawn]
 
     def has_seeds(self, rate: float | None) -> bool:
         """Whether two seeds can give two runs."""
         is_drawn = rate is not None or bool(self.source.shares)
         return is_drawn or self.count < len(self.lengths)
 
-    @property
-    def scale_rate(self) -> float:
-        """So many times the own rate."""
-        return self.source.lengths.scale_rate if isinstance(self.source.lengths, Trace) else 1.0
-
-    def _begin(self, seed: int) -> int:
+    def _of_trace(self, trace: Trace, seed: int, rate: float | None) -> list[SimRequest]:
         num_left = len(self.lengths) - self.count
-        return random.Random(f"stretch {seed}").randint(0, num_left) if seed and num_left else 0
+        begin = random.Random(f"stretch {seed}").randint(0, num_left) if seed and num_left else 0
+        stretch = slice(begin, begin + self.count)
+        if rate is not None:
+            times: Sequence[Nanos] = gamma_arrivals(seed, rate, self.source.cv, self.count)
+        elif self.times is None:
+            raise ConfigError("these requests have no times of their own", remedy="give a rate")
+        else:
+            times = _from_zero(self.times[stretch], trace.scale_rate)
+        pairs = zip(times, self.lengths[stretch], strict=True)
+        return [SimRequest(at, *lengths) for at, lengths in pairs]
 
     def _class(self, drawn: float) -> ClassName:
         for name, share in self.source.shares:
@@ -139,13 +138,18 @@ def supply_of(source: Source, longest: int) -> Supply:
         ConfigError: There is no such workload, or the trace cannot be read or has nothing.
     """
     if isinstance(source.lengths, Mix):
-        lengths = paper_lengths(source.lengths.name, source.count or _DEFAULT_COUNT)
-        kept = [each for each in lengths if sum(each) <= longest]
-        return Supply(source, kept, None, len(lengths) - len(kept))
-    return _of_trace(source, source.lengths, longest)
+        wanted = source.count or _DEFAULT_COUNT
+        count = len(_of_mix(source, source.lengths, 0, 1.0, longest))
+        return Supply(source, longest, count, wanted - count)
+    return _read(source, source.lengths, longest)
 
 
-def _of_trace(source: Source, trace: Trace, longest: int) -> Supply:
+def _of_mix(source: Source, mix: Mix, seed: int, rate: float, longest: int) -> list[SimRequest]:
+    requests = generated(mix.name, rate, source.count or _DEFAULT_COUNT, seed, cv=source.cv)
+    return [each for each in requests if each.num_prompt + each.num_outputs <= longest]
+
+
+def _read(source: Source, trace: Trace, longest: int) -> Supply:
     name = trace.format or trace_files.detect(trace.path)
     if not trace.scale_rate > 0:
         raise ConfigError(f"a rate is scaled by something positive, not {trace.scale_rate}")
@@ -162,7 +166,8 @@ def _of_trace(source: Source, trace: Trace, longest: int) -> Supply:
         num_read = len(read)
     if not lengths:
         raise ConfigError(f"{trace.path}: no request that an engine of {longest} tokens takes")
-    return Supply(source, lengths, times, num_read - len(lengths))
+    count = min(source.count or len(lengths), len(lengths))
+    return Supply(source, longest, count, num_read - len(lengths), lengths, times)
 
 
 def _from_zero(times: Sequence[Nanos], scale_rate: float) -> list[Nanos]:

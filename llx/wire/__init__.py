@@ -40,6 +40,7 @@ from llx.wire.moving import (
     CancelMigration,
     Commit,
     Committed,
+    Dropped,
     Extend,
     MigrateOrder,
     MigrationNews,
@@ -88,6 +89,7 @@ __all__ = [
     "Committed",
     "Dead",
     "Decoder",
+    "Dropped",
     "Extend",
     "FromInstance",
     "FromLlumlet",
@@ -131,7 +133,7 @@ __all__ = [
 ]
 
 ToTarget = Reserve | Extend | Commit | AbortMigration
-FromTarget = Reserved | MigrationRefused | Committed
+FromTarget = Reserved | MigrationRefused | Committed | Dropped
 ToLlumlet = Ruling | MigrateOrder | CancelMigration | ToTarget
 FromLlumlet = AskOwner | Moving | MigrationNews | FromTarget
 ToInstance = Hello | Ping | Bye | Add | Abort | Call | ToLlumlet

@@ -133,6 +133,13 @@ class Committed(Message, frozen=True, tag="committed"):
     migration: MigrationId
 
 
+class Dropped(Message, frozen=True, tag="dropped"):
+    """The target had gone on with the request and has it no more: the gateway says whose it is."""
+
+    migration: MigrationId
+    reason: str
+
+
 class AskOwner(Message, frozen=True, tag="ask-owner"):
     """The source to the arbiter: I held `request` under `epoch` and gave it away; whose is it?
 

@@ -51,13 +51,15 @@ class Add(Message, frozen=True, tag="add"):
 
     `seq` numbers the ADDs of one session from 1; load reports quote the last one that the engine's
     scheduler has taken in (`Load.seen`). `name` is what operators know the request by
-    (``x-llx-request-id``); several generations of one HTTP request share it.
+    (``x-llx-request-id``); several generations of one HTTP request share it. `outputs`: tokens that
+    it has produced already, at an instance that was lost; it goes on after them.
     """
 
     request: RequestId
     epoch: Epoch
     seq: int
     name: str = ""
+    outputs: list[int] = []
 
 
 class Abort(Message, frozen=True, tag="abort"):

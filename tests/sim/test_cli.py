@@ -5,6 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llx.cli.main import app
+from tests.sim.test_calibration import tables as kernel_tables
 
 pytestmark = pytest.mark.sim
 
@@ -162,3 +163,25 @@ class TestPlan:
     def test_nonsense_is_refused(self, words):
         done = llx(*self.WORDS, *words)
         assert (done.exit_code, done.stdout) == (2, "")
+
+
+def test_kernels_become_a_scenarios_engine(tmp_path):
+    tables = [str(each) for each in kernel_tables(tmp_path)]
+    out = tmp_path / "engine.yaml"
+    done = llx("sim", "calibrate", *tables, "--layers", "2", "--out", str(out))
+    assert done.exit_code == 0, done.stderr
+    assert "3 steps; half of them are within" in done.stderr
+    assert done.stdout == ""
+    shown = llx("sim", "calibrate", *tables, "--layers", "2")
+    assert shown.stdout == out.read_text()
+    done = llx("sim", "run", str(out), "--requests", "10", "--instances", "1", "--rate", "1")
+    assert done.exit_code == 0, done.stderr
+
+
+def test_what_is_no_table_is_named(tmp_path):
+    dense, attention, per_sequence = (str(each) for each in kernel_tables(tmp_path))
+    done = llx("sim", "calibrate", attention, dense, per_sequence, "--layers", "2")
+    assert done.exit_code == 2
+    assert "attention.csv.gz has no column layer" in done.stderr
+    done = llx("sim", "calibrate", dense, attention, "nowhere.csv", "--layers", "2")
+    assert done.exit_code == 2

@@ -7,7 +7,7 @@ import pytest
 
 from llx.errors import ConfigError
 from llx.sim.trace_files import detect, read_lengths, read_trace
-from llx.sim.workload import gamma_arrivals, generated, paper_lengths
+from llx.sim.workload import gamma_arrivals, generated, like_lengths, paper_lengths
 
 pytestmark = pytest.mark.sim
 
@@ -25,6 +25,23 @@ def test_the_papers_lengths_are_the_papers(mix, mean, percentiles):
     assert round(statistics.fmean(prompts)) == mean
     assert tuple(prompts[int(10_000 * q)] for q in (0.5, 0.8, 0.95, 0.99)) == percentiles
     assert prompts[-1] <= 6144
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "mean", "percentiles"),
+    [
+        ("sharegpt-like", 0, 306, (74, 348, 1484, 3388)),
+        ("sharegpt-like", 1, 500, (487, 781, 988, 1234)),
+        ("burstgpt-like", 0, 830, (582, 1427, 2345, 3549)),
+        ("burstgpt-like", 1, 271, (243, 434, 669, 964)),
+    ],
+)
+def test_lengths_like_a_traces_have_its_percentiles(name, side, mean, percentiles):
+    lengths = sorted(each[side] for seed in range(10) for each in like_lengths(name, 4000, seed))
+    assert statistics.fmean(lengths) == pytest.approx(mean, rel=0.03)
+    found = [lengths[int(len(lengths) * q)] for q in (0.5, 0.8, 0.95, 0.99)]
+    assert found == pytest.approx(percentiles, rel=0.06)
+    assert generated(name, 1.0, 50, 1) != generated(name, 1.0, 50, 2)
 
 
 @pytest.mark.parametrize("cv", [0.5, 1, 4])

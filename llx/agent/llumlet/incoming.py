@@ -25,6 +25,7 @@ from llx.core.migration.events import (
     IsFenced,
     IsNotReady,
     SendCommitted,
+    SendDropped,
     SendRefused,
     SendReserved,
     SetDeadline,
@@ -38,6 +39,7 @@ from llx.wire import (
     AbortMigration,
     Commit,
     Committed,
+    Dropped,
     Extend,
     FromTarget,
     MigrationRefused,
@@ -148,6 +150,8 @@ class Incoming:
                 self._send(MigrationRefused(migration, reason))
             case SendCommitted():
                 self._send(Committed(migration))
+            case SendDropped(reason=reason):
+                self._send(Dropped(migration, reason))
             case FinishCopy():
                 transport.finish(migration)
             case Fence():
