@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from llx.api import PolicyUpdate
 from llx.client import ControlClient
 from llx.specs import ProcessStatus, load_spec
 from tests.e2e.rig import Cluster, Llx, processes_of, sweep
@@ -68,12 +69,16 @@ def sims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 class Client:
     """A client of the gateway, and the operator's look at the head."""
 
-    def __init__(self, cluster: Cluster, http: httpx.AsyncClient) -> None:
+    def __init__(self, cluster: Cluster, http: httpx.AsyncClient, model: str = "m") -> None:
         self.cluster = cluster
+        self.model = model
         self.http = http
 
     def body(self, tokens: int, prompt: str) -> dict[str, Any]:
-        return {"model": "m", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
+        return {
+            "model": self.model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True,
+            "temperature": 0,
+        }  # fmt: skip
 
     async def ask(self, tokens: int, cls: str = "normal", prompt: str = "x") -> httpx.Response:
         headers = {"x-llx-priority": cls}
@@ -102,13 +107,13 @@ class Client:
         """So many requests that last run meanwhile; in the end their clients leave."""
         tasks = [asyncio.create_task(self.ask(LONG)) for _ in range(count)]
         try:
-            await self.until(lambda head: running(head) == count)
+            await self.until(lambda head: sum(loads(head)) == count)
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self.until(lambda head: running(head) == 0)
+            await self.until(lambda head: sum(loads(head)) == 0)
 
     async def head(self, ask: Any) -> Any:
         def look() -> Any:
@@ -124,8 +129,8 @@ class Client:
         return found
 
 
-def running(head: ControlClient) -> int:
-    return sum(each.load.running for each in head.status().instances if each.load is not None)
+def loads(head: ControlClient) -> list[int]:
+    return [each.load.running for each in head.status().instances if each.load is not None]
 
 
 def waiting(head: ControlClient) -> dict[str, int]:
@@ -152,8 +157,8 @@ async def test_what_has_no_room_waits_centrally_and_goes_in_class_order(client: 
             tasks += [asyncio.create_task(one(cls)) for _ in range(ROOM)]
         wanted = {"interactive": ROOM, "normal": ROOM, "batch": ROOM}
         await client.until(lambda head: waiting(head) == wanted)
-        loads = await client.head(lambda head: [each.load for each in head.status().instances])
-        assert [each.waiting for each in loads] == [0, 0], "engines have no queue of their own"
+        found = await client.head(lambda head: [each.load for each in head.status().instances])
+        assert [each.waiting for each in found] == [0, 0], "engines have no queue of their own"
     await asyncio.gather(*tasks)
     assert ended == ["interactive"] * ROOM + ["normal"] * ROOM + ["batch"] * ROOM
 
@@ -174,7 +179,9 @@ async def test_a_full_queue_refuses_and_who_leaves_it_is_forgotten(client: Clien
 async def test_a_full_instance_gives_to_an_empty_one_unless_that_is_paused(client: Client) -> None:
     async def skew(stack: AsyncExitStack) -> None:
         await client.head(lambda head: head.cordon_instance("m-1", is_on=True))
+        await asyncio.sleep(1)  # the driver's next round tells gateways and scheduler
         await stack.enter_async_context(client.busy(2))
+        assert await client.head(loads) == [2, 0]
         await client.head(lambda head: head.cordon_instance("m-1", is_on=False))
 
     async def moves() -> list[Any]:
@@ -188,9 +195,7 @@ async def test_a_full_instance_gives_to_an_empty_one_unless_that_is_paused(clien
         await asyncio.sleep(2)
         assert len(await moves()) == before
         await client.head(lambda head: head.steer("resume"))
-        await client.until(
-            lambda head: [each.load.running for each in head.status().instances] == [1, 1]
-        )
+        await client.until(lambda head: loads(head) == [1, 1])
     move = (await moves())[before]
     assert (move.source, move.target, move.why, move.outcome) == ("m-0", "m-1", "balance", "moved")
     [explained] = (await client.head(lambda head: head.explain(move.name))).requests
@@ -212,6 +217,44 @@ async def test_the_schedulers_death_costs_no_stream_and_nothing_that_waits(clien
     assert done.returncode == 0, done.stderr
     assert await asyncio.gather(*streams) == [120] * len(streams)
     assert await asyncio.gather(*late) == [20] * len(late)
-    await client.until(lambda head: sum(waiting(head).values()) == 0 and running(head) == 0)
+    await client.until(lambda head: sum(waiting(head).values()) == 0 and sum(loads(head)) == 0)
     [gateway] = (await client.head(lambda head: head.status())).gateways
     assert gateway.failed == 0
+
+
+async def test_vllms_requests_move_by_rule_and_their_text_is_the_same(cluster: Cluster) -> None:
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=240) as http:
+        client = Client(cluster, http, model="oracle")
+
+        async def answers() -> list[str]:
+            asked = [client.ask(700, prompt=f"story {number}") for number in range(2)]
+            found = await asyncio.gather(*asked)
+            return [each.json()["choices"][0]["text"] for each in found]
+
+        expected = await answers()
+        total = (await client.head(lambda head: head.instance("oracle-0"))).load.blocks_total
+        rules = {"low": total * 0.7, "high": total * 0.8, "hysteresis": 0}
+        update = PolicyUpdate(
+            model="oracle", changes={f"rescheduling.{key}": str(rules[key]) for key in rules}
+        )
+        await client.head(lambda head: head.cordon_instance("oracle-1", is_on=True))
+        await asyncio.sleep(1)
+        again = asyncio.create_task(answers())
+        try:
+            await client.until(lambda head: head.instance("oracle-0").load.running == 2)
+            await client.head(lambda head: head.cordon_instance("oracle-1", is_on=False))
+            await client.head(lambda head: head.update_policies(update))
+            moved = await client.until(
+                lambda head: [
+                    each
+                    for each in head.migrations()
+                    if (each.user, each.outcome) == ("policy", "moved")
+                ]
+            )
+        finally:
+            await client.head(lambda head: head.cordon_instance("oracle-1", is_on=False))
+            await client.head(lambda head: head.update_policies(PolicyUpdate(is_revert=True)))
+        assert (moved[0].source, moved[0].target, moved[0].why) == (
+            "oracle-0", "oracle-1", "balance",
+        )  # fmt: skip
+        assert await again == expected
