@@ -99,6 +99,7 @@ class Counters:
     num_finished: int = 0
     num_failed: int = 0
     num_redispatched: int = 0
+    num_bypassed: int = 0
     num_recovered: int = 0
     num_dropped_outputs: int = 0
     output_tokens: int = 0
@@ -322,6 +323,7 @@ class PoolClient(AsyncMPClient):
         sent = self._sent[request]
         choice = self._roster.choose(sent.num_tokens)
         if choice is not None:
+            self.counters.num_bypassed += 1
             link, demand, _ = choice
             self._send(sent, link, demand)
             return

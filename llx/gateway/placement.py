@@ -88,8 +88,6 @@ class Placement:
         self._numbers = itertools.count(1)
         self._term = Term(0)
         self._away_until = 0.0
-        self.num_bypassed = 0
-        """Since the gateway started."""
 
     def __contains__(self, request: RequestId) -> bool:
         return request in self._asked
@@ -109,7 +107,7 @@ class Placement:
         ask = next(self._numbers)
         now = time.monotonic()
         if now < self._away_until or not self._line(_place(wanted, ask, now)):
-            self._bypass(wanted, owner)
+            owner.bypassed(wanted.request)
             return
         timer = self._later(FIRST_ANSWER_S, self._unanswered, wanted.request, ask)
         self._asked[wanted.request] = _Asked(wanted, owner, ask, timer, now)
@@ -175,7 +173,7 @@ class Placement:
         log.info("placement.missed request=%s instance=%s", wanted.request, instance)
         self._line(Withdraw(wanted.request))
         if asked.num_misses + 1 >= _MOST_MISSES:
-            self._bypass(wanted, asked.owner)
+            asked.owner.bypassed(wanted.request)
             return
         asked.num_misses += 1
         asked.is_held = False
@@ -211,13 +209,9 @@ class Placement:
         asked = self._take(request)
         assert asked is not None, "its timer ends with it"
         self._line(Withdraw(request))
-        self._bypass(asked.wanted, asked.owner)
+        asked.owner.bypassed(request)
 
     # ------------------------------------------------------------------ leaves
-
-    def _bypass(self, wanted: Wanted, owner: Placeable) -> None:
-        self.num_bypassed += 1
-        owner.bypassed(wanted.request)
 
     def _take(self, request: RequestId) -> _Asked | None:
         asked = self._asked.pop(request, None)
