@@ -36,6 +36,7 @@ FIRST_ANSWER_S: Final = 0.25
 _AWAY_S: Final = 1.0
 _RENEW_S: Final = 2.0
 _SILENT_S: Final = 6.0
+_LATE_S: Final = 0.05
 _MISSED_S: Final = 0.1
 _MOST_MISSES: Final = 3
 """So often a request is placed where it cannot be sent; then it is bypassed."""
@@ -109,7 +110,7 @@ class Placement:
         if now < self._away_until or not self._line(_place(wanted, ask, now)):
             owner.bypassed(wanted.request)
             return
-        timer = self._later(FIRST_ANSWER_S, self._unanswered, wanted.request, ask)
+        timer = self._expect(FIRST_ANSWER_S, wanted.request, ask)
         self._asked[wanted.request] = _Asked(wanted, owner, ask, timer, now)
 
     def withdraw(self, request: RequestId) -> None:
@@ -187,10 +188,18 @@ class Placement:
         asked, now = self._asked[request], time.monotonic()
         asked.ask, asked.heard_at = next(self._numbers), now
         self._line(_place(asked.wanted, asked.ask, now))
-        asked.timer = self._later(FIRST_ANSWER_S, self._unanswered, request, asked.ask)
+        asked.timer = self._expect(FIRST_ANSWER_S, request, asked.ask)
 
-    def _unanswered(self, request: RequestId, ask: int) -> None:
-        """The first answer has not come in time."""
+    def _expect(self, within_s: float, request: RequestId, ask: int) -> asyncio.TimerHandle:
+        """The first answer is to come within so long."""
+        due = asyncio.get_running_loop().time() + within_s
+        return self._later(within_s, self._unanswered, request, ask, due)
+
+    def _unanswered(self, request: RequestId, ask: int, due: float) -> None:
+        """The first answer has not come in time; or this process is late, and reads it next."""
+        if asyncio.get_running_loop().time() - due > _LATE_S:
+            self._asked[request].timer = self._expect(_LATE_S, request, ask)
+            return
         log.warning("placement.unanswered request=%s ask=%s", request, ask)
         self._away_until = time.monotonic() + _AWAY_S
         self._give_up(request)
