@@ -36,7 +36,7 @@ from llx.gateway import context
 from llx.gateway.clocks import ClockOffset
 from llx.gateway.pace import MoveLog, Pace
 from llx.gateway.placement import Placement, Wanted
-from llx.gateway.refusals import NO_INSTANCE, of_answer
+from llx.gateway.refusals import NO_INSTANCE, Refusal, of_answer
 from llx.gateway.roster import Roster
 from llx.ports import Frame
 from llx.wire import AskOwner, FromLlumlet, Moving, NotPlaced, Outputs, Ruling
@@ -99,6 +99,7 @@ class Counters:
     num_finished: int = 0
     num_failed: int = 0
     num_redispatched: int = 0
+    num_bypassed: int = 0
     num_recovered: int = 0
     num_dropped_outputs: int = 0
     output_tokens: int = 0
@@ -322,19 +323,25 @@ class PoolClient(AsyncMPClient):
         sent = self._sent[request]
         choice = self._roster.choose(sent.num_tokens)
         if choice is not None:
+            self.counters.num_bypassed += 1
             link, demand, _ = choice
             self._send(sent, link, demand)
             return
-        if sent.http is not None:
-            sent.http.refusal = NO_INSTANCE
-        self._fail(request, sent.why_again or NO_INSTANCE.message)
+        self._turn_away(sent, NO_INSTANCE)
 
     def refused(self, request: RequestId, answer: NotPlaced) -> None:
         """`Placeable`: the scheduler says no."""
-        sent = self._sent[request]
+        self._turn_away(self._sent[request], of_answer(answer, self._pool))
+
+    def _turn_away(self, sent: _Sent, refusal: Refusal) -> None:
+        """It is not taken; if it was once, and lost its instance, it has failed."""
         if sent.http is not None:
-            sent.http.refusal = of_answer(answer, self._pool)
-        self._fail(request, answer.reason)
+            sent.http.refusal = refusal
+        if sent.why_again:
+            self._fail(sent.request, f"{sent.why_again}; then {refusal.message}")
+            return
+        log.info("pool.refused request=%s reason=%s", sent.request, refusal.message)
+        self._end_in_error(sent.request)
 
     def _send(self, sent: _Sent, link: InstanceLink, demand: Blocks) -> None:
         request, instance = sent.request, link.member.instance
@@ -435,6 +442,9 @@ class PoolClient(AsyncMPClient):
     def _fail(self, request: RequestId, reason: str) -> None:
         log.error("pool.failed request=%s reason=%s", request, reason)
         self.counters.num_failed += 1
+        self._end_in_error(request)
+
+    def _end_in_error(self, request: RequestId) -> None:
         self._end(request)
         error = EngineCoreOutput(request, [], finish_reason=FinishReason.ERROR)
         self.outputs_queue.put_nowait(EngineCoreOutputs(outputs=[error]))

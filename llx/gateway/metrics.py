@@ -86,10 +86,12 @@ class GatewayMetrics(Collector):
 
     def _own(self) -> Iterator[Metric]:
         in_flight = GaugeMetricFamily(
-            "llx:requests_in_flight", "Generations dispatched and not finished.", labels=["model"]
+            "llx:requests_in_flight",
+            "Generations that have come and not finished.",
+            labels=["model"],
         )
         families = {
-            "num_requests": _counter("llx:requests", "Generations dispatched."),
+            "num_requests": _counter("llx:requests", "Generations that have come."),
             "num_finished": _counter("llx:requests_finished", "Generations that finished."),
             "num_failed": _counter("llx:requests_failed", "Generations that ended in an error."),
             "num_recovered": _counter(
@@ -97,6 +99,9 @@ class GatewayMetrics(Collector):
             ),
             "num_redispatched": _counter(
                 "llx:requests_redispatched", "Generations sent to another instance before a token."
+            ),
+            "num_bypassed": _counter(
+                "llx:requests_bypassed", "Generations dispatched without the scheduler."
             ),
             "num_dropped_outputs": _counter(
                 "llx:outputs_dropped", "Outputs refused for their epoch or offset."

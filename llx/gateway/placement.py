@@ -36,6 +36,7 @@ FIRST_ANSWER_S: Final = 0.25
 _AWAY_S: Final = 1.0
 _RENEW_S: Final = 2.0
 _SILENT_S: Final = 6.0
+_LATE_S: Final = 0.05
 _MISSED_S: Final = 0.1
 _MOST_MISSES: Final = 3
 """So often a request is placed where it cannot be sent; then it is bypassed."""
@@ -88,8 +89,6 @@ class Placement:
         self._numbers = itertools.count(1)
         self._term = Term(0)
         self._away_until = 0.0
-        self.num_bypassed = 0
-        """Since the gateway started."""
 
     def __contains__(self, request: RequestId) -> bool:
         return request in self._asked
@@ -109,9 +108,9 @@ class Placement:
         ask = next(self._numbers)
         now = time.monotonic()
         if now < self._away_until or not self._line(_place(wanted, ask, now)):
-            self._bypass(wanted, owner)
+            owner.bypassed(wanted.request)
             return
-        timer = self._later(FIRST_ANSWER_S, self._unanswered, wanted.request, ask)
+        timer = self._expect(FIRST_ANSWER_S, wanted.request, ask)
         self._asked[wanted.request] = _Asked(wanted, owner, ask, timer, now)
 
     def withdraw(self, request: RequestId) -> None:
@@ -175,7 +174,7 @@ class Placement:
         log.info("placement.missed request=%s instance=%s", wanted.request, instance)
         self._line(Withdraw(wanted.request))
         if asked.num_misses + 1 >= _MOST_MISSES:
-            self._bypass(wanted, asked.owner)
+            asked.owner.bypassed(wanted.request)
             return
         asked.num_misses += 1
         asked.is_held = False
@@ -189,10 +188,18 @@ class Placement:
         asked, now = self._asked[request], time.monotonic()
         asked.ask, asked.heard_at = next(self._numbers), now
         self._line(_place(asked.wanted, asked.ask, now))
-        asked.timer = self._later(FIRST_ANSWER_S, self._unanswered, request, asked.ask)
+        asked.timer = self._expect(FIRST_ANSWER_S, request, asked.ask)
 
-    def _unanswered(self, request: RequestId, ask: int) -> None:
-        """The first answer has not come in time."""
+    def _expect(self, within_s: float, request: RequestId, ask: int) -> asyncio.TimerHandle:
+        """The first answer is to come within so long."""
+        due = asyncio.get_running_loop().time() + within_s
+        return self._later(within_s, self._unanswered, request, ask, due)
+
+    def _unanswered(self, request: RequestId, ask: int, due: float) -> None:
+        """The first answer has not come in time; or this process is late, and reads it next."""
+        if asyncio.get_running_loop().time() - due > _LATE_S:
+            self._asked[request].timer = self._expect(_LATE_S, request, ask)
+            return
         log.warning("placement.unanswered request=%s ask=%s", request, ask)
         self._away_until = time.monotonic() + _AWAY_S
         self._give_up(request)
@@ -211,13 +218,9 @@ class Placement:
         asked = self._take(request)
         assert asked is not None, "its timer ends with it"
         self._line(Withdraw(request))
-        self._bypass(asked.wanted, asked.owner)
+        asked.owner.bypassed(request)
 
     # ------------------------------------------------------------------ leaves
-
-    def _bypass(self, wanted: Wanted, owner: Placeable) -> None:
-        self.num_bypassed += 1
-        owner.bypassed(wanted.request)
 
     def _take(self, request: RequestId) -> _Asked | None:
         asked = self._asked.pop(request, None)

@@ -106,3 +106,15 @@ def test_what_is_refused() -> None:
         "runtime.platform",
     ]
     assert compare(cluster(hosts=[]), cluster()).refused == ["hosts"]
+
+
+def test_what_the_scheduler_takes_up() -> None:
+    classes = [{"name": "a", "priority": 1, "default": True}]
+    old = cluster(priority_classes=classes)
+    more = [{**classes[0], "queue_limit": 7, "slo": {"ttft_ms": 1, "tpot_ms": 1}}]
+    scheduled = model(scheduling={"dispatch": "round_robin"})
+    found = compare(old, cluster(priority_classes=more, models=[scheduled]))
+    assert not found.refused
+    assert not found.gateway_keys
+    assert "models.m.scheduling.dispatch changes" in found.words
+    assert "priority_classes.0.queue_limit changes" in found.words

@@ -11,7 +11,7 @@ import zmq.asyncio
 
 from llx.agent.link import peer_of_process
 from llx.cluster.gateway_line import GatewayLine
-from llx.core.model import Epoch, InstanceId, PoolName, RequestId, Term
+from llx.core.model import ClassName, Epoch, InstanceId, Nanos, PoolName, RequestId, Term
 from llx.curve import ClusterKeys, make_dialer
 from llx.errors import ConflictError
 from llx.wire import (
@@ -22,6 +22,9 @@ from llx.wire import (
     Member,
     Members,
     MoveSeen,
+    Place,
+    Placed,
+    Withdraw,
     encode,
 )
 
@@ -242,3 +245,74 @@ async def test_a_former_address_that_stays_taken_is_a_conflict() -> None:
         with pytest.raises(ConflictError, match="gateways look for the head"):
             await line.bind(f"tcp://127.0.0.1:{other.getsockname()[1]}")
         line.close()
+
+
+class Asks:
+    """Who places requests, and takes note."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, bytes, str]] = []
+
+    def place(self, gateway: bytes, ask: Place) -> None:
+        self.log.append(("place", gateway, ask.request))
+
+    def withdraw(self, gateway: bytes, request: RequestId) -> None:
+        self.log.append(("withdraw", gateway, request))
+
+    def forget(self, gateway: bytes) -> None:
+        self.log.append(("forget", gateway, ""))
+
+    async def soon(self, count: int) -> list[tuple[str, bytes, str]]:
+        async with asyncio.timeout(5):
+            while len(self.log) < count:
+                await asyncio.sleep(0.01)
+        return self.log
+
+
+def place(request: str) -> Place:
+    return Place(PoolName("m"), RequestId(request), 1, ClassName("normal"), 9, Nanos(0))
+
+
+async def test_requests_of_known_gateways_are_placed_and_answered(
+    line: GatewayLine, peer: Peer
+) -> None:
+    asks = Asks()
+    line.tell_placement(asks)
+    await peer.socket.send(encode(place("early")))
+    await peer.hello()
+    await peer.socket.send(encode(place("r")))
+    await peer.socket.send(encode(Withdraw(RequestId("r"))))
+    log = await asks.soon(2)
+    assert [(what, request) for what, _, request in log] == [("place", "r"), ("withdraw", "r")]
+    answer = Placed(TERM, RequestId("r"), 1, InstanceId("m-0"))
+    line.answer(log[0][1], answer)
+    line.answer(b"nobody", answer)
+    decoder: Decoder[FromScheduler] = Decoder(FromScheduler)
+    (frame,) = await asyncio.wait_for(peer.socket.recv_multipart(), 5)
+    assert decoder.decode(frame) == answer
+
+
+async def test_what_a_gateway_that_is_gone_wanted_is_forgotten(
+    line: GatewayLine, address: str, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = Asks()
+    line.tell_placement(asks)
+    await peer.hello()
+    await peer.socket.send(encode(place("r")))
+    [(_, first, _)] = await asks.soon(1)
+    line.sweep()
+    assert len(asks.log) == 1, "it is heard of"
+    monkeypatch.setattr("llx.cluster.gateway_line._SILENT_AFTER_S", -1.0)
+    line.sweep()
+    line.sweep()
+    assert asks.log[1:] == [("forget", first, "")], "once"
+    other = Peer(address)
+    try:
+        await other.hello()
+        log = await asks.soon(3)
+        assert log[2] == ("forget", first, ""), "another process has its name"
+        line.drop("g")
+        assert log[3][0] == "forget"
+        assert log[3][1] != first
+    finally:
+        other.close()

@@ -1,6 +1,7 @@
 """The gateway's line to the scheduler and its links, over real sockets."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +13,10 @@ import zmq.asyncio
 from llx.agent.endpoint import InstanceEndpoint
 from llx.agent.link import InstanceLink
 from llx.cluster.gateway_line import GatewayLine
-from llx.core.model import InstanceId, PoolName, Term
+from llx.core.model import ClassName, InstanceId, PoolName, RequestId, Term, Tokens
 from llx.curve import Authenticator, ClusterKeys, make_listener
 from llx.gateway.members import Membership
-from llx.gateway.placement import Placement
+from llx.gateway.placement import Placement, Wanted
 from llx.gateway.roster import Roster
 from llx.pins import VLLM_VERSION
 from llx.wire import (
@@ -25,6 +26,7 @@ from llx.wire import (
     InstanceInfo,
     Load,
     Member,
+    Placed,
     ToScheduler,
 )
 
@@ -52,7 +54,8 @@ class Gateway:
         pool: Any = SimpleNamespace(
             roster=self.roster, spec=SimpleNamespace(name="m"), is_open=True, client=None
         )
-        self.membership = Membership("gateway-1", KEYS, {"m": pool}, Placement(), heartbeat_s)
+        self.placement = Placement()
+        self.membership = Membership("gateway-1", KEYS, {"m": pool}, self.placement, heartbeat_s)
         hello = GatewayHello("gateway-1", "http://g", 7, "h1", Term(0), 0)
         report: Any = self.report
         self.line = asyncio.create_task(self.membership.run(address, hello, report))
@@ -175,3 +178,30 @@ async def test_two_gateways_of_one_name_leave_each_other_their_sessions(
         for gateway in gateways:
             await gateway.close()
         endpoint.close("test over")
+
+
+async def test_the_line_carries_what_is_asked_and_answered(start: Start, line: GatewayLine) -> None:
+    asked: list[Any] = []
+    told: list[Any] = []
+    events = SimpleNamespace(
+        place=lambda gateway, ask: (
+            asked.append(ask),
+            line.answer(gateway, Placed(Term(1), ask.request, ask.ask, InstanceId("m-0"))),
+        ),
+        withdraw=lambda _, request: asked.append(request),
+        forget=lambda _: None,
+    )
+    line.tell_placement(events)  # type: ignore[arg-type]
+    gateway = start(await line.bind(None))
+    pool: Any = SimpleNamespace(
+        placed=lambda request, instance: told.append((request, instance)) or True,
+        bypassed=lambda request: told.append((request, None)),
+    )
+    wanted = Wanted(PoolName("m"), RequestId("r"), ClassName("normal"), Tokens(9), time.monotonic())
+    gateway.placement.ask(wanted, pool)
+    assert told == [("r", None)], "there is no line yet"
+    await until(lambda: line.view("gateway-1"), "it is heard")
+    gateway.placement.ask(wanted, pool)
+    await until(lambda: len(told) == 2, "it is answered")
+    assert told[1] == ("r", "m-0")
+    assert (asked[0].request, asked[0].pool, asked[0].num_tokens) == ("r", "m", 9)

@@ -196,3 +196,13 @@ async def test_a_refusal_is_passed_on(rig: Rig) -> None:
     rig.placement.hear(NotPlaced(Term(1), R, ask, "queue full", 3.0))
     assert rig.pool.log == [("refused", R, "queue full")]
     assert len(rig.placement) == 0
+
+
+async def test_an_answer_that_this_process_was_too_busy_to_read_counts(
+    rig: Rig, quick: None
+) -> None:
+    ask = rig.ask()
+    asyncio.get_running_loop().call_later(0.03, rig.placement.hear, Placed(Term(1), R, ask, A))
+    time.sleep(0.15)  # noqa: ASYNC251 - the stall
+    await asyncio.sleep(0.03)
+    assert rig.pool.log == [("placed", R, A)]

@@ -125,6 +125,7 @@ class LiveScheduler:
         self._events: deque[Event] = deque()
         """Being told, and to be told next."""
         self._is_open = False
+        self._failure: Exception | None = None
 
     # ------------------------------------------------------------------ the driver's side
 
@@ -133,10 +134,16 @@ class LiveScheduler:
         self._is_open = True
 
     async def run(self) -> None:
-        """A round now and then, until cancelled."""
+        """A round now and then, until cancelled.
+
+        Raises:
+            Exception: The core has failed. A new head begins with a new one; gateways go on alone.
+        """
         try:
             while True:
                 await asyncio.sleep(ROUND_S)
+                if self._failure is not None:
+                    raise self._failure
                 self.tell(Ticked())
                 if self._recorder is not None:
                     self._recorder.flush()  # a few kilobytes, to the page cache
@@ -244,6 +251,9 @@ class LiveScheduler:
         while self._events:
             try:
                 self._handle(self._events[0])
+            except Exception as error:  # whoever tells may live on without; `run` does not
+                self._failure = error
+                raise
             finally:
                 self._events.popleft()
 

@@ -3,12 +3,22 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from llx.cluster.scheduling.live import ROUND_S, LiveScheduler
 from llx.cluster.scheduling.members import Present
 from llx.cluster.scheduling.recordings import open_recording
-from llx.core.model import ClassName, InstanceId, Nanos, PoolName, RequestId, Term
+from llx.core.model import (
+    ClassName,
+    InstanceId,
+    Nanos,
+    PoolName,
+    RequestId,
+    Term,
+)
 from llx.core.scheduler.commands import Move
 from llx.core.scheduler.config import PoolConfig, PriorityClass
+from llx.core.scheduler.dispatch import ByInstance
 from llx.core.scheduler.events import InstanceState, MoveEnded, MoveOutcome, Ticked
 from llx.core.scheduler.policies import Policies
 from llx.core.scheduler.scheduler import Scheduler
@@ -273,3 +283,15 @@ def test_recordings_of_the_last_terms_are_kept(tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / "file").touch()
     assert open_recording(tmp_path / "file" / "x", Term(1)) is None
+
+
+async def test_a_core_that_fails_ends_the_head_whoever_told_it() -> None:
+    failing = ByInstance(lambda _: 1 / 0, "nothing")
+    live = LiveScheduler(Term(3), lambda *_: None, NoMoves(), Policies({"freest": failing}))
+    live.configure([CONFIG])
+    live.follow([Present(A, M, "tcp://a", InstanceState.UP)])
+    load = report()
+    with pytest.raises(ZeroDivisionError):
+        live.on_report(A, load.instance_load(), load)
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(live.run(), 5)

@@ -1,0 +1,260 @@
+"""The scheduler at work over simulated engines: queues, classes, moves, and its death."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from llx.api import PolicyUpdate
+from llx.client import ControlClient
+from llx.specs import ProcessStatus, load_spec
+from tests.e2e.rig import Cluster, Llx, processes_of, sweep
+
+pytestmark = [pytest.mark.e2e, pytest.mark.node]
+
+ROOM = 4
+"""Requests that both instances run together."""
+BATCH_LIMIT = 6
+LONG = 1200
+"""Tokens of a request that lasts: 24 s."""
+
+
+@pytest.fixture(scope="module")
+def sims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two simulated instances that run two requests each, and move them readily."""
+    home = tmp_path_factory.mktemp("sims")
+    llx, config, port = Llx(home), home / "cluster.yaml", random.randrange(21000, 29000)
+    model = {
+        "name": "m",
+        "model": "llx/tiny",
+        "engine": "sim",
+        "instances": {"min": 2},
+        "engine_args": {"max_model_len": 2048},
+        "sim": {"step_base_ms": 20.0, "num_blocks": 192, "max_num_seqs": 2},
+        "scheduling": {"rescheduling": {"low": 50, "high": 100}},
+    }
+    classes = [
+        {"name": "interactive", "priority": 0},
+        {"name": "normal", "priority": 10, "default": True},
+        {"name": "batch", "priority": 20, "queue_limit": BATCH_LIMIT},
+    ]
+    settings = {
+        "cluster": "e2e",
+        "models": [model],
+        "priority_classes": classes,
+        "gateway": {"port": port},
+        "control": {"port": 0},
+        "runtime": {"platform": "cpu"},
+    }
+    config.write_text(json.dumps(settings))
+    done = llx("up", "-y", str(config), timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    try:
+        yield Cluster(llx, f"http://127.0.0.1:{port}", config)
+    finally:
+        done = llx("down", "--deadline", "5s")
+        left = processes_of(home)
+        sweep(home)
+    assert done.returncode == 0, done.stderr
+    assert left == {}
+
+
+class Client:
+    """A client of the gateway, and the operator's look at the head."""
+
+    def __init__(self, cluster: Cluster, http: httpx.AsyncClient, model: str = "m") -> None:
+        self.cluster = cluster
+        self.model = model
+        self.http = http
+
+    def body(self, tokens: int, prompt: str) -> dict[str, Any]:
+        return {
+            "model": self.model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True,
+            "temperature": 0,
+        }  # fmt: skip
+
+    async def ask(self, tokens: int, cls: str = "normal", prompt: str = "x") -> httpx.Response:
+        headers = {"x-llx-priority": cls}
+        return await self.http.post(
+            "/v1/completions", json=self.body(tokens, prompt), headers=headers
+        )
+
+    async def stream(self, tokens: int, cls: str) -> int:
+        """Tokens that have come, by the last piece's word."""
+        body = self.body(tokens, "x") | {"stream": True, "stream_options": {"include_usage": True}}
+        usage = 0
+        async with self.http.stream(
+            "POST", "/v1/completions", json=body, headers={"x-llx-priority": cls}
+        ) as answer:
+            assert answer.status_code == 200
+            async for line in answer.aiter_lines():
+                data = line.removeprefix("data: ")
+                if data.startswith("{"):
+                    piece = json.loads(data)
+                    assert "error" not in piece, piece
+                    usage = (piece.get("usage") or {}).get("completion_tokens", usage)
+        return usage
+
+    @asynccontextmanager
+    async def busy(self, count: int = ROOM):
+        """So many requests that last run meanwhile; in the end their clients leave."""
+        tasks = [asyncio.create_task(self.ask(LONG)) for _ in range(count)]
+        try:
+            await self.until(lambda head: sum(loads(head)) == count)
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.until(lambda head: sum(loads(head)) == 0)
+
+    async def head(self, ask: Any) -> Any:
+        def look() -> Any:
+            with ControlClient.for_cluster(self.cluster.directory) as head:
+                return ask(head)
+
+        return await asyncio.to_thread(look)
+
+    async def until(self, ask: Any) -> Any:
+        async with asyncio.timeout(60):
+            while not (found := await self.head(ask)):
+                await asyncio.sleep(0.1)
+        return found
+
+
+def loads(head: ControlClient) -> list[int]:
+    return [each.load.running for each in head.status().instances if each.load is not None]
+
+
+def waiting(head: ControlClient) -> dict[str, int]:
+    return {each.priority_class: each.waiting for each in head.queues().queues}
+
+
+@pytest.fixture
+async def client(sims: Cluster):
+    limits = httpx.Limits(max_connections=200)
+    async with httpx.AsyncClient(base_url=sims.url, timeout=120, limits=limits) as http:
+        yield Client(sims, http)
+
+
+async def test_what_has_no_room_waits_centrally_and_goes_in_class_order(client: Client) -> None:
+    ended: list[str] = []
+
+    async def one(cls: str) -> None:
+        assert (await client.ask(10, cls)).status_code == 200
+        ended.append(cls)
+
+    async with client.busy():
+        tasks = []
+        for cls in ("batch", "normal", "interactive"):
+            tasks += [asyncio.create_task(one(cls)) for _ in range(ROOM)]
+        wanted = {"interactive": ROOM, "normal": ROOM, "batch": ROOM}
+        await client.until(lambda head: waiting(head) == wanted)
+        found = await client.head(lambda head: [each.load for each in head.status().instances])
+        assert [each.waiting for each in found] == [0, 0], "engines have no queue of their own"
+    await asyncio.gather(*tasks)
+    assert ended == ["interactive"] * ROOM + ["normal"] * ROOM + ["batch"] * ROOM
+
+
+async def test_a_full_queue_refuses_and_who_leaves_it_is_forgotten(client: Client) -> None:
+    async with client.busy():
+        held = [asyncio.create_task(client.ask(4, "batch")) for _ in range(BATCH_LIMIT)]
+        await client.until(lambda head: waiting(head)["batch"] == BATCH_LIMIT)
+        answer = await client.ask(4, "batch")
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.json()["error"]["message"] == "the queue of m is full"
+        held.pop().cancel()
+        await client.until(lambda head: waiting(head)["batch"] == BATCH_LIMIT - 1)
+    assert {each.status_code for each in await asyncio.gather(*held)} == {200}
+
+
+async def test_a_full_instance_gives_to_an_empty_one_unless_that_is_paused(client: Client) -> None:
+    async def skew(stack: AsyncExitStack) -> None:
+        await client.head(lambda head: head.cordon_instance("m-1", is_on=True))
+        await asyncio.sleep(1)  # the driver's next round tells gateways and scheduler
+        await stack.enter_async_context(client.busy(2))
+        assert await client.head(loads) == [2, 0]
+        await client.head(lambda head: head.cordon_instance("m-1", is_on=False))
+
+    async def moves() -> list[Any]:
+        found = await client.head(lambda head: head.migrations())
+        return [each for each in found if each.user == "policy"]
+
+    before = len(await moves())
+    await client.head(lambda head: head.steer("pause"))
+    async with AsyncExitStack() as stack:
+        await skew(stack)
+        await asyncio.sleep(2)
+        assert len(await moves()) == before
+        await client.head(lambda head: head.steer("resume"))
+        await client.until(lambda head: loads(head) == [1, 1])
+    move = (await moves())[before]
+    assert (move.source, move.target, move.why, move.outcome) == ("m-0", "m-1", "balance", "moved")
+    [explained] = (await client.head(lambda head: head.explain(move.name))).requests
+    assert [each.what for each in explained.decisions][-2:] == ["placed", "move"]
+    assert "balance" in explained.decisions[-1].why
+
+
+async def test_the_schedulers_death_costs_no_stream_and_nothing_that_waits(client: Client) -> None:
+    cluster = client.cluster
+    classes = ("interactive", "normal", "batch")
+    streams = [
+        asyncio.create_task(client.stream(120, cls)) for _ in range(BATCH_LIMIT) for cls in classes
+    ]
+    await client.until(lambda head: sum(waiting(head).values()) > ROOM)
+    status = load_spec(cluster.directory / "procs/head/status.json", ProcessStatus)
+    os.kill(status.pid, signal.SIGKILL)
+    late = [asyncio.create_task(client.stream(20, cls)) for cls in classes]
+    done = await asyncio.to_thread(cluster.llx, "up", "-y", str(cluster.config), timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    assert await asyncio.gather(*streams) == [120] * len(streams)
+    assert await asyncio.gather(*late) == [20] * len(late)
+    await client.until(lambda head: sum(waiting(head).values()) == 0 and sum(loads(head)) == 0)
+    [gateway] = (await client.head(lambda head: head.status())).gateways
+    assert gateway.failed == 0
+
+
+async def test_vllms_requests_move_by_rule_and_their_text_is_the_same(cluster: Cluster) -> None:
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=240) as http:
+        client = Client(cluster, http, model="oracle")
+
+        async def answers() -> list[str]:
+            asked = [client.ask(700, prompt=f"story {number}") for number in range(2)]
+            found = await asyncio.gather(*asked)
+            return [each.json()["choices"][0]["text"] for each in found]
+
+        expected = await answers()
+        total = (await client.head(lambda head: head.instance("oracle-0"))).load.blocks_total
+        rules = {"low": total * 0.7, "high": total * 0.8, "hysteresis": 0}
+        update = PolicyUpdate(
+            model="oracle", changes={f"rescheduling.{key}": str(rules[key]) for key in rules}
+        )
+        await client.head(lambda head: head.cordon_instance("oracle-1", is_on=True))
+        await asyncio.sleep(1)
+        again = asyncio.create_task(answers())
+        try:
+            await client.until(lambda head: head.instance("oracle-0").load.running == 2)
+            await client.head(lambda head: head.cordon_instance("oracle-1", is_on=False))
+            await client.head(lambda head: head.update_policies(update))
+            moved = await client.until(
+                lambda head: [
+                    each
+                    for each in head.migrations()
+                    if (each.user, each.outcome) == ("policy", "moved")
+                ]
+            )
+        finally:
+            await client.head(lambda head: head.cordon_instance("oracle-1", is_on=False))
+            await client.head(lambda head: head.update_policies(PolicyUpdate(is_revert=True)))
+        assert (moved[0].source, moved[0].target, moved[0].why) == (
+            "oracle-0", "oracle-1", "balance",
+        )  # fmt: skip
+        assert await again == expected
