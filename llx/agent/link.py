@@ -127,6 +127,8 @@ class InstanceLink:
         self.is_ready = False
         self.refusal = ""
         self.load: InstanceLoad | None = None
+        self.report: Load | None = None
+        """What `load` was taken from."""
         self.ledger = InFlightLedger()
         self._context = context
         self._keys = keys
@@ -165,15 +167,16 @@ class InstanceLink:
         demand: Blocks,
         payload: Sequence[Frame],
         name: str = "",
+        outputs: Sequence[int] = (),
     ) -> None:
-        """Send a request and charge the ledger; `name`: see `Add.name`.
+        """Send a request and charge the ledger; `name` and `outputs`: see `Add`.
 
         Raises:
             UnreachableError: The session is down.
         """
         self._require_ready()
         seq = self.ledger.charge(demand)
-        self._send(Add(request, epoch, seq, name), payload)
+        self._send(Add(request, epoch, seq, name, list(outputs)), payload)
 
     def abort(self, requests: list[tuple[RequestId, Epoch]]) -> None:
         """End requests; nothing to do if the session is down (its end aborts them)."""
@@ -245,7 +248,7 @@ class InstanceLink:
     async def _serve_session(self) -> None:
         self._session = secrets.randbits(62)
         self.ledger = InFlightLedger()
-        self.load = None
+        self.load = self.report = None
         self._in, self._out = self._dial(), self._dial()
         # Nothing is queued for who is not there. Not on `_out`: a connection that ends takes along
         # what has arrived there and was not read yet.
@@ -314,7 +317,7 @@ class InstanceLink:
                 self._events.on_outputs(self, message, payload)
             case Load(seen=seen):
                 self.ledger.settle(seen)
-                self.load = message.instance_load()
+                self.load, self.report = message.instance_load(), message
                 self._events.on_load(self, self.load)
             case Ready(info=info, engine_ready=engine_ready):
                 if not self.is_ready:

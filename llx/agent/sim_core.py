@@ -267,10 +267,16 @@ class SimEngine:
             log.warning("engine.refused request=%s reason=%s", header.request, request)
             self._finish([header.request], FinishReason.ERROR)
             return
-        num_prompt = len(request.asked.prompt)
         live.num_logprobs = request.num_logprobs
-        live.prefill_stats = PrefillStats(num_prompt, num_prompt)
         live.events.append(event(EventType.QUEUED))
+        if header.outputs:
+            live.prefill_stats = None
+            if refusal := self._model.moves.take_over(request.asked, header.outputs):
+                log.warning("engine.refused request=%s reason=%s", header.request, refusal)
+                self._finish([header.request], FinishReason.ERROR)
+            return
+        num_prompt = len(request.asked.prompt)
+        live.prefill_stats = PrefillStats(num_prompt, num_prompt)
         self._model.add(request.asked)
 
     def _forget(self, requests: list[RequestId]) -> None:
@@ -401,6 +407,8 @@ class SimEngine:
                 priority: (each.num_running, each.num_waiting, each.waiting_demand)
                 for priority, each in load.classes.items()
             },
+            covers=self._ownership.taken(),
+            queue_head=self._model.queue_head(),
         )
         self._outlet.report(message, dict(self._ownership.seen))
 

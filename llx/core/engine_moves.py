@@ -88,7 +88,7 @@ class EngineMoves:
         held = self._watched(request)
         if held is None:
             self._news.append(partial(done, None))
-        elif held.life in self._state.in_flight:
+        elif self._state.is_in_flight(held):
             self._draining[request] = done
         else:
             self._take_out(held, done)
@@ -176,6 +176,16 @@ class EngineMoves:
         held.blocks, held.num_computed = arriving.blocks, num_computed
         self._state.move(held, State.ARRIVED if num_computed else State.WAITING)
         return ""
+
+    def take_over(self, asked: EngineRequest, outputs: Sequence[int]) -> str:
+        """Go on with a request that has lost its instance, and its KV, after these outputs.
+
+        Returns why that cannot be; else the empty string.
+        """
+        refusal = self._refusal(_Arriving(asked), len(outputs), 0)
+        if not refusal:
+            self._state.move(self._state.hold(asked, tuple(outputs)), State.WAITING)
+        return refusal
 
     def abandon(self, migration: MigrationId) -> None:
         """Free what was reserved; nothing if there is nothing."""

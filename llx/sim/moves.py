@@ -259,14 +259,10 @@ class Moves:
                 self._answer(
                     moving, target.act(lambda model: model.moves.extend(migration, num_tokens))
                 )
-            case e.SendReserved(reservation=reservation):
-                self._tell_source(moving, e.TargetReserved(reservation))
-            case e.SendRefused(reason=reason):
-                self._tell_source(moving, e.TargetRefused(reason))
+            case e.SendReserved() | e.SendRefused() | e.SendCommitted() | e.SendDropped():
+                self._tell_source(moving, _as_heard(command))
             case e.Apply(commit=commit):
                 self._apply(moving, commit)
-            case e.SendCommitted():
-                self._tell_source(moving, e.TargetCommitted())
             case e.Fence():
                 self._tell_target(moving, e.IsFenced())
             case e.Abandon():
@@ -306,6 +302,23 @@ class Moves:
 
     def _deadline(self, after_s: float | None, action: Callable[[], None]) -> Timer | None:
         return None if after_s is None else self._kernel.after(_nanos(after_s), action)
+
+
+def _as_heard(
+    said: e.SendReserved | e.SendRefused | e.SendCommitted | e.SendDropped,
+) -> source_end.Event:
+    """What the target says, at the source."""
+    match said:
+        case e.SendReserved(reservation=reservation):
+            return e.TargetReserved(reservation)
+        case e.SendRefused(reason=reason):
+            return e.TargetRefused(reason)
+        case e.SendCommitted():
+            return e.TargetCommitted()
+        case e.SendDropped(reason=reason):
+            return e.TargetLost(reason)
+        case _:
+            assert_never(said)
 
 
 def _cancel(timer: Timer | None) -> None:

@@ -116,6 +116,7 @@ OWNED: Final = WAY[WAY.index(HAS_COMMITTED) :]
 _CANCELLED = Step(CHUNK_LEAVES, "cancel")
 _LEFT = Step(STAGE, "leave")
 _FULL = Step(MIGRATE, "fill")
+_ORPHANED = Step(HAS_COMMITTED, "isolate", "target")
 _PARTED = Step(COMMIT, "cut", "llumlets", is_lost=True)
 FAILURES: Final = (
     (Step(STAGE, "cancel"), Point("source", "receive", "cancel-migration")),
@@ -127,6 +128,8 @@ FAILURES: Final = (
     (_PARTED, Point("gateway", "receive", "ask-owner")),
     (_PARTED, Point("gateway", "send", "ruling")),
     (_PARTED, Point("source", "receive", "ruling")),
+    (_ORPHANED, Point("target", "send", "dropped")),
+    (_ORPHANED, Point("source", "receive", "dropped")),
     (_LEFT, Point("gateway", "send", "abort")),
     (_LEFT, Point("source", "receive", "abort")),
 )

@@ -29,11 +29,7 @@ SETTLED_UNHEARD_S = source_end._FIRST_TOKEN_S + QUICK_S
 
 def settled_s(case: Case) -> float:
     """So long it may take until all is settled."""
-    is_unheard = any(
-        (step.is_lost and step.point.message == "ruling")
-        or (step.deed, step.whom) == ("isolate", "target")
-        for step in case.steps
-    )
+    is_unheard = any(step.is_lost and step.point.message == "ruling" for step in case.steps)
     return SETTLED_UNHEARD_S if is_unheard else SETTLED_S
 
 

@@ -148,6 +148,7 @@ class Peer:
         max_tokens: int = 8,
         priority: int = 0,
         params: SamplingParams | None = None,
+        outputs: Sequence[int] = (),
     ) -> Stream:
         message = EngineCoreRequest(
             request,
@@ -162,11 +163,20 @@ class Peer:
             priority=priority,
             external_req_id=request,
         )
-        return self.add_raw(request, [encode(message)], epoch=epoch)
+        return self.add_raw(request, [encode(message)], epoch=epoch, outputs=outputs)
 
-    def add_raw(self, request: str, payload: Sequence[Frame], *, epoch: int = 1) -> Stream:
-        stream = self.streams.setdefault((request, epoch), Stream(epoch))
-        self.send(Add(RequestId(request), Epoch(epoch), next(self._seqs)), payload)
+    def add_raw(
+        self,
+        request: str,
+        payload: Sequence[Frame],
+        *,
+        epoch: int = 1,
+        outputs: Sequence[int] = (),
+    ) -> Stream:
+        """Send an ADD; `outputs` are tokens that it has already, and so has its stream."""
+        stream = self.streams.setdefault((request, epoch), Stream(epoch, list(outputs)))
+        header = Add(RequestId(request), Epoch(epoch), next(self._seqs), outputs=list(outputs))
+        self.send(header, payload)
         return stream
 
     def abort(self, request: str, epoch: int = 1) -> None:

@@ -236,6 +236,24 @@ def test_an_add_under_a_later_epoch_begins_anew(peer: Peer) -> None:
     wait_load(peer, running=0)
 
 
+@pytest.mark.parametrize("num_outputs", [1, 7, 23])
+def test_a_request_goes_on_after_the_outputs_that_it_has(peer: Peer, num_outputs: int) -> None:
+    whole = peer.add(f"whole-{num_outputs}", PROMPT, max_tokens=24)
+    peer.finish(whole)
+    had = whole.tokens[:num_outputs]
+    rest = peer.add(f"rest-{num_outputs}", PROMPT, epoch=5, max_tokens=24, outputs=had)
+    peer.finish(rest)
+    assert (rest.tokens, rest.finish) == (whole.tokens, FinishReason.LENGTH)
+    assert sum(len(each.new_token_ids) for each in rest.outputs) == 24 - num_outputs
+    assert all(each.prefill_stats is None for each in rest.outputs), "its prompt counted before"
+
+
+def test_a_request_that_has_all_its_outputs_cannot_go_on(peer: Peer) -> None:
+    over = peer.add("over", PROMPT, max_tokens=4, outputs=[301] * 4)
+    peer.finish(over)
+    assert (len(over.tokens), over.finish) == (4, FinishReason.ERROR)
+
+
 @pytest.mark.parametrize("payload", [[], [b""], [b"\xc1"], [encode(["r"])]], ids=str)
 def test_an_unreadable_request_ends_with_an_error(peer: Peer, payload: list[bytes]) -> None:
     stream = peer.add_raw("unreadable", payload, epoch=4)

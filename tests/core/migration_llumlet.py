@@ -18,6 +18,7 @@ from llx.wire import (
     AskOwner,
     Commit,
     Committed,
+    Dropped,
     Extend,
     MigrationRefused,
     Moving,
@@ -162,6 +163,8 @@ class Instance:
                 event = e.TargetRefused(message.reason)
             case Committed():
                 event = e.TargetCommitted()
+            case Dropped():
+                event = e.TargetLost(message.reason)
             case StageIsIn():
                 event = e.HasCopied(message.stage, 1)
             case _:
@@ -370,15 +373,11 @@ class Instance:
                 self._later(after_s, lambda: self.core(partial(self._ask_reserve, arriving)))
             case e.AskExtend(num_tokens=num_tokens):
                 self.core(lambda: self._answer(tell, self.engine.extend(migration, num_tokens)))
-            case e.SendReserved(reservation=reservation):
-                arriving.is_open = True
-                self._to_source(arriving, reserved_message(migration, reservation))
-            case e.SendRefused(reason=reason):
-                self._to_source(arriving, MigrationRefused(migration, reason))
+            case e.SendReserved() | e.SendRefused() | e.SendCommitted() | e.SendDropped():
+                arriving.is_open |= isinstance(command, e.SendReserved)
+                self._to_source(arriving, said_by_target(migration, command))
             case e.Apply(commit=commit):
                 self.core(partial(self._apply, arriving, commit))
-            case e.SendCommitted():
-                self._to_source(arriving, Committed(migration))
             case e.FinishCopy():
                 arriving.is_finished = True
             case e.Fence():
@@ -471,7 +470,14 @@ def message_reservation(message):
     return Reservation(message.num_tokens, tuple(message.blocks), message.num_reused_tokens)
 
 
-def reserved_message(migration, reservation):
-    return Reserved(
-        migration, reservation.num_tokens, list(reservation.blocks), reservation.num_reused
-    )
+def said_by_target(migration, command):
+    match command:
+        case e.SendReserved(reservation=given):
+            blocks = list(given.blocks)
+            return Reserved(migration, given.num_tokens, blocks, given.num_reused)
+        case e.SendRefused(reason=reason):
+            return MigrationRefused(migration, reason)
+        case e.SendCommitted():
+            return Committed(migration)
+        case e.SendDropped(reason=reason):
+            return Dropped(migration, reason)

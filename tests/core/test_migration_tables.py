@@ -241,13 +241,21 @@ def test_a_target_that_has_owned_it_never_says_that_it_will_not():
     for end in (e.AbortAsked("no"), e.ArbiterLost()):
         target = applying_target()
         target.handle(end)
-        assert e.Drop in kinds(target.handle(e.HasApplied()))
-        assert target.handle(e.CommitAsked(0, (1,), 4)) == []
+        assert kinds(target.handle(e.HasApplied())) == [e.Drop, e.SendDropped, e.SetDeadline]
+        assert kinds(target.handle(e.CommitAsked(0, (1,), 4))) == [e.SendDropped]
     target = applying_target()
     target.handle(e.HasApplied())
     assert kinds(target.handle(e.CommitAsked(0, (1,), 4))) == [e.SendCommitted]
     target.handle(e.AbortAsked("no"))
-    assert target.handle(e.CommitAsked(0, (1,), 4)) == []
+    assert kinds(target.handle(e.CommitAsked(0, (1,), 4))) == [e.SendDropped]
+
+
+def test_a_target_whose_gateway_leaves_tells_the_source_that_it_has_it_no_more():
+    target = applying_target()
+    target.handle(e.HasApplied())
+    assert e.SendDropped in kinds(target.handle(e.ArbiterLost()))
+    assert target.state is TargetState.DROPPED
+    assert target.handle(e.ArbiterLost()) == []
 
 
 def test_blocks_are_freed_only_when_nothing_can_be_written_any_more():

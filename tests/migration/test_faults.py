@@ -67,7 +67,8 @@ async def test_a_network_that_is_silent_for_a_moment_costs_no_token(movable, exp
     eventually(lambda: is_idle(movable), 60, "blocks were left behind")
 
 
-async def test_a_target_that_is_killed_takes_along_only_what_it_owned(movable, expected):
+async def test_what_a_killed_target_owned_goes_on_elsewhere(movable, expected):
+    """In the middle of a drain to it: some have come, some are under way."""
     there = movable.operator.rig["h2"]
     before = {each["id"] for each in movable.operator.json("mig", "ls")}
     victim = instance_on(movable, "h2")
@@ -90,11 +91,9 @@ async def test_a_target_that_is_killed_takes_along_only_what_it_owned(movable, e
     finally:
         await drain
         do(movable, "uncordon", source)
-    moved = {each["name"] for each in since(movable, before) if each["outcome"] == "moved"}
-    lost = failed(got)
-    assert len(lost) <= len(moved) + 1, (lost, moved)
-    kept = {name: each for name, each in got.items() if name not in lost}
-    assert differences({name: expected[name] for name in kept}, kept) == []
+    assert any(each["outcome"] == "moved" for each in since(movable, before)), "none had come"
+    assert failed(got) == {}
+    assert differences(expected, got) == []
     eventually(lambda: is_up(movable, victim), 240, f"{victim} does not come back")
     eventually(lambda: is_idle(movable), 60, "blocks were left behind")
 

@@ -25,6 +25,7 @@ from llx.core.migration.events import (
     IsFenced,
     IsNotReady,
     SendCommitted,
+    SendDropped,
     SendRefused,
     SendReserved,
     SetDeadline,
@@ -37,6 +38,7 @@ from llx.wire import (
     AbortMigration,
     Commit,
     Committed,
+    Dropped,
     Extend,
     FromTarget,
     MigrationRefused,
@@ -136,6 +138,8 @@ class Incoming:
                 self._send(MigrationRefused(migration, reason))
             case SendCommitted():
                 self._send(Committed(migration))
+            case SendDropped(reason=reason):
+                self._send(Dropped(migration, reason))
             case FinishCopy():
                 transport.finish(migration)
             case Fence():

@@ -47,6 +47,7 @@ from llx.wire import (
     AskOwner,
     Commit,
     Committed,
+    Dropped,
     Extend,
     FromTarget,
     MigrateOrder,
@@ -155,6 +156,8 @@ class Outgoing:
                 self.handle(TargetRefused(f"{self.order.target.instance}: {reason}"))
             case Committed():
                 self.handle(TargetCommitted())
+            case Dropped(reason=reason):
+                self.handle(TargetLost(f"{self.order.target.instance} dropped it ({reason})"))
             case _:
                 assert_never(message)
 

@@ -23,6 +23,7 @@ from llx.wire import (
     CancelMigration,
     Commit,
     Committed,
+    Dropped,
     Extend,
     FromLlumlet,
     Member,
@@ -276,7 +277,7 @@ class MigrationService:
 
     def on_llumlet(self, link: InstanceLink, message: FromLlumlet) -> None:
         """A target answers."""
-        if not isinstance(message, (Reserved, MigrationRefused, Committed)):
+        if not isinstance(message, (Reserved, MigrationRefused, Committed, Dropped)):
             return
         for outgoing in list(self._out.values()):
             if outgoing.order.migration == message.migration and outgoing.link is link:

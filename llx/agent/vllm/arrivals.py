@@ -56,12 +56,8 @@ class Arrivals(Scheduler):
             return None
         if reason := self._llx_refusal(request, num_tokens):
             return reason
-        if request.structured_output_request is not None:
-            grammar = request.structured_output_request.grammar
-            if grammar is None:
-                return None
-            if isinstance(grammar, Exception):
-                return f"its grammar does not compile here: {grammar}"
+        if (pending := _grammar_reason(request)) != "":
+            return pending
         shadow = _Shadow(request, f"\0llx:{migration}")
         if num_tokens and not self._llx_allocate(shadow, num_tokens, reuse_prefix=reuse_prefix):
             return self._llx_no_room(num_tokens)
@@ -168,10 +164,37 @@ class Arrivals(Scheduler):
             self.add_request(request)
             self._llx_gone_arrivals.append(Arrival(request.request_id, migration, is_gone=True))
             return ""
+        if not outputs and request.prefill_stats is not None:
+            request.prefill_stats.set(request.num_prompt_tokens, shadow.num_reused, 0)
+        self._llx_take_in(request, outputs, migration)
+        return ""
+
+    def llx_take_over(self, request: Request, outputs: Sequence[int]) -> str | None:
+        """Go on, after these outputs, with a request that has lost its instance and its KV.
+
+        None: not yet, its grammar is being compiled. A string says why it cannot go on here; an
+        empty one that it does.
+        """
+        if reason := self._llx_refusal(request, 0):
+            return reason
+        params = request.sampling_params
+        if params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None:
+            return "its prompt logprobs would come a second time"
+        if len(outputs) >= request.max_tokens:
+            return f"it is at its end, with {len(outputs)} tokens of output"
+        if (pending := _grammar_reason(request)) != "":
+            return pending
+        if reason := self._llx_not_committable(_Shadow(request, ""), outputs, 0):
+            return reason
+        self._llx_take_in(request, outputs, MigrationId(""))
+        return ""
+
+    def _llx_take_in(
+        self, request: Request, outputs: Sequence[int], migration: MigrationId
+    ) -> None:
+        """Put a request that began elsewhere in the queue, and have the workers told of it."""
         if outputs:
             request.prefill_stats = None
-        elif request.prefill_stats is not None:
-            request.prefill_stats.set(request.num_prompt_tokens, shadow.num_reused, 0)
         request.status = RequestStatus.PREEMPTED
         self.requests[request.request_id] = request
         self._llx_arrivals[request.request_id] = Arrival(
@@ -184,7 +207,6 @@ class Arrivals(Scheduler):
             mm_features=request.mm_features,
         )
         self._enqueue_waiting_request(request)
-        return ""
 
     def _llx_not_committable(
         self, shadow: _Shadow, outputs: Sequence[int], num_computed: int
@@ -249,3 +271,13 @@ class Arrivals(Scheduler):
             self._llx_in_flight[request_id] = request.num_in_flight_tokens
         if arrival := self._llx_arrivals.pop(request_id, None):
             self._llx_gone_arrivals.append(Arrival(request_id, arrival.migration, is_gone=True))
+
+
+def _grammar_reason(request: Request) -> str | None:
+    """Empty if its grammar is there, or it has none; None while it is being compiled."""
+    if request.structured_output_request is None:
+        return ""
+    grammar = request.structured_output_request.grammar
+    if isinstance(grammar, Exception):
+        return f"its grammar does not compile here: {grammar}"
+    return None if grammar is None else ""

@@ -73,6 +73,7 @@ ALLOWED_CALLS = frozenset(
 """Utilities that a peer may call. None of them runs code of the caller's choosing."""
 
 _REPORT_EVERY_S = 0.005
+_NOT_READY_S = 0.005
 _ADD, _ABORT, _UTILITY, _WAKEUP = (
     EngineCoreRequestType.ADD,
     EngineCoreRequestType.ABORT,
@@ -120,7 +121,10 @@ class LlxEngineCore(EngineCoreProc):
         self.llx_transport: InstanceTransport | None = None
         self._llx_prepare_lock = threading.Lock()
         self._llx_late: list[tuple[Request, int]] = []
-        """Requests added under an id whose last life here is just ending."""
+        """Requests added under an id whose last life here is just ending, or with a grammar that is
+        still being compiled."""
+        self._llx_waker: threading.Timer | None = None
+        """Has an idle core look at them again."""
         executor_class = _executor_class(vllm_config)
         super().__init__(vllm_config, True, "", executor_class, log_stats=True)
 
@@ -256,10 +260,31 @@ class LlxEngineCore(EngineCoreProc):
         if self.llx_migrating is not None and self.scheduler.llx_is_ending(header.request):
             self._llx_late.append((request, request_wave))
             return
+        if header.outputs:
+            self._llx_take_over(request, request_wave)
+            return
         try:
             super().add_request(request, request_wave)
         except (TypeError, ValueError):
             log.exception("engine.add_refused request=%s", header.request)
+            self._llx_finish(request.client_index, [header.request], FinishReason.ERROR)
+
+    def _llx_take_over(self, request: Request, request_wave: int) -> None:
+        """A request whose instance was lost goes on here, once its grammar is compiled."""
+        header: Add = request.llx_header
+        reason: str | None = f"requests cannot be taken over here: {self.llx_cannot_migrate}"
+        if self.llx_migrating is not None:
+            reason = self.scheduler.llx_take_over(request, header.outputs)
+        if reason is None:
+            self._llx_late.append((request, request_wave))
+            if self._llx_waker is None or not self._llx_waker.is_alive():
+                self._llx_waker = threading.Timer(
+                    _NOT_READY_S, self.input_queue.put_nowait, [(_WAKEUP, None)]
+                )
+                self._llx_waker.daemon = True
+                self._llx_waker.start()
+        elif reason:
+            log.warning("engine.not_taken_over request=%s reason=%s", header.request, reason)
             self._llx_finish(request.client_index, [header.request], FinishReason.ERROR)
 
     def abort_requests(self, request_ids: Sequence[str | _Claim]) -> None:
@@ -341,7 +366,16 @@ class LlxEngineCore(EngineCoreProc):
             waiting_tokens=waiting_tokens,
             num_preempted=preempted,
             classes={key: (run, wait, need) for key, (run, wait, need) in classes.items()},
+            covers=self.llx_ownership.taken(),
+            queue_head=self._llx_queue_head(block_size),
         )
+
+    def _llx_queue_head(self, block_size: int) -> int | None:
+        """What the first that waits for blocks would take; what has arrived by a move has them."""
+        if not self.scheduler.waiting:
+            return None
+        first = self.scheduler.waiting.peek_request()
+        return 0 if first.num_computed_tokens > 0 else blocks_for(first.num_tokens, block_size)
 
     def _llx_finish(self, peer: int, requests: list[RequestId], reason: FinishReason) -> None:
         self._send_finish_outputs_to_client(requests, peer, reason)

@@ -5,13 +5,11 @@ rank. Nothing else has to be installed there: `llx_open_store` is called in each
 first request, and wraps what has to be wrapped on that worker's own model runner.
 """
 
-import logging
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
-import torch
 from vllm.sampling_params import SamplingType
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
@@ -19,11 +17,10 @@ from llx.agent.transport.worker import serve_rank
 from llx.agent.vllm.arrival import ATTRIBUTE, Arrival
 from llx.agent.vllm.cpu_sampling import keep_generators
 from llx.agent.vllm.kv_store import SWITCH_INTERVAL_S, VllmKvStore
+from llx.agent.vllm.seeded import seeded_generator
 from llx.core.model import MigrationId
 from llx.errors import EngineError
 from llx.specs import MigrationSpec
-
-log = logging.getLogger(__name__)
 
 
 class LlxWorker:
@@ -100,12 +97,10 @@ def _seed(runner: Any, store: VllmKvStore, arrivals: Iterable[Arrival]) -> None:
         params = arrival.sampling_params
         generator = None
         if params.sampling_type == SamplingType.RANDOM_SEED:
-            generator = torch.Generator(device=runner.device)
-            generator.manual_seed(params.seed)
+            num_drawn = len(arrival.outputs) if generator_state is None else 0
+            generator = seeded_generator(runner, params.seed, num_drawn)
             if generator_state is not None:
                 generator.set_state(generator_state)
-            elif arrival.outputs:
-                log.warning("worker.no_sampler_state request=%s", arrival.request)
         state = CachedRequestState(
             req_id=arrival.request,
             prompt_token_ids=arrival.prompt,

@@ -72,7 +72,7 @@ class TargetCommitted:
 
 @dataclass(frozen=True, slots=True)
 class TargetLost:
-    """The session with the target is over."""
+    """The session with the target is over, or the target has dropped what it had taken."""
 
     reason: str
 
@@ -340,6 +340,13 @@ class Apply:
 @dataclass(frozen=True, slots=True)
 class SendCommitted:
     """Tell the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendDropped:
+    """Tell the source that the request was owned here and is no more: the arbiter has its word."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from llx.core.migration.events import (
     IsFenced,
     IsNotReady,
     SendCommitted,
+    SendDropped,
     SendRefused,
     SendReserved,
     SetDeadline,
@@ -62,6 +63,7 @@ Command = (
     | SendRefused
     | Apply
     | SendCommitted
+    | SendDropped
     | FinishCopy
     | Fence
     | Abandon
@@ -235,8 +237,17 @@ class Target:
     def _drop(self, event: HasApplied | AbortAsked) -> TargetState:
         if isinstance(event, AbortAsked):
             self.reason = event.reason
-        self._do(Drop())
+        self._do(Drop(), SendDropped(self.reason))
         return T.DROPPED
+
+    def _orphaned(self, _: ArbiterLost) -> TargetState:
+        """The engine ends what a lost gateway had there; the source must not wait for it."""
+        self.reason = _NO_ARBITER
+        self._do(SendDropped(self.reason))
+        return T.DROPPED
+
+    def _dropped_before(self, _: CommitAsked) -> None:
+        self._do(SendDropped(self.reason))
 
     def _nothing_to_drop(self, _: CannotApply) -> TargetState:
         return self._fence(self.reason)
@@ -268,6 +279,8 @@ TARGET_TABLE: Final[Table[TargetState, Target]] = make_table(
         Rule((T.DROPPING,), CannotApply, (T.FENCING,), Target._nothing_to_drop),
         Rule((T.OWNING,), CommitAsked, (), Target._committed_again),
         Rule((T.OWNING,), AbortAsked, (T.DROPPED,), Target._drop),
+        Rule((T.OWNING,), ArbiterLost, (T.DROPPED,), Target._orphaned),
+        Rule((T.DROPPED,), CommitAsked, (), Target._dropped_before),
         Rule(_UNAPPLIED, IsBroken, (T.FENCING,), Target._broken),
         Rule(_UNAPPLIED, AbortAsked, (T.FENCING,), Target._aborted),
         Rule(_OPEN, SourceLost, (T.FENCING,), Target._source_lost),
