@@ -14,6 +14,7 @@ ENGINE_ARGS = {
     "max_model_len": 2048,
     "block_size": 32,
     "max_num_seqs": 32,
+    "num_gpu_blocks_override": 1000,
     "enforce_eager": True,
     "dtype": "float32",
     "enable_prefix_caching": False,

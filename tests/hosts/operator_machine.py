@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.hosts.rig import Rig
+from tests.hosts.rig import USER, Rig
 
+CONTROL_PORT = 8900
 SIM = {"name": "sim", "model": "llx/tiny", "engine": "sim", "instances": {"min": 2}}
 
 
@@ -64,6 +65,30 @@ class Operator:
         done = self(*words, "-o", "json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+    def glance(self) -> dict[str, Any]:
+        """The cluster's status, asked on the head's host, the first one; empty if it is silent.
+
+        For waiting: an `llx status` costs a second of CPU, and what is waited for needs that.
+        """
+        script = (
+            f'curl -s -m 10 -H "Authorization: Bearer $(cat /home/{USER}/.llx/clusters/c/token)"'
+            f" http://127.0.0.1:{CONTROL_PORT}/v1/status"
+        )
+        done = self.rig.hosts[0].x("sh", "-c", script)
+        return json.loads(done.stdout) if done.returncode == 0 and done.stdout else {}
+
+    def states(self) -> dict[str, str]:
+        """States of hosts, instances and gateways, at a glance."""
+        status = self.glance()
+        rows = [
+            each for kind in ("hosts", "instances", "gateways") for each in status.get(kind, [])
+        ]
+        return {each["name"]: each["state"] for each in rows}
+
+    def is_well(self) -> bool:
+        """Whether all that there is is ready, at a glance."""
+        return set(self.states().values()) == {"ready"}
 
     @property
     def state_dir(self) -> Path:

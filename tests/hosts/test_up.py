@@ -42,20 +42,6 @@ def wait_for(process, words: str, timeout_s: float = 60) -> str:
     return said
 
 
-def states(operator: Operator) -> dict[str, str]:
-    """States of hosts, instances and gateways; empty while nobody answers."""
-    done = operator("status", "-o", "json")
-    if done.returncode:
-        return {}
-    status = json.loads(done.stdout)
-    rows = status["hosts"] + status["instances"] + status["gateways"]
-    return {each["name"]: each["state"] for each in rows}
-
-
-def is_well(operator: Operator) -> bool:
-    return set(states(operator).values()) == {"ready"}
-
-
 def test_two_operators_at_once(operator):
     path = operator.config(hosts(operator, "h1", "h2"))
     first = operator.start("up", "-y", path)
@@ -79,7 +65,7 @@ def test_two_operators_at_once(operator):
     said = first.communicate(timeout=200)
     assert first.returncode == 0, said
     assert operator("lock", "show").stdout == "nobody holds the lock\n"
-    assert is_well(operator)
+    assert operator.is_well()
 
 
 def test_a_crashed_instance_is_started_again_and_the_reason_kept(operator):
@@ -87,12 +73,17 @@ def test_a_crashed_instance_is_started_again_and_the_reason_kept(operator):
     before = operator.json("inst", "get", name)
     host = operator.rig[before["host"]]
     assert host.kill(f"procs/{name}/spec.json") >= 1
-    eventually(lambda: operator.json("inst", "get", name)["restarts"] == 1, 30)
-    eventually(lambda: is_well(operator), 60)
+    eventually(lambda: restarts(operator, name) == 1, 30)
+    eventually(operator.is_well, 60)
     after = operator.json("inst", "get", name)
     assert after["pid"] != before["pid"]
     events = host_events(operator)
     assert "instance.failed" in events
+
+
+def restarts(operator: Operator, name: str) -> int:
+    [found] = [each for each in operator.glance()["instances"] if each["name"] == name]
+    return found["restarts"]
 
 
 def host_events(operator: Operator) -> str:
@@ -104,12 +95,12 @@ def test_a_partitioned_host_is_lost_and_comes_back_by_itself(operator):
     before = operator.json("status")
     h2.drop(h1)
     try:
-        eventually(lambda: states(operator).get("h2") == "lost", 60)
+        eventually(lambda: operator.states().get("h2") == "lost", 60)
         done = operator("generate", "Hello", "--max-tokens", "4")
         assert done.returncode == 0, done.stderr
     finally:
         h2.heal()
-    eventually(lambda: is_well(operator), 120)
+    eventually(operator.is_well, 120)
     after = operator.json("status")
     assert [each["pid"] for each in after["instances"]] == [
         each["pid"] for each in before["instances"]
@@ -119,13 +110,13 @@ def test_a_partitioned_host_is_lost_and_comes_back_by_itself(operator):
 def test_a_rebooted_host_is_taken_back_by_up(operator):
     rig = operator.rig
     rig["h2"].off()
-    eventually(lambda: states(operator).get("h2") == "lost", 60)
-    assert states(operator)["h1"] == "ready"
+    eventually(lambda: operator.states().get("h2") == "lost", 60)
+    assert operator.states()["h1"] == "ready"
     rig["h2"].on()
     rig["h2"].wait_for_sshd()
     done = operator("up", "-y", operator.config(hosts(operator, "h1", "h2")))
     assert done.returncode == 0, done.stderr
-    assert is_well(operator)
+    assert operator.is_well()
 
 
 def test_a_host_that_dies_in_the_middle_leaves_the_others_unharmed(operator):
@@ -144,7 +135,7 @@ def test_a_host_that_dies_in_the_middle_leaves_the_others_unharmed(operator):
     rig["h3"].wait_for_sshd()
     done = operator("up", "-y", operator.config())
     assert done.returncode == 0, done.stderr
-    assert states(operator)["h3"] == "ready"
+    assert operator.states()["h3"] == "ready"
 
 
 def test_ctrl_c_leaves_what_up_goes_on_from(operator):
@@ -161,7 +152,7 @@ def test_ctrl_c_leaves_what_up_goes_on_from(operator):
     status = operator.json("status")
     assert len(status["instances"]) == 3
     assert {each["host"] for each in status["instances"]} == {"h1", "h2", "h3"}
-    assert is_well(operator)
+    assert operator.is_well()
 
 
 def test_fewer_instances_and_hosts_leave_what_fits_alone(operator):
@@ -170,7 +161,7 @@ def test_fewer_instances_and_hosts_leave_what_fits_alone(operator):
     path = operator.config(hosts(operator, "h1", "h2"))
     done = operator("up", "-y", path)
     assert done.returncode == 0, done.stderr
-    eventually(lambda: len(operator.json("status")["instances"]) == 2, 30)
+    eventually(lambda: len(operator.glance()["instances"]) == 2, 30)
     now = operator.json("status")
     pids = {each["name"]: each["pid"] for each in now["instances"]}
     stayed = {n: pid for n, pid in kept.items() if host_of(status, n) != "h3"}
@@ -190,7 +181,7 @@ def test_a_change_that_needs_a_restart_is_refused_by_name(operator):
     assert done.returncode == 5, done.stderr
     assert "network.first_port" in done.stderr
     assert {host.name: sorted(host.processes("llx")) for host in operator.rig.hosts} == pids
-    assert is_well(operator)
+    assert operator.is_well()
 
 
 def test_a_machine_under_a_new_name_is_refused(operator):
@@ -199,7 +190,7 @@ def test_a_machine_under_a_new_name_is_refused(operator):
     done = operator("up", "-y", operator.config([first, {**second, "name": "gpu-2"}]))
     assert done.returncode == 5, done.stderr
     assert "host gpu-2 is the machine that the cluster calls h2" in done.stderr
-    assert is_well(operator)
+    assert operator.is_well()
 
 
 def test_a_host_that_is_gone_for_good_is_forgotten(operator):
@@ -213,8 +204,8 @@ def test_a_host_that_is_gone_for_good_is_forgotten(operator):
     rig["h2"].wait_for_sshd()
     done = operator("up", "-y", path)
     assert done.returncode == 0, done.stderr
-    assert set(states(operator)) >= {"h1", "h2"}
-    assert is_well(operator)
+    assert set(operator.states()) >= {"h1", "h2"}
+    assert operator.is_well()
 
 
 def test_cordon_and_drain(operator):
@@ -260,7 +251,7 @@ def test_down_while_a_host_is_away_and_again(operator):
     assert dry.returncode == 0, dry.stderr
     assert "end gateway-0, ray, sim-0" in dry.stdout
     assert "host h2  left as it is, out of reach" in dry.stdout
-    assert states(operator)["h1"] == "ready"
+    assert operator.states()["h1"] == "ready"
     done = operator("down", "-y", "--deadline", "1s")
     assert done.returncode == 6, done.stderr
     assert "h2" in done.stderr

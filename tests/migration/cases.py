@@ -1,10 +1,13 @@
 """What is asked of the models, by way of the OpenAI API; and one answer, read as a stream."""
 
+import asyncio
 import random
 from dataclasses import dataclass, field
 from typing import Any
 
 import openai
+
+AT_ONCE = 8
 
 _rng = random.Random(11)
 
@@ -55,6 +58,15 @@ FEATURES: dict[str, dict[str, Any]] = {
     "n=2": {"prompt": prompt(60), **SAMPLED, "n": 2},
 }
 LONG: dict[str, dict[str, Any]] = {"greedy 3000": {"prompt": prompt(3000), **GREEDY}}
+STREAMS: dict[str, dict[str, Any]] = {
+    f"stream {number}": {
+        "prompt": prompt(150 + 25 * number),
+        **(SAMPLED | {"seed": number} if number % 3 == 1 else GREEDY),
+        "max_tokens": 1200,
+    }
+    for number in range(16)
+}
+"""Long enough to be moved, cut off and drained while they go on."""
 
 _OWN = {
     "ignore_eos", "min_tokens", "repetition_penalty", "stop_token_ids", "regex", "json",
@@ -108,3 +120,17 @@ async def ask(client: openai.AsyncOpenAI, model: str, case: dict[str, Any]) -> A
                 choice.logprobs += piece.logprobs.token_logprobs
     assert usage is not None, "the stream ended without its usage"
     return Answer(choices, usage.prompt_tokens, usage.completion_tokens)
+
+
+async def answers(
+    url: str, model: str, cases: dict[str, Any], at_once: int = AT_ONCE
+) -> dict[str, Answer]:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        slots = asyncio.Semaphore(at_once)
+
+        async def one(case: dict[str, Any]) -> Answer:
+            async with slots:
+                return await ask(client, model, case)
+
+        found = await asyncio.gather(*map(one, cases.values()))
+    return dict(zip(cases, found, strict=True))

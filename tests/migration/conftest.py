@@ -7,6 +7,7 @@
 Everything is done as a user does it: `llx up` over SSH, the OpenAI API, the control API.
 """
 
+import asyncio
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,16 @@ from tests import node
 from tests.hosts.conftest import host_rig  # noqa: F401  # a fixture
 from tests.hosts.operator_machine import Operator
 from tests.hosts.rig import USER, Host, HostOptions, Rig, python_binds
+from tests.migration.cases import STREAMS, Answer, answers
 
 MAX_MODEL_LEN = 4096
 COMMON = {
     "max_model_len": MAX_MODEL_LEN,
     "block_size": 32,
     "max_num_seqs": 32,
+    "num_gpu_blocks_override": 1000,  # eight engines share the machine's memory
     "enforce_eager": True,
 }
-CONTROL_PORT = 8900
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,12 @@ def movable(host_rig: Rig, oracle, other_model, node_python, tmp_path_factory) -
     keep_logs(host_rig, tmp_path_factory.mktemp("logs"))
     operator("down", "--deadline", "1s")
     host_rig.down()
+
+
+@pytest.fixture(scope="package")
+def undisturbed(movable: Movable) -> dict[str, Answer]:
+    """What `STREAMS` say when nothing happens to them."""
+    return asyncio.run(answers(movable.url, "oracle", STREAMS, len(STREAMS)))
 
 
 def keep_logs(rig: Rig, folder: Path) -> None:

@@ -89,7 +89,7 @@ def main() -> None:
         mover = Mover(control, int(seed), int(at_once), float(checked), models)
         while not over.is_set():
             mover.look()
-            time.sleep(0.02)
+            time.sleep(0.05)
         print(json.dumps({"all": [each.model_dump(mode="json") for each in mover.finish()]}))
 
 

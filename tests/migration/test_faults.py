@@ -1,6 +1,7 @@
 """Real engines under faults while requests move; the whole matrix is in `tests/chaos`."""
 
 import asyncio
+import itertools
 import os
 import signal
 import time
@@ -11,21 +12,14 @@ import pytest
 
 from tests.hosts.operator_machine import eventually
 from tests.hosts.rig import USER, Host
-from tests.migration.cases import GREEDY, SAMPLED, Answer, ask, prompt
+from tests.migration.cases import GREEDY, STREAMS, Answer, answers, ask, prompt
 from tests.migration.conftest import Movable
 from tests.migration.test_drain import do, running
-from tests.migration.test_identity import Mover, answers, differences, is_idle
+from tests.migration.test_identity import Mover, differences, is_idle
 
 pytestmark = [pytest.mark.migration, pytest.mark.hosts, pytest.mark.node, pytest.mark.e2e]
 
-CASES = {
-    f"stream {number}": {
-        "prompt": prompt(150 + 25 * number),
-        **(SAMPLED | {"seed": number} if number % 3 == 1 else GREEDY),
-        "max_tokens": 1800,
-    }
-    for number in range(10)
-}
+CASES = dict(itertools.islice(STREAMS.items(), 10))
 SILENT_S = 1.0
 """Shorter than any lease."""
 
@@ -48,10 +42,9 @@ def failed(got: dict[str, Answer | openai.OpenAIError]) -> dict[str, str]:
     return {name: str(each) for name, each in got.items() if isinstance(each, openai.OpenAIError)}
 
 
-@pytest.fixture(scope="module")
-def expected(movable: Movable) -> dict[str, Answer]:
-    """What the streams say when nothing happens."""
-    return asyncio.run(answers(movable.url, "oracle", CASES, len(CASES)))
+@pytest.fixture
+def expected(undisturbed: dict[str, Answer]) -> dict[str, Answer]:
+    return {name: undisturbed[name] for name in CASES}
 
 
 async def test_a_network_that_is_silent_for_a_moment_costs_no_token(movable, expected):
@@ -119,8 +112,9 @@ async def test_a_gateway_that_is_killed_leaves_no_request_behind(movable, expect
     assert len(failed(got)) == len(CASES), "streams outlived their gateway"
     eventually(lambda: is_idle(movable), 60, "blocks were left behind")
     await serves_again(movable.url)
-    again = await answers(movable.url, "oracle", CASES, len(CASES))
-    assert differences(expected, again) == []
+    some = dict(itertools.islice(CASES.items(), 3))
+    again = await answers(movable.url, "oracle", some)
+    assert differences({name: expected[name] for name in some}, again) == []
 
 
 def kill_instance(host: Host, name: str) -> None:
@@ -132,7 +126,7 @@ def kill_instance(host: Host, name: str) -> None:
 
 def instance_on(movable: Movable, host: str) -> str:
     found = [
-        each["name"] for each in movable.operator.json("status")["instances"]
+        each["name"] for each in movable.operator.glance()["instances"]
         if each["host"] == host and each["model"] == "oracle"
     ]  # fmt: skip
     return found[0]
@@ -143,13 +137,13 @@ def since(movable: Movable, before: set[str]) -> list[dict[str, Any]]:
 
 
 def is_up(movable: Movable, name: str) -> bool:
-    found = [each for each in movable.operator.json("status")["instances"] if each["name"] == name]
+    found = [each for each in movable.operator.glance()["instances"] if each["name"] == name]
     return bool(found) and found[0]["state"] == "ready"
 
 
 async def serves_again(url: str) -> None:
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        end = time.monotonic() + 90
+        end = time.monotonic() + 180
         said = ""
         while time.monotonic() < end:
             try:

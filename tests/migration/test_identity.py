@@ -8,19 +8,18 @@ import time
 from collections import Counter
 from typing import Any
 
-import openai
 import pytest
 
-from tests.hosts.operator_machine import eventually
+from tests.hosts.operator_machine import CONTROL_PORT, eventually
 from tests.hosts.rig import USER
-from tests.migration.cases import FEATURES, LONG, PLAIN, Answer, ask
-from tests.migration.conftest import CONTROL_PORT, Movable
+from tests.migration.cases import FEATURES, LONG, PLAIN, Answer, answers
+from tests.migration.conftest import Movable
 
 pytestmark = [pytest.mark.migration, pytest.mark.hosts, pytest.mark.node, pytest.mark.e2e]
 
-WANTED_MOVES = 200
+WANTED_MOVES = {"oracle": 130, "other": 70}
+"""Each model is asked in its own time: two ranks on shared cores take long steps."""
 WANTED_CHECKED = 10
-AT_ONCE = 8
 PATIENCE_S = 600
 """At most; as many rounds as it takes."""
 EXPECTED_REASONS = (
@@ -76,20 +75,6 @@ class Mover:
         return self.moves
 
 
-async def answers(
-    url: str, model: str, cases: dict[str, Any], at_once: int = AT_ONCE
-) -> dict[str, Answer]:
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        slots = asyncio.Semaphore(at_once)
-
-        async def one(case: dict[str, Any]) -> Answer:
-            async with slots:
-                return await ask(client, model, case)
-
-        found = await asyncio.gather(*map(one, cases.values()))
-    return dict(zip(cases, found, strict=True))
-
-
 def differences(expected: dict[str, Answer], got: dict[str, Answer]) -> list[str]:
     found = []
     for name, one in expected.items():
@@ -112,32 +97,23 @@ def differences(expected: dict[str, Answer], got: dict[str, Answer]) -> list[str
 
 def is_idle(movable: Movable) -> bool:
     """Nothing runs, and every block is free."""
-    loads = [each["load"] for each in movable.operator.json("status")["instances"]]
+    loads = [each["load"] for each in movable.operator.glance()["instances"]]
     return all(load is not None and load["blocks_used"] == load["running"] == 0 for load in loads)
 
 
 async def test_two_hundred_moves_change_nothing(movable):
     """Of two architectures in float32, on one rank and on two: tokens, text, usage, logprobs."""
     cases = {"oracle": PLAIN | FEATURES | LONG, "other": PLAIN | FEATURES}
-    expected = {model: await answers(movable.url, model, cases[model]) for model in cases}
-    mover = Mover(movable, list(cases), seed=5)
     began = time.monotonic()
-    wrong: list[str] = []
-    try:
-        while time.monotonic() < began + PATIENCE_S:
-            got = await asyncio.gather(
-                *(answers(movable.url, model, cases[model]) for model in cases)
-            )
-            for model, each in zip(cases, got, strict=True):
-                wrong += [f"{model}: {text}" for text in differences(expected[model], each)]
-            if wrong or mover.outcomes["moved"] >= WANTED_MOVES:
-                break
-    finally:
-        moves = mover.finish()
-    assert wrong == []
+    found = await asyncio.gather(
+        *(
+            moved_about(movable, model, cases[model], wanted)
+            for model, wanted in WANTED_MOVES.items()
+        )
+    )
+    moves = [move for each in found for move in each]
     outcomes = Counter(each["outcome"] for each in moves)
     print(f"{dict(outcomes)} in {time.monotonic() - began:.0f} s")
-    assert outcomes["moved"] >= WANTED_MOVES
     unexpected = [
         each["reason"]
         for each in moves
@@ -149,8 +125,27 @@ async def test_two_hundred_moves_change_nothing(movable):
     done = [each for each in moves if each["outcome"] == "moved"]
     assert any(each["blocks_reused"] for each in done), "no prefix was ever reused"
     assert any(each["num_stages"] > 1 for each in done)
-    assert {each["source"].rpartition("-")[0] for each in done} == set(cases)
     eventually(lambda: is_idle(movable), 30, "blocks were left behind")
+
+
+async def moved_about(
+    movable: Movable, model: str, cases: dict[str, Any], wanted: int
+) -> list[dict[str, Any]]:
+    """Ask at rest, then again and again until `wanted` moves are done; returns all moves."""
+    expected = await answers(movable.url, model, cases)
+    mover = Mover(movable, [model], seed=5)
+    wrong: list[str] = []
+    try:
+        began = time.monotonic()
+        while not wrong and time.monotonic() < began + PATIENCE_S:
+            wrong += differences(expected, await answers(movable.url, model, cases))
+            if mover.outcomes["moved"] >= wanted:
+                break
+    finally:
+        moves = await asyncio.to_thread(mover.finish)
+    assert wrong == [], model
+    assert sum(each["outcome"] == "moved" for each in moves) >= wanted, model
+    return moves
 
 
 async def test_kv_of_a_bfloat16_model_is_the_same_at_both_ends(movable):
