@@ -25,7 +25,7 @@ NEVER = {"ray", "torch", "vllm", "fastapi", "uvicorn", "transformers", "numpy", 
 VERBS = [
     "", "init", "up", "down", "status", "logs", "generate", "chat", "demo", "completion",
     "inst", "inst ls", "inst get", "inst restart", "inst logs", "inst cordon", "inst uncordon",
-    "inst drain", "req", "req ls", "migrate", "mig", "mig ls", "mig get", "mig cancel",
+    "inst drain", "req", "req ls", "req get", "migrate", "mig", "mig ls", "mig get", "mig cancel",
     "node", "node install", "node download", "context", "context ls", "context use",
     "host", "host ls", "host add",
     "host rm", "host cordon", "host uncordon", "host drain", "model", "model ls", "model add",
