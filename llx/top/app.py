@@ -31,6 +31,7 @@ from llx.top.widgets import PaneTable
 
 _CHROME = 3
 """Lines that are no pane: two of totals above, the keys below."""
+_LINK_WIDTH = 24
 _KEYS = (
     ("1 … 6, tab", "go to a pane"),
     ("↑ ↓, j k", "move the cursor"),
@@ -196,13 +197,15 @@ class TopApp(App[None]):
     # ------------------------------------------------------------------ showing
 
     def _show(self) -> None:
-        snapshot = self._snapshot
-        self._arrange()
-        if snapshot is None:
-            return
+        with self.batch_update():  # one repaint, also over a slow line
+            self._arrange()
+            if self._snapshot is not None:
+                self._show_snapshot(self._snapshot)
+
+    def _show_snapshot(self, snapshot: Snapshot) -> None:
         width = self.size.width
         base = self.screen_stack[0]
-        base.query_one("#cluster", Static).update(cluster_line(snapshot, width - 24))
+        base.query_one("#cluster", Static).update(cluster_line(snapshot, width - _LINK_WIDTH))
         base.query_one("#totals", Static).update(totals_line(snapshot, self._trend, width))
         for pane in PANES:
             self._show_pane(pane, snapshot)
@@ -261,6 +264,7 @@ class TopApp(App[None]):
         for pane in PANES:
             box = base.query_one(f"#pane-{pane}")
             box.display = pane in layout.heights
+            box.set_class(pane is self._focused, "focused")
             box.styles.height = layout.heights.get(pane, 0)
 
     # ------------------------------------------------------------------ keys about what is seen
@@ -279,7 +283,7 @@ class TopApp(App[None]):
         """A pane was reached by tab or mouse."""
         if isinstance(event.widget, PaneTable) and event.widget.pane is not self._focused:
             self._focused = event.widget.pane
-            self._show()
+            self._arrange()
 
     def action_zoom(self) -> None:
         """The pane alone, or with the others."""
@@ -348,10 +352,11 @@ class TopApp(App[None]):
     @on(DataTable.RowSelected)
     def open_detail(self, event: DataTable.RowSelected) -> None:
         """Everything about a row."""
-        if isinstance(event.data_table, PaneTable) and event.row_key.value is not None:
-            screen = DetailScreen(Selected(event.data_table.pane, event.row_key.value))
+        key, snapshot = event.row_key.value, self._snapshot
+        if isinstance(event.data_table, PaneTable) and key is not None and snapshot is not None:
+            screen = DetailScreen(Selected(event.data_table.pane, key))
+            screen.show(describe(snapshot, screen.selected, self.size.width))
             self.push_screen(screen)
-            self.call_after_refresh(self._show)
 
     # ------------------------------------------------------------------ keys that change something
 

@@ -91,15 +91,21 @@ class DetailScreen(Screen[None]):
     def __init__(self, selected: Selected) -> None:
         super().__init__()
         self.selected = selected
+        self._subject = f"{selected.pane.removesuffix('s')} {selected.key}"
+        self._title = Label(self._subject, classes="title", markup=False)
         self._body = Static(id="detail")
 
     def compose(self) -> ComposeResult:
         """Its name and all there is to say."""
-        yield Label(f"{self.selected.pane.removesuffix('s')} {self.selected.key}", classes="title")
+        yield self._title
         with VerticalScroll():
             yield self._body
         yield Footer(show_command_palette=False)
 
-    def show(self, content: RenderableType) -> None:
-        """Say this from now on."""
-        self._body.update(content)
+    def show(self, content: RenderableType | None) -> None:
+        """Say this from now on; None: it is gone, what was said last stays."""
+        if content is not None:
+            self._body.update(content)
+        self._title.update(
+            self._subject if content is not None else f"{self._subject}: not there any more"
+        )
