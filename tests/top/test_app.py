@@ -1,6 +1,7 @@
 """The screen, driven by keys: what is shown, and what the cluster is asked to do."""
 
 import asyncio
+import threading
 import time
 from contextlib import asynccontextmanager
 
@@ -167,6 +168,15 @@ class TestLosingTheCluster:
             control.found = snapshot(num_requests=30)
             await shown(pilot, "requests 30")
             assert "reconnecting" not in screen_text(pilot.app)
+
+    async def test_a_look_that_hangs_is_not_called_live(self, control):
+        hanging = threading.Event()
+        async with opened(control) as pilot:
+            control.pause = hanging.wait
+            assert "tiny-0" in await shown(pilot, "no answer for")
+            control.pause = None
+            hanging.set()
+            await shown(pilot, "live 08:00:00")
 
     async def test_nobody_has_answered_yet(self, control):
         control.error = UnreachableError("the head is not running yet")
