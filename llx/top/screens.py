@@ -14,7 +14,6 @@ from textual.widgets.option_list import Option
 
 from llx.top.actions import Selected
 
-
 _KEYS = (
     ("1 … 6, tab", "go to a pane"),
     ("↑ ↓, j k", "move the cursor"),
