@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import yaml
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
@@ -56,6 +57,7 @@ log = get_log(__name__)
 
 MAX_BODY_BYTES = 256 << 10
 MAX_DEADLINE_S = 86400.0
+_COMPRESS_FROM_BYTES = 4096
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -95,6 +97,8 @@ def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
     add_migration_routes(app, driver.migrations)
     add_snapshot_route(app, driver.status, driver.migrations)
     add_scheduling_routes(app, driver.steering)
+    # `llx top` looks once a second, perhaps from afar; lists of requests shrink to a tenth.
+    app.add_middleware(GZipMiddleware, minimum_size=_COMPRESS_FROM_BYTES, compresslevel=1)
     app.add_exception_handler(LlxError, _on_llx_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -10,7 +10,6 @@ from textual import events, on
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Horizontal, Vertical
-from textual.message import Message
 from textual.widgets import DataTable, Footer, Input, Label, Static
 
 from llx.api import Snapshot
@@ -21,6 +20,7 @@ from llx.top.actions import Action, Refusal, Selected
 from llx.top.detail import describe
 from llx.top.headline import cluster_line, totals_line
 from llx.top.layout import LEFT, RIGHT, WIDE, plan_layout
+from llx.top.messages import Acted, Looked, LookFailed
 from llx.top.panes import PANES, Pane, default_sorting, sheet_of
 from llx.top.plain import pane_title
 from llx.top.screens import ChooseScreen, ConfirmScreen, DetailScreen, HelpScreen
@@ -31,45 +31,9 @@ from llx.top.widgets import PaneTable
 
 _CHROME = 3
 """Lines that are no pane: two of totals above, the keys below."""
-_KEYS = (
-    ("1 … 6, tab", "go to a pane"),
-    ("↑ ↓, j k", "move the cursor"),
-    ("enter", "everything about what is selected"),
-    ("z", "this pane alone, and back"),
-    ("s, r", "sort by the next column; reverse"),
-    ("/", "show only what contains some text; esc: all"),
-    ("m", "migrate a request, or all of an instance"),
-    ("d", "drain an instance or a host"),
-    ("c", "cordon or uncordon an instance or a host"),
-    ("x", "give up a migration"),
-    ("space", "hold the picture still, and go on"),
-    ("q", "leave"),
-)
-
-
-class Looked(Message):
-    """There is a snapshot."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        super().__init__()
-        self.snapshot = snapshot
-
-
-class LookFailed(Message):
-    """There is none, and why."""
-
-    def __init__(self, error: LlxError) -> None:
-        super().__init__()
-        self.error = error
-
-
-class Acted(Message):
-    """What came of an action."""
-
-    def __init__(self, words: str, *, is_error: bool = False) -> None:
-        super().__init__()
-        self.words = words
-        self.is_error = is_error
+_LINK_WIDTH = 24
+_STALE_S = 4.0
+"""Without an answer for so long, and for three looks, nothing is called live any more."""
 
 
 class TopApp(App[None]):
@@ -112,6 +76,8 @@ class TopApp(App[None]):
         self._poller = Poller(connect, interval_s, self._on_snapshot, self._on_failure)
         self._snapshot: Snapshot | None = None
         self._trend = Trend()
+        self._stale_after_s = max(_STALE_S, 3 * interval_s)
+        self._looked_at = time.monotonic()
         self._failing_since: float | None = None
         self._failure: LlxError | None = None
         self._sortings: dict[Pane, Sorting] = {each: default_sorting(each) for each in PANES}
@@ -171,6 +137,7 @@ class TopApp(App[None]):
         if not self.is_running:  # it came as the application was closing
             return
         self._failing_since = self._failure = None
+        self._looked_at = time.monotonic()
         self._trend = self._trend.then(message.snapshot)
         if not self._is_held:
             self._snapshot = message.snapshot
@@ -196,13 +163,15 @@ class TopApp(App[None]):
     # ------------------------------------------------------------------ showing
 
     def _show(self) -> None:
-        snapshot = self._snapshot
-        self._arrange()
-        if snapshot is None:
-            return
+        with self.batch_update():  # one repaint, also over a slow line
+            self._arrange()
+            if self._snapshot is not None:
+                self._show_snapshot(self._snapshot)
+
+    def _show_snapshot(self, snapshot: Snapshot) -> None:
         width = self.size.width
         base = self.screen_stack[0]
-        base.query_one("#cluster", Static).update(cluster_line(snapshot, width - 24))
+        base.query_one("#cluster", Static).update(cluster_line(snapshot, width - _LINK_WIDTH))
         base.query_one("#totals", Static).update(totals_line(snapshot, self._trend, width))
         for pane in PANES:
             self._show_pane(pane, snapshot)
@@ -235,6 +204,8 @@ class TopApp(App[None]):
             text = Text(f"reconnecting, {ago} ", style="bold red")
         elif self._snapshot is None:
             text = Text("connecting ", style="yellow")
+        elif (silent_s := time.monotonic() - self._looked_at) > self._stale_after_s:
+            text = Text(f"no answer for {span(silent_s)} ", style="bold red")
         elif self._is_held:
             text = Text("held still (space) ", style="yellow")
         else:
@@ -261,13 +232,14 @@ class TopApp(App[None]):
         for pane in PANES:
             box = base.query_one(f"#pane-{pane}")
             box.display = pane in layout.heights
+            box.set_class(pane is self._focused, "focused")
             box.styles.height = layout.heights.get(pane, 0)
 
     # ------------------------------------------------------------------ keys about what is seen
 
     def action_help(self) -> None:
         """What the keys do."""
-        self.push_screen(HelpScreen(_KEYS))
+        self.push_screen(HelpScreen())
 
     def action_go(self, pane: str) -> None:
         """To a pane, also one that has no room now."""
@@ -279,7 +251,7 @@ class TopApp(App[None]):
         """A pane was reached by tab or mouse."""
         if isinstance(event.widget, PaneTable) and event.widget.pane is not self._focused:
             self._focused = event.widget.pane
-            self._show()
+            self._arrange()
 
     def action_zoom(self) -> None:
         """The pane alone, or with the others."""
@@ -348,10 +320,11 @@ class TopApp(App[None]):
     @on(DataTable.RowSelected)
     def open_detail(self, event: DataTable.RowSelected) -> None:
         """Everything about a row."""
-        if isinstance(event.data_table, PaneTable) and event.row_key.value is not None:
-            screen = DetailScreen(Selected(event.data_table.pane, event.row_key.value))
+        key, snapshot = event.row_key.value, self._snapshot
+        if isinstance(event.data_table, PaneTable) and key is not None and snapshot is not None:
+            screen = DetailScreen(Selected(event.data_table.pane, key))
+            screen.show(describe(snapshot, screen.selected, self.size.width))
             self.push_screen(screen)
-            self.call_after_refresh(self._show)
 
     # ------------------------------------------------------------------ keys that change something
 

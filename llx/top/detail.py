@@ -16,12 +16,12 @@ from llx.top.plain import grid_of
 _SELDOM = {"load", "api_version"}
 
 
-def describe(snapshot: Snapshot, selected: Selected, width: int) -> RenderableType:
-    """Its fields, and the requests and migrations that it has to do with."""
+def describe(snapshot: Snapshot, selected: Selected, width: int) -> RenderableType | None:
+    """Its fields, and the requests and migrations that it has to do with; None: it is gone."""
     kind = PANES[selected.pane]
     found = next((row for row in kind.rows(snapshot) if kind.key(row) == selected.key), None)
     if found is None:
-        return Text(f"{selected.key} is not there any more", style="yellow")
+        return None
     parts: list[RenderableType] = [_fields(found, snapshot.at)]
     for pane, related in _related(snapshot, selected).items():
         sheet = sheet_of(pane, related, width=width)

@@ -40,19 +40,22 @@ def totals_line(snapshot: Snapshot, trend: Trend, width: int) -> Text:
     if width >= _NARROW and len(rates) > 1:
         blocks.append(" ").append_text(sparkline([p.kv for p in trend.points], past, top=1.0))
     moves = Text("moves ").append(str(totals.moving), style="bold cyan" if totals.moving else "")
-    if totals.downtime_ms is not None:
-        moves.append(f" down {milliseconds(totals.downtime_ms)}")
     parts = [
         _figure("run", totals.running),
         _figure("wait", totals.waiting, "bold yellow"),
         tokens,
         blocks,
         moves,
+        *([] if totals.downtime_ms is None else [_downtime(totals.downtime_ms)]),
         _figure("failed", totals.failed, "bold red"),
         _figure("refused", totals.refused, "bold yellow"),
         _figure("requests", totals.requests),
     ]
     return _joined(parts, width)
+
+
+def _downtime(value: float) -> Text:
+    return Text("downtime ").append(milliseconds(value), style="bold")
 
 
 def _figure(name: str, value: int, style: str = "bold") -> Text:

@@ -14,6 +14,21 @@ from textual.widgets.option_list import Option
 
 from llx.top.actions import Selected
 
+_KEYS = (
+    ("1 … 6, tab", "go to a pane"),
+    ("↑ ↓, j k", "move the cursor"),
+    ("enter", "everything about what is selected"),
+    ("z", "this pane alone, and back"),
+    ("s, r", "sort by the next column; reverse"),
+    ("/", "show only what contains some text; esc: all"),
+    ("m", "migrate a request, or all of an instance"),
+    ("d", "drain an instance or a host"),
+    ("c", "cordon or uncordon an instance or a host"),
+    ("x", "give up a migration"),
+    ("space", "hold the picture still, and go on"),
+    ("q", "leave"),
+)
+
 
 class ConfirmScreen(ModalScreen[bool]):
     """A question that only ``y`` answers with yes."""
@@ -70,14 +85,10 @@ class HelpScreen(ModalScreen[None]):
 
     BINDINGS = [Binding("escape,q,question_mark", "dismiss", "back")]  # noqa: RUF012
 
-    def __init__(self, keys: Sequence[tuple[str, str]]) -> None:
-        super().__init__()
-        self._keys = keys
-
     def compose(self) -> ComposeResult:
         """Keys and what they do."""
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        for key, what in self._keys:
+        for key, what in _KEYS:
             table.add_row(key, what)
         with Vertical(classes="box"):
             yield Static(table)
@@ -91,15 +102,21 @@ class DetailScreen(Screen[None]):
     def __init__(self, selected: Selected) -> None:
         super().__init__()
         self.selected = selected
+        self._subject = f"{selected.pane.removesuffix('s')} {selected.key}"
+        self._title = Label(self._subject, classes="title", markup=False)
         self._body = Static(id="detail")
 
     def compose(self) -> ComposeResult:
         """Its name and all there is to say."""
-        yield Label(f"{self.selected.pane.removesuffix('s')} {self.selected.key}", classes="title")
+        yield self._title
         with VerticalScroll():
             yield self._body
         yield Footer(show_command_palette=False)
 
-    def show(self, content: RenderableType) -> None:
-        """Say this from now on."""
-        self._body.update(content)
+    def show(self, content: RenderableType | None) -> None:
+        """Say this from now on; None: it is gone, what was said last stays."""
+        if content is not None:
+            self._body.update(content)
+        self._title.update(
+            self._subject if content is not None else f"{self._subject}: not there any more"
+        )

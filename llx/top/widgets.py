@@ -17,9 +17,7 @@ class PaneTable(DataTable[Text]):
     ]
 
     def __init__(self, pane: Pane) -> None:
-        super().__init__(
-            id=f"{pane}", cursor_type="row", zebra_stripes=False, cell_padding=1, show_cursor=True
-        )
+        super().__init__(id=f"{pane}", cursor_type="row", show_cursor=False)
         self.pane = pane
         self._sheet: Sheet | None = None
         self._sorting: Sorting | None = None
@@ -36,6 +34,14 @@ class PaneTable(DataTable[Text]):
         if self._sheet is None or not 0 <= self.cursor_row < len(self._sheet.rows):
             return None
         return self._sheet.rows[self.cursor_row].key
+
+    def on_focus(self) -> None:
+        """Only the pane that the keys are about shows a cursor."""
+        self.show_cursor = True
+
+    def on_blur(self) -> None:
+        """The cursor stays where it is, unseen."""
+        self.show_cursor = False
 
     def show(self, sheet: Sheet, sorting: Sorting) -> None:
         """Be this sheet."""

@@ -28,7 +28,7 @@ VERBS = [
     "", "init", "up", "down", "status", "logs", "generate", "chat", "demo", "completion",
     "inst", "inst ls", "inst get", "inst restart", "inst logs", "inst cordon", "inst uncordon",
     "inst drain", "queue", "explain", "policy", "policy show", "policy set", "policy revert",
-    "policy pause", "policy resume", "policy step", "req", "req ls",
+    "policy pause", "policy resume", "policy step", "req", "req ls", "req get",
     "migrate", "mig", "mig ls", "mig get", "mig cancel",
     "node", "node install", "node download", "context", "context ls", "context use",
     "host", "host ls", "host add",

@@ -405,6 +405,19 @@ async def test_the_scheduler_is_looked_at_and_steered(
     ]  # fmt: skip
 
 
+async def test_long_answers_are_compressed_for_whoever_reads_that(
+    http: httpx.AsyncClient,
+) -> None:
+    plain = await http.get("/openapi.json", headers={"accept-encoding": "identity"})
+    packed = await http.get("/openapi.json", headers={"accept-encoding": "gzip"})
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["content-encoding"] == "gzip"
+    assert packed.json() == plain.json()
+    assert int(packed.headers["content-length"]) < len(plain.content) / 3
+    short = await http.get("/v1/settings", headers={"accept-encoding": "gzip"})
+    assert "content-encoding" not in short.headers
+
+
 async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None:
     schema = (await http.get("/openapi.json")).json()
     assert set(schema["paths"]) == {

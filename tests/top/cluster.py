@@ -132,6 +132,7 @@ class FakeControl:
     def __init__(self, found=None):
         self.found = found or snapshot()
         self.error = None
+        self.pause = None
         self.asked = []
         self.matches = []
         self.num_connects = 0
@@ -153,6 +154,8 @@ class FakeControl:
             if self.error is not None:
                 raise self.error
             self.matches.append(match)
+            if self.pause is not None:
+                self.pause()
             return self.found
         finally:
             with self._lock:

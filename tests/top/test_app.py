@@ -1,6 +1,7 @@
 """The screen, driven by keys: what is shown, and what the cluster is asked to do."""
 
 import asyncio
+import threading
 import time
 from contextlib import asynccontextmanager
 
@@ -11,19 +12,12 @@ from llx.top.app import TopApp
 from llx.top.panes import Pane
 from llx.top.screens import ConfirmScreen, DetailScreen
 from tests.top.cluster import FakeControl, migration, snapshot
-
-WAIT_S = 20.0
+from tests.top.driving import WAIT_S, screen_text, shown
 
 
 @pytest.fixture
 def control():
     return FakeControl()
-
-
-def screen_text(app):
-    """What is on the terminal."""
-    strips = app.screen._compositor.render_strips()
-    return "\n".join(strip.text.rstrip() for strip in strips) + "\n"
 
 
 @asynccontextmanager
@@ -33,15 +27,6 @@ async def opened(control, size=(80, 24)):
     async with app.run_test(size=size, notifications=True) as pilot:
         await shown(pilot, "live 08:00:00")
         yield pilot
-
-
-async def shown(pilot, words):
-    """Waits until `words` are on the screen; returns all of it."""
-    end = time.monotonic() + WAIT_S
-    while words not in (text := screen_text(pilot.app)):
-        assert time.monotonic() < end, f'no "{words}" in\n{text}'
-        await pilot.pause(0.02)
-    return text
 
 
 async def settled(pilot, words):
@@ -143,6 +128,9 @@ class TestSeeing:
             moves = [*control.found.migrations[:-1], migration(9, blocks_copied=77)]
             control.found = snapshot(migrations=moves)
             await shown(pilot, "blocks copied  77")
+            control.found = snapshot(migrations=[])
+            text = await shown(pilot, "migration m3-9: not there any more")
+            assert "blocks copied  77" in text, "what was last known of it stays"
             await pilot.press("escape")
             await shown(pilot, "instances 3")
 
@@ -180,6 +168,15 @@ class TestLosingTheCluster:
             control.found = snapshot(num_requests=30)
             await shown(pilot, "requests 30")
             assert "reconnecting" not in screen_text(pilot.app)
+
+    async def test_a_look_that_hangs_is_not_called_live(self, control):
+        hanging = threading.Event()
+        async with opened(control) as pilot:
+            control.pause = hanging.wait
+            assert "tiny-0" in await shown(pilot, "no answer for")
+            control.pause = None
+            hanging.set()
+            await shown(pilot, "live 08:00:00")
 
     async def test_nobody_has_answered_yet(self, control):
         control.error = UnreachableError("the head is not running yet")

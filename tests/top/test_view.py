@@ -188,13 +188,15 @@ class TestDetail:
             (Pane.CLASSES, "tiny/0", ["urgent", "requests 1"]),
             (Pane.HOSTS, "gpu2", ["lost", "10.0.0.2"]),
             (Pane.GATEWAYS, "gateway-0", ["54321"]),
-            (Pane.INSTANCES, "tiny-9", ["not there any more"]),
         ],
     )
     def test_everything_about_one_thing(self, pane, key, words):
         text = text_of(describe(snapshot(), Selected(pane, key), 100))
         for word in words:
             assert word in text
+
+    def test_what_is_gone(self):
+        assert describe(snapshot(), Selected(Pane.INSTANCES, "tiny-9"), 100) is None
 
 
 @pytest.mark.golden
