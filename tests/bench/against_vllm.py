@@ -34,7 +34,7 @@ FIGURES = (
     "median_ttft_ms", "mean_ttft_ms", "median_itl_ms", "mean_itl_ms", "median_tpot_ms",
     "median_e2el_ms", "mean_e2el_ms",
 )  # fmt: skip
-"""Not rates: vLLM stretches its arrivals to fill the planned time exactly, llx takes them as drawn."""
+"""Not rates: vLLM stretches its arrivals to fill the planned time, llx takes them as drawn."""
 
 
 def ours(words: argparse.Namespace, url: str, folder: Path, number: int) -> dict:
