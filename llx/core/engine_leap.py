@@ -10,10 +10,8 @@ how long it takes is worked out for the batch as a whole, and not request by req
                grows with the batch
 """
 
-from collections.abc import Sequence
-
 from llx.core.engine_state import EngineState, StepTime
-from llx.core.model import Nanos
+from llx.core.model import Blocks, Nanos
 
 
 class LikeSteps:
@@ -23,6 +21,7 @@ class LikeSteps:
         ends_at: When the step under way ends.
         num_left: How many are not over: the one under way, and those that follow.
         num_free: Free blocks, those of the step under way taken.
+        free_until: Before that none are taken: who looks at `num_free` alone need not `advance`.
 
     Args:
         started_at: When the first one, which is open, has started.
@@ -30,7 +29,7 @@ class LikeSteps:
         num_decodes: Requests in the batch.
         num_context: Tokens that the first step reads.
         num_left: Steps in the row.
-        num_free: Free blocks.
+        num_free: Free blocks, the first step's taken.
         takes: How many requests need a first new block by which step.
         block_size: In tokens: so many steps later they need another.
     """
@@ -40,10 +39,12 @@ class LikeSteps:
         "_context",
         "_each",
         "_growth",
+        "_next_take",
         "_num_over",
         "_num_settled",
         "_takes",
         "ends_at",
+        "free_until",
         "num_free",
         "num_left",
     )
@@ -55,7 +56,7 @@ class LikeSteps:
         num_decodes: int,
         num_context: int,
         num_left: int,
-        num_free: int,
+        num_free: Blocks,
         takes: dict[int, int],
         block_size: int,
     ) -> None:
@@ -69,6 +70,7 @@ class LikeSteps:
         self.ends_at: int = started_at + self._each + self._context // 1000
         self.num_left = num_left
         self.num_free = num_free
+        self._await_take()
 
     def advance(self, now: Nanos) -> None:
         """Go on to the step that is under way at `now`, but never beyond the last one."""
@@ -77,11 +79,20 @@ class LikeSteps:
             self.ends_at += self._each + self._context // 1000
             self.num_left -= 1
             self._num_over += 1
-            taken = self._takes.pop(self._num_over, 0)
-            if taken:
-                self.num_free -= taken
-                again = self._num_over + self._block_size
-                self._takes[again] = self._takes.get(again, 0) + taken
+            if self._num_over == self._next_take:
+                self._take()
+
+    def _take(self) -> None:
+        taken = self._takes.pop(self._next_take)
+        self.num_free = Blocks(self.num_free - taken)
+        again = self._next_take + self._block_size
+        self._takes[again] = self._takes.get(again, 0) + taken
+        self._await_take()
+
+    def _await_take(self) -> None:
+        self._next_take = min(self._takes)
+        num_before = self._next_take - self._num_over - 1
+        self.free_until = self.ends_at + num_before * self._each  # and a little longer
 
     def last_ends_at(self) -> Nanos:
         """When the row ends."""
@@ -97,9 +108,7 @@ class LikeSteps:
         return count
 
 
-def like_steps(
-    state: EngineState, started_at: Nanos, are_decodes: Sequence[bool]
-) -> LikeSteps | None:
+def like_steps(state: EngineState, started_at: Nanos, num_chunks: int) -> LikeSteps | None:
     """The row of like steps that begins with the open one; None if that is alone.
 
     Nothing ends or comes in before the last of them completes. Blocks only become fewer and places
@@ -109,23 +118,25 @@ def like_steps(
     Args:
         state: With the open step's blocks taken. The step has admitted and preempted nobody.
         started_at: When the open step has started.
-        are_decodes: Of the open step's chunks.
+        num_chunks: Requests that it computes for.
     """
     running, config = state.running, state.config
-    if state.arrived or len(are_decodes) != len(running) or not all(are_decodes):
+    if state.arrived or num_chunks != len(running):
         return None
     block_size: int = config.block_size
     max_len: int = config.max_model_len
     most, context = max_len, 0
     takes: dict[int, int] = {}
     for held in running:
-        num_tokens = len(held.tokens)
-        asked = held.asked
-        most = min(most, asked.max_tokens - num_tokens + len(asked.prompt), max_len - num_tokens)
-        context += held.num_computed + 1
-        first = len(held.blocks) * block_size - held.num_computed
+        num_tokens, num_computed, asked = len(held.tokens), held.num_computed, held.asked
+        num_outputs = num_tokens - len(asked.prompt)
+        if num_tokens - num_computed != 1 or not num_outputs:
+            return None  # a prompt, or what is recomputed
+        most = min(most, asked.max_tokens - num_outputs, max_len - num_tokens)
+        context += num_tokens
+        first = len(held.blocks) * block_size - num_computed
         takes[first] = takes.get(first, 0) + 1
-    num_free = len(state.free)
+    num_free = Blocks(len(state.free))
     num_steps = _that_fit(takes, block_size, num_free, most)
     if num_steps < 2:
         return None

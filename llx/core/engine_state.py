@@ -14,6 +14,7 @@ Blocks reserved for a request that may yet arrive are simply not free.
 """
 
 import bisect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, assert_never
@@ -35,6 +36,9 @@ class StepTime:
             attention within a prompt of n tokens costs n² of it.
         weights_ns: Reading the weights once; a step's arithmetic hides behind it …
         token_ns: … until it takes longer, so much for each token computed.
+        mixed_decode_ns: More for each request that decodes in a step which computes prompts, too …
+        mixed_context_ktoken_ns: … and for a thousand tokens that their attention reads: kernels
+            made for prompts read single rows slower than those made for them.
     """
 
     base_ns: int
@@ -45,6 +49,8 @@ class StepTime:
     prefill_square_ns: int = 0
     weights_ns: int = 0
     token_ns: int = 0
+    mixed_decode_ns: int = 0
+    mixed_context_ktoken_ns: int = 0
 
     def of(
         self,
@@ -52,22 +58,31 @@ class StepTime:
         num_decodes: int,
         num_context_tokens: int,
         num_square_tokens: int = 0,
+        num_decode_context_tokens: int = 0,
     ) -> Nanos:
         """Duration of a step of that many prefill tokens, decodes and tokens of context.
 
         `num_square_tokens`: over the prefills, the sum of end² - start².
+        `num_decode_context_tokens`: what of the context the decodes read; it counts beside
+        prefills.
         """
         is_prefill = self.prefill_base_ns is not None and not num_decodes
         base_ns = self.prefill_base_ns if is_prefill else self.base_ns
         assert base_ns is not None
+        is_mixed = num_prefill_tokens and num_decodes
         return Nanos(
             base_ns
+            + (self._mixed(num_decodes, num_decode_context_tokens) if is_mixed else 0)
             + max(self.weights_ns, self.token_ns * (num_prefill_tokens + num_decodes))
             + self.prefill_token_ns * num_prefill_tokens
             + self.prefill_square_ns * num_square_tokens
             + self.decode_ns * num_decodes
             + self.context_ktoken_ns * num_context_tokens // 1000
         )
+
+    def _mixed(self, num_decodes: int, num_context_tokens: int) -> int:
+        growth = self.mixed_context_ktoken_ns * num_context_tokens // 1000
+        return self.mixed_decode_ns * num_decodes + growth
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +132,25 @@ class EngineRequest:
     stop_tokens: frozenset[int] = frozenset()
     banned_early: frozenset[int] = frozenset()
     seed: int = 0
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Positions `start` to `end` (exclusive) of a request, computed in one step.
+
+    Nobody changes it. It is not frozen for speed: there is one for each request of each step.
+    """
+
+    request: RequestId
+    life: int
+    start: int
+    end: int
+    is_decode: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the step's budget that it takes."""
+        return self.end - self.start
 
 
 class State(Enum):
@@ -180,8 +214,8 @@ class EngineState:
         self.waiting: list[Held] = []
         self.arrived: list[Held] = []
         self.cut: list[Held] = []
-        self.in_flight: frozenset[int] = frozenset()
-        """Lives that the open step computes for."""
+        self.in_flight: Mapping[RequestId, Chunk] = {}
+        """What the open step computes."""
         self._tallies: dict[int, _Tally] = {}
         self._waiting_tokens = 0
         self._num_preempted = 0
@@ -221,6 +255,11 @@ class EngineState:
         """Blocks become free again."""
         self.free.extend(reversed(blocks))
 
+    def is_in_flight(self, held: Held) -> bool:
+        """Whether the open step computes for it."""
+        chunk = self.in_flight.get(held.asked.request)
+        return chunk is not None and chunk.life == held.life
+
     def demand(self, held: Held) -> int:
         """Blocks that its tokens so far need beyond those it has."""
         return max(0, blocks_for(len(held.tokens), self.config.block_size) - len(held.blocks))
@@ -236,12 +275,12 @@ class EngineState:
         num_held = sum(len(held.blocks) for held in self.held.values())
         return self.config.num_blocks - len(self.free) - num_held
 
-    def load(self, num_free: int) -> InstanceLoad:
+    def load(self, num_free: Blocks) -> InstanceLoad:
         """The load with so many free blocks; costs O(priority classes)."""
         tallies = self._tallies.items()
         return InstanceLoad(
             total=self.config.num_blocks,
-            free=Blocks(num_free),
+            free=num_free,
             block_size=self.config.block_size,
             num_running=len(self.running) + len(self.cut),
             num_waiting=len(self.waiting) + len(self.arrived),

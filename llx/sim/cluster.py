@@ -40,6 +40,7 @@ from llx.core.scheduler.events import (
     Ticked,
 )
 from llx.core.scheduler.move_rule import pick
+from llx.core.scheduler.policies import Policies
 from llx.core.scheduler.scheduler import Scheduler
 from llx.sim.config import ClusterConfig
 from llx.sim.engine import SimEngine
@@ -73,6 +74,7 @@ class Cluster:
         requests: In the order of their arrival.
         watch: Told now and then how many requests have ended.
         observe: Told every event of the scheduler, when it was, and what the scheduler answered.
+        policies: That the pool's configuration may name.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Cluster:
         requests: Iterator[SimRequest],
         watch: Callable[[int], None] | None = None,
         observe: Observer | None = None,
+        policies: Policies | None = None,
     ) -> None:
         self.records: list[Record] = []
         self._config = config
@@ -88,7 +91,7 @@ class Cluster:
         self._watch = watch
         self._observe = observe
         self._kernel = Kernel()
-        self._scheduler = Scheduler()
+        self._scheduler = Scheduler(policies)
         self._members: dict[InstanceId, _Member] = {}
         self._num_joined = 0
         self._num_ended = 0
@@ -272,28 +275,46 @@ class Cluster:
     def _report_later(self, member: _Member) -> None:
         if not member.is_due:
             member.is_due = True
-            every = self._config.report_every
-            at = Nanos((self._kernel.now // every + 1) * every)
-            if at != self._reports_at:
-                self._reports_at, self._due = at, []
-                self._kernel.at(at, self._report, self._due)
-            self._due.append(member)
+            self._next_reports().append(member)
+
+    def _next_reports(self) -> list[_Member]:
+        """Who reports at the next instant for that."""
+        every = self._config.report_every
+        at = Nanos((self._kernel.now // every + 1) * every)
+        if at != self._reports_at:
+            self._reports_at, self._due = at, []
+            self._kernel.at(at, self._report, self._due)
+        return self._due
 
     def _report(self, due: Sequence[_Member]) -> None:
         """Those that are due say how they are, in the order in which they became so."""
         reports: list[LoadReported] = []
+        again: list[_Member] = []
         for member in due:
-            member.is_due = False
             said = member.engine.load_and_head()
-            load, head = said
-            if member.covers or (said is not member.said and said != member.said):
-                covers, member.covers = tuple(member.covers), []
-                reports.append(LoadReported(member.engine.name, load, covers, head))
-            member.said = said
-            if load.num_running or load.num_waiting or load.free != load.total:
-                self._report_later(member)
+            if said is not member.said or member.covers:
+                self._say(member, said, reports)
+            if member.is_due:
+                again.append(member)
+        if again:
+            self._next_reports().extend(again)
         if reports:
             self._kernel.after(self._config.link.hop, self._hear, reports)
+
+    def _say(
+        self,
+        member: _Member,
+        said: tuple[InstanceLoad, Blocks | None],
+        reports: list[LoadReported],
+    ) -> None:
+        """Report an instance's load, if it has changed or somebody is to be covered."""
+        load, head = said
+        before = member.said
+        if member.covers or before is None or load.free != before[0].free or said != before:
+            covers, member.covers = tuple(member.covers), []
+            reports.append(LoadReported(member.engine.name, load, covers, head))
+        member.said = said
+        member.is_due = bool(load.num_running or load.num_waiting or load.free != load.total)
 
     def _hear(self, reports: Sequence[LoadReported]) -> None:
         for each in reports:
@@ -308,17 +329,19 @@ class Cluster:
 
     def said(self, engine: SimEngine, outputs: Sequence[TokenOutput]) -> None:
         """`Listener`: the gateway's part, which lets through what the owner says."""
+        name, now = engine.name, self._kernel.now
         for each in outputs:
-            epoch = engine.epochs[each.request]
-            if each.finish is not None:
-                del engine.epochs[each.request]
-            record = self._record(each.request)
-            is_owner = record.owner == engine.name and record.epoch == epoch
-            if not is_owner and not self._takes_over(engine, each.request, epoch):
-                self._kernel.after(self._config.link.hop, self._abort, engine, each.request, epoch)
+            request, finish = each.request, each.finish
+            epoch = engine.epochs[request]
+            if finish is not None:
+                del engine.epochs[request]
+            record = self._record(request)
+            is_owner = record.owner == name and record.epoch == epoch
+            if not is_owner and not self._takes_over(engine, request, epoch):
+                self._kernel.after(self._config.link.hop, self._abort, engine, request, epoch)
                 continue
-            record.token(self._kernel.now)
-            if each.finish is not None:
+            record.token(now)
+            if finish is not None:
                 self._end(record)
 
     def _takes_over(self, engine: SimEngine, request: RequestId, epoch: Epoch) -> bool:

@@ -119,10 +119,12 @@ class SimEngine:
             if seen is None:
                 seen = self._seen = (self._model.load(), self._model.queue_head())
             return seen
-        row.advance(self._kernel.now)
-        if seen is None or seen[0].free != row.num_free:
-            head = self._model.queue_head() if seen is None else seen[1]
-            seen = self._seen = (self._model.load_in(row), head)
+        if row.free_until <= self._kernel.now:
+            row.advance(self._kernel.now)
+        if seen is None:
+            seen = self._seen = (self._model.load_in(row), self._model.queue_head())
+        elif seen[0].free != row.num_free:
+            seen = self._seen = (seen[0].with_free(row.num_free), seen[1])
         return seen
 
     # ------------------------------------------------------------------ steps
@@ -162,7 +164,8 @@ class SimEngine:
             self._row = None
         outputs = self._model.complete(step)
         self._step = None
-        self._silent.difference_update([each.request for each in outputs])
+        if self._silent:
+            self._silent.difference_update([each.request for each in outputs])
         self._listener.said(self, outputs)
         self._model.moves.tell()
         self._begin()

@@ -22,6 +22,7 @@ from llx.core.scheduler.policies import Policies
 from llx.core.scheduler.scheduler import Scheduler
 from llx.errors import ConfigError
 from llx.recording import Entry, Recording, command_bytes
+from llx.sim.cluster import Observer
 
 _NUM_SHOWN: Final = 10
 _WATCH_EVERY: Final = 1024
@@ -86,13 +87,19 @@ class Compared(BaseModel):
     first: tuple[Choice, ...]
 
 
-def replay(recording: Recording, policies: Policies, watch: Callable[[int], None]) -> Replayed:
+def replay(
+    recording: Recording,
+    policies: Policies,
+    watch: Callable[[int], None],
+    observe: Observer | None = None,
+) -> Replayed:
     """Feed the events to a scheduler and compare every command, byte for byte.
 
     Args:
         recording: What was.
         policies: That its configurations may name.
         watch: Told now and then how many events are done.
+        observe: Told every event, when it was, and what the scheduler answers.
 
     Raises:
         ConfigError: The recording cannot be read, or names an unknown policy.
@@ -108,6 +115,8 @@ def replay(recording: Recording, policies: Policies, watch: Callable[[int], None
         if got != entry.commands:
             difference = _difference(entry, got)
             break
+        if observe is not None:
+            observe(entry.event, entry.at, answer)
         count += 1
         commands.update(type(each).__name__ for each in answer)
     return Replayed(

@@ -21,7 +21,18 @@ from llx.wire.codec import (
     check_frames,
     encode,
 )
-from llx.wire.line import GatewayHello, GatewayReport, Member, Members, MoveSeen
+from llx.wire.line import (
+    GatewayHello,
+    GatewayReport,
+    Held,
+    Member,
+    Members,
+    MoveSeen,
+    NotPlaced,
+    Place,
+    Placed,
+    Withdraw,
+)
 from llx.wire.moving import (
     AbortMigration,
     AskOwner,
@@ -84,6 +95,7 @@ __all__ = [
     "FromTarget",
     "GatewayHello",
     "GatewayReport",
+    "Held",
     "Hello",
     "InstanceInfo",
     "Load",
@@ -94,8 +106,12 @@ __all__ = [
     "MigrationRefused",
     "MoveSeen",
     "Moving",
+    "NotPlaced",
     "Outputs",
     "Ping",
+    "Place",
+    "Placed",
+    "PlacementAnswer",
     "Ready",
     "Refused",
     "Reply",
@@ -109,6 +125,7 @@ __all__ = [
     "ToLlumlet",
     "ToScheduler",
     "ToTarget",
+    "Withdraw",
     "check_frames",
     "encode",
 ]
@@ -119,5 +136,6 @@ ToLlumlet = Ruling | MigrateOrder | CancelMigration | ToTarget
 FromLlumlet = AskOwner | Moving | MigrationNews | FromTarget
 ToInstance = Hello | Ping | Bye | Add | Abort | Call | ToLlumlet
 FromInstance = Ready | Refused | Outputs | Load | Reply | Dead | FromLlumlet
-ToScheduler = GatewayHello | GatewayReport
-FromScheduler = Members
+ToScheduler = GatewayHello | GatewayReport | Place | Withdraw
+PlacementAnswer = Placed | Held | NotPlaced
+FromScheduler = Members | PlacementAnswer

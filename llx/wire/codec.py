@@ -7,6 +7,7 @@ import msgspec
 
 from llx.core.model import RequestId
 from llx.errors import WireError
+from llx.wire.line import Place, Withdraw
 from llx.wire.message import Message
 from llx.wire.moving import (
     AbortMigration,
@@ -97,6 +98,10 @@ def _check_ids(message: object) -> None:
             ids = [RequestId(message.migration)]
         case Abort(requests=requests):
             ids = [request for request, _ in requests]
+        case Place(request=request, pool=pool, name=name):
+            ids = [request, RequestId(pool), RequestId(name or "-")]
+        case Withdraw(request=request):
+            ids = [request]
         case Hello(peer=peer):
             ids = [RequestId(peer)]
         case _:

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from llx.core.model import Epoch, InstanceId, PoolName, RequestId, Term
+from llx.core.model import ClassName, Epoch, InstanceId, Nanos, PoolName, RequestId, Term
 from llx.wire.message import Message
 
 
@@ -70,3 +70,73 @@ class GatewayReport(Message, frozen=True, tag="gateway-report"):
     output_tokens: int
     connected: list[InstanceId]
     moves: list[MoveSeen] = []
+
+
+# ---------------------------------------------------------------- gateway → scheduler: placement
+
+
+class Place(Message, frozen=True, tag="place"):
+    """A request wants an instance. Answered by `Placed`, `Held` or `NotPlaced`.
+
+    A request that is held is asked for again now and then: it keeps its place, and a scheduler that
+    has begun meanwhile learns of it.
+
+    Attributes:
+        pool: Of which model.
+        request: Its id.
+        ask: Numbers what this gateway asks, from 1; every answer quotes it, so that a late one is
+            not taken for the present one.
+        priority_class: A class's name.
+        num_tokens: To be computed before its next token.
+        waited: Since it came to its gateway.
+        name: What operators know it by (`Add.name`).
+    """
+
+    pool: PoolName
+    request: RequestId
+    ask: int
+    priority_class: ClassName
+    num_tokens: int
+    waited: Nanos
+    name: str = ""
+
+
+class Withdraw(Message, frozen=True, tag="withdraw"):
+    """A request wants an instance no longer, or cannot go where it was placed."""
+
+    request: RequestId
+
+
+# ---------------------------------------------------------------- scheduler → gateway: placement
+
+
+class Placed(Message, frozen=True, tag="placed"):
+    """Send the request to the instance now. `ask`: see `Place`."""
+
+    term: Term
+    request: RequestId
+    ask: int
+    instance: InstanceId
+
+
+class Held(Message, frozen=True, tag="held"):
+    """The request waits in the central queue, with `num_waiting` of its class, itself included."""
+
+    term: Term
+    request: RequestId
+    ask: int
+    num_waiting: int
+
+
+class NotPlaced(Message, frozen=True, tag="not-placed"):
+    """The request gets no instance.
+
+    `reason`: the value of a `Refusal` of `llx.core.scheduler.commands`.
+    `retry_after_s`: when there may be room; 0 where it makes no sense to try again.
+    """
+
+    term: Term
+    request: RequestId
+    ask: int
+    reason: str
+    retry_after_s: float

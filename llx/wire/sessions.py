@@ -125,7 +125,11 @@ class Outputs(Message, frozen=True, tag="outputs"):
 
 
 class Load(Message, frozen=True, tag="load"):
-    """A load report, sent on change. `seen`: see `Add.seq`; it is the receiving peer's own."""
+    """A load report, sent on change. `seen`: see `Add.seq`; it is the receiving peer's own.
+
+    `covers`, to schedulers alone: requests that have come and that no report sent before has told
+    of. `queue_head`: blocks that the first waiting request lacks; None: nobody waits, or not known.
+    """
 
     session: int
     seen: int
@@ -140,6 +144,8 @@ class Load(Message, frozen=True, tag="load"):
     num_preempted: int
     classes: dict[int, tuple[int, int, int]]
     """Priority integer → running, waiting, blocks demanded by the waiting."""
+    covers: list[RequestId] = []
+    queue_head: int | None = None
 
     def instance_load(self) -> InstanceLoad:
         """The report as the core's value.

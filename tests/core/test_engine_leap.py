@@ -171,7 +171,7 @@ def test_a_row_ends_when_its_steps_do(num_decodes, context, num_steps, num_over)
     each = [
         STEP_TIME.of(0, num_decodes, context + num_decodes * index) for index in range(num_steps)
     ]
-    row = LikeSteps(Nanos(5), STEP_TIME, num_decodes, context, num_steps, 10**6, {}, 16)
+    row = LikeSteps(Nanos(5), STEP_TIME, num_decodes, context, num_steps, 10**6, {1: 1}, 16)
     ends = 5 + sum(each)
     for index in range(min(num_over, num_steps - 1)):
         assert row.last_ends_at() == ends
