@@ -6,7 +6,6 @@ from array import array
 
 import pytest
 
-import llx.bench as llx_bench
 from llx.bench import pictures
 from llx.bench.cluster_watch import FaultNote, InstanceLoad, Move, Sight
 from llx.bench.record import Outcome, Record
@@ -104,8 +103,9 @@ def test_the_same_runs_give_the_same_picture(directory):
 
 def test_without_matplotlib(llx, directory, monkeypatch):  # noqa: F811
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "llx.bench.pictures", raising=False)
-    monkeypatch.delattr(llx_bench, "pictures", raising=False)
+    for name in ("llx.bench.pictures", "llx.sim.canvas"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.delattr(name, raising=False)
     done = llx("bench", "report", str(directory))
     assert done.exit_code == 0
     assert "no pictures" in done.stderr
