@@ -26,7 +26,7 @@ from llx.errors import ConfigError
 from llx.openai_client import PRIORITY_HEADER, REQUEST_ID_HEADER
 from llx.secret import Secret
 
-_TURN_S: Final = 0.002
+_TURN_S: Final = 0.001
 """Timers of the event loop may be a millisecond late: the rest of a wait goes by in its turns."""
 _LAUNCHES_PER_TURN: Final = 8
 _IDLE_LIMIT_S: Final = 3.0
