@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from llx.bench.compare import Ratio
     from llx.bench.run_directory import Results
 
+_SHOWN_ERRORS = 5
+
 
 class VariantRow(BaseModel):
     """A variant: how often it ran, and the median of each figure; of its classes, too."""
@@ -49,6 +51,17 @@ def emit_results(session: Session, results: "Results") -> None:
         print_table(session.out, table(result_columns(), rows, is_wide=is_wide))
 
     emit(session.out, session.output, rows, results.variants, show)
+    for text, count in errors_of(results)[:_SHOWN_ERRORS]:
+        session.err.print(f"{count} × {text}", markup=False, soft_wrap=True)
+
+
+def errors_of(results: "Results") -> list[tuple[str, int]]:
+    """Why requests failed, the most frequent reason first."""
+    counts: dict[str, int] = {}
+    for run in results.runs:
+        for text, count in run.summary["llx_errors"].items():
+            counts[text] = counts.get(text, 0) + count
+    return sorted(counts.items(), key=lambda item: -item[1])
 
 
 def result_columns() -> list[Column[VariantRow]]:
