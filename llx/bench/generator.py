@@ -26,13 +26,14 @@ from llx.errors import ConfigError
 from llx.openai_client import PRIORITY_HEADER, REQUEST_ID_HEADER
 from llx.secret import Secret
 
-_TURN_S: Final = 0.002
+_TURN_S: Final = 0.001
 """Timers of the event loop may be a millisecond late: the rest of a wait goes by in its turns."""
 _LAUNCHES_PER_TURN: Final = 8
 _IDLE_LIMIT_S: Final = 3.0
 """Servers close connections idle for longer (uvicorn: after 5 s)."""
 _SWEEP_S: Final = 1.0
 _CONNECT_TIMEOUT_S: Final = 10.0
+_MOST_FILES: Final = 1 << 17
 _SPARE_FILES: Final = 128
 
 
@@ -262,8 +263,10 @@ def _parts(target: Target, address: _Address) -> tuple[bytes, bytes]:
 
 
 def _raised_file_limit() -> int:
-    """As many open files as this process may have."""
+    """As many open files as this process may have, and as anybody needs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if most > soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        return most
+    return most if soft == resource.RLIM_INFINITY else soft

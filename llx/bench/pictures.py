@@ -1,47 +1,38 @@
-"""Pictures of measured runs, by matplotlib (the extra `plots`); nothing else here imports it.
+"""Pictures of measured runs, drawn on the paper of `llx.sim.canvas`, as simulated ones are."""
 
-Without pyplot, so that nothing global changes; without times or random ids, so that the same runs
-give the same file.
-"""
-
-import io
 import itertools
 import math
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from llx.bench.cluster_watch import Move, Sight
 from llx.bench.record import Outcome, Record
 from llx.bench.run_directory import Results, Run
 from llx.bench.scenario import Variant
-from llx.errors import ConfigError
-
-_COLORS: Final = ("#2a6fbb", "#e07b39", "#3b8f5c", "#8d5fb5", "#c4476c", "#6b6f76", "#b59a1c")
-_INK, _FAINT = "#33373d", "#e4e6e9"
-_STYLE: Final[dict[Any, Any]] = {
-    "font.size": 9, "axes.edgecolor": "#9a9ea5", "axes.labelcolor": _INK, "text.color": _INK,
-    "xtick.color": _INK, "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.color": _FAINT, "axes.axisbelow": True, "legend.frameon": False,
-    "svg.hashsalt": "llx", "savefig.facecolor": "white",
-}  # fmt: skip
-_WIDTH: Final = 10.0
-_NARROW, _WIDE = 8, 100
-"""Ratios of the ends of an axis of times: below it is linear; above it has powers of ten only."""
-_NINES: Final = (
-    (0.0, "0 %"),
-    (math.log10(2), "50 %"),
-    (1.0, "90 %"),
-    (2.0, "99 %"),
-    (3.0, "99.9 %"),
+from llx.sim.canvas import (
+    COLORS,
+    NINES,
+    Area,
+    Drawing,
+    as_svg,
+    colors,
+    heading,
+    kind_of,
+    legend_beside,
+    plain_numbers,
+    save,
 )
+
+__all__ = ["as_svg", "drawings", "kind_of", "save"]
+
+_NARROW: Final = 8
+"""Where times differ less, their axis is linear."""
 _LATENCIES: Final[tuple[tuple[str, Callable[[Record], float | None]], ...]] = (
     ("TTFT, ms", lambda record: record.ttft_s),
     ("TPOT, ms", lambda record: record.tpot_s),
@@ -50,9 +41,6 @@ _LATENCIES: Final[tuple[tuple[str, Callable[[Record], float | None]], ...]] = (
 _STEPS: Final = 120
 """Points of a course over time."""
 
-Area = Figure | SubFigure
-Drawing = tuple[float, Callable[[Area], None]]
-"""A height in inches, and what draws into an area."""
 Records = Mapping[Path, Sequence[Record]]
 
 
@@ -66,56 +54,12 @@ def drawings(results: Results) -> list[Drawing]:
     return found
 
 
-def as_svg(part: Drawing) -> str:
-    """One part, to be put into a page."""
-    text = _rendered([part], "svg").decode()
-    return text[text.index("<svg") :]
-
-
-def kind_of(path: Path) -> str:
-    """The kind of picture that a file's name asks for.
-
-    Raises:
-        ConfigError: None that is known.
-    """
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in ("svg", "png", "pdf"):
-        raise ConfigError(f"{path}: a picture's name ends in .svg, .png or .pdf")
-    return kind
-
-
-def save(path: Path, parts: Sequence[Drawing]) -> None:
-    """Write a picture of these parts, one below the other; its kind is the file's ending.
-
-    Raises:
-        ConfigError: The file cannot be written, or is of no known kind.
-    """
-    data = _rendered(parts, kind_of(path))
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def _rendered(parts: Sequence[Drawing], kind: str) -> bytes:
-    with mpl.rc_context(_STYLE):
-        heights = [height for height, _ in parts]
-        figure = Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
-        areas = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)
-        for area, (_, draw) in zip(areas[:, 0], parts, strict=True):
-            draw(area)
-        data = io.BytesIO()
-        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-        figure.savefig(data, format=kind, dpi=160, metadata=metadata)
-        return data.getvalue()
-
-
 def _latencies(area: Area, results: Results, records: Records) -> None:
     """How many requests were served within a time, all repetitions; stretched to the slowest."""
-    _head(area, "Latency")
+    heading(area, "Latency")
     panels = area.subplots(1, len(_LATENCIES), sharey=True)
     for axes, (title, value) in zip(panels, _LATENCIES, strict=True):
-        for color, variant in zip(itertools.cycle(_COLORS), results.variants, strict=False):
+        for color, variant in zip(colors(), results.variants, strict=False):
             mine = itertools.chain.from_iterable(records[e.path] for e in results.of(variant))
             ok = (value(each) for each in mine if each.outcome is Outcome.OK)
             values = sorted(1000 * each for each in ok if each is not None)
@@ -124,15 +68,15 @@ def _latencies(area: Area, results: Results, records: Records) -> None:
         _time_axis(axes)
         axes.set_xlabel(title)
         axes.set_ylim(bottom=0)
-    panels[0].set_yticks(*zip(*_NINES, strict=True))
+    panels[0].set_yticks(*zip(*NINES, strict=True))
     panels[0].set_ylim(top=max(1.2, panels[0].dataLim.y1 * 1.05))
     panels[0].set_ylabel("of the requests, within")
-    _legend(area, panels[0])
+    legend_beside(area, panels[0])
 
 
 def _by_rate(area: Area, results: Results) -> None:
     """Goodput and tails against the rate of arrivals; a dot for each run."""
-    _head(area, "By rate")
+    heading(area, "By rate")
     panels = area.subplots(1, 3)
     figures = (
         ("request_goodput", "good requests/s"),
@@ -140,7 +84,7 @@ def _by_rate(area: Area, results: Results) -> None:
         ("p99_tpot_ms", "TPOT P99, ms"),
     )
     for axes, (name, title) in zip(panels, figures, strict=True):
-        for color, (label, runs) in zip(itertools.cycle(_COLORS), _servers(results), strict=False):
+        for color, (label, runs) in zip(colors(), _servers(results), strict=False):
             points = sorted(
                 (rate, value)
                 for each in runs
@@ -158,9 +102,9 @@ def _by_rate(area: Area, results: Results) -> None:
         axes.set_xlim(left=0)
         axes.set_xlabel("requests/s, planned")
         axes.set_ylabel(title)
-    panels[0].axline((0, 0), slope=1, color=_COLORS[5], linewidth=0.8, linestyle=":")
+    panels[0].axline((0, 0), slope=1, color=COLORS[5], linewidth=0.8, linestyle=":")
     if len(_servers(results)) > 1:
-        _legend(area, panels[1])
+        legend_beside(area, panels[1])
 
 
 def _servers(results: Results) -> list[tuple[str, list[Run]]]:
@@ -185,7 +129,7 @@ def _course_of(run: Run, records: Records) -> Drawing:
 
 def _course(area: Area, run: Run, records: Sequence[Record], sights: Sequence[Sight]) -> None:
     """One run over time: the clients' side, then each instance's KV cache and its moves."""
-    _head(area, f"{run.variant}, repetition {run.repetition + 1}")
+    heading(area, f"{run.variant}, repetition {run.repetition + 1}")
     moves = run.moves()
     panels = area.subplots(2 + bool(sights) + bool(moves), 1, sharex=True)
     end = max(run.figure("duration") or 0.0, *(each.at_s for each in sights), 1e-3)
@@ -197,9 +141,9 @@ def _course(area: Area, run: Run, records: Sequence[Record], sights: Sequence[Si
         _moves(panels[-1], moves, end)
     for fault in run.faults():
         for axes in panels:
-            axes.axvline(fault.at_s, color=_COLORS[4], linewidth=1, linestyle="--")
+            axes.axvline(fault.at_s, color=COLORS[4], linewidth=1, linestyle="--")
         panels[0].annotate(
-            f"{fault.do} {fault.instance}", (fault.at_s, 1.02), color=_COLORS[4], fontsize=8,
+            f"{fault.do} {fault.instance}", (fault.at_s, 1.02), color=COLORS[4], fontsize=8,
             xycoords=("data", "axes fraction"), va="bottom", ha="center",
         )  # fmt: skip
     panels[-1].set_xlim(0, end)
@@ -216,8 +160,8 @@ def _under_way(axes: Axes, records: Sequence[Record], end: float) -> None:
     )
     counts = list(itertools.accumulate(step for _, step in steps))
     times = [at for at, _ in steps]
-    axes.fill_between(times, counts, step="post", color=_COLORS[0], alpha=0.2, linewidth=0)
-    axes.step(times, counts, where="post", color=_COLORS[0], linewidth=1)
+    axes.fill_between(times, counts, step="post", color=COLORS[0], alpha=0.2, linewidth=0)
+    axes.step(times, counts, where="post", color=COLORS[0], linewidth=1)
     _count_axis(axes, "streams")
 
 
@@ -232,14 +176,14 @@ def _tokens(axes: Axes, records: Sequence[Record], end: float) -> None:
         last = min(_STEPS - 1, int(each.last_at / width))
         for step in range(first, last + 1):
             rates[step] += each.num_outputs / (last - first + 1) / width
-    axes.step([width * step for step in range(_STEPS)], rates, where="post", color=_COLORS[2])
+    axes.step([width * step for step in range(_STEPS)], rates, where="post", color=COLORS[2])
     _count_axis(axes, "tokens/s")
 
 
 def _instances(axes: Axes, sights: Sequence[Sight]) -> None:
     """The share of each instance's KV cache in use; dotted while it takes nothing new."""
     names = sorted({each.name for sight in sights for each in sight.instances})
-    for color, name in zip(itertools.cycle(_COLORS), names, strict=False):
+    for color, name in zip(colors(), names, strict=False):
         points = [
             (sight.at_s, 100 * each.blocks_used / each.blocks_total, each.is_cordoned)
             for sight in sights
@@ -252,14 +196,14 @@ def _instances(axes: Axes, sights: Sequence[Sight]) -> None:
         axes.step(times, shares, where="post", color=color, linewidth=1.2, label=name)
         axes.step(times, closed, where="post", color="white", linewidth=1.2, linestyle=":")
     _count_axis(axes, "KV used, %", is_integer=False)
-    if len(names) <= len(_COLORS):
+    if len(names) <= len(COLORS):
         axes.legend(loc="upper left", ncols=len(names), handlelength=1.2, borderpad=0)
 
 
 def _moves(axes: Axes, moves: Sequence[Move], end: float) -> None:
     moved = [each for each in moves if each.ended_s is not None]
     width = end / _STEPS
-    for color, word in ((_COLORS[2], "moved"), (_COLORS[6], "kept")):
+    for color, word in ((COLORS[2], "moved"), (COLORS[6], "kept")):
         counts = [0] * _STEPS
         for each in moved:
             if each.outcome == word and each.ended_s is not None:
@@ -279,27 +223,11 @@ def _count_axis(axes: Axes, title: str, *, is_integer: bool = True) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=is_integer))
 
 
-def _head(area: Area, title: str) -> None:
-    area.suptitle(title, x=0.01, ha="left", fontweight="bold")
-
-
-def _legend(area: Area, axes: Axes) -> None:
-    """One for all panels, beside the heading."""
-    handles, labels = axes.get_legend_handles_labels()
-    legend = area.legend(
-        handles, labels, loc="upper right", ncols=len(labels), handlelength=1.2, borderpad=0
-    )
-    legend.set_in_layout(False)
-
-
 def _time_axis(axes: Axes) -> None:
-    """Logarithmic where times differ much, labelled 1, 10, 100; 2 and 5 where there is room."""
+    """Logarithmic where times differ much."""
     low, high = axes.dataLim.x0, axes.dataLim.x1
-    if not low > 0 or high < _NARROW * low:
+    if low > 0 and high > _NARROW * low:
+        axes.set_xscale("log")
+        plain_numbers(axes)
+    else:
         axes.set_xlim(left=0)
-        return
-    axes.set_xscale("log")
-    subs = (1.0,) if high > _WIDE * low else (1.0, 2.0, 5.0)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())

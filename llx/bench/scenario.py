@@ -53,16 +53,19 @@ class Arrivals(_Part):
 
 
 class Trace(_Part):
-    """Arrivals and lengths of a recorded load; relative paths are the scenario's neighbours."""
+    """Arrivals and lengths of a recorded load, `speed` times as fast.
+
+    Relative paths are the scenario's neighbours. `format`: None: as the file looks.
+    """
 
     file: Path
-    format: str
+    format: str | None = None
     speed: Annotated[float, Field(gt=0)] = 1.0
 
     @field_validator("format")
     @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in FORMATS:
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in FORMATS:
             raise ValueError(f"no trace format {name!r}: it is one of {', '.join(FORMATS)}")
         return name
 

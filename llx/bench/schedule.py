@@ -13,7 +13,8 @@ from typing import Final
 
 from llx.bench.prompts import Segment
 from llx.bench.scenario import Arrivals, Between, Lengths, Prefixes, Sessions, Trace, Workload
-from llx.sim.trace_files import read_trace
+from llx.errors import ConfigError
+from llx.sim.trace_files import detect, read_trace
 from llx.sim.workload import LIKE, gamma_arrivals, like_lengths, paper_lengths
 
 _SECOND: Final = 1_000_000_000
@@ -56,6 +57,8 @@ def make_schedule(workload: Workload, seed: int, rate: float | None = None) -> l
     """
     if workload.trace is not None:
         lone = list(_of_trace(workload.trace, workload.requests))
+        if not lone:
+            raise ConfigError(f"{workload.trace.file}: no requests")
     else:
         assert workload.arrivals is not None, "arrivals, or a trace"
         assert workload.lengths is not None, "lengths, or a trace"
@@ -104,7 +107,8 @@ def _time_of(num_requests: float, arrivals: Arrivals) -> float:
 
 
 def _of_trace(trace: Trace, count: int) -> Iterator[Planned]:
-    for number, each in enumerate(itertools.islice(read_trace(trace.file, trace.format), count)):
+    read = read_trace(trace.file, trace.format or detect(trace.file))
+    for number, each in enumerate(itertools.islice(read, count)):
         segments = (Segment(str(number), each.num_prompt),)
         yield Planned(number, each.arrival / _SECOND / trace.speed, segments, each.num_outputs)
 

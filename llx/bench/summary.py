@@ -86,6 +86,7 @@ def summarise(records: Sequence[Record], duration_s: float, slo: Slo) -> Figures
         "request_goodput": good * per_s,
         "output_throughput": outputs * per_s,
         "total_token_throughput": (inputs + outputs) * per_s,
+        "max_output_tokens_per_s": busiest_second(ok),
         "max_concurrent_requests": most_at_once(records),
         **samples.figures(),
         "llx_cut": sum(each.outcome is Outcome.CUT for each in records),
@@ -118,6 +119,23 @@ def most_at_once(records: Iterable[Record]) -> int:
         now += step
         most = max(most, now)
     return most
+
+
+def busiest_second(records: Iterable[Record]) -> float:
+    """The most tokens that came within one second of the clock.
+
+    Of an event with several tokens only the time is kept: a request's tokens are spread evenly over
+    its events.
+    """
+    counts: dict[int, float] = {}
+    for each in records:
+        if each.first_at is None:
+            continue
+        at, tokens = each.first_at, each.num_outputs / (len(each.gaps_us) + 1)
+        for gap_us in (0, *each.gaps_us):
+            at += gap_us / MICROSECONDS
+            counts[int(at)] = counts.get(int(at), 0.0) + tokens
+    return max(counts.values(), default=0.0)
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from llx.bench.compare import Ratio
     from llx.bench.run_directory import Results
 
+_SHOWN_ERRORS = 5
+
 
 class VariantRow(BaseModel):
     """A variant: how often it ran, and the median of each figure; of its classes, too."""
@@ -49,6 +51,17 @@ def emit_results(session: Session, results: "Results") -> None:
         print_table(session.out, table(result_columns(), rows, is_wide=is_wide))
 
     emit(session.out, session.output, rows, results.variants, show)
+    for text, count in errors_of(results)[:_SHOWN_ERRORS]:
+        session.err.print(f"{count} × {text}", markup=False, soft_wrap=True)
+
+
+def errors_of(results: "Results") -> list[tuple[str, int]]:
+    """Why requests failed, the most frequent reason first."""
+    counts: dict[str, int] = {}
+    for run in results.runs:
+        for text, count in run.summary["llx_errors"].items():
+            counts[text] = counts.get(text, 0) + count
+    return sorted(counts.items(), key=lambda item: -item[1])
 
 
 def result_columns() -> list[Column[VariantRow]]:
@@ -75,13 +88,13 @@ def result_columns() -> list[Column[VariantRow]]:
         number("good/s", "request_goodput"),
         number("tok/s", "output_throughput", 0),
         number("ttft p50", "median_ttft_ms"),
-        number("p99", "p99_ttft_ms"),
+        number("ttft p99", "p99_ttft_ms"),
         number("tpot p50", "median_tpot_ms"),
-        number("p99", "p99_tpot_ms"),
+        number("tpot p99", "p99_tpot_ms", is_wide_only=True),
         number("itl p50", "median_itl_ms", is_wide_only=True),
-        number("p99", "p99_itl_ms"),
+        number("itl p99", "p99_itl_ms"),
         number("e2e p50", "median_e2el_ms", 0, is_wide_only=True),
-        number("p99", "p99_e2el_ms", 0, is_wide_only=True),
+        number("e2e p99", "p99_e2el_ms", 0, is_wide_only=True),
         number("late p99", "p99_llx_lateness_ms", 2),
         number("moves", "llx_migrations", 0),
     ]

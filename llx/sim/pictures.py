@@ -1,54 +1,38 @@
-"""Pictures of runs, by matplotlib: the one place that imports it (the extra `plots`).
+"""Pictures of simulated runs, drawn on the paper of `llx.sim.canvas`."""
 
-Figures are made without pyplot, so nothing global changes, and without times or random ids, so the
-same runs give the same file.
-"""
-
-import io
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from llx.errors import ConfigError
+from llx.sim.canvas import (
+    COLORS,
+    NINES,
+    Area,
+    Drawing,
+    as_svg,
+    colors,
+    heading,
+    kind_of,
+    legend_beside,
+    plain_numbers,
+    save,
+)
 from llx.sim.figures import Row
 from llx.sim.samples import ALL, Run
 from llx.sim.timeline import Timeline
 
-_COLORS: Final = ("#2a6fbb", "#e07b39", "#3b8f5c", "#8d5fb5", "#c4476c", "#6b6f76", "#b59a1c")
-_INK, _FAINT = "#33373d", "#e4e6e9"
-_STYLE: Final[dict[Any, Any]] = {
-    "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.edgecolor": "#9a9ea5", "axes.labelcolor": _INK, "text.color": _INK,
-    "xtick.color": _INK, "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.color": _FAINT, "axes.axisbelow": True, "legend.frameon": False,
-    "svg.hashsalt": "llx", "savefig.facecolor": "white",
-}  # fmt: skip
+__all__ = ["as_svg", "drawings", "kind_of", "save", "timeline_drawing"]
+
 _MEMORY: Final = LinearSegmentedColormap.from_list(
     "memory", ["#f4f6f8", "#bcd4ea", "#5b9bd0", "#1f5f9f", "#7a1f3d"]
 )
-_WIDTH: Final = 10.0
 _MOST_BARS: Final = 150
-_WIDE: Final = 300
-"""From here on an axis of times is labelled by powers of ten only."""
-_NINES: Final = (
-    (0.0, "0 %"),
-    (math.log10(2), "50 %"),
-    (1.0, "90 %"),
-    (2.0, "99 %"),
-    (3.0, "99.9 %"),
-)
-
-Area = Figure | SubFigure
-Drawing = tuple[float, Callable[[Area], None]]
-"""A height in inches, and what draws into an area."""
 
 
 def drawings(
@@ -77,53 +61,9 @@ def timeline_drawing(timeline: Timeline, title: str) -> Drawing:
     return 4.4, lambda area: _course(area, timeline, title)
 
 
-def kind_of(path: Path) -> str:
-    """The kind of picture that a file's name asks for.
-
-    Raises:
-        ConfigError: None that is known.
-    """
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in ("svg", "png", "pdf"):
-        raise ConfigError(f"{path}: a picture's name ends in .svg, .png or .pdf")
-    return kind
-
-
-def save(path: Path, parts: Sequence[Drawing]) -> None:
-    """Write a picture of these parts, one below the other; its kind is the file's ending.
-
-    Raises:
-        ConfigError: The file cannot be written, or is of no known kind.
-    """
-    data = _rendered(parts, kind_of(path))
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def as_svg(part: Drawing) -> str:
-    """One part, to be put into a page."""
-    text = _rendered([part], "svg").decode()
-    return text[text.index("<svg") :]
-
-
-def _rendered(parts: Sequence[Drawing], kind: str) -> bytes:
-    with mpl.rc_context(_STYLE):
-        heights = [height for height, _ in parts]
-        figure = Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
-        areas = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)
-        for area, (_, draw) in zip(areas[:, 0], parts, strict=True):
-            draw(area)
-        data = io.BytesIO()
-        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-        figure.savefig(data, format=kind, dpi=160, metadata=metadata)
-        return data.getvalue()
-
-
 def _latencies(area: Area, runs: Sequence[Run], at: str) -> None:
     """How many requests were done within a time, over all seeds; stretched towards the slowest."""
-    _head(area, f"Latency{at}")
+    heading(area, f"Latency{at}")
     panels = area.subplots(1, 3, sharey=True)
     titles = (
         ("request", "request, s", 1.0),
@@ -131,24 +71,24 @@ def _latencies(area: Area, runs: Sequence[Run], at: str) -> None:
         ("decode", "decode (TPOT), ms", 1e3),
     )
     for axes, (name, title, unit) in zip(panels, titles, strict=True):
-        for color, (policy, group) in zip(_colors(), _by_policy(runs), strict=False):
+        for color, (policy, group) in zip(colors(), _by_policy(runs), strict=False):
             values = sorted(
                 unit * each for run in group for each in getattr(run.samples[ALL], name)
             )
             nines = [-math.log10(1 - rank / len(values)) for rank in range(len(values))]
             axes.step(values, nines, where="post", color=color, linewidth=1.4, label=policy)
         axes.set_xscale("log")
-        _plain_numbers(axes)
+        plain_numbers(axes)
         axes.set_xlabel(title)
         axes.set_ylim(bottom=0)
-    panels[0].set_yticks(*zip(*_NINES, strict=True))
+    panels[0].set_yticks(*zip(*NINES, strict=True))
     panels[0].set_ylabel("of the requests, within")
-    _legend(area, panels[0])
+    legend_beside(area, panels[0])
 
 
 def _sweep(area: Area, rows: Sequence[Row]) -> None:
     """Figures against the rate, with the intervals over seeds."""
-    _head(area, "By rate" + (", bars: 95 % over seeds" if len(rows[0].seeds) > 1 else ""))
+    heading(area, "By rate" + (", bars: 95 % over seeds" if len(rows[0].seeds) > 1 else ""))
     panels = area.subplots(1, 3)
     figures = (
         ("request_mean_s", "request mean, s", 1.0),
@@ -160,7 +100,7 @@ def _sweep(area: Area, rows: Sequence[Row]) -> None:
         if row.priority_class == ALL:
             groups.setdefault(row.policy, []).append(row)
     for axes, (name, title, unit) in zip(panels, figures, strict=True):
-        for color, (policy, group) in zip(_colors(), groups.items(), strict=False):
+        for color, (policy, group) in zip(colors(), groups.items(), strict=False):
             shown = [row.figures[name] for row in group]
             means = [unit * each.mean for each in shown]
             bars = [unit * ((each.high or each.mean) - each.mean) for each in shown]
@@ -173,12 +113,12 @@ def _sweep(area: Area, rows: Sequence[Row]) -> None:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("requests/s")
         axes.set_ylabel(title)
-    _legend(area, panels[0])
+    legend_beside(area, panels[0])
 
 
 def _course(area: Area, timeline: Timeline, title: str) -> None:
     """Memory of each instance, who waits, what moves; over time."""
-    _head(area, title)
+    heading(area, title)
     memory, waiting, moves = area.subplots(
         3, 1, sharex=True, gridspec_kw={"height_ratios": [2.2, 1.2, 1]}
     )
@@ -186,8 +126,8 @@ def _course(area: Area, timeline: Timeline, title: str) -> None:
     times = [each.at_s for each in samples]
     _memory(area, memory, timeline)
     for name, color, label in (
-        ("num_queued", _COLORS[1], "in central queues"),
-        ("num_waiting", _COLORS[0], "at instances"),
+        ("num_queued", COLORS[1], "in central queues"),
+        ("num_waiting", COLORS[0], "at instances"),
     ):
         values = [getattr(each, name) for each in samples]
         waiting.fill_between(times, values, step="post", color=color, alpha=0.25, linewidth=0)
@@ -200,7 +140,7 @@ def _course(area: Area, timeline: Timeline, title: str) -> None:
     moved = [b.num_moved - a.num_moved for a, b in itertools.pairwise(wider)]
     step = wider[1].at_s - wider[0].at_s if len(wider) > 1 else 1.0
     begins = [each.at_s for each in wider[:-1]]
-    moves.bar(begins, moved, width=step, align="edge", color=_COLORS[2], linewidth=0)
+    moves.bar(begins, moved, width=step, align="edge", color=COLORS[2], linewidth=0)
     moves.set_ylabel(f"moves\nin {step:g} s")
     moves.set_ylim(0, max(1, *moved) if moved else 1)
     moves.set_xlabel("s")
@@ -237,34 +177,8 @@ def _memory(area: Area, axes: Axes, timeline: Timeline) -> None:
     bar.outline.set_visible(False)
 
 
-def _head(area: Area, title: str) -> None:
-    area.suptitle(title, x=0.01, ha="left", fontweight="bold")
-
-
-def _legend(area: Area, axes: Axes) -> None:
-    """One for all panels, beside the heading."""
-    handles, labels = axes.get_legend_handles_labels()
-    legend = area.legend(
-        handles, labels, loc="upper right", ncols=len(labels), handlelength=1.2, borderpad=0
-    )
-    legend.set_in_layout(False)
-
-
 def _by_policy(runs: Iterable[Run]) -> Iterable[tuple[str, list[Run]]]:
     groups: dict[str, list[Run]] = {}
     for each in runs:
         groups.setdefault(each.policy, []).append(each)
     return groups.items()
-
-
-def _colors() -> Iterable[str]:
-    return itertools.cycle(_COLORS)
-
-
-def _plain_numbers(axes: Axes) -> None:
-    """0.1, 1, 10 instead of powers; 2 and 5 between them where there is room."""
-    low, high = axes.get_xlim()
-    is_wide = low > 0 and high / low > _WIDE
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if is_wide else (1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -64,7 +64,7 @@ class Streams(asyncio.Protocol):
         self._pending = b""
         prompt = body["prompt"]
         self._num_prompt = len(prompt if isinstance(prompt, list) else prompt.split())
-        self._left = self._total = body["max_tokens"]
+        self._left = self._total = body.get("max_tokens", 16)
         self._begin = asyncio.get_running_loop().time()
         self._is_begun = False
         self._pacer.at(self._begin + self._ttft_s, self._next)

@@ -6,7 +6,6 @@ from array import array
 
 import pytest
 
-import llx.bench as llx_bench
 from llx.bench import pictures
 from llx.bench.cluster_watch import FaultNote, InstanceLoad, Move, Sight
 from llx.bench.record import Outcome, Record
@@ -66,6 +65,7 @@ def directory(tmp_path):
         summary = {
             **summarise(records, 3.0, SCENARIO.slo), "llx_variant": variant, "llx_repetition": 0,
             "llx_is_whole": True, "request_rate": rate, "llx_migrations": 1,
+            "llx_errors": {"status 429: full": 3},
             "llx_classes": by_class(records, 3.0, SCENARIO.slo),
         }  # fmt: skip
         move = Move(
@@ -93,6 +93,7 @@ def test_one_file_with_everything(llx, directory, tmp_path):  # noqa: F811
     assert "drain tiny-0" in page
     assert page.count('<tr class="part">') == 2
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert "6 × status 429: full\n" in done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["VARIANT", "llx-4", "high", "llx-8", "high"]
 
@@ -104,8 +105,9 @@ def test_the_same_runs_give_the_same_picture(directory):
 
 def test_without_matplotlib(llx, directory, monkeypatch):  # noqa: F811
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "llx.bench.pictures", raising=False)
-    monkeypatch.delattr(llx_bench, "pictures", raising=False)
+    for name in ("llx.bench.pictures", "llx.sim.canvas"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.delattr(name, raising=False)
     done = llx("bench", "report", str(directory))
     assert done.exit_code == 0
     assert "no pictures" in done.stderr

@@ -171,7 +171,10 @@ def test_examples(path, llx, sse_server, tmp_path):  # noqa: F811
     assert len(made) == full.workload.requests
     data = yaml.safe_load(path.read_text())
     data["workload"]["requests"] = 4
-    data["workload"]["arrivals"] = {"rate": 50}
+    if trace := data["workload"].get("trace"):
+        trace |= {"file": str(full.workload.trace.file), "speed": 1000}
+    else:
+        data["workload"]["arrivals"] = {"rate": 50}
     data |= {"repetitions": 1, "faults": [], "warmup": 1}
     data["variants"] = [{"name": each.name} for each in full.variants]
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(data))
@@ -181,4 +184,4 @@ def test_examples(path, llx, sse_server, tmp_path):  # noqa: F811
 
 
 def test_there_are_examples():
-    assert {each.stem for each in EXAMPLES} >= {"steady", "burst"}
+    assert {each.stem for each in EXAMPLES} >= {"steady", "burst", "trace"}

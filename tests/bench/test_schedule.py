@@ -86,12 +86,19 @@ def test_a_trace_beside_its_scenario(tmp_path):
         for number in range(5):
             file.write(f'{{"timestamp": {number}, "input_length": 9, "output_length": 3}}\n')
     (tmp_path / "s.yaml").write_text(
-        "name: t\nworkload:\n  requests: 3\n  trace: {file: t.jsonl.gz, format: timed, speed: 2}\n"
+        "name: t\nworkload:\n  requests: 3\n  trace: {file: t.jsonl.gz, speed: 2}\n"
     )
     made = make_schedule(load_scenario(tmp_path / "s.yaml").workload, 1)
     assert [(e.at_s, e.num_prompt, e.num_outputs) for e in made] == [
         (0, 9, 3), (0.5, 9, 3), (1.0, 9, 3),
     ]  # fmt: skip
+
+
+def test_an_empty_trace(tmp_path):
+    (tmp_path / "t.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
+    made = Workload.model_validate({"requests": 3, "trace": {"file": str(tmp_path / "t.csv")}})
+    with pytest.raises(ConfigError, match="no requests"):
+        make_schedule(made, 1)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from llx.bench.record import Outcome, Record
 from llx.bench.scenario import Slo
-from llx.bench.summary import by_class, most_at_once, percentile, summarise
+from llx.bench.summary import busiest_second, by_class, most_at_once, percentile, summarise
 
 
 def record(number, planned, first, gaps_ms=(), outcome=Outcome.OK, **more):
@@ -66,6 +66,12 @@ def test_nothing_at_all():
 def test_most_at_once():
     assert most_at_once([record(n, n / 100, 1.0) for n in range(7)]) == 7
     assert most_at_once([record(n, float(n), n + 0.5) for n in range(7)]) == 1
+
+
+def test_the_busiest_second():
+    one, two = record(0, 0.0, 0.5, [100, 600, 100]), record(1, 0.0, 1.9, [50, 500])
+    assert busiest_second([one, two]) == 4
+    assert busiest_second([]) == 0
 
 
 def test_percentiles_are_numpy_s():

@@ -159,8 +159,9 @@ def test_nothing_is_drawn_of_nothing(tmp_path):
 def test_without_matplotlib_the_remedy_is_said_at_once(tmp_path, monkeypatch):
     for name in [each for each in sys.modules if each.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "llx.sim.pictures", raising=False)
-    monkeypatch.delattr("llx.sim.pictures", raising=False)
+    for name in ("llx.sim.pictures", "llx.sim.canvas"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.delattr(name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = llx(*SHORT, "--report", str(tmp_path / "r.html"))
     assert (done.exit_code, done.stdout) == (1, "")
