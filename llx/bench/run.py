@@ -80,6 +80,20 @@ class _Turn:
     repetition: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What one run sends, to whom. `salt` makes its prompts and request ids its own."""
+
+    scenario: Scenario
+    target: Target
+    schedule: Sequence[Planned]
+    salt: str
+
+    @property
+    def request_ids(self) -> str:
+        return f"bench-{self.salt}"
+
+
 @dataclass(slots=True)
 class _Measured:
     """What a run has brought so far."""
@@ -125,36 +139,23 @@ def _turns(scenario: Scenario) -> list[_Turn]:
 
 def _run_turn(bench: Bench, turn: _Turn, num_turns: int, runs: list[Run], observe: Observe) -> None:
     scenario, variant = bench.scenario, turn.variant
-    target = replace(
-        bench.target,
-        url=variant.url or bench.target.url,
-        extra_body={**bench.target.extra_body, **variant.extra_body},
-    )
     progress = Progress(turn.number, num_turns, variant.name, turn.repetition, planned=0)
     if scenario.warmup:
-        workload = scenario.workload.model_copy(update={"requests": scenario.warmup})
-        warm = make_schedule(workload, scenario.seed + _WARMUP_SEED, variant.rate)
-        first = replace(progress, is_warmup=True)
-        measured = _Measured()
-        asyncio.run(
-            _measure(target, warm, secrets.token_hex(4), measured, first, scenario, observe)
-        )
-        _check_any(measured.records, "warm-up")
+        _warm_up(bench, turn, replace(progress, is_warmup=True), observe)
     seed = scenario.seed + turn.repetition
-    schedule = make_schedule(scenario.workload, seed, variant.rate)
-    salt = secrets.token_hex(4)
+    load = _load(bench, variant, make_schedule(scenario.workload, seed, variant.rate))
     measured = _Measured()
     watch = None
     if bench.control is not None and variant.url is None:
         watch = ClusterWatch(bench.control, scenario.faults, bench.user, measured.timeline.append)
         watch.begin()
     try:
-        asyncio.run(_measure(target, schedule, salt, measured, progress, scenario, observe, watch))
+        asyncio.run(_measure(load, measured, progress, observe, watch))
     finally:
         if watch is not None:
             with contextlib.suppress(LlxError):  # a run without its moves is still a run
                 measured.moves = watch.moves()
-        summary = _summary(bench, turn, measured, seed, salt, target)
+        summary = _summary(load, turn, measured, seed)
         lines = (each.as_line(measured.began_at) for each in measured.records)
         runs.append(write_run(bench.directory, summary, lines, measured.timeline, measured.moves))
         if watch is not None and scenario.faults:
@@ -162,26 +163,42 @@ def _run_turn(bench: Bench, turn: _Turn, num_turns: int, runs: list[Run], observ
     _check_any(measured.records, f"variant {variant.name}")
 
 
+def _warm_up(bench: Bench, turn: _Turn, progress: Progress, observe: Observe) -> None:
+    scenario, rate = bench.scenario, turn.variant.rate
+    workload = scenario.workload.model_copy(update={"requests": scenario.warmup})
+    schedule = make_schedule(workload, scenario.seed + _WARMUP_SEED, rate)
+    measured = _Measured()
+    asyncio.run(_measure(_load(bench, turn.variant, schedule), measured, progress, observe))
+    _check_any(measured.records, "warm-up")
+
+
+def _load(bench: Bench, variant: Variant, schedule: Sequence[Planned]) -> _Load:
+    target = replace(
+        bench.target,
+        url=variant.url or bench.target.url,
+        extra_body={**bench.target.extra_body, **variant.extra_body},
+    )
+    return _Load(bench.scenario, target, schedule, secrets.token_hex(4))
+
+
 async def _measure(
-    target: Target,
-    schedule: Sequence[Planned],
-    salt: str,
+    load: _Load,
     measured: _Measured,
     progress: Progress,
-    scenario: Scenario,
     observe: Observe,
     watch: ClusterWatch | None = None,
 ) -> None:
     """One run of a schedule; what comes of it is put into `measured` at once."""
-    longest = max(segment.num_tokens for each in schedule for segment in each.segments)
-    live = _Live(progress, scenario)
+    live = _Live(progress, load.scenario)
 
     def on_record(record: Record) -> None:
         measured.records.append(record)
         live.add(record)
 
-    generator = Generator(target, schedule, Prompts(salt, longest), f"bench-{salt}", on_record)
-    progress.planned = len(schedule)
+    longest = max(segment.num_tokens for each in load.schedule for segment in each.segments)
+    prompts = Prompts(load.salt, longest)
+    generator = Generator(load.target, load.schedule, prompts, load.request_ids, on_record)
+    progress.planned = len(load.schedule)
     beside = [asyncio.create_task(live.report(generator, observe))]
     if watch is not None:
         beside.append(asyncio.create_task(watch.run()))
@@ -189,8 +206,9 @@ async def _measure(
         await generator.run()
         measured.is_whole = True
     finally:
-        measured.began_at = generator.began_at
-        measured.duration_s = time.perf_counter() - generator.began_at
+        if generator.began_at:
+            measured.began_at = generator.began_at
+            measured.duration_s = time.perf_counter() - generator.began_at
         for task in beside:
             task.cancel()
         ends = await asyncio.gather(*beside, return_exceptions=True)
@@ -231,10 +249,8 @@ class _Live:
             await asyncio.sleep(_REFRESH_S)
 
 
-def _summary(
-    bench: Bench, turn: _Turn, measured: _Measured, seed: int, salt: str, target: Target
-) -> Mapping[str, Any]:
-    scenario = bench.scenario
+def _summary(load: _Load, turn: _Turn, measured: _Measured, seed: int) -> Mapping[str, Any]:
+    scenario = load.scenario
     arrivals = scenario.workload.arrivals
     rate = turn.variant.rate or (None if arrivals is None else arrivals.rate)
     cv = None if arrivals is None else arrivals.cv
@@ -245,7 +261,7 @@ def _summary(
         "backend": "openai",
         "endpoint_type": "openai",
         "label": turn.variant.name,
-        "model_id": target.model,
+        "model_id": load.target.model,
         "request_rate": rate,
         "burstiness": None if not cv else cv**-2,
         **summarise(measured.records, measured.duration_s, scenario.slo),
@@ -253,7 +269,7 @@ def _summary(
         "llx_repetition": turn.repetition,
         "llx_turn": turn.number,
         "llx_seed": seed,
-        "llx_request_ids": f"bench-{salt}-",
+        "llx_request_ids": f"{load.request_ids}-",
         "llx_is_whole": measured.is_whole,
         "llx_migrations": sum(each.outcome == "moved" for each in measured.moves),
         "llx_downtime_ms": downtimes,
