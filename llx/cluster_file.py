@@ -24,7 +24,14 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from llx.choices import Platform
+from llx.errors import ConfigError
 from llx.migration_settings import MigrationSettings
+from llx.scheduling_settings import (
+    PriorityClassSettings,
+    SchedulingSettings,
+    installed_policies,
+    pool_config,
+)
 from llx.specs import EngineKind, SimSpec
 from llx.yaml_reader import nearest
 
@@ -160,6 +167,7 @@ class ModelSettings(Settings):
     engine_args: dict[str, JsonValue] = {}
     serve_args: dict[str, JsonValue] = {}
     sim: dict[str, int | float] = {}
+    scheduling: SchedulingSettings = SchedulingSettings()
 
     @field_validator("name")
     @classmethod
@@ -229,14 +237,6 @@ class ModelSettings(Settings):
         """The simulated engine's numbers; None unless this is `engine: sim`."""
         is_sim = self.engine is EngineKind.SIM
         return msgspec.convert(self.sim, SimSpec) if is_sim else None
-
-
-class PriorityClassSettings(Settings):
-    """A named urgency; a lower `priority` is more urgent."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    priority: int
-    default: bool = False
 
 
 class ApiKeySettings(Settings):
@@ -358,6 +358,7 @@ class ClusterSettings(Settings):
                     "classes",
                     f'api key of "{key.tenant}": no priority class "{key.priority_class}"{hint}',
                 )
+        _check_scheduling(self.models, self.priority_classes)
         ports = (self.gateway.port, self.control.port)
         if ports[0] == ports[1] != 0:
             raise PydanticCustomError("ports", f"gateway and control share port {ports[0]}")
@@ -385,6 +386,23 @@ def host_name_of(address: str) -> str:
 def is_model_path(model: str) -> bool:
     """Whether `model` names a directory rather than a Hugging Face id."""
     return model in {".", "..", "~"} or model.startswith(("/", "./", "../", "~/"))
+
+
+def _check_scheduling(
+    models: Iterable[ModelSettings], classes: tuple[PriorityClassSettings, ...]
+) -> None:
+    policies = installed_policies()
+    for model in models:
+        try:
+            config = pool_config(
+                model.name, model.scheduling, classes, step_tokens=1, max_requests=1
+            )
+            policies.check(config)
+        except ConfigError as error:
+            text = f"models.{model.name}.scheduling: {error.message}"
+            raise PydanticCustomError(
+                "scheduling", f"{text} ({error.remedy})" if error.remedy else text
+            ) from None
 
 
 def _unique(what: str, names: Iterable[str]) -> None:

@@ -27,13 +27,13 @@ from llx.cluster_file import (
     InstanceRange,
     ModelSettings,
     NetworkSettings,
-    PriorityClassSettings,
     RuntimeSettings,
     Settings,
     is_model_path,
 )
 from llx.errors import ConfigError, NotFoundError
 from llx.host_address import parse_host
+from llx.scheduling_settings import PriorityClassSettings, SchedulingSettings
 from llx.secret import Secret
 from llx.specs import EngineKind
 from llx.yaml_reader import read_yaml
@@ -54,6 +54,7 @@ __all__ = [
     "Platform",
     "PriorityClassSettings",
     "RuntimeSettings",
+    "SchedulingSettings",
     "differing_keys",
     "dump_cluster",
     "example_cluster",

@@ -1,6 +1,6 @@
 """YAML files into pydantic models, with every mistake named: file, line, key, nearest right key.
 
-Knows nothing of what the files mean. Used by `llx.settings` alone.
+Knows nothing of what the files mean.
 """
 
 import difflib

@@ -20,7 +20,8 @@ import zmq
 
 from llx import __version__
 from llx.agent.free_port import bind_within
-from llx.core.model import Term
+from llx.agent.taken import Taken
+from llx.core.model import RequestId, Term
 from llx.curve import Authenticator, ClusterKeys, make_listener
 from llx.errors import ConflictError, WireError
 from llx.ports import EngineSink, Frame, Llumlet
@@ -83,6 +84,8 @@ class _Peer:
     term: Term | None = None
     """Of a scheduler; None: no scheduler."""
     is_gone: bool = False
+    told: int = 0
+    """Sender thread only, of a scheduler: which of the requests taken in it was told of last."""
     reported: tuple[Load, int] | None = None
     """Sender thread only: the load and `seen` last sent."""
 
@@ -139,7 +142,8 @@ class InstanceEndpoint:
         self._next_index = 0
         self._term = Term(0)
         self._outbox: queue.SimpleQueue[_Send | None] = queue.SimpleQueue()
-        self._latest: tuple[Load, dict[int, int]] | None = None
+        self._taken = Taken()
+        self._latest: tuple[Load, dict[int, int], int] | None = None
         self._is_report_due = False
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -191,8 +195,12 @@ class InstanceEndpoint:
         return "" if peer is None else peer.identity.decode(errors="replace")
 
     def report(self, load: Load, seen: dict[int, int]) -> None:
-        """Replace the latest load report; `seen` by peer index. Cheap: one assignment."""
-        self._latest = (load, seen)
+        """Replace the latest load report; `seen` by peer index. Cheap.
+
+        What it covers is told even so, with the next report that is sent.
+        """
+        num_taken = self._taken.extend(load.covers)
+        self._latest = (msgspec.structs.replace(load, covers=[]), seen, num_taken)
         if not self._is_report_due:
             self._is_report_due = True
             self._outbox.put(None)
@@ -314,6 +322,7 @@ class InstanceEndpoint:
 
     def _new_peer(self, identity: bytes, session: int, now: float) -> _Peer:
         peer = _Peer(self._next_index, identity, session, now + self._lease_s)
+        peer.told = self._taken.count
         self._next_index += 1
         self._by_index[peer.index] = peer
         return peer
@@ -408,14 +417,22 @@ class InstanceEndpoint:
     def _send_reports(self) -> None:
         if self._latest is None:
             return
-        load, seen = self._latest
+        load, seen, num_taken = self._latest
         for peer in list(self._peers.values()):
             mark = seen.get(peer.index, 0)
-            if peer.reported is not None and _same(peer.reported, load, mark):
+            covers = self._covers(peer, num_taken)
+            if not covers and peer.reported is not None and _same(peer.reported, load, mark):
                 continue
             peer.reported = (load, mark)
-            message = msgspec.structs.replace(load, session=peer.session, seen=mark)
+            message = msgspec.structs.replace(load, session=peer.session, seen=mark, covers=covers)
             self._out.send_multipart([peer.identity, encode(message)], copy=False)
+
+    def _covers(self, peer: _Peer, num_taken: int) -> list[RequestId]:
+        """What this report tells a scheduler of for the first time."""
+        if peer.role != "scheduler" or num_taken <= peer.told:
+            return []
+        told, peer.told = peer.told, num_taken
+        return self._taken.between(told, num_taken)
 
 
 def _same(reported: tuple[Load, int], load: Load, mark: int) -> bool:

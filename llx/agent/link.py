@@ -127,6 +127,8 @@ class InstanceLink:
         self.is_ready = False
         self.refusal = ""
         self.load: InstanceLoad | None = None
+        self.report: Load | None = None
+        """What `load` was taken from."""
         self.ledger = InFlightLedger()
         self._context = context
         self._keys = keys
@@ -246,7 +248,7 @@ class InstanceLink:
     async def _serve_session(self) -> None:
         self._session = secrets.randbits(62)
         self.ledger = InFlightLedger()
-        self.load = None
+        self.load = self.report = None
         self._in, self._out = self._dial(), self._dial()
         # Nothing is queued for who is not there. Not on `_out`: a connection that ends takes along
         # what has arrived there and was not read yet.
@@ -315,7 +317,7 @@ class InstanceLink:
                 self._events.on_outputs(self, message, payload)
             case Load(seen=seen):
                 self.ledger.settle(seen)
-                self.load = message.instance_load()
+                self.load, self.report = message.instance_load(), message
                 self._events.on_load(self, self.load)
             case Ready(info=info, engine_ready=engine_ready):
                 if not self.is_ready:

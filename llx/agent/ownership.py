@@ -28,14 +28,21 @@ class Ownership:
         self._held: dict[RequestId, _Entry] = {}
         self.seen: dict[int, int] = {}
         """Peer → sequence number of the last ADD taken in (`Add.seq`)."""
+        self._taken: list[RequestId] = []
 
     def add(self, peer: int, header: Add) -> bool:
         """Take in an ADD. False if the id is already held; see `is_superseded`."""
         self.seen[peer] = header.seq
+        self._taken.append(header.request)
         if header.request in self._held:
             return False
         self._held[header.request] = _Entry(peer, header.epoch, len(header.outputs))
         return True
+
+    def taken(self) -> list[RequestId]:
+        """The requests of all ADDs since this was asked last, for the next load report."""
+        taken, self._taken = self._taken, []
+        return taken
 
     def is_superseded(self, peer: int, header: Add) -> bool:
         """Whether the peer has the id of its ADD under an earlier epoch: that life of it is over.

@@ -407,6 +407,8 @@ class SimEngine:
                 priority: (each.num_running, each.num_waiting, each.waiting_demand)
                 for priority, each in load.classes.items()
             },
+            covers=self._ownership.taken(),
+            queue_head=self._model.queue_head(),
         )
         self._outlet.report(message, dict(self._ownership.seen))
 

@@ -1,117 +1,159 @@
 """`llx sim`: the scheduler in virtual time."""
 
-import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llx.cli import sim_calibrate, sim_plan, sim_replay
 from llx.cli.failures import command
-from llx.cli.parameters import OutputOption
 from llx.cli.session import Session
+from llx.cli.sim_options import (
+    CvOption,
+    HeadroomOption,
+    HighOption,
+    InstancesOption,
+    PolicyOption,
+    RateOption,
+    RequestsOption,
+    ScaleRateOption,
+    ScenarioArgument,
+    SeedsOption,
+    TraceFormatOption,
+    TraceOption,
+    WorkloadOption,
+    say_left_out,
+)
+from llx.cli.sim_output import SimOutput, SimOutputOption
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from llx.sim.run import Figure, Row
+    from llx.sim.figures import Row
+    from llx.sim.plan import Plan
 
 app = typer.Typer(help="Simulate a cluster under its real scheduler.", no_args_is_help=True)
-
-_SEEDS = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 @app.callback()
 def _root() -> None:
-    """Several things can be simulated; so far one is."""
+    """Several things can be done in virtual time."""
 
 
-@app.command("run")
+@app.command(
+    "run",
+    epilog="Example: llx sim run --workload m-m --rate 7.4 --policy infaas --policy llx "
+    "--seeds 0-4 --report report.html",
+)
 @command
 def run(
-    workload: Annotated[
-        str, typer.Option("--workload", metavar="MIX", help="Lengths: s-s, m-m, l-l, s-l, l-s, …")
-    ] = "m-m",
-    rate: Annotated[float, typer.Option("--rate", metavar="R", help="Requests a second.")] = 7.4,
-    cv: Annotated[float, typer.Option("--cv", help="Variation of gaps; 1 is Poisson.")] = 1.0,
-    requests: Annotated[int, typer.Option("--requests", min=1, metavar="N")] = 1000,
-    high: Annotated[
-        float, typer.Option("--high", min=0.0, max=1.0, help="Share of urgent requests.")
-    ] = 0.0,
-    headroom: Annotated[
-        int, typer.Option("--headroom", min=0, metavar="BLOCKS", help="Of the urgent class.")
-    ] = 0,
-    instances: Annotated[int, typer.Option("--instances", min=1, metavar="N")] = 16,
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--policy",
-            metavar="NAME",
-            help="round-robin, infaas, llumnix, llumnix-10 or llx; several may be given.",
-        ),
+    scenario: ScenarioArgument = None,
+    workload: WorkloadOption = None,
+    trace: TraceOption = None,
+    trace_format: TraceFormatOption = None,
+    scale_rate: ScaleRateOption = None,
+    rate: RateOption = None,
+    cv: CvOption = None,
+    requests: RequestsOption = None,
+    high: HighOption = None,
+    headroom: HeadroomOption = None,
+    instances: InstancesOption = None,
+    policy: PolicyOption = None,
+    seeds: SeedsOption = None,
+    record: Annotated[
+        Path | None,
+        typer.Option("--record", metavar="FILE|DIR", help="Record the scheduler, to be replayed."),
     ] = None,
-    seeds: Annotated[str, typer.Option("--seeds", metavar="A-B", help="Of the arrivals.")] = "0",
-    output: OutputOption = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.html", help="A page with figures and pictures."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.svg|png", help="The pictures alone."),
+    ] = None,
+    output: SimOutputOption = None,
 ) -> None:
-    """Run a workload of the Llumnix paper on simulated A10s with LLaMA-7B, policy by policy."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    """Simulate a workload or a trace, policy by policy.
 
-    from llx.cli.render import emit, print_table
-    from llx.sim.run import Plan, simulate
+    Every policy gets the same requests. Without a scenario the cluster is the Llumnix paper's:
+    LLaMA-7B, an A10 for each instance. Flags override what the scenario says.
+    """
+    from llx.cli.sim_output import progress
+    from llx.sim.figures import rows_of
+    from llx.sim.onlookers import Onlookers
+    from llx.sim.report import pictures, write_report
+    from llx.sim.run import installed_policies, prepare, simulate
+    from llx.sim.scenario import Flags, planned
 
-    session = Session(output_name=output)
-    plan = Plan(
-        workload=workload,
-        rate=rate,
-        num_requests=requests,
-        num_instances=instances,
-        policies=tuple(policy or ["llx"]),
-        seeds=_seeds(seeds),
+    session, policies = _session(output), installed_policies()
+    flags = Flags(
+        mix=workload,
+        trace=trace,
+        trace_format=trace_format,
+        scale_rate=scale_rate,
+        rates=tuple(rate) if rate else None,
         cv=cv,
-        high_share=high,
+        requests=requests,
+        high=high,
         headroom=headroom,
+        instances=instances,
+        policies=tuple(policy) if policy else None,
+        seeds=seeds,
     )
-    bars = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    total = requests * len(plan.policies) * len(plan.seeds)
-    with Progress(*bars, console=session.err, transient=True) as progress:
-        bar = progress.add_task("requests", total=total)
-        rows = simulate(plan, lambda count: progress.update(bar, completed=count))
-    emit(
-        session.out,
-        session.output,
-        rows,
-        plan.policies,
-        lambda is_wide: print_table(session.out, _table(rows, is_wide=is_wide)),
-    )
+    plan = planned(scenario, flags)
+    has_pictures = _can_draw(report, plot)
+    supply = prepare(plan, policies)
+    say_left_out(session, supply)
+    onlookers = Onlookers(plan, record=record, has_timelines=has_pictures)
+    with progress(session.err, supply.count * plan.num_runs, "requests") as watch:
+        runs = list(simulate(plan, supply, policies, onlookers, watch))
+    onlookers.close()
+    for failure in onlookers.failures:
+        session.err.print(f"warning: not all is recorded: {failure}")
+    rows = rows_of(runs)
+    if has_pictures:
+        drawings = pictures().drawings(runs, rows, onlookers.timelines)
+        if plot is not None:
+            pictures().save(plot, drawings)
+        if report is not None:
+            drawn = [pictures().as_svg(each) for each in drawings]
+            write_report(report, plan, supply, rows, drawn)
+    _emit(session, output, plan, rows)
 
 
-def _table(rows: "list[Row]", *, is_wide: bool) -> "Table":
-    from llx.cli.render import Column, table
+def _can_draw(report: Path | None, plot: Path | None) -> bool:
+    """Whether pictures are wanted; if they are, they can be drawn: known before time is spent."""
+    from llx.sim.report import pictures
 
-    def column(
-        title: str, name: str, *, digits: int = 2, is_wide_only: bool = False
-    ) -> "Column[Row]":
-        def cell(row: "Row") -> str:
-            figure: Figure = getattr(row, name)
-            return f"{figure.mean:.{digits}f} ±{figure.error:.{digits}f}"
-
-        return Column(title, cell, is_wide_only, is_number=True)
-
-    columns: list[Column[Row]] = [
-        Column("policy", lambda row: row.policy),
-        column("request", "request_mean_s"),
-        column("request p99", "request_p99_s", is_wide_only=True),
-        column("prefill", "prefill_mean_s"),
-        column("prefill p99", "prefill_p99_s"),
-        column("decode", "decode_mean_s", digits=4),
-        column("decode p99", "decode_p99_s", digits=4),
-        column("loss", "preemption_loss_s", digits=3),
-        column("moves", "moves", digits=0),
-        column("instances", "instances", is_wide_only=True),
-    ]
-    return table(columns, rows, is_wide=is_wide)
+    if plot is not None:
+        pictures().kind_of(plot)
+    elif report is not None:
+        pictures()
+    return report is not None or plot is not None
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    match = _SEEDS.fullmatch(text)
-    if match is None or (match[2] and int(match[2]) < int(match[1])):
-        raise typer.BadParameter(f'"{text}" names no seeds: write 3 or 0-4')
-    return tuple(range(int(match[1]), int(match[2] or match[1]) + 1))
+def _session(output: SimOutput | None) -> Session:
+    """CSV is this noun's own; all else every verb knows."""
+    from llx.choices import OutputFormat
+
+    is_shared = output is not None and output is not SimOutput.CSV
+    return Session(output_name=OutputFormat(str(output)) if is_shared else None)
+
+
+def _emit(session: Session, output: SimOutput | None, plan: "Plan", rows: "list[Row]") -> None:
+    from llx.cli.render import emit, print_table
+    from llx.cli.sim_output import legend, rows_table, write_csv
+
+    if output is SimOutput.CSV:
+        write_csv(session.out.file, rows)
+        return
+
+    def show(is_wide: bool) -> None:
+        print_table(session.out, rows_table(rows, is_wide=is_wide))
+        session.err.print(legend(rows))
+
+    emit(session.out, session.output, rows, [each.policy for each in plan.variants], show)
+
+
+app.command("replay", epilog=sim_replay.EXAMPLE)(sim_replay.replay)
+app.command("plan", epilog=sim_plan.EXAMPLE)(sim_plan.plan)
+app.command("calibrate", epilog=sim_calibrate.EXAMPLE)(sim_calibrate.calibrate)

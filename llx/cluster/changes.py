@@ -20,7 +20,11 @@ _GATEWAY_ONLY = ("gateway.api_keys", "gateway.max_requests", "priority_classes")
 _INSTANCE_ONLY = ("migration",)
 """An instance that is started takes them up; those that run go on as they were."""
 _HOST_FIXED = ("cluster_address", "python")
+_LIVE_OF_CLASS = ("headroom_blocks", "queue_limit", "max_wait_s", "slo")
+"""Of a priority class; the scheduler takes these up."""
 _MODEL_LIVE = ("instances.min", "instances.max")
+_MODEL_SCHEDULING = ("scheduling",)
+"""Likewise of a model."""
 _MODEL_GATEWAY_ONLY = ("serve_args",)
 
 
@@ -45,10 +49,10 @@ def compare(old: ClusterSettings, new: ClusterSettings) -> Changes:
     _compare_hosts(old, new, found)
     _compare_models(old, new, found)
     for key in differing_keys(_bare(old), _bare(new)):
-        if _is_below(key, _GATEWAY_ONLY):
-            found.gateway_keys.append(key)
-        elif key in _LIVE:
+        if key in _LIVE or _is_live_of_class(key):
             found.words.append(f"{key} changes")
+        elif _is_below(key, _GATEWAY_ONLY):
+            found.gateway_keys.append(key)
         elif _is_below(key, _INSTANCE_ONLY):
             found.words.append(f"{key} changes, for instances that are started from now on")
         else:
@@ -95,7 +99,9 @@ def _compare_models(old: ClusterSettings, new: ClusterSettings, found: Changes) 
         for key in differing_keys(before[name], after[name]):
             if key in _MODEL_LIVE:
                 continue
-            if _is_below(key, _MODEL_GATEWAY_ONLY):
+            if _is_below(key, _MODEL_SCHEDULING):
+                found.words.append(f"models.{name}.{key} changes")
+            elif _is_below(key, _MODEL_GATEWAY_ONLY):
                 found.gateway_keys.append(f"models.{name}.{key}")
             else:
                 found.refused.append(f"models.{name}.{key}")
@@ -104,6 +110,13 @@ def _compare_models(old: ClusterSettings, new: ClusterSettings, found: Changes) 
             found.words.append(f"model {name}: {one.min} → {other.min} instances")
         if one.max != other.max:
             found.words.append(f"model {name}: at most {one.max} → {other.max} instances")
+
+
+def _is_live_of_class(key: str) -> bool:
+    parts = key.split(".", 2)
+    return (
+        len(parts) == 3 and parts[0] == "priority_classes" and _is_below(parts[2], _LIVE_OF_CLASS)
+    )
 
 
 def _bare(settings: ClusterSettings) -> ClusterSettings:

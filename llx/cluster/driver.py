@@ -41,10 +41,13 @@ from llx.cluster.migrations import Migrations
 from llx.cluster.placement_file import Placements, save_cordons, save_placements
 from llx.cluster.placing import Placing
 from llx.cluster.rolling import Rolling
+from llx.cluster.scheduling.configs import desired_configs
+from llx.cluster.scheduling.live import LiveScheduler
 from llx.cluster.state_dir import StateDir, write_private
 from llx.cluster.unit import Unit
 from llx.errors import ConflictError, LlxError, NotFoundError, UnreachableError
 from llx.log import get_log
+from llx.scheduling_settings import installed_policies
 from llx.settings import ClusterSettings, dump_cluster
 from llx.specs import GatewaySpec
 
@@ -80,6 +83,10 @@ class ClusterDriver:
         self.migrations = Migrations(fleet, audit)
         """Moves of requests, as operators ask for them."""
         fleet.loads.listen(self.migrations)
+        self.scheduler = LiveScheduler(fleet.term, fleet.line.answer, installed_policies())
+        """Places requests."""
+        fleet.loads.tell_loads(self.scheduler)
+        fleet.line.tell_placement(self.scheduler)
         fleet.line.tell_moves(self.migrations.on_seen)
         draining = Draining(fleet, self.migrations, self._publish)
         self._emptying = Emptying(fleet, self._actions, draining, self._publish)
@@ -103,23 +110,25 @@ class ClusterDriver:
         self._audit.record("head.started", term=self.fleet.term)
         self._since = time.monotonic()
         line = asyncio.create_task(self.fleet.line.run())
+        rounds = asyncio.create_task(self.scheduler.run())
         self._ending.go_on()
         self._converging.begin()
         try:
-            while not line.done():
+            while not line.done() and not rounds.done():
                 try:
                     await self._round()
                 except (LlxError, OSError) as error:  # no descriptor, no space: try again
                     log.error("driver.round_failed", error=error)
                 await self._wait()
-            line.result()
+            (line if line.done() else rounds).result()
         finally:
             # Whoever clears up after this head should find every process that it began to start.
             starting = [u.task for u in self.fleet.units() if u.task and _is_starting(u)]
             if starting:
                 await asyncio.wait(starting, timeout=_START_S)
             line.cancel()
-            await asyncio.gather(line, return_exceptions=True)
+            rounds.cancel()
+            await asyncio.gather(line, rounds, return_exceptions=True)
             await self._actions.cancel()
 
     async def _round(self) -> None:
@@ -137,6 +146,7 @@ class ClusterDriver:
             self._end_strays()
             self._rolling.look()
         self.migrations.sweep()
+        self.fleet.line.sweep()
         await self._publish()
         self.fleet.has_served = self.fleet.has_served or self.fleet.is_ready()
 
@@ -161,8 +171,12 @@ class ClusterDriver:
     async def _publish(self) -> None:
         members = self.fleet.members()
         self.fleet.loads.follow(members)
+        infos = self.fleet.loads.infos()
+        self.scheduler.configure(desired_configs(self.fleet.settings, infos))
+        self.scheduler.follow(self.fleet.present())
         if self.fleet.line.version or self._knows_enough():
             await self.fleet.line.publish(members)
+            self.scheduler.open()
 
     def _knows_enough(self) -> bool:
         """Whether a first list would take away nothing that was merely not looked for yet."""

@@ -12,6 +12,7 @@ from llx.cluster.gateway_line import GatewayLine, GatewayView
 from llx.cluster.host_unit import HostUnit
 from llx.cluster.load_watch import LoadWatch
 from llx.cluster.move_log import MoveLog
+from llx.cluster.scheduling.members import Present
 from llx.cluster.status import (
     States,
     are_ready,
@@ -24,6 +25,7 @@ from llx.cluster.status import (
 )
 from llx.cluster.unit import Unit
 from llx.core.model import InstanceId, PoolName, Term
+from llx.core.scheduler.events import InstanceState as WantedState
 from llx.errors import NotFoundError, UnreachableError
 from llx.pins import VLLM_VERSION
 from llx.settings import ClusterSettings
@@ -145,6 +147,25 @@ class Fleet:
                 )
             )
         return found
+
+    def present(self) -> list[Present]:
+        """The same instances, in the scheduler's words."""
+        return [
+            Present(
+                each.instance,
+                each.pool,
+                each.address_in,
+                self._wanted(self.instances[each.instance]),
+            )
+            for each in self.members()
+        ]
+
+    def _wanted(self, unit: Unit) -> WantedState:
+        host = self.hosts.get(unit.host)
+        is_host_ending = host is not None and (host.is_leaving or host.is_draining)
+        if unit.is_leaving or unit.state is InstanceState.DRAINING or is_host_ending:
+            return WantedState.TERMINATING
+        return WantedState.CORDONED if self.is_cordoned(unit) else WantedState.UP
 
     def is_cordoned(self, unit: Unit) -> bool:
         """Whether an instance gets nothing new, for its own or its host's sake."""

@@ -12,11 +12,12 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import zmq
 import zmq.asyncio
 
-from llx.core.model import Term
+from llx.core.model import RequestId, Term
 from llx.curve import Authenticator, ClusterKeys, make_listener
 from llx.errors import ConflictError, WireError
 from llx.log import get_log
@@ -27,7 +28,10 @@ from llx.wire import (
     Member,
     Members,
     MoveSeen,
+    Place,
+    PlacementAnswer,
     ToScheduler,
+    Withdraw,
     check_frames,
     encode,
 )
@@ -47,6 +51,22 @@ OnMoves = Callable[[Sequence[MoveSeen]], None]
 """Gets what a gateway saw of migrations, much of it not for the first time."""
 
 
+class PlacementEvents(Protocol):
+    """Who places gateways' requests; called on the event loop, must not block.
+
+    A gateway is the identity of its process.
+    """
+
+    def place(self, gateway: bytes, ask: Place) -> None:
+        """It wants an instance for a request."""
+
+    def withdraw(self, gateway: bytes, request: RequestId) -> None:
+        """It wants none for it any longer."""
+
+    def forget(self, gateway: bytes) -> None:
+        """It is gone, or has been silent."""
+
+
 @dataclass(slots=True)
 class GatewayView:
     """What is known of one gateway. `heard_at` is on the monotonic clock."""
@@ -55,6 +75,8 @@ class GatewayView:
     hello: GatewayHello
     heard_at: float
     report: GatewayReport | None = None
+    is_forgotten: bool = False
+    """It was silent, so that its requests are no longer waited for."""
 
     @property
     def is_silent(self) -> bool:
@@ -79,6 +101,8 @@ class GatewayLine:
         self._views: dict[str, GatewayView] = {}
         self._host_of: HostOf | None = None
         self._on_moves: OnMoves | None = None
+        self._placement: PlacementEvents | None = None
+        self._names: dict[bytes, str] = {}
         self._ignored: set[bytes] = set()
         self._decoder: Decoder[ToScheduler] = Decoder(ToScheduler)
         self._context = zmq.asyncio.Context()
@@ -98,6 +122,22 @@ class GatewayLine:
     def tell_moves(self, on_moves: OnMoves) -> None:
         """Tell `on_moves` of every report from now on that names any."""
         self._on_moves = on_moves
+
+    def tell_placement(self, events: PlacementEvents) -> None:
+        """Tell `events` of requests to be placed from now on."""
+        self._placement = events
+
+    def answer(self, gateway: bytes, answer: PlacementAnswer) -> None:
+        """Answer a gateway; dropped if it does not take it: it asks again."""
+        # A ROUTER never waits: whom it cannot send to it drops.
+        self._socket.send_multipart([gateway, encode(answer)], zmq.DONTWAIT)
+
+    def sweep(self) -> None:
+        """Forget the requests of gateways that have fallen silent."""
+        for view in self._views.values():
+            if view.is_silent and not view.is_forgotten:
+                view.is_forgotten = True
+                self._forget(view.identity)
 
     async def bind(self, address: str | None) -> str:
         """Listen at that address, as running gateways dial it; None: anywhere on loopback.
@@ -167,11 +207,18 @@ class GatewayLine:
 
     def drop(self, gateway: str) -> None:
         """Forget a gateway that has ended."""
-        self._views.pop(gateway, None)
+        view = self._views.pop(gateway, None)
+        if view is not None:
+            self._leave(view.identity)
 
     async def _receive(self, identity: bytes, message: ToScheduler) -> None:
         now = time.monotonic()
-        view = self._views.get(message.gateway)
+        match message:
+            case Place() | Withdraw():
+                self._pass_on(identity, message)
+                return
+            case _:
+                view = self._views.get(message.gateway)
         match message:
             case GatewayHello(term=term, version=version):
                 if not self._is_expected(message):
@@ -179,7 +226,7 @@ class GatewayLine:
                     return
                 if view is None or view.identity != identity:
                     view = self._join(identity, message, now)
-                view.hello, view.heard_at = message, now
+                view.hello, view.heard_at, view.is_forgotten = message, now, False
                 if self._version and (term, version) < (self._term, self._version):
                     await self._send(identity)
             case GatewayReport():
@@ -193,10 +240,30 @@ class GatewayLine:
     def _join(self, identity: bytes, hello: GatewayHello, now: float) -> GatewayView:
         if hello.gateway not in self._views and len(self._views) >= _MAX_GATEWAYS:
             raise WireError(f"more than {_MAX_GATEWAYS} gateways")
+        if (former := self._views.get(hello.gateway)) is not None:
+            self._leave(former.identity)
         view = self._views[hello.gateway] = GatewayView(identity, hello, now)
+        self._names[identity] = hello.gateway
         log.info("gateway.joined", gateway=hello.gateway, host=hello.host, url=hello.url)
         self.changed.set()
         return view
+
+    def _pass_on(self, identity: bytes, message: Place | Withdraw) -> None:
+        """Of those that have presented themselves; others do so soon, and ask again."""
+        if self._placement is None or identity not in self._names:
+            return
+        if isinstance(message, Place):
+            self._placement.place(identity, message)
+        else:
+            self._placement.withdraw(identity, message.request)
+
+    def _leave(self, identity: bytes) -> None:
+        self._names.pop(identity, None)
+        self._forget(identity)
+
+    def _forget(self, identity: bytes) -> None:
+        if self._placement is not None:
+            self._placement.forget(identity)
 
     def _is_expected(self, hello: GatewayHello) -> bool:
         if self._host_of is None:

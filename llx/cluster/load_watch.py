@@ -16,7 +16,7 @@ from llx.curve import ClusterKeys
 from llx.errors import UnreachableError
 from llx.log import get_log
 from llx.ports import Frame
-from llx.wire import FromLlumlet, InstanceInfo, Member, MigrationNews, Outputs, ToLlumlet
+from llx.wire import FromLlumlet, InstanceInfo, Load, Member, MigrationNews, Outputs, ToLlumlet
 
 log = get_log(__name__)
 
@@ -31,6 +31,19 @@ class LlumletEvents(Protocol):
         """Nothing is heard of an instance any more; its link may come back."""
 
 
+class LoadEvents(Protocol):
+    """Who is told of instances' loads; called on the event loop, must not block."""
+
+    def on_up(self, instance: InstanceId) -> None:
+        """Its session stands."""
+
+    def on_report(self, instance: InstanceId, load: InstanceLoad, report: Load) -> None:
+        """It has reported: the load, and all that it said."""
+
+    def on_down(self, instance: InstanceId) -> None:
+        """Nothing is heard of it any more; its link may come back."""
+
+
 class LoadWatch:
     """Links to all members; itself the owner that they report to."""
 
@@ -43,6 +56,11 @@ class LoadWatch:
         self._reported_at: dict[InstanceId, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._llumlets: LlumletEvents | None = None
+        self._events: LoadEvents | None = None
+
+    def tell_loads(self, events: LoadEvents) -> None:
+        """Tell `events` of loads from now on."""
+        self._events = events
 
     def listen(self, events: LlumletEvents) -> None:
         """Tell `events` of migrations from now on."""
@@ -86,6 +104,10 @@ class LoadWatch:
         link = self._links.get(InstanceId(instance))
         return None if link is None else link.info
 
+    def infos(self) -> list[InstanceInfo]:
+        """What those that have ever been connected said they are."""
+        return [link.info for link in self._links.values() if link.info is not None]
+
     def refusal(self, instance: str) -> str:
         """Why the instance refuses this head; empty if it does not."""
         link = self._links.get(InstanceId(instance))
@@ -119,7 +141,7 @@ class LoadWatch:
 
     async def close(self) -> None:
         """Close every link."""
-        self._llumlets = None
+        self._llumlets = self._events = None
         for instance in list(self._links):
             self._drop(instance)
         await asyncio.gather(*self._closing, return_exceptions=True)
@@ -141,26 +163,39 @@ class LoadWatch:
 
     def on_ready(self, link: InstanceLink) -> None:
         """Its load follows."""
+        if self._is_present(link) and self._events is not None:
+            self._events.on_up(link.member.instance)
 
     def on_down(self, link: InstanceLink, reason: str) -> None:
         """The process is watched through its shim; the link redials."""
-        if self._links.get(link.member.instance) is link:
+        if self._is_present(link):
             log.warning("instance.link_down", instance=link.member.instance, reason=reason)
             self._tell_down(link.member.instance, reason)
+            if self._events is not None:
+                self._events.on_down(link.member.instance)
 
     def on_outputs(self, link: InstanceLink, header: Outputs, payload: list[memoryview]) -> None:
         """The scheduler sends no requests, so nothing comes."""
 
     def on_load(self, link: InstanceLink, load: InstanceLoad) -> None:
         """The link keeps it; this keeps when."""
-        if self._links.get(link.member.instance) is link:
+        if self._is_present(link):
             self._reported_at[link.member.instance] = time.monotonic()
+            if self._events is not None:
+                assert link.report is not None, "it has just come"
+                self._events.on_report(link.member.instance, load, link.report)
 
     def on_llumlet(self, link: InstanceLink, message: FromLlumlet) -> None:
         """News of migrations; the rest is for gateways and other instances."""
-        is_present = self._links.get(link.member.instance) is link
-        if is_present and self._llumlets is not None and isinstance(message, MigrationNews):
+        if (
+            self._is_present(link)
+            and self._llumlets is not None
+            and isinstance(message, MigrationNews)
+        ):
             self._llumlets.on_news(link.member.instance, message)
+
+    def _is_present(self, link: InstanceLink) -> bool:
+        return self._links.get(link.member.instance) is link
 
 
 def _addresses(member: Member) -> tuple[str, str]:

@@ -24,10 +24,18 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
 
-from llx.core.engine_leap import leap, leap_limit
+from llx.core.engine_leap import LikeSteps, carry_out, like_steps
 from llx.core.engine_moves import EngineMoves
-from llx.core.engine_state import EngineConfig, EngineRequest, EngineState, Held, State, urgency
-from llx.core.model import Blocks, InstanceLoad, Nanos, RequestId, blocks_for
+from llx.core.engine_state import (
+    Chunk,
+    EngineConfig,
+    EngineRequest,
+    EngineState,
+    Held,
+    State,
+    urgency,
+)
+from llx.core.model import Blocks, InstanceLoad, Nanos, RequestId
 
 _NOTHING: frozenset[int] = frozenset()
 _STATES: Final = {
@@ -62,31 +70,15 @@ class Finish(Enum):
     LENGTH = "length"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TokenOutput:
-    """One new token of one request."""
+    """One new token of one request. As `Chunk`, not frozen for speed alone."""
 
     request: RequestId
     token: int
     finish: Finish | None = None
     stop_token: int | None = None
     """The token of `stop_tokens` that ended the request; None at `eos_token` or by length."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Positions `start` to `end` (exclusive) of a request, computed in one step."""
-
-    request: RequestId
-    life: int
-    start: int
-    end: int
-    is_decode: bool
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the step's budget that it takes."""
-        return self.end - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +171,7 @@ class EngineModel:
             admitted=tuple(plan.admitted),
             preempted=tuple(plan.preempted),
         )
-        self._state.in_flight = frozenset(chunk.life for chunk in chunks)
+        self._state.in_flight = plan.chunks
         return self._open
 
     def complete(self, step: Step) -> list[TokenOutput]:
@@ -189,46 +181,50 @@ class EngineModel:
         """
         assert step is self._open, "not the step that was scheduled last"
         self._open = None
-        self._state.in_flight = frozenset()
+        self._state.in_flight = {}
         outputs = []
         for chunk in step.chunks:
             held = self._state.held.get(chunk.request)
             if held is None or held.life != chunk.life:
                 continue
-            self._tokens.compute(held.tokens, chunk.start, chunk.end, held.blocks)
-            held.num_computed = chunk.end
-            if chunk.end == len(held.tokens):
+            end = held.num_computed + chunk.end - chunk.start
+            self._tokens.compute(held.tokens, held.num_computed, end, held.blocks)
+            held.num_computed = end
+            if end == len(held.tokens):
                 outputs.append(self._next_token(held))
         self.moves.drained()
         return outputs
 
-    def leap_limit(self, step: Step) -> int:
-        """How many steps in a row are alike, the open one first; 1 where that cannot be told.
+    def like_steps(self, step: Step) -> LikeSteps | None:
+        """The row of like steps that the open one begins; None if those after it may differ.
 
-        Nothing ends or comes in before the last of them completes.
+        Nothing ends or comes in before the last of them completes. As long as the row goes on this
+        engine stands still, at its first step: `settle` has it catch up.
         """
         if step.admitted or step.preempted:
-            return 1  # the next step may differ: preempting frees blocks that nobody took yet
-        return leap_limit(self._state, [chunk.is_decode for chunk in step.chunks])
-
-    def leap(self, step: Step, count: int) -> None:
-        """Complete the open step and those that follow it, `count` in all, at once.
-
-        The state is then as if each had been completed and scheduled, tokens apart: they are zeros
-        that no `TokenModel` has seen. Blocks may be others, as many.
-
-        Args:
-            step: The open one.
-            count: Less than `leap_limit`.
-        """
+            return None  # the next step may differ: preempting frees blocks that nobody took yet
         assert step is self._open, "not the step that was scheduled last"
-        self._open = None
-        self._state.in_flight = frozenset()
-        leap(self._state, count)
+        return like_steps(self._state, step.started_at, len(step.chunks))
+
+    def settle(self, row: LikeSteps) -> None:
+        """Carry out those steps of a row that are over; the one under way is the open one then.
+
+        The state is as if each had been completed and scheduled, tokens apart: they are zeros
+        that no `TokenModel` has seen. Blocks may be others, as many. It is the first step that is
+        given to `complete` in the end, though its chunks are further on by now.
+        """
+        count = row.settle()
+        if count:
+            carry_out(self._state, count)
+        assert len(self._state.free) == row.num_free, "the row has counted other blocks"
 
     def load(self) -> InstanceLoad:
         """The load at this moment; costs O(priority classes)."""
-        return self._state.load()
+        return self._state.load(Blocks(len(self._state.free)))
+
+    def load_in(self, row: LikeSteps) -> InstanceLoad:
+        """The load at the step of a row that is under way."""
+        return self._state.load(row.num_free)
 
     def requests(self) -> list[RequestStatus]:
         """All requests held, in the order they came in."""
@@ -299,26 +295,24 @@ class EngineModel:
 
     def _run(self, held: Held, plan: _Plan) -> None:
         """Give `held` a chunk of the step, taking blocks from the least urgent where needed."""
-        while (num_new := self._num_new(held, plan)) > len(self._state.free):
+        start, free = held.num_computed, self._state.free
+        while (num_new := self._num_new(held, plan)) > len(free):
             victim = max([*self._state.running, *self._state.arrived], key=urgency)
             self._preempt(victim, plan)
             if victim is held:
                 return
-        held.blocks.extend(self._state.take(num_new))
-        start, end = held.num_computed, self._end_of_chunk(held, plan)
-        is_decode = end - start == 1 and held.num_outputs > 0
-        plan.chunks[held.asked.request] = Chunk(
-            held.asked.request, held.life, start, end, is_decode
-        )
+        if num_new > 0:
+            held.blocks += self._state.take(num_new)
+        end = min(len(held.tokens), start + plan.budget)
+        is_decode = end - start == 1 and len(held.tokens) > len(held.asked.prompt)
+        request = held.asked.request
+        plan.chunks[request] = Chunk(request, held.life, start, end, is_decode)
         plan.budget -= end - start
 
-    def _end_of_chunk(self, held: Held, plan: _Plan) -> int:
-        return min(len(held.tokens), held.num_computed + plan.budget)
-
     def _num_new(self, held: Held, plan: _Plan) -> int:
-        """Blocks to be had before its next chunk can be computed."""
-        end = self._end_of_chunk(held, plan)
-        return max(0, blocks_for(end, self.config.block_size) - len(held.blocks))
+        """Blocks to be had before its next chunk can be computed; negative: it has more."""
+        end = min(len(held.tokens), held.num_computed + plan.budget)
+        return -(-end // self.config.block_size) - len(held.blocks)
 
     def _preempt(self, victim: Held, plan: _Plan) -> None:
         chunk = plan.chunks.pop(victim.asked.request, None)
@@ -329,41 +323,38 @@ class EngineModel:
         plan.preempted.append(victim.asked.request)
 
     def _duration(self, chunks: Sequence[Chunk]) -> Nanos:
-        num_decodes = sum(chunk.is_decode for chunk in chunks)
-        num_tokens = sum(chunk.num_tokens for chunk in chunks)
-        num_context_tokens = sum(chunk.end for chunk in chunks)
-        step_time = self.config.step_time
-        num_square_tokens = 0
-        if step_time.prefill_square_ns:
-            prefills = (chunk for chunk in chunks if not chunk.is_decode)
-            num_square_tokens = sum(chunk.end**2 - chunk.start**2 for chunk in prefills)
-        return step_time.of(
-            num_tokens - num_decodes, num_decodes, num_context_tokens, num_square_tokens
+        num_decodes = num_prefills = num_context = num_decode_context = num_square = 0
+        for chunk in chunks:
+            num_context += chunk.end
+            if chunk.is_decode:
+                num_decodes += 1
+                num_decode_context += chunk.end
+            else:
+                num_prefills += chunk.end - chunk.start
+                num_square += chunk.end**2 - chunk.start**2
+        return self.config.step_time.of(
+            num_prefills, num_decodes, num_context, num_square, num_decode_context
         )
 
     # ------------------------------------------------------------------ completing
 
     def _next_token(self, held: Held) -> TokenOutput:
-        asked = held.asked
-        is_early = held.num_outputs < asked.min_tokens
-        banned = asked.banned_early if is_early else _NOTHING
-        token = self._tokens.sample(asked, len(held.tokens), held.blocks, banned)
-        held.tokens.append(token)
-        finish, stop_token = self._finish_of(held, token)
-        if finish is not None:
-            self._end(held, "finished")
-        return TokenOutput(asked.request, token, finish, stop_token)
-
-    def _finish_of(self, held: Held, token: int) -> tuple[Finish | None, int | None]:
-        asked = held.asked
+        asked, tokens = held.asked, held.tokens
+        num_outputs = len(tokens) - len(asked.prompt)
+        banned = asked.banned_early if num_outputs < asked.min_tokens else _NOTHING
+        token = self._tokens.sample(asked, len(tokens), held.blocks, banned)
+        tokens.append(token)
         if token == asked.eos_token:
-            return Finish.STOP, None
+            return self._finish(held, TokenOutput(asked.request, token, Finish.STOP))
         if token in asked.stop_tokens:
-            return Finish.STOP, token
-        is_full = len(held.tokens) >= self.config.max_model_len
-        if is_full or held.num_outputs >= asked.max_tokens:
-            return Finish.LENGTH, None
-        return None, None
+            return self._finish(held, TokenOutput(asked.request, token, Finish.STOP, token))
+        if num_outputs + 1 >= asked.max_tokens or len(tokens) >= self.config.max_model_len:
+            return self._finish(held, TokenOutput(asked.request, token, Finish.LENGTH))
+        return TokenOutput(asked.request, token)
+
+    def _finish(self, held: Held, output: TokenOutput) -> TokenOutput:
+        self._end(held, "finished")
+        return output
 
     def _end(self, held: Held, why: str) -> None:
         self._state.move(held, State.GONE)

@@ -88,7 +88,7 @@ class EngineMoves:
         held = self._watched(request)
         if held is None:
             self._news.append(partial(done, None))
-        elif held.life in self._state.in_flight:
+        elif self._state.is_in_flight(held):
             self._draining[request] = done
         else:
             self._take_out(held, done)

@@ -14,6 +14,7 @@ Blocks reserved for a request that may yet arrive are simply not free.
 """
 
 import bisect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, assert_never
@@ -35,6 +36,9 @@ class StepTime:
             attention within a prompt of n tokens costs n² of it.
         weights_ns: Reading the weights once; a step's arithmetic hides behind it …
         token_ns: … until it takes longer, so much for each token computed.
+        mixed_decode_ns: More for each request that decodes in a step which computes prompts, too …
+        mixed_context_ktoken_ns: … and for a thousand tokens that their attention reads: kernels
+            made for prompts read single rows slower than those made for them.
     """
 
     base_ns: int
@@ -45,6 +49,8 @@ class StepTime:
     prefill_square_ns: int = 0
     weights_ns: int = 0
     token_ns: int = 0
+    mixed_decode_ns: int = 0
+    mixed_context_ktoken_ns: int = 0
 
     def of(
         self,
@@ -52,16 +58,21 @@ class StepTime:
         num_decodes: int,
         num_context_tokens: int,
         num_square_tokens: int = 0,
+        num_decode_context_tokens: int = 0,
     ) -> Nanos:
         """Duration of a step of that many prefill tokens, decodes and tokens of context.
 
         `num_square_tokens`: over the prefills, the sum of end² - start².
+        `num_decode_context_tokens`: what of the context the decodes read; it counts beside
+        prefills.
         """
         is_prefill = self.prefill_base_ns is not None and not num_decodes
         base_ns = self.prefill_base_ns if is_prefill else self.base_ns
         assert base_ns is not None
+        is_mixed = num_prefill_tokens and num_decodes
         return Nanos(
             base_ns
+            + (self._mixed(num_decodes, num_decode_context_tokens) if is_mixed else 0)
             + max(self.weights_ns, self.token_ns * (num_prefill_tokens + num_decodes))
             + self.prefill_token_ns * num_prefill_tokens
             + self.prefill_square_ns * num_square_tokens
@@ -69,16 +80,9 @@ class StepTime:
             + self.context_ktoken_ns * num_context_tokens // 1000
         )
 
-    def of_decodes(self, num_decodes: int, num_context_tokens: int, num_steps: int) -> Nanos:
-        """Duration of so many steps in a row, each with the same requests decoding.
-
-        Exactly the sum of what `of` says of each: every step reads `num_decodes` tokens of
-        context more than the one before it; the first `num_context_tokens`.
-        """
-        each = self.of(0, num_decodes, 0)
-        growth = self.context_ktoken_ns * num_decodes
-        first = self.context_ktoken_ns * num_context_tokens
-        return Nanos(each * num_steps + _sum_of_quotients(num_steps, 1000, growth, first))
+    def _mixed(self, num_decodes: int, num_context_tokens: int) -> int:
+        growth = self.mixed_context_ktoken_ns * num_context_tokens // 1000
+        return self.mixed_decode_ns * num_decodes + growth
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,25 @@ class EngineRequest:
     stop_tokens: frozenset[int] = frozenset()
     banned_early: frozenset[int] = frozenset()
     seed: int = 0
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Positions `start` to `end` (exclusive) of a request, computed in one step.
+
+    Nobody changes it. It is not frozen for speed: there is one for each request of each step.
+    """
+
+    request: RequestId
+    life: int
+    start: int
+    end: int
+    is_decode: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the step's budget that it takes."""
+        return self.end - self.start
 
 
 class State(Enum):
@@ -191,8 +214,8 @@ class EngineState:
         self.waiting: list[Held] = []
         self.arrived: list[Held] = []
         self.cut: list[Held] = []
-        self.in_flight: frozenset[int] = frozenset()
-        """Lives that the open step computes for."""
+        self.in_flight: Mapping[RequestId, Chunk] = {}
+        """What the open step computes."""
         self._tallies: dict[int, _Tally] = {}
         self._waiting_tokens = 0
         self._num_preempted = 0
@@ -222,11 +245,20 @@ class EngineState:
 
     def take(self, count: int) -> list[int]:
         """Blocks off the free ones."""
-        return [self.free.pop() for _ in range(count)]
+        if count == 1:
+            return [self.free.pop()]
+        taken = self.free[: -count - 1 : -1]
+        del self.free[len(self.free) - count :]
+        return taken
 
     def give_back(self, blocks: list[int]) -> None:
         """Blocks become free again."""
         self.free.extend(reversed(blocks))
+
+    def is_in_flight(self, held: Held) -> bool:
+        """Whether the open step computes for it."""
+        chunk = self.in_flight.get(held.asked.request)
+        return chunk is not None and chunk.life == held.life
 
     def demand(self, held: Held) -> int:
         """Blocks that its tokens so far need beyond those it has."""
@@ -243,12 +275,12 @@ class EngineState:
         num_held = sum(len(held.blocks) for held in self.held.values())
         return self.config.num_blocks - len(self.free) - num_held
 
-    def load(self) -> InstanceLoad:
-        """The load at this moment; costs O(priority classes)."""
+    def load(self, num_free: Blocks) -> InstanceLoad:
+        """The load with so many free blocks; costs O(priority classes)."""
         tallies = self._tallies.items()
         return InstanceLoad(
             total=self.config.num_blocks,
-            free=Blocks(len(self.free)),
+            free=num_free,
             block_size=self.config.block_size,
             num_running=len(self.running) + len(self.cut),
             num_waiting=len(self.waiting) + len(self.arrived),
@@ -313,21 +345,3 @@ class EngineState:
 def _take_out(queue: list[Held], held: Held) -> None:
     index = bisect.bisect_left(queue, urgency(held), key=urgency)
     assert queue.pop(index) is held, "the queue is out of order"
-
-
-def _sum_of_quotients(count: int, divisor: int, step: int, first: int) -> int:
-    """The sum of (step * i + first) // divisor over i = 0 … count - 1, in O(log) steps.
-
-    As in Euclid's algorithm: whole multiples of the divisor are taken out of both, and what is
-    left counts the lattice points under a line, which is the same count with the axes swapped.
-    """
-    total = 0
-    while count > 0:
-        total += (count - 1) * count // 2 * (step // divisor) + count * (first // divisor)
-        step, first = step % divisor, first % divisor
-        top = step * count + first
-        if top < divisor:
-            break
-        count, first = divmod(top, divisor)
-        step, divisor = divisor, step
-    return total

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llx.errors import ExitCode, LlxError
 from llx.gateway import context
 from llx.gateway.auth import ApiKeys, PriorityClasses, Tenant
+from llx.gateway.refusals import RETRY_AFTER_S, Refusal
 from llx.pins import VLLM_VERSION
 from llx.specs import GatewaySpec
 
@@ -33,7 +33,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY_BYTES = 64 << 20
-RETRY_AFTER_S = 1
 FORWARDED = frozenset(
     {
         "/v1/chat/completions",
@@ -52,20 +51,12 @@ class _Probe(msgspec.Struct):
     priority: int | None = None
 
 
-class _Refusal(LlxError):
-    """An answer that ends the request here, in OpenAI's error shape."""
+class _Refused(Exception):
+    """Ends a request here."""
 
-    exit_code = ExitCode.FAILURE
-
-    def __init__(self, status: int, kind: str, message: str, *, retry_after_s: int = 0) -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.retry_after_s = retry_after_s
-
-    def body(self) -> bytes:
-        error = {"message": self.message, "type": self.kind, "param": None, "code": self.status}
-        return msgspec.json.encode({"error": error})
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
 
 
 class GatewayApp:
@@ -96,9 +87,9 @@ class GatewayApp:
         http.client_id = _client_id(headers) or http.request_id
         try:
             await self._route(scope, receive, send, headers, http)
-        except _Refusal as refusal:
+        except _Refused as refused:
             self.num_refused += 1
-            await _answer(send, http, refusal.status, refusal.body(), refusal.retry_after_s)
+            await _refuse(send, http, refused.refusal)
 
     async def _route(
         self,
@@ -129,9 +120,9 @@ class GatewayApp:
             await _answer(send, http, 200, body)
             return
         if path not in FORWARDED:
-            raise _Refusal(404, "NotFoundError", f"no route {path}")
+            raise _refused(404, "NotFoundError", f"no route {path}")
         if scope["method"] != "POST":
-            raise _Refusal(405, "MethodNotAllowed", f"{path} takes POST")
+            raise _refused(405, "MethodNotAllowed", f"{path} takes POST")
         await self._forward(scope, receive, send, headers, http, tenant)
 
     async def _forward(
@@ -144,7 +135,7 @@ class GatewayApp:
         tenant: Tenant,
     ) -> None:
         if self.num_open >= self._max_requests:
-            raise _Refusal(
+            raise _refused(
                 429,
                 "TooManyRequests",
                 f"{self._max_requests} requests are in flight already",
@@ -163,6 +154,7 @@ class GatewayApp:
                 await pool.app(inner, _replay(body, receive), _decorate(send, http))
             finally:
                 context.current.reset(token)
+                self.num_refused += http.refusal is not None
         finally:
             self.num_open -= 1
 
@@ -172,7 +164,7 @@ class GatewayApp:
         authorization = headers.get(b"authorization")
         tenant = self._keys.authenticate(authorization.decode("latin-1") if authorization else None)
         if tenant is None:
-            raise _Refusal(401, "Unauthorized", "missing or unknown API key")
+            raise _refused(401, "Unauthorized", "missing or unknown API key")
         return tenant
 
     def _look(self, body: bytes) -> _Probe:
@@ -193,7 +185,7 @@ class GatewayApp:
         chosen = self._classes.resolve(name, probe.priority, tenant)
         if chosen is None:
             known = ", ".join(self._classes.names())
-            raise _Refusal(
+            raise _refused(
                 400, "BadRequestError", f"no priority class {name!r}; there are: {known}"
             )
         http.tenant, http.class_name, http.priority = tenant.name, chosen.name, chosen.priority
@@ -206,7 +198,7 @@ class GatewayApp:
     def _require_instances(self, pools: "Iterable[FrontEnd]") -> None:
         for pool in pools:
             if not pool.is_open or not pool.roster.ready_event.is_set():
-                raise _Refusal(
+                raise _refused(
                     503,
                     "ServiceUnavailable",
                     f"no instance of {pool.spec.name} is ready",
@@ -224,7 +216,11 @@ class GatewayApp:
         for card in cards:
             if card["id"] == name:
                 return msgspec.json.encode(card)
-        raise _Refusal(404, "NotFoundError", f"The model `{name}` does not exist.")
+        raise _refused(404, "NotFoundError", f"The model `{name}` does not exist.")
+
+
+def _refused(status: int, kind: str, message: str, *, retry_after_s: int = 0) -> _Refused:
+    return _Refused(Refusal(status, kind, message, retry_after_s))
 
 
 # ---------------------------------------------------------------------- ASGI plumbing
@@ -248,11 +244,11 @@ async def _read_body(receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _Refusal(400, "BadRequestError", "the client left before its request was whole")
+            raise _refused(400, "BadRequestError", "the client left before its request was whole")
         part = message.get("body", b"")
         size += len(part)
         if size > MAX_BODY_BYTES:
-            raise _Refusal(413, "RequestTooLarge", f"a body has at most {MAX_BODY_BYTES} bytes")
+            raise _refused(413, "RequestTooLarge", f"a body has at most {MAX_BODY_BYTES} bytes")
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
@@ -273,13 +269,23 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _decorate(send: Send, http: context.RequestContext) -> Send:
-    """Hold the response's head back until its first body bytes: only then is the instance known."""
+    """Hold the response's head back until its first body bytes: only then is the instance known.
+
+    Or that there is none: then the refusal is the answer, whatever vLLM makes of it.
+    """
     head: Message | None = None
+    is_refused = False
 
     async def decorated(message: Message) -> None:
-        nonlocal head
+        nonlocal head, is_refused
+        if is_refused:
+            return
         if message["type"] == "http.response.start":
             head = message
+            return
+        if head is not None and http.refusal is not None:
+            is_refused = True
+            await _refuse(send, http, http.refusal)
             return
         if head is not None:
             extra = _id_headers(http)
@@ -291,6 +297,10 @@ def _decorate(send: Send, http: context.RequestContext) -> Send:
         await send(message)
 
     return decorated
+
+
+async def _refuse(send: Send, http: context.RequestContext, refusal: Refusal) -> None:
+    await _answer(send, http, refusal.status, refusal.body(), refusal.retry_after_s)
 
 
 def _id_headers(http: context.RequestContext) -> list[tuple[bytes, bytes]]:

@@ -7,6 +7,8 @@ context, reads it. Nothing else in between needs to know.
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from llx.gateway.refusals import Refusal
+
 
 @dataclass(slots=True)
 class RequestContext:
@@ -21,6 +23,8 @@ class RequestContext:
     priority: int
     instances: list[str] = field(default_factory=list)
     """Instance of each generation (one per choice), in order of dispatch."""
+    refusal: Refusal | None = None
+    """Why a generation of it was not taken; the answer, if nothing was answered yet."""
 
 
 current: ContextVar[RequestContext | None] = ContextVar("llx_request", default=None)

@@ -1,8 +1,9 @@
 """The engine-core client of a pool: vLLM's front end above, any number of instances below.
 
-`PoolClient` stands where vLLM's `AsyncMPClient` would be. It sends each request to the instance
-that dispatch chose and merges the outputs of all instances into the one queue that vLLM reads.
-Which outputs count, and who owns a stream while it moves, is `llx.core.streams`' to say.
+`PoolClient` stands where vLLM's `AsyncMPClient` would be. It has each request placed
+(`llx.gateway.placement`), sends it to the instance that was chosen, and merges the outputs of all
+instances into the one queue that vLLM reads. Which outputs count, and who owns a stream while it
+moves, is `llx.core.streams`' to say.
 """
 
 import asyncio
@@ -14,22 +15,31 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-from vllm.exceptions import QueueOverflowError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from llx.agent.link import InstanceLink, encode_arguments
-from llx.core import epochs
-from llx.core.model import Epoch, InstanceId, RequestId
+from llx.core.model import (
+    Blocks,
+    ClassName,
+    Epoch,
+    InstanceId,
+    PoolName,
+    RequestId,
+    Tokens,
+    blocks_for,
+)
 from llx.core.streams import Stream, Streams, Verdict
 from llx.errors import UnreachableError
 from llx.gateway import context
 from llx.gateway.clocks import ClockOffset
 from llx.gateway.pace import MoveLog, Pace
+from llx.gateway.placement import Placement, Wanted
+from llx.gateway.refusals import NO_INSTANCE, of_answer
 from llx.gateway.roster import Roster
 from llx.ports import Frame
-from llx.wire import AskOwner, FromLlumlet, Moving, Outputs, Ruling
+from llx.wire import AskOwner, FromLlumlet, Moving, NotPlaced, Outputs, Ruling
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +48,7 @@ _TAKE_OVER_S = 2.0
 """So long after a source's death its target may still take a stream over."""
 _MAX_EARLY = 4096
 """Outputs of one stream that wait for those before them; they come within a step, as a rule."""
-_MAX_PLACEMENTS = 3
+_MOST_LOSSES = 3
 """A request that ends every instance it is sent to must not be sent to all of them."""
 
 
@@ -50,12 +60,24 @@ class _Sent:
     payload: Sequence[Frame]
     prompt_tokens: int
     http: context.RequestContext | None
+    since: float
+    outputs: list[int] = field(default_factory=list)
+    """Its tokens so far: an instance that takes it over goes on after them."""
+    num_losses: int = 0
+    """Instances that it was lost with."""
+    why_again: str = ""
+    """Why it has to be placed again; empty at first."""
     pace: Pace = field(default_factory=Pace)
 
     @property
     def name(self) -> str:
         """What operators know it by."""
         return self.http.request_id if self.http is not None else ""
+
+    @property
+    def num_tokens(self) -> int:
+        """What an instance has to compute before its next token."""
+        return self.prompt_tokens + len(self.outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +99,7 @@ class Counters:
     num_finished: int = 0
     num_failed: int = 0
     num_redispatched: int = 0
+    num_recovered: int = 0
     num_dropped_outputs: int = 0
     output_tokens: int = 0
 
@@ -89,7 +112,15 @@ class PoolClient(AsyncMPClient):
     """
 
     def __init__(
-        self, vllm_config: Any, log_stats: bool, renderer: Any, roster: Roster, num_slots: int
+        self,
+        vllm_config: Any,
+        log_stats: bool,
+        renderer: Any,
+        *,
+        pool: PoolName,
+        roster: Roster,
+        placement: Placement,
+        num_slots: int,
     ) -> None:
         self.vllm_config = vllm_config
         self.log_stats = log_stats
@@ -105,7 +136,9 @@ class PoolClient(AsyncMPClient):
         self._effective_attention_block_sizes: set[int | None] = set()
         self.outputs_queue: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self.counters = Counters()
+        self._pool = pool
         self._roster = roster
+        self._placement = placement
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
         self._streams = Streams()
@@ -119,8 +152,8 @@ class PoolClient(AsyncMPClient):
 
     @property
     def num_in_flight(self) -> int:
-        """Requests sent and not finished."""
-        return len(self._streams)
+        """Requests that have come and not finished, those that wait for an instance included."""
+        return len(self._sent)
 
     # ------------------------------------------------------------------ called by vLLM
 
@@ -132,11 +165,7 @@ class PoolClient(AsyncMPClient):
         return await self.outputs_queue.get()
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
-        """Dispatch a request.
-
-        Raises:
-            QueueOverflowError: No instance can take it (vLLM answers 503).
-        """
+        """Have a request placed; it goes, or is refused, when that is known."""
         http = context.current.get()
         if http is not None:
             request.priority = http.priority
@@ -146,17 +175,11 @@ class PoolClient(AsyncMPClient):
             self._encoder.encode(request),
             len(request.prompt_token_ids or ()),
             http,
+            time.monotonic(),
         )
-        instance = self._place(sent)
-        if instance is None:
-            # vLLM has registered the request and forgets it only by an output.
-            gone = EngineCoreOutput(sent.request, [], finish_reason=FinishReason.ABORT)
-            self.outputs_queue.put_nowait(EngineCoreOutputs(outputs=[gone]))
-            raise QueueOverflowError
         self._sent[sent.request] = sent
         self.counters.num_requests += 1
-        if http is not None:
-            http.instances.append(instance)
+        self._ask(sent)
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         """End requests wherever they are by now."""
@@ -239,7 +262,7 @@ class PoolClient(AsyncMPClient):
                 log.warning("pool.unexpected_message type=%s", type(message).__name__)
 
     def on_down(self, link: InstanceLink, reason: str) -> None:
-        """An instance is lost: what has not answered yet goes elsewhere, the rest ends in error.
+        """An instance is lost: what it had goes on elsewhere, after the tokens that have come.
 
         What was just leaving it may go on at its target: that is waited for, a moment.
         """
@@ -271,28 +294,67 @@ class PoolClient(AsyncMPClient):
         except UnreachableError:
             log.info("pool.ruling_not_sent request=%s", request)  # its session ends all it had
 
-    # ------------------------------------------------------------------ ownership
+    # ------------------------------------------------------------------ placement
 
-    def _place(self, sent: _Sent) -> InstanceId | None:
-        """Send a request where dispatch says; None if no instance can take it."""
-        while (choice := self._roster.choose(sent.prompt_tokens)) is not None:
-            link, demand, decision = choice
-            instance = link.member.instance
-            epoch = self._streams.own(sent.request, instance)
-            try:
-                link.add(sent.request, epoch, demand, sent.payload, sent.name)
-            except UnreachableError:
-                continue  # it went down since it was listed; the roster no longer lists it
-            log.debug(
-                "pool.dispatched request=%s instance=%s epoch=%s freeness=%.2f",
-                sent.request,
-                instance,
-                epoch,
-                decision.scores[0][1],
-            )
-            return instance
-        self._streams.end(sent.request)
-        return None
+    def _ask(self, sent: _Sent) -> None:
+        http = sent.http
+        wanted = Wanted(
+            self._pool,
+            sent.request,
+            ClassName(http.class_name if http is not None else ""),
+            Tokens(sent.num_tokens),
+            sent.since,
+            sent.name,
+        )
+        self._placement.ask(wanted, self)
+
+    def placed(self, request: RequestId, instance: InstanceId) -> bool:
+        """`Placeable`: the scheduler has chosen."""
+        link = self._roster.get(instance)
+        if link is None or not link.is_ready or link.load is None:
+            return False
+        sent = self._sent[request]
+        self._send(sent, link, blocks_for(sent.num_tokens + 1, link.load.block_size))
+        return True
+
+    def bypassed(self, request: RequestId) -> None:
+        """`Placeable`: dispatched by what the links report."""
+        sent = self._sent[request]
+        choice = self._roster.choose(sent.num_tokens)
+        if choice is not None:
+            link, demand, _ = choice
+            self._send(sent, link, demand)
+            return
+        if sent.http is not None:
+            sent.http.refusal = NO_INSTANCE
+        self._fail(request, sent.why_again or NO_INSTANCE.message)
+
+    def refused(self, request: RequestId, answer: NotPlaced) -> None:
+        """`Placeable`: the scheduler says no."""
+        sent = self._sent[request]
+        if sent.http is not None:
+            sent.http.refusal = of_answer(answer, self._pool)
+        self._fail(request, answer.reason)
+
+    def _send(self, sent: _Sent, link: InstanceLink, demand: Blocks) -> None:
+        request, instance = sent.request, link.member.instance
+        epoch = self._streams.own(request, instance)
+        link.add(request, epoch, demand, sent.payload, sent.name, sent.outputs)
+        log.debug("pool.dispatched request=%s instance=%s epoch=%s", request, instance, epoch)
+        if sent.http is not None:
+            sent.http.instances.append(instance)
+        if not sent.why_again:
+            return
+        if sent.outputs:
+            self.counters.num_recovered += 1
+        else:
+            self.counters.num_redispatched += 1
+        log.warning(
+            "pool.placed_again request=%s instance=%s num_outputs=%s reason=%s",
+            request, instance, len(sent.outputs), sent.why_again,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ ownership
 
     def _accept(self, given: _Given, now: float) -> bool:
         """Whether vLLM's front end gets to see an output now."""
@@ -325,12 +387,14 @@ class PoolClient(AsyncMPClient):
         request = RequestId(given.output.request_id)
         self.counters.num_dropped_outputs += 1
         if verdict is Verdict.GAP:
-            self._fail(request, f"tokens before {given.offset} were lost on the way")
+            given.link.abort([(request, given.epoch)])
+            self._recover(request, f"tokens before {given.offset} were lost on the way")
         elif verdict is Verdict.STALE and given.output.finish_reason is None:
             given.link.abort([(request, given.epoch)])
 
     def _note_move(self, request: RequestId, former: InstanceId, given: _Given, now: float) -> None:
         sent, instance = self._sent[request], given.link.member.instance
+        self._placement.withdraw(request)  # its source was lost, and its target has it after all
         move = self.moves.note(request, given.epoch, former, instance, given.offset, sent.pace, now)
         log.info(
             "pool.moved request=%s source=%s target=%s downtime_ms=%.1f itl_ms=%.1f",
@@ -347,6 +411,7 @@ class PoolClient(AsyncMPClient):
             self._recover(request, f"instance {instance} is stopping")
             return False
         self.counters.output_tokens += len(output.new_token_ids)
+        self._sent[request].outputs.extend(output.new_token_ids)
         if output.finish_reason is not None:
             self._forget(request)
             if output.finish_reason == FinishReason.ERROR:
@@ -356,20 +421,16 @@ class PoolClient(AsyncMPClient):
         return True
 
     def _recover(self, request: RequestId, reason: str) -> None:
-        """Send a request that has produced nothing yet to another instance; end any other."""
-        stream = self._streams.get(request)
-        assert stream is not None, f"{request} has no stream to recover"
-        if (
-            stream.num_tokens == 0
-            and epochs.num_reigns(stream.epoch) < _MAX_PLACEMENTS
-            and (instance := self._place(self._sent[request])) is not None
-        ):
-            self.counters.num_redispatched += 1
-            log.warning(
-                "pool.redispatched request=%s instance=%s reason=%s", request, instance, reason
-            )
-            return
-        self._fail(request, reason)
+        """Have a request placed anew: whoever gets it goes on after the tokens that it has."""
+        if request in self._placement:
+            return  # it has left there already
+        sent = self._sent[request]
+        sent.num_losses += 1
+        sent.why_again = reason
+        if sent.num_losses >= _MOST_LOSSES:
+            self._fail(request, f"{reason}, the last of {sent.num_losses} that it was lost with")
+        else:
+            self._ask(sent)
 
     def _fail(self, request: RequestId, reason: str) -> None:
         log.error("pool.failed request=%s reason=%s", request, reason)
@@ -380,6 +441,7 @@ class PoolClient(AsyncMPClient):
 
     def _end(self, request: RequestId) -> None:
         """Forget a request and have its owner forget it too."""
+        self._placement.withdraw(request)
         stream = self._forget(request)
         if stream is not None and (link := self._roster.get(stream.owner)) is not None:
             link.abort([(request, stream.epoch)])

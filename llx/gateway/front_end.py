@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -26,8 +26,10 @@ from vllm.v1.engine import EngineCoreReadyResponse
 from vllm.v1.executor import Executor
 
 from llx.agent.vllm.arguments import front_end_argv
+from llx.core.model import PoolName
 from llx.gateway.engine_client import PoolClient
 from llx.gateway.metrics import PoolMetrics
+from llx.gateway.placement import Placement
 from llx.gateway.roster import Roster
 from llx.specs import PoolSpec
 
@@ -40,8 +42,9 @@ _construction = threading.Lock()
 class FrontEnd:
     """One pool of a gateway."""
 
-    def __init__(self, spec: PoolSpec) -> None:
+    def __init__(self, spec: PoolSpec, placement: Placement) -> None:
         self.spec = spec
+        self._placement = placement
         num_slots = spec.max_instances + _SPARE_SLOTS
         self.roster = Roster(num_slots)
         self.metrics = PoolMetrics(spec.name, self.roster.slot_names)
@@ -103,7 +106,7 @@ class FrontEnd:
         cache.kv_cache_max_concurrency = ready.kv_cache_max_concurrency
 
     def _build(self) -> Any:
-        with _construction, _client_factory(self.roster, self._num_slots):
+        with _construction, _client_factory(self._make_client):
             llm = async_llm.AsyncLLM(
                 self._config,
                 Executor.get_class(self._config),
@@ -114,9 +117,20 @@ class FrontEnd:
             self.metrics.adopt()
             return llm
 
+    def _make_client(self, vllm_config: Any, log_stats: bool, renderer: Any) -> PoolClient:
+        return PoolClient(
+            vllm_config,
+            log_stats,
+            renderer,
+            pool=PoolName(self.spec.name),
+            roster=self.roster,
+            placement=self._placement,
+            num_slots=self._num_slots,
+        )
+
 
 @contextlib.contextmanager
-def _client_factory(roster: Roster, num_slots: int) -> Iterator[None]:
+def _client_factory(make: Callable[[Any, bool, Any], PoolClient]) -> Iterator[None]:
     """Have the `AsyncLLM` built inside use our client: it looks its factory up by module name."""
 
     class Factory:
@@ -124,7 +138,7 @@ def _client_factory(roster: Roster, num_slots: int) -> Iterator[None]:
         def make_async_mp_client(
             *, vllm_config: Any, log_stats: bool, renderer: Any = None, **_: Any
         ) -> PoolClient:
-            return PoolClient(vllm_config, log_stats, renderer, roster, num_slots)
+            return make(vllm_config, log_stats, renderer)
 
     original = async_llm.EngineCoreClient
     async_llm.EngineCoreClient = Factory

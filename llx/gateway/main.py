@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from llx.core.model import Term
 from llx.curve import ClusterKeys
 from llx.errors import ConflictError, LlxError
+from llx.gateway.placement import Placement
 from llx.log import configure_logging
 from llx.specs import GatewaySpec, Phase, StatusFile, load_spec
 from llx.wire import GatewayHello
@@ -51,11 +52,12 @@ def _run(spec: GatewaySpec, status: StatusFile) -> int:
 
     from llx.gateway.front_end import FrontEnd
 
-    pools = {pool.name: FrontEnd(pool) for pool in spec.pools}
+    placement = Placement()
+    pools = {pool.name: FrontEnd(pool, placement) for pool in spec.pools}
     for front_end in pools.values():
         status.write(Phase.LOADING, f"preparing {front_end.spec.name}")
         front_end.prepare()
-    uvloop.run(_serve(spec, status, listener, pools))
+    uvloop.run(_serve(spec, status, listener, pools, placement))
     return 0
 
 
@@ -73,7 +75,11 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    spec: GatewaySpec, status: StatusFile, listener: socket.socket, pools: "dict[str, FrontEnd]"
+    spec: GatewaySpec,
+    status: StatusFile,
+    listener: socket.socket,
+    pools: "dict[str, FrontEnd]",
+    placement: Placement,
 ) -> None:
     import uvicorn
 
@@ -105,7 +111,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, server, status)
     keys = ClusterKeys.load(Path(spec.keys_path))
-    membership = Membership(spec.name, keys, pools)
+    membership = Membership(spec.name, keys, pools, placement)
     port = listener.getsockname()[1]
     host = spec.url_host or spec.host
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -18,6 +18,7 @@ from llx.agent.link import InstanceLink, peer_of_process
 from llx.core.model import InstanceId, InstanceLoad, Term
 from llx.curve import ClusterKeys, make_dialer
 from llx.errors import WireError
+from llx.gateway.placement import Placement
 from llx.wire import (
     Decoder,
     FromLlumlet,
@@ -27,6 +28,8 @@ from llx.wire import (
     Member,
     Members,
     Outputs,
+    Place,
+    Withdraw,
     check_frames,
     encode,
 )
@@ -37,8 +40,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 0.5
+_LOOK_S = 0.02
 _REOPEN_AFTER_S = 1.0
-_MAX_UNSENT = 4
+_MAX_UNSENT = 4096
 
 
 class Membership:
@@ -50,6 +54,7 @@ class Membership:
         name: The gateway's.
         keys: The cluster's keys.
         pools: By name.
+        placement: Hears the scheduler's answers.
         heartbeat_s: How often the scheduler hears of this gateway.
     """
 
@@ -58,8 +63,11 @@ class Membership:
         name: str,
         keys: ClusterKeys,
         pools: "dict[str, FrontEnd]",
+        placement: Placement,
         heartbeat_s: float = _HEARTBEAT_S,
     ) -> None:
+        self._placement = placement
+        placement.use_line(self.to_scheduler)
         self._heartbeat_s = heartbeat_s
         self._peer = peer_of_process(name)
         self._keys = keys
@@ -67,6 +75,7 @@ class Membership:
         self._context = zmq.asyncio.Context(io_threads=2)
         self._known = (Term(0), 0)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._socket: zmq.asyncio.Socket | None = None
         self._opening: set[str] = set()
 
     # ------------------------------------------------------------------ the scheduler's line
@@ -95,6 +104,7 @@ class Membership:
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.SNDHWM, _MAX_UNSENT)
         socket.connect(address)
+        self._socket = socket
         tasks = [
             asyncio.create_task(coroutine)
             for coroutine in (self._receive(socket), self._beat(socket, hello, report))
@@ -102,6 +112,7 @@ class Membership:
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._socket = None
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -110,11 +121,22 @@ class Membership:
             assert not task.cancelled(), "nobody else cancels it"
             task.result()
 
+    def to_scheduler(self, message: Place | Withdraw) -> bool:
+        """Send to the scheduler; false if it is not there, or takes no more."""
+        if self._socket is None:
+            return False
+        # Without waiting the outcome is there at once.
+        sent: Any = self._socket.send(encode(message), zmq.DONTWAIT)
+        return sent.exception() is None
+
     async def _beat(
         self, socket: zmq.asyncio.Socket, hello: GatewayHello, report: "ReportSource"
     ) -> None:
         while True:
-            await socket.poll(flags=zmq.POLLOUT)  # type: ignore[call-arg]  # not in the stub
+            if not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
+                # Not waited for: what is sent meanwhile would queue up behind that.
+                await asyncio.sleep(_LOOK_S)
+                continue
             term, version = self._known
             hello = msgspec.structs.replace(hello, term=term, version=version)
             for message in (hello, report()):
@@ -134,7 +156,11 @@ class Membership:
             frames = await socket.recv_multipart()
             try:
                 check_frames(frames)
-                self.apply(decoder.decode(frames[0]))
+                message = decoder.decode(frames[0])
+                if isinstance(message, Members):
+                    self.apply(message)
+                else:
+                    self._placement.hear(message)
             except WireError as error:
                 log.warning("members.bad_message error=%s", error)
 
@@ -148,6 +174,7 @@ class Membership:
             wanted = {each.instance: each for each in members.members if each.pool == name}
             self._converge(pool, wanted)
         self._known = (members.term, members.version)
+        self._placement.hear_term(members.term)
 
     def _converge(self, pool: "FrontEnd", wanted: dict[InstanceId, Member]) -> None:
         for link in pool.roster.links():

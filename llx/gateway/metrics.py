@@ -92,6 +92,9 @@ class GatewayMetrics(Collector):
             "num_requests": _counter("llx:requests", "Generations dispatched."),
             "num_finished": _counter("llx:requests_finished", "Generations that finished."),
             "num_failed": _counter("llx:requests_failed", "Generations that ended in an error."),
+            "num_recovered": _counter(
+                "llx:requests_recovered", "Generations that went on elsewhere, tokens and all."
+            ),
             "num_redispatched": _counter(
                 "llx:requests_redispatched", "Generations sent to another instance before a token."
             ),

@@ -10,11 +10,10 @@ the gateways of a live cluster keep, the streams and whose they are.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Final, assert_never
 
 from llx.core import epochs
-from llx.core.engine_model import EngineModel, TokenOutput
+from llx.core.engine_model import TokenOutput
 from llx.core.engine_state import EngineRequest
 from llx.core.migration.source import SourceRules
 from llx.core.model import Blocks, Epoch, InstanceId, InstanceLoad, Nanos, RequestId, Tokens
@@ -41,6 +40,7 @@ from llx.core.scheduler.events import (
     Ticked,
 )
 from llx.core.scheduler.move_rule import pick
+from llx.core.scheduler.policies import Policies
 from llx.core.scheduler.scheduler import Scheduler
 from llx.sim.config import ClusterConfig
 from llx.sim.engine import SimEngine
@@ -51,6 +51,8 @@ from llx.sim.record import Record, Result, Spread, by_class, class_result, trace
 from llx.sim.workload import SimRequest
 
 _SECOND: Final = 1_000_000_000
+
+Observer = Callable[[Event, Nanos, Sequence[Command]], None]
 
 
 class _Member:
@@ -71,6 +73,8 @@ class Cluster:
         config: What is simulated.
         requests: In the order of their arrival.
         watch: Told now and then how many requests have ended.
+        observe: Told every event of the scheduler, when it was, and what the scheduler answered.
+        policies: That the pool's configuration may name.
     """
 
     def __init__(
@@ -78,18 +82,24 @@ class Cluster:
         config: ClusterConfig,
         requests: Iterator[SimRequest],
         watch: Callable[[int], None] | None = None,
+        observe: Observer | None = None,
+        policies: Policies | None = None,
     ) -> None:
         self.records: list[Record] = []
         self._config = config
         self._requests = requests
         self._watch = watch
+        self._observe = observe
         self._kernel = Kernel()
-        self._scheduler = Scheduler()
+        self._scheduler = Scheduler(policies)
         self._members: dict[InstanceId, _Member] = {}
         self._num_joined = 0
         self._num_ended = 0
         self._is_all_here = False
         self._is_ticking = False
+        self._reports_at = Nanos(0)
+        self._due: list[_Member] = []
+        """Who reports then."""
         self._num_unmoved = 0
         self._instance_ns = 0
         self._num_up = 0
@@ -125,7 +135,7 @@ class Cluster:
         assert self._num_ended == len(self.records), "a request has not ended"
         assert not self._moves.num_open, "a move has not ended"
         for name, member in self._members.items():
-            load = member.engine.load()
+            load, _ = member.engine.load_and_head()
             assert load.free == load.total, f"{name} has lost {load.used} blocks"
             assert not member.engine.epochs, f"{name} still holds {member.engine.epochs}"
 
@@ -138,10 +148,12 @@ class Cluster:
             return
         begin = self._config.link.hop
         at = Nanos(max(self._kernel.now, request.arrival + begin))
-        self._kernel.at(at, lambda: self._arrive(replace(request, arrival=at)))
+        self._kernel.at(at, self._arrive, request)
 
     def _arrive(self, request: SimRequest) -> None:
         name = RequestId(f"{len(self.records)}")
+        if request.arrival != self._kernel.now:
+            request = replace(request, arrival=self._kernel.now)
         self.records.append(Record(request))
         self._tick_later()
         self._tell(
@@ -167,17 +179,20 @@ class Cluster:
     # ------------------------------------------------------------------ scheduler
 
     def _tell(self, event: Event) -> None:
-        for command in self._scheduler.handle(event, self._kernel.now):
+        commands = self._scheduler.handle(event, self._kernel.now)
+        if self._observe is not None:
+            self._observe(event, self._kernel.now, commands)
+        for command in commands:
             self._obey(command)
 
     def _tell_later(self, event: Event) -> None:
-        self._kernel.after(self._config.link.hop, lambda: self._tell(event))
+        self._kernel.after(self._config.link.hop, self._tell, event)
 
     def _obey(self, command: Command) -> None:
         hop = self._config.link.hop
         match command:
             case Dispatch(request=request, instance=instance):
-                self._kernel.after(hop, lambda: self._add(request, instance))
+                self._kernel.after(hop, self._add, request, instance)
             case Hold():
                 pass
             case Refuse(request=request, reason=reason):
@@ -185,7 +200,7 @@ class Cluster:
                 record.refusal = reason
                 self._end(record)
             case Move():
-                self._kernel.after(hop, lambda: self._move(command))
+                self._kernel.after(hop, self._move, command)
             case AddInstances(count=count):
                 for _ in range(count):
                     self._count(1)
@@ -229,7 +244,7 @@ class Cluster:
         )
         self._members[name] = _Member(engine)
         self._tell(InstanceJoined(self._config.pool.name, name))
-        self._report(self._members[name])
+        self._report([self._members[name]])
 
     def _leave(self, name: InstanceId) -> None:
         member = self._members.pop(name)
@@ -260,19 +275,50 @@ class Cluster:
     def _report_later(self, member: _Member) -> None:
         if not member.is_due:
             member.is_due = True
-            every = self._config.report_every
-            at = Nanos((self._kernel.now // every + 1) * every)
-            self._kernel.at(at, lambda: self._report(member))
+            self._next_reports().append(member)
 
-    def _report(self, member: _Member) -> None:
-        member.is_due = False
-        load, head = said = member.engine.look(_load_and_head)
-        if said != member.said or member.covers:
-            covers = tuple(member.covers)
-            member.said, member.covers = said, []
-            self._tell_later(LoadReported(member.engine.name, load, covers, head))
-        if load.used or load.num_running or load.num_waiting:
-            self._report_later(member)
+    def _next_reports(self) -> list[_Member]:
+        """Who reports at the next instant for that."""
+        every = self._config.report_every
+        at = Nanos((self._kernel.now // every + 1) * every)
+        if at != self._reports_at:
+            self._reports_at, self._due = at, []
+            self._kernel.at(at, self._report, self._due)
+        return self._due
+
+    def _report(self, due: Sequence[_Member]) -> None:
+        """Those that are due say how they are, in the order in which they became so."""
+        reports: list[LoadReported] = []
+        again: list[_Member] = []
+        for member in due:
+            said = member.engine.load_and_head()
+            if said is not member.said or member.covers:
+                self._say(member, said, reports)
+            if member.is_due:
+                again.append(member)
+        if again:
+            self._next_reports().extend(again)
+        if reports:
+            self._kernel.after(self._config.link.hop, self._hear, reports)
+
+    def _say(
+        self,
+        member: _Member,
+        said: tuple[InstanceLoad, Blocks | None],
+        reports: list[LoadReported],
+    ) -> None:
+        """Report an instance's load, if it has changed or somebody is to be covered."""
+        load, head = said
+        before = member.said
+        if member.covers or before is None or load.free != before[0].free or said != before:
+            covers, member.covers = tuple(member.covers), []
+            reports.append(LoadReported(member.engine.name, load, covers, head))
+        member.said = said
+        member.is_due = bool(load.num_running or load.num_waiting or load.free != load.total)
+
+    def _hear(self, reports: Sequence[LoadReported]) -> None:
+        for each in reports:
+            self._tell(each)
 
     # ------------------------------------------------------------------ what engines say
 
@@ -281,27 +327,21 @@ class Cluster:
         for request in preempted:
             self._record(request).preempted(self._kernel.now)
 
-    def leapt(self, engine: SimEngine, at: Nanos) -> None:
-        """`Listener`."""
-        for request in engine.running():
-            record = self._record(request)
-            if record.owner == engine.name:
-                record.token(at)
-
     def said(self, engine: SimEngine, outputs: Sequence[TokenOutput]) -> None:
         """`Listener`: the gateway's part, which lets through what the owner says."""
+        name, now = engine.name, self._kernel.now
         for each in outputs:
-            epoch = engine.epochs[each.request]
-            if each.finish is not None:
-                del engine.epochs[each.request]
-            record = self._record(each.request)
-            is_owner = record.owner == engine.name and record.epoch == epoch
-            if not is_owner and not self._takes_over(engine, each.request, epoch):
-                late = partial(self._abort, engine, each.request, epoch)
-                self._kernel.after(self._config.link.hop, late)
+            request, finish = each.request, each.finish
+            epoch = engine.epochs[request]
+            if finish is not None:
+                del engine.epochs[request]
+            record = self._record(request)
+            is_owner = record.owner == name and record.epoch == epoch
+            if not is_owner and not self._takes_over(engine, request, epoch):
+                self._kernel.after(self._config.link.hop, self._abort, engine, request, epoch)
                 continue
-            record.token(self._kernel.now)
-            if each.finish is not None:
+            record.token(now)
+            if finish is not None:
                 self._end(record)
 
     def _takes_over(self, engine: SimEngine, request: RequestId, epoch: Epoch) -> bool:
@@ -397,7 +437,3 @@ class Cluster:
             num_events=self._kernel.num_events,
             trace_hash=trace_hash(records),
         )
-
-
-def _load_and_head(model: EngineModel) -> tuple[InstanceLoad, Blocks | None]:
-    return model.load(), model.queue_head()

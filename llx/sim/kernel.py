@@ -1,30 +1,30 @@
 """Events in virtual time.
 
-Time is integer nanoseconds. Of events at one time those of lane `STEP_ENDS` come first, in the
-order of their keys; then all others, in the order in which they were asked for. So what happens
+Time is integer nanoseconds. Of events at one time the ends of steps come first, in the order
+of their engines' keys; then all others, in the order in which they were asked for. So what happens
 does not depend on whether an engine's steps are simulated one by one or several at once.
 """
 
-import heapq
 from collections.abc import Callable
-from typing import Final
+from heapq import heappop, heappush
+from typing import Final, TypeVarTuple, Unpack
 
 from llx.core.model import Nanos
 
-STEP_ENDS: Final = 0
-OTHERS: Final = 1
+_OTHERS: Final = 1 << 62
+"""Behind every engine's key."""
 
-Action = Callable[[], None]
+Ts = TypeVarTuple("Ts")
 
 
 class Timer:
     """An event that may be called off."""
 
-    __slots__ = ("action", "at")
+    __slots__ = ("action", "args")
 
-    def __init__(self, at: Nanos, action: Action) -> None:
-        self.at: Final = at
-        self.action: Action | None = action
+    def __init__(self, action: Callable[..., None], args: tuple[object, ...]) -> None:
+        self.action: Callable[..., None] | None = action
+        self.args: Final = args
 
     def cancel(self) -> None:
         """It does not happen; nothing if it has."""
@@ -38,36 +38,39 @@ class Kernel:
         self.now = Nanos(0)
         self.num_events = 0
         """Events that have happened."""
-        self._heap: list[tuple[int, int, int, int, Timer]] = []
+        self._heap: list[tuple[int, int, int, Timer]] = []
         self._order = 0
 
-    def at(self, time: Nanos, action: Action) -> Timer:
+    def at(self, time: Nanos, action: Callable[[Unpack[Ts]], None], *args: *Ts) -> Timer:
         """Have something happen at `time`, which is not past."""
-        return self._push(time, OTHERS, 0, action)
+        return self._push(time, _OTHERS, action, args)
 
-    def after(self, delay: Nanos, action: Action) -> Timer:
+    def after(self, delay: Nanos, action: Callable[[Unpack[Ts]], None], *args: *Ts) -> Timer:
         """Have something happen `delay` from now."""
-        return self._push(Nanos(self.now + delay), OTHERS, 0, action)
+        return self._push(self.now + delay, _OTHERS, action, args)
 
-    def step_ends(self, time: Nanos, key: int, action: Action) -> Timer:
+    def step_ends(self, time: Nanos, key: int, action: Callable[[], None]) -> Timer:
         """Have an engine's step end; `key` orders those that end at the same time."""
-        return self._push(time, STEP_ENDS, key, action)
+        return self._push(time, key, action, ())
 
     def run(self) -> None:
         """Until nothing more is to happen."""
-        while self._heap:
-            time, _, _, _, timer = heapq.heappop(self._heap)
+        heap = self._heap
+        while heap:
+            time, _, _, timer = heappop(heap)
             action = timer.action
             if action is None:
                 continue
             self.now = Nanos(time)
             self.num_events += 1
             timer.action = None
-            action()
+            action(*timer.args)
 
-    def _push(self, time: Nanos, lane: int, key: int, action: Action) -> Timer:
+    def _push(
+        self, time: int, rank: int, action: Callable[..., None], args: tuple[object, ...]
+    ) -> Timer:
         assert time >= self.now, f"{time} is past, it is {self.now}"
-        timer = Timer(time, action)
+        timer = Timer(action, args)
         self._order += 1
-        heapq.heappush(self._heap, (time, lane, key, self._order, timer))
+        heappush(self._heap, (time, rank, self._order, timer))
         return timer

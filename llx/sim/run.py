@@ -1,110 +1,103 @@
-"""A workload of the paper under several policies and seeds."""
+"""A plan, run by run."""
 
-import math
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict
+from llx.core.scheduler.policies import ENTRY_POINTS, Policies, extended
+from llx.errors import ConfigError
+from llx.sim.cluster import Cluster, Observer
+from llx.sim.plan import Plan, Variant
+from llx.sim.samples import Run, samples_by_class
+from llx.sim.supply import Supply, supply_of
+from llx.sim.workload import SimRequest
 
-from llx.sim.cluster import Cluster
-from llx.sim.presets import paper_cluster
-from llx.sim.record import Result
-from llx.sim.workload import generated
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is run: every policy with every seed, on the same arrivals."""
-
-    workload: str
-    rate: float
-    num_requests: int
-    num_instances: int
-    policies: tuple[str, ...]
-    seeds: tuple[int, ...]
-    cv: float = 1.0
-    high_share: float = 0.0
-    headroom: int = 0
+Watch = Callable[[str, int], None]
+"""Told the name of the run under way, and how many requests have ended over all runs."""
 
 
-class Figure(BaseModel):
-    """Mean over seeds, and its standard error (0 with one seed)."""
+class Observers(Protocol):
+    """Whoever looks on while a run is under way."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mean: float
-    error: float
+    def of(self, variant: Variant, rate: float | None, seed: int) -> Observer | None:
+        """The observer of that run, if it has one. The run before it is over."""
 
 
-class Row(BaseModel):
-    """One policy; times in seconds."""
+def installed_policies() -> Policies:
+    """llx's own, and those that installed packages bring (docs/scheduler.md, "A new policy").
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    policy: str
-    request_mean_s: Figure
-    request_p99_s: Figure
-    prefill_mean_s: Figure
-    prefill_p99_s: Figure
-    decode_mean_s: Figure
-    decode_p99_s: Figure
-    preemption_loss_s: Figure
-    moves: Figure
-    instances: Figure
-    trace_hashes: tuple[str, ...]
+    Raises:
+        ConfigError: A package brings one in a wrong way.
+    """
+    return extended(entry_points(group=ENTRY_POINTS))
 
 
-def simulate(plan: Plan, watch: Callable[[int], None]) -> list[Row]:
-    """Run it.
+def prepare(plan: Plan, policies: Policies) -> Supply:
+    """The requests of a plan, once everything that it names is known to be there.
+
+    Raises:
+        ConfigError: It names what there is not, a trace cannot be read, or all seeds are alike.
+    """
+    for each in plan.variants:
+        policies.check(each.cluster.pool)
+    longest = min(each.cluster.engine.max_model_len for each in plan.variants)
+    supply = supply_of(plan.source, longest)
+    for rate in plan.rates:
+        if len(plan.seeds) > 1 and not supply.has_seeds(rate):
+            raise ConfigError(
+                "every seed would be the same run: the trace says when which request comes",
+                remedy="one seed, fewer requests than the trace has, or a rate to be drawn",
+            )
+        supply.requests(plan.seeds[0], rate)
+    return supply
+
+
+def simulate(
+    plan: Plan, supply: Supply, policies: Policies, observers: Observers, watch: Watch
+) -> Iterator[Run]:
+    """Run it: rate by rate, policy by policy, seed by seed.
 
     Args:
         plan: What.
-        watch: Told how many requests have ended, over all runs.
-
-    Raises:
-        ConfigError: There is no such workload or policy.
+        supply: Of requests (`prepare`).
+        policies: That pools may name.
+        observers: Who looks on.
+        watch: Told how far it is.
     """
-    rows = []
     num_before = 0
-    for policy in plan.policies:
-        config = paper_cluster(policy, plan.num_instances, plan.headroom)
-        results = []
-        for seed in plan.seeds:
-            requests = generated(
-                plan.workload,
-                plan.rate,
-                plan.num_requests,
-                seed,
-                cv=plan.cv,
-                high_share=plan.high_share,
-            )
-            done = num_before
-            cluster = Cluster(config, iter(requests), lambda count, done=done: watch(done + count))  # type: ignore[misc]
-            results.append(cluster.run(seed))
-            num_before += plan.num_requests
-        rows.append(_row(policy, results))
-    watch(num_before)
-    return rows
+    for rate in plan.rates:
+        for variant in plan.variants:
+            for seed in plan.seeds:
+                requests = supply.requests(seed, rate)
+                observe = observers.of(variant, rate, seed)
+                name = run_name(plan, variant.policy, rate, seed)
+
+                def on(count: int, name: str = name, before: int = num_before) -> None:
+                    watch(name, before + count)
+
+                on(0)
+                cluster = Cluster(variant.cluster, iter(requests), on, observe, policies)
+                result = cluster.run(seed)
+                samples = samples_by_class(cluster.records, plan.goals)
+                yield Run(variant.policy, rate, seed, result, samples)
+                num_before += len(requests)
+                on(len(requests))
 
 
-def _row(policy: str, results: Sequence[Result]) -> Row:
-    overall = [each.overall for each in results]
-    return Row(
-        policy=policy,
-        request_mean_s=_figure([each.request.mean for each in overall]),
-        request_p99_s=_figure([each.request.p99 for each in overall]),
-        prefill_mean_s=_figure([each.prefill.mean for each in overall]),
-        prefill_p99_s=_figure([each.prefill.p99 for each in overall]),
-        decode_mean_s=_figure([each.decode.mean for each in overall]),
-        decode_p99_s=_figure([each.decode.p99 for each in overall]),
-        preemption_loss_s=_figure([each.loss.mean for each in overall]),
-        moves=_figure([float(each.num_moves) for each in results]),
-        instances=_figure([each.mean_instances for each in results]),
-        trace_hashes=tuple(each.trace_hash for each in results),
-    )
+def run_once(
+    plan: Plan, variant: Variant, requests: list[SimRequest], policies: Policies, seed: int
+) -> Run:
+    """One run by itself."""
+    cluster = Cluster(variant.cluster, iter(requests), None, None, policies)
+    result = cluster.run(seed)
+    return Run(variant.policy, None, seed, result, samples_by_class(cluster.records, plan.goals))
 
 
-def _figure(values: Sequence[float]) -> Figure:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return Figure(mean=statistics.fmean(values), error=spread / math.sqrt(len(values)))
+def run_name(plan: Plan, policy: str, rate: float | None, seed: int) -> str:
+    """``llx rate 7.4 seed 3``, without what all runs have in common."""
+    parts = [policy]
+    if len(plan.rates) > 1 and rate is not None:
+        parts.append(f"rate {rate:g}")
+    if len(plan.seeds) > 1:
+        parts.append(f"seed {seed}")
+    return " ".join(parts)

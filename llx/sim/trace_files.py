@@ -41,6 +41,46 @@ class TraceFormat:
     outputs: str
 
 
+def detect(path: Path) -> str:
+    """The format of a file, by its first line.
+
+    ``timestamp`` is taken for milliseconds where blocks of prefixes are named (Mooncake), else for
+    seconds: say the format where that is wrong.
+
+    Raises:
+        ConfigError: It cannot be read, or looks like none.
+    """
+    try:
+        with _opened(path) as file:
+            head = file.read(_HEAD_CHARS)
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if head.lstrip().startswith("["):
+        return SHAREGPT
+    first = head.split("\n", 1)[0]
+    try:
+        fields = json.loads(first)
+        names = set(fields) if isinstance(fields, dict) else set()
+    except json.JSONDecodeError:
+        names = set(next(csv.reader([first]), ()))
+    for form, wanted in _TELLING:
+        if names.issuperset(wanted):
+            return form
+    raise ConfigError(
+        f"{path}: looks like no trace that llx knows",
+        remedy=f"name its format: one of {', '.join(NAMES)}",
+    )
+
+
+def has_times(name: str) -> bool:
+    """Whether a format says when requests come.
+
+    Raises:
+        ConfigError: There is no such format.
+    """
+    return name != SHAREGPT and _format(name).arrival_ns is not None
+
+
 def read_trace(path: Path, name: str) -> Iterator[SimRequest]:
     """The requests of a file that has times, in its order.
 
@@ -53,9 +93,10 @@ def read_trace(path: Path, name: str) -> Iterator[SimRequest]:
     Raises:
         ConfigError: The file, the format or a line of it cannot be read, or time runs backwards.
     """
-    form = _format(name)
-    if form.arrival_ns is None:
+    if not has_times(name):
         raise ConfigError(f"{name} traces have no arrival times: read their lengths instead")
+    form = _format(name)
+    assert form.arrival_ns is not None, "a format with times"
     first: int | None = None
     before: int | None = None
     for number, fields in _lines(path, form):
@@ -78,6 +119,9 @@ def read_lengths(path: Path, name: str) -> Iterator[tuple[Tokens, Tokens]]:
     Raises:
         ConfigError: The file, the format or a line of it cannot be read.
     """
+    if name == SHAREGPT:
+        yield from _conversations(path)
+        return
     form = _format(name)
     for number, fields in _lines(path, form):
         try:
@@ -88,10 +132,29 @@ def read_lengths(path: Path, name: str) -> Iterator[tuple[Tokens, Tokens]]:
             yield lengths
 
 
+def _conversations(path: Path) -> Iterator[tuple[Tokens, Tokens]]:
+    """Of each conversation what a person says first and what the model answers."""
+    try:
+        with _opened(path) as file:
+            entries = json.load(file)
+    except (OSError, UnicodeDecodeError, EOFError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path}: no list of conversations")
+    for number, entry in enumerate(entries):
+        try:
+            turns = [str(turn["value"]) for turn in entry["conversations"][:2]]
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: entry {number} is no conversation: {error}") from None
+        lengths = [Tokens(-(-len(turn) // _CHARS_PER_TOKEN)) for turn in turns]
+        if len(lengths) == 2 and all(lengths):
+            yield lengths[0], lengths[1]
+
+
 def _format(name: str) -> TraceFormat:
     form = FORMATS.get(name)
     if form is None:
-        raise ConfigError(f"no trace format {name!r}: it is one of {', '.join(FORMATS)}")
+        raise ConfigError(f"no trace format {name!r}: it is one of {', '.join(NAMES)}")
     return form
 
 
@@ -179,11 +242,29 @@ FORMATS: Final[Mapping[str, TraceFormat]] = MappingProxyType(
         "burstgpt": TraceFormat(
             True, _scaled("Timestamp", _SECOND), "Request tokens", "Response tokens"
         ),
-        "sharegpt": TraceFormat(False, None, "input_toks", "output_toks"),
+        "counts": TraceFormat(False, None, "input_toks", "output_toks"),
+        "vidur": TraceFormat(True, None, "num_prefill_tokens", "num_decode_tokens"),
         "vllm-log": TraceFormat(
             False, _scaled("arrival_time", _SECOND), "input_toks", "output_toks"
         ),
     }
 )
 """By name. ``timed`` is what ``vllm bench serve`` replays, in seconds; ``mooncake`` the same in
-milliseconds; ``sharegpt`` are token counts by line, ``vllm-log`` the same with arrival times."""
+milliseconds; ``counts`` are token counts by line, ``vllm-log`` the same with arrival times."""
+
+SHAREGPT: Final = "sharegpt"
+"""A JSON list of conversations in words. Tokens are estimated, four characters each: there is no
+tokenizer here."""
+NAMES: Final = (*FORMATS, SHAREGPT)
+_CHARS_PER_TOKEN: Final = 4
+_HEAD_CHARS: Final = 1 << 16
+_TELLING: Final = (
+    ("azure", {"TIMESTAMP", "ContextTokens"}),
+    ("mooncake", {"timestamp", "input_length", "hash_ids"}),
+    ("timed", {"timestamp", "input_length"}),
+    ("burstgpt", {"Timestamp", "Request tokens"}),
+    ("vllm-log", {"arrival_time", "input_toks"}),
+    ("counts", {"input_toks"}),
+    ("vidur", {"num_prefill_tokens"}),
+)
+"""Formats and the fields that tell them, the more telling ones first."""

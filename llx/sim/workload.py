@@ -23,6 +23,16 @@ _MEAN_AND_ALPHA: Final = MappingProxyType({"s": (128, 2.0), "m": (256, 1.5), "l"
 MIXES: Final = tuple(f"{one}-{two}" for one in "sml" for two in "sml")
 """Lengths of prompts and of outputs, as the paper names them."""
 
+_SHARES: Final = (0.0, 0.5, 0.8, 0.95, 0.99, 1.0)
+LIKE: Final = MappingProxyType(
+    {
+        "sharegpt-like": ((1, 74, 348, 1484, 3388, 4096), (100, 487, 781, 988, 1234, 1500)),
+        "burstgpt-like": ((48, 582, 1427, 2345, 3549, PAPER_CAP), (20, 243, 434, 669, 964, 2048)),
+    }
+)
+"""Tokens of the paper's two real traces: prompts, outputs; of which the shares above are no longer.
+P50 to P99 are the paper's (table 1); the shortest and the longest are chosen such that the means
+are its too, 306 and 500, 830 and 271. Between two of them the logarithm rises evenly."""
 
 NORMAL: Final = ClassName("normal")
 HIGH: Final = ClassName("high")
@@ -49,10 +59,25 @@ def paper_lengths(mix: str, count: int) -> list[tuple[Tokens, Tokens]]:
         ConfigError: There is no such mix.
     """
     if mix not in MIXES:
-        raise ConfigError(f"no workload {mix!r}: it is one of {', '.join(MIXES)}")
+        raise ConfigError(f"no workload {mix!r}: it is one of {', '.join((*MIXES, *LIKE))}")
     stream = _legacy_stream(_PAPER_SEED)
     prompts, outputs = (_zipf(stream, name, count) for name in mix.split("-"))
     return list(zip(prompts, outputs, strict=True))
+
+
+def like_lengths(name: str, count: int, seed: int) -> list[tuple[Tokens, Tokens]]:
+    """Prompt and output lengths with the percentiles of a real trace (`LIKE`), both independent.
+
+    Raises:
+        ConfigError: There is no such trace.
+    """
+    if name not in LIKE:
+        raise ConfigError(f"no trace-like workload {name!r}: it is one of {', '.join(LIKE)}")
+    draw = random.Random(f"{name} {seed}")
+    prompts, outputs = LIKE[name]
+    return [
+        (_quantile(prompts, draw.random()), _quantile(outputs, draw.random())) for _ in range(count)
+    ]
 
 
 def gamma_arrivals(seed: int, rate: float, cv: float, count: int) -> list[Nanos]:
@@ -80,10 +105,10 @@ def generated(
     """A workload of the paper: its lengths, arrivals by `seed`.
 
     Args:
-        mix: Lengths (`paper_lengths`).
+        mix: Lengths (of `MIXES` the same for every seed, as the paper's are; or of `LIKE`).
         rate: Requests a second.
         count: Requests.
-        seed: Of arrivals and classes.
+        seed: Of arrivals, classes, and lengths that are like a trace's.
         cv: Coefficient of variation of the gaps.
         high_share: Of the requests, this share is of the class `HIGH`.
 
@@ -94,6 +119,8 @@ def generated(
         raise ConfigError(f"a share is between 0 and 1, not {high_share}")
     draw = random.Random(f"classes {seed}")
     arrivals = gamma_arrivals(seed, rate, cv, count)
+    is_like = mix in LIKE
+    lengths = like_lengths(mix, count, seed) if is_like else paper_lengths(mix, count)
     return [
         SimRequest(
             at,
@@ -101,7 +128,7 @@ def generated(
             num_outputs,
             HIGH if draw.random() < high_share else NORMAL,
         )
-        for at, (num_prompt, num_outputs) in zip(arrivals, paper_lengths(mix, count), strict=True)
+        for at, (num_prompt, num_outputs) in zip(arrivals, lengths, strict=True)
     ]
 
 
@@ -115,6 +142,14 @@ def _zipf(stream: random.Random, name: str, count: int) -> list[Tokens]:
     ranks = [bisect.bisect_right(cdf, stream.random()) + 1 for _ in range(count)]
     scale = mean / (sum(ranks) / count) if count else 1.0
     return [Tokens(min(PAPER_CAP, math.ceil(each * scale))) for each in ranks]
+
+
+def _quantile(knots: tuple[int, ...], share: float) -> Tokens:
+    """The length that `share` of all do not exceed."""
+    upper = bisect.bisect_left(_SHARES, share, lo=1)
+    low, high = _SHARES[upper - 1], _SHARES[upper]
+    part = (share - low) / (high - low)
+    return Tokens(round(knots[upper - 1] * (knots[upper] / knots[upper - 1]) ** part))
 
 
 def _legacy_stream(seed: int) -> random.Random:

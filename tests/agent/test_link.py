@@ -4,6 +4,7 @@ import asyncio
 import queue
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 import zmq
 import zmq.asyncio
@@ -170,6 +171,30 @@ async def test_reports_are_pushed_on_change_and_settle_the_ledger(serve, dial, s
     endpoint.report(load(running=2, free=6), {peer: 1})
     assert (await soon(events.loads)).num_running == 2
     assert events.loads.empty(), "unchanged reports are not sent"
+
+
+async def test_a_report_tells_schedulers_of_all_that_has_come_even_if_it_replaces_another(
+    serve, dial
+):
+    endpoint, member = serve(report_interval_s=0.05)
+    scheduler, heard = dial(member, peer="scheduler#1", role="scheduler")
+    gateway, events = dial(member)
+    for each in (heard, events):
+        await soon(each.ready)
+        await soon(each.loads)
+    for number in range(20):
+        ids = [RequestId(f"r{number}")] if number % 2 else []
+        endpoint.report(msgspec.structs.replace(load(), covers=ids, queue_head=number), {})
+    covered = []
+    while len(covered) < 10:
+        await soon(heard.loads)
+        covered += scheduler.report.covers
+    assert covered == [f"r{number}" for number in range(1, 20, 2)]
+    assert scheduler.report.queue_head == 19
+    assert gateway.report.covers == []
+    endpoint.report(msgspec.structs.replace(load(), covers=[R], queue_head=19), {})
+    await soon(heard.loads)
+    assert scheduler.report.covers == [R], "the same load, and yet news"
 
 
 async def test_a_burst_of_reports_is_thinned_and_the_last_one_arrives(serve, dial):

@@ -16,10 +16,11 @@ from vllm import SamplingParams
 from vllm.v1.engine import EngineCoreRequest, FinishReason
 
 from llx.agent.link import InstanceLink
-from llx.core.model import InstanceLoad, Term
+from llx.core.model import InstanceLoad, PoolName, Term
 from llx.curve import ClusterKeys
 from llx.gateway.engine_client import PoolClient
 from llx.gateway.members import Membership
+from llx.gateway.placement import Placement
 from llx.gateway.roster import Roster
 from llx.log import configure_logging
 from llx.wire import Member, Members
@@ -58,11 +59,20 @@ class _Gateway:
     def __init__(self, control: Control, keys: ClusterKeys) -> None:
         self._control = control
         self._roster = Roster(64)
-        self._client = PoolClient(None, False, None, self._roster, 64)
+        placement = Placement()
+        self._client = PoolClient(
+            None,
+            False,
+            None,
+            pool=PoolName(POOL),
+            roster=self._roster,
+            placement=placement,
+            num_slots=64,
+        )
         pool: Any = SimpleNamespace(
             roster=self._roster, spec=SimpleNamespace(name=POOL), is_open=True, client=self._client
         )
-        self._membership = _ToldMembership("gateway", keys, {POOL: pool})
+        self._membership = _ToldMembership("gateway", keys, {POOL: pool}, placement)
         self._membership.control = control
         self._version = 0
 

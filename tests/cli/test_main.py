@@ -30,7 +30,7 @@ VERBS = [
     "host", "host ls", "host add",
     "host rm", "host cordon", "host uncordon", "host drain", "model", "model ls", "model add",
     "model pull", "model rm", "lock", "lock show", "lock release", "doctor", "play",
-    "sim", "sim run", "top",
+    "sim", "sim run", "sim replay", "sim calibrate", "sim plan", "top",
 ]  # fmt: skip
 
 

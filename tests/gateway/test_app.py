@@ -8,9 +8,12 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
+from llx.core.model import Term
 from llx.gateway import context
 from llx.gateway.app import MAX_BODY_BYTES, GatewayApp
+from llx.gateway.refusals import Refusal, of_answer
 from llx.specs import ApiKeySpec, GatewaySpec, PriorityClassSpec
+from llx.wire import NotPlaced
 
 
 class Inner:
@@ -95,6 +98,38 @@ async def test_an_id_that_cannot_be_echoed_is_replaced(bad):
     answer = await client.post("/v1/completions", json=body_of(), headers={"x-request-id": bad})
     assert answer.headers["x-request-id"] == answer.headers["x-llx-request-id"]
     assert pools["tiny"].app.calls[0][0][b"x-request-id"].startswith(b"llx-")
+
+
+@pytest.mark.parametrize("status", [200, 500])
+async def test_what_the_scheduler_refuses_is_answered_so_whatever_vllm_makes_of_it(status):
+    client, pools, app = make()
+
+    async def inner(scope, receive, send):
+        context.current.get().refusal = Refusal(429, "TooManyRequests", "the queue is full", 3)
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b"data: err", "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    pools["tiny"].app = inner
+    answer = await client.post("/v1/completions", json=body_of())
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "3"
+    assert answer.json()["error"] == {
+        "message": "the queue is full", "type": "TooManyRequests", "param": None, "code": 429,
+    }  # fmt: skip
+    assert "x-llx-request-id" in answer.headers
+    assert app.num_refused == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [("queue full", 429), ("waited too long", 503), ("larger than an instance", 400),
+     ("no such pool", 404)],
+)  # fmt: skip
+def test_every_refusal_of_the_scheduler_has_its_status(reason, status):
+    refusal = of_answer(NotPlaced(Term(1), "r", 1, reason, 2.2), "tiny")
+    assert (refusal.status, refusal.retry_after_s) == (status, 3)
+    assert "tiny" in refusal.message
 
 
 async def test_the_model_picks_the_pool_and_an_unknown_one_is_vllms_to_refuse():

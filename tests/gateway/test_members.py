@@ -15,6 +15,7 @@ from llx.cluster.gateway_line import GatewayLine
 from llx.core.model import InstanceId, PoolName, Term
 from llx.curve import Authenticator, ClusterKeys, make_listener
 from llx.gateway.members import Membership
+from llx.gateway.placement import Placement
 from llx.gateway.roster import Roster
 from llx.pins import VLLM_VERSION
 from llx.wire import (
@@ -51,7 +52,7 @@ class Gateway:
         pool: Any = SimpleNamespace(
             roster=self.roster, spec=SimpleNamespace(name="m"), is_open=True, client=None
         )
-        self.membership = Membership("gateway-1", KEYS, {"m": pool}, heartbeat_s)
+        self.membership = Membership("gateway-1", KEYS, {"m": pool}, Placement(), heartbeat_s)
         hello = GatewayHello("gateway-1", "http://g", 7, "h1", Term(0), 0)
         report: Any = self.report
         self.line = asyncio.create_task(self.membership.run(address, hello, report))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.hosts.operator_machine import eventually
 from tests.hosts.rig import USER, Host
-from tests.migration.cases import GREEDY, Answer, ask, prompt
+from tests.migration.cases import GREEDY, SAMPLED, Answer, ask, prompt
 from tests.migration.conftest import Movable
 from tests.migration.test_drain import do, running
 from tests.migration.test_identity import Mover, answers, differences, is_idle
@@ -19,7 +19,11 @@ from tests.migration.test_identity import Mover, answers, differences, is_idle
 pytestmark = [pytest.mark.migration, pytest.mark.hosts, pytest.mark.node, pytest.mark.e2e]
 
 CASES = {
-    f"stream {number}": {"prompt": prompt(150 + 25 * number), **GREEDY, "max_tokens": 1800}
+    f"stream {number}": {
+        "prompt": prompt(150 + 25 * number),
+        **(SAMPLED | {"seed": number} if number % 3 == 1 else GREEDY),
+        "max_tokens": 1800,
+    }
     for number in range(10)
 }
 SILENT_S = 1.0
@@ -70,7 +74,8 @@ async def test_a_network_that_is_silent_for_a_moment_costs_no_token(movable, exp
     eventually(lambda: is_idle(movable), 60, "blocks were left behind")
 
 
-async def test_a_target_that_is_killed_takes_along_only_what_it_owned(movable, expected):
+async def test_what_a_killed_target_owned_goes_on_elsewhere(movable, expected):
+    """In the middle of a drain to it: some have come, some are under way."""
     there = movable.operator.rig["h2"]
     before = {each["id"] for each in movable.operator.json("mig", "ls")}
     victim = instance_on(movable, "h2")
@@ -93,11 +98,9 @@ async def test_a_target_that_is_killed_takes_along_only_what_it_owned(movable, e
     finally:
         await drain
         do(movable, "uncordon", source)
-    moved = {each["name"] for each in since(movable, before) if each["outcome"] == "moved"}
-    lost = failed(got)
-    assert len(lost) <= len(moved) + 1, (lost, moved)
-    kept = {name: each for name, each in got.items() if name not in lost}
-    assert differences({name: expected[name] for name in kept}, kept) == []
+    assert any(each["outcome"] == "moved" for each in since(movable, before)), "none had come"
+    assert failed(got) == {}
+    assert differences(expected, got) == []
     eventually(lambda: is_up(movable, victim), 240, f"{victim} does not come back")
     eventually(lambda: is_idle(movable), 60, "blocks were left behind")
 

@@ -1,12 +1,13 @@
 import gzip
 import itertools
+import json
 import statistics
 
 import pytest
 
 from llx.errors import ConfigError
-from llx.sim.trace_files import read_lengths, read_trace
-from llx.sim.workload import gamma_arrivals, generated, paper_lengths
+from llx.sim.trace_files import detect, read_lengths, read_trace
+from llx.sim.workload import gamma_arrivals, generated, like_lengths, paper_lengths
 
 pytestmark = pytest.mark.sim
 
@@ -24,6 +25,23 @@ def test_the_papers_lengths_are_the_papers(mix, mean, percentiles):
     assert round(statistics.fmean(prompts)) == mean
     assert tuple(prompts[int(10_000 * q)] for q in (0.5, 0.8, 0.95, 0.99)) == percentiles
     assert prompts[-1] <= 6144
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "mean", "percentiles"),
+    [
+        ("sharegpt-like", 0, 306, (74, 348, 1484, 3388)),
+        ("sharegpt-like", 1, 500, (487, 781, 988, 1234)),
+        ("burstgpt-like", 0, 830, (582, 1427, 2345, 3549)),
+        ("burstgpt-like", 1, 271, (243, 434, 669, 964)),
+    ],
+)
+def test_lengths_like_a_traces_have_its_percentiles(name, side, mean, percentiles):
+    lengths = sorted(each[side] for seed in range(10) for each in like_lengths(name, 4000, seed))
+    assert statistics.fmean(lengths) == pytest.approx(mean, rel=0.03)
+    found = [lengths[int(len(lengths) * q)] for q in (0.5, 0.8, 0.95, 0.99)]
+    assert found == pytest.approx(percentiles, rel=0.06)
+    assert generated(name, 1.0, 50, 1) != generated(name, 1.0, 50, 2)
 
 
 @pytest.mark.parametrize("cv", [0.5, 1, 4])
@@ -72,6 +90,7 @@ def test_formats(tmp_path, name, is_gzipped):
     seen = [(each.arrival, each.num_prompt, each.num_outputs) for each in read_trace(path, name)]
     assert seen == [(0, 374, 44), (4_314_579_000, 396, 109)]
     assert list(read_lengths(path, name)) == [(374, 44), (396, 109)]
+    assert detect(path) == name
 
 
 @pytest.mark.parametrize(
@@ -84,6 +103,7 @@ def test_formats(tmp_path, name, is_gzipped):
         ("timed", '{"timestamp": "nan", "input_length": 1, "output_length": 1}', ":1: .*timestamp"),
         ("timed", '{"timestamp": 0, "input_length": 1.5, "output_length": 1}', "input_length"),
         ("timed", '{"timestamp": 0, "input_length": null, "output_length": 1}', "input_length"),
+        ("counts", "", "no arrival times"),
         ("sharegpt", "", "no arrival times"),
         ("tea leaves", "", "no trace format"),
     ],
@@ -106,3 +126,45 @@ def test_time_runs_forwards(tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         list(read_trace(tmp_path / "none.gz", "azure"))
+
+
+def test_conversations_count_four_characters_a_token(tmp_path):
+    path = tmp_path / "s.json"
+    talk = [{"from": "human", "value": "12345"}, {"from": "gpt", "value": "1234"}, {"value": "?"}]
+    lone, empty = talk[:1], [talk[0], {"value": ""}]
+    path.write_text(json.dumps([{"id": 1, "conversations": each} for each in (talk, lone, empty)]))
+    assert detect(path) == "sharegpt"
+    assert list(read_lengths(path, "sharegpt")) == [(2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("[1]", "entry 0 is no conversation"), ("{}", "no list"), ("[", "cannot be read")],
+)
+def test_what_is_no_list_of_conversations(tmp_path, text, says):
+    path = tmp_path / "s.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        list(read_lengths(path, "sharegpt"))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('{"input_toks": 1, "output_toks": 2}', "counts"),
+        ("num_prefill_tokens,num_decode_tokens", "vidur"),
+    ],
+)
+def test_lengths_alone_are_told_by_their_names(tmp_path, text, name):
+    path = tmp_path / "trace"
+    path.write_text(text)
+    assert detect(path) == name
+
+
+@pytest.mark.parametrize("text", ["", "tea,leaves\n1,2\n", '{"tea": 1}\n', "3\n"])
+def test_what_looks_like_no_trace(tmp_path, text):
+    path = tmp_path / "trace"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="looks like no trace") as caught:
+        detect(path)
+    assert "azure" in caught.value.remedy

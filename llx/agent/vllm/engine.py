@@ -366,7 +366,16 @@ class LlxEngineCore(EngineCoreProc):
             waiting_tokens=waiting_tokens,
             num_preempted=preempted,
             classes={key: (run, wait, need) for key, (run, wait, need) in classes.items()},
+            covers=self.llx_ownership.taken(),
+            queue_head=self._llx_queue_head(block_size),
         )
+
+    def _llx_queue_head(self, block_size: int) -> int | None:
+        """What the first that waits for blocks would take; what has arrived by a move has them."""
+        if not self.scheduler.waiting:
+            return None
+        first = self.scheduler.waiting.peek_request()
+        return 0 if first.num_computed_tokens > 0 else blocks_for(first.num_tokens, block_size)
 
     def _llx_finish(self, peer: int, requests: list[RequestId], reason: FinishReason) -> None:
         self._send_finish_outputs_to_client(requests, peer, reason)

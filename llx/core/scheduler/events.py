@@ -86,9 +86,9 @@ class InstanceLeft:
     instance: InstanceId
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LoadReported:
-    """An instance's load, on change.
+    """An instance's load, on change. As `InstanceLoad`, not frozen for speed alone.
 
     Attributes:
         instance: Whose.

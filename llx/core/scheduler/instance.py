@@ -27,6 +27,7 @@ class Instance:
         queue_head: Demand of the request that waits first in its own queue.
         present: Requests that run or are charged here, by class rank.
         running: Those that run, likewise.
+        counted: The part of a report that `running` is of.
         num_charged: Requests sent here that no report covers yet; `charged` their blocks,
             `charged_tokens` what they have to compute.
         nominated: Demand of the heads of central queues that wait for it, by class rank.
@@ -46,12 +47,13 @@ class Instance:
     ordinal: int
     running: list[int] = field(default_factory=list)
     present: list[int] = field(default_factory=list)
+    counted: dict[int, ClassLoad] | None = None
     wanted: InstanceState = InstanceState.UP
     lost_at: Nanos | None = None
     is_known: bool = False
     is_emptied: bool = False
     closed_because: str | None = None
-    load: InstanceLoad = _UNKNOWN
+    load: InstanceLoad = field(default_factory=lambda: _UNKNOWN)
     queue_head: Blocks = Blocks(0)
     num_charged: int = 0
     charged: Blocks = Blocks(0)
@@ -112,6 +114,7 @@ class Instance:
         """Clear what is counted by class, for there are others now; moves stay."""
         self.running = [0] * num_classes
         self.present = [0] * num_classes
+        self.counted = None
         self.num_charged, self.charged, self.charged_tokens = 0, Blocks(0), Tokens(0)
         self.nominated = {}
 
@@ -119,28 +122,34 @@ class Instance:
         self, load: InstanceLoad, queue_head: Blocks | None, config: PoolConfig
     ) -> None:
         """Replace the last report."""
-        for rank, count in enumerate(self.running):
-            if count:
-                self.present[rank] -= count
-                self.running[rank] = 0
-        for priority, each in load.classes.items():
-            if each.num_running:
-                rank = config.rank_of(priority)
-                self.running[rank] += each.num_running
-                self.present[rank] += each.num_running
+        if load.classes is not self.counted:
+            self._count_running(load.classes, config)
+            self.counted = load.classes
         if queue_head is None:
             queue_head = mean_head(load) if load.num_waiting else Blocks(0)
         self.load = load
         self.queue_head = queue_head
         self.is_known = True
 
+    def _count_running(self, classes: dict[int, ClassLoad], config: PoolConfig) -> None:
+        for rank, count in enumerate(self.running):
+            if count:
+                self.present[rank] -= count
+                self.running[rank] = 0
+        for priority, each in classes.items():
+            if each.num_running:
+                rank = config.rank_of(priority)
+                self.running[rank] += each.num_running
+                self.present[rank] += each.num_running
+
     def refresh(self, headrooms: Sequence[Blocks]) -> None:
         """Work out freeness anew; the same as `freeness(self.usage())`, which is slower."""
         load = self.load
         headroom = 0
-        for blocks, count in zip(headrooms, self.present, strict=True):
-            if blocks and count:
-                headroom += blocks
+        if any(headrooms):
+            for blocks, count in zip(headrooms, self.present, strict=True):
+                if blocks and count:
+                    headroom += blocks
         self.headroom = Blocks(headroom)
         unsent = load.free - self.charged - self.incoming
         self.uncommitted = Blocks(unsent - load.waiting_demand)
@@ -148,8 +157,8 @@ class Instance:
         if self.nominated:
             spare -= sum(self.nominated.values())
         self.spare = Blocks(spare)
-        batch = self.batch
-        if self.state is InstanceState.TERMINATING:
+        batch = load.num_running + self.num_charged + self.num_in
+        if self.wanted is InstanceState.TERMINATING and self.lost_at is None:
             self.freeness = TERMINATING
         else:
             self.freeness = Freeness(spare / batch if batch > 1 else float(spare))

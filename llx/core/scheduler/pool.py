@@ -147,7 +147,8 @@ class Pool:
             charge = self.charges.get(request)
             if charge is not None and charge.instance is instance:
                 self._strike(request)
-        self._settle(instance)
+        if instance in self.settling:
+            self._settle(instance)
         instance.take_report(event.load, event.queue_head, self.config)
         self.block_size = event.load.block_size
         self.touch(instance)
@@ -190,7 +191,7 @@ class Pool:
         self.ranking.put(instance, figure(instance))
 
     def _why_closed(self, instance: Instance) -> str | None:
-        if instance.state is not InstanceState.UP:
+        if instance.wanted is not InstanceState.UP or instance.lost_at is not None:
             return str(instance.state.value)
         if not instance.is_known:
             return "not reported yet"
@@ -199,8 +200,8 @@ class Pool:
         load = instance.load
         if load.waiting_tokens + instance.charged_tokens >= self.config.step_tokens:
             return "busy with prefill"
-        is_full = instance.num_requests >= self.config.max_requests
-        return "at its most requests" if is_full else None
+        num_requests = load.num_running + load.num_waiting + instance.num_charged + instance.num_in
+        return "at its most requests" if num_requests >= self.config.max_requests else None
 
     def _count_closed(self, instance: Instance, reason: str | None) -> None:
         if instance.closed_because is not None:

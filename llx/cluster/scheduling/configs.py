@@ -1,0 +1,45 @@
+"""How every pool is to be scheduled: the settings, and what its instances say they can."""
+
+from collections.abc import Iterable
+
+from llx.core.scheduler.config import PoolConfig
+from llx.scheduling_settings import pool_config
+from llx.settings import ClusterSettings, ModelSettings
+from llx.specs import SimSpec
+from llx.wire import InstanceInfo
+
+_STEP_TOKENS = 8192
+_MAX_REQUESTS = 256
+
+
+def desired_configs(settings: ClusterSettings, infos: Iterable[InstanceInfo]) -> list[PoolConfig]:
+    """One for each model.
+
+    What an engine computes in a step and how many requests it runs is, of unlike instances, the
+    least that any of them says; before any has said so, what the engine's arguments say.
+    """
+    known = list(infos)
+    return [
+        _config(settings, model, [each for each in known if each.pool == model.name])
+        for model in settings.models
+    ]
+
+
+def _config(
+    settings: ClusterSettings, model: ModelSettings, infos: list[InstanceInfo]
+) -> PoolConfig:
+    step_tokens = min((each.max_num_batched_tokens for each in infos), default=None)
+    max_requests = min((each.max_num_seqs for each in infos), default=None)
+    sim = model.sim_spec
+    return pool_config(
+        model.name,
+        model.scheduling,
+        settings.priority_classes,
+        step_tokens=step_tokens or _asked(model, sim, "max_num_batched_tokens", _STEP_TOKENS),
+        max_requests=max_requests or _asked(model, sim, "max_num_seqs", _MAX_REQUESTS),
+    )
+
+
+def _asked(model: ModelSettings, sim: SimSpec | None, name: str, default: int) -> int:
+    value = getattr(sim, name) if sim is not None else model.engine_args.get(name)
+    return value if isinstance(value, int) and value > 0 else default

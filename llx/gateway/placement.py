@@ -1,0 +1,243 @@
+"""Where requests go: asked of the scheduler, and found without it when it does not answer.
+
+    PoolClient         Placement                        scheduler
+        │ ── ask ────────► │ ── Place(ask 7) ─────────────► │
+        │                  │ ◄──────────── Held(7) ──────── │   no instance has room
+        │                  │ ── Place(ask 7, waited) ─────► │   now and then, while it waits
+        │                  │ ◄──────────── Held(7) ──────── │
+        │ ◄── placed ───── │ ◄──────────── Placed(7, i) ─── │
+
+A request waits here, in its gateway; the scheduler knows its class and size. Whatever becomes of
+the scheduler, no request is lost with it:
+
+- No first answer within `FIRST_ANSWER_S`, or no line: the request is *bypassed*. The pool's client
+  dispatches it by what its own links report (`llx.gateway.roster`). So are others for `_AWAY_S`.
+- One that is held is asked for again every `_RENEW_S`, with the time that it has waited. If that
+  brings no answer for `_SILENT_S`, it is bypassed.
+- Of a scheduler of a new term everything is asked again at once. Answers of an older one count not.
+
+Whatever was bypassed or given up is withdrawn, and so is what is placed and not wanted.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol, assert_never
+
+from llx.core.model import ClassName, InstanceId, Nanos, PoolName, RequestId, Term, Tokens
+from llx.wire import Held, NotPlaced, Place, Placed, PlacementAnswer, Withdraw
+
+log = logging.getLogger(__name__)
+
+FIRST_ANSWER_S: Final = 0.25
+_AWAY_S: Final = 1.0
+_RENEW_S: Final = 2.0
+_SILENT_S: Final = 6.0
+_MISSED_S: Final = 0.1
+_MOST_MISSES: Final = 3
+"""So often a request is placed where it cannot be sent; then it is bypassed."""
+
+
+class Placeable(Protocol):
+    """Whose requests are placed: a pool's client. Called on the event loop, must not block."""
+
+    def placed(self, request: RequestId, instance: InstanceId) -> bool:
+        """Send the request there; false if that is not possible now."""
+
+    def bypassed(self, request: RequestId) -> None:
+        """The scheduler does not answer: dispatch it without."""
+
+    def refused(self, request: RequestId, answer: NotPlaced) -> None:
+        """It gets no instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A request that wants an instance: see `Place`. `since`: when it came, monotonic seconds."""
+
+    pool: PoolName
+    request: RequestId
+    priority_class: ClassName
+    num_tokens: Tokens
+    since: float
+    name: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """What waits for an answer. `heard_at`: when the scheduler last said something of it."""
+
+    wanted: Wanted
+    owner: Placeable
+    ask: int
+    timer: asyncio.TimerHandle
+    heard_at: float
+    is_held: bool = False
+    num_misses: int = 0
+
+
+class Placement:
+    """One for a gateway, over all pools. Used on the event loop alone."""
+
+    def __init__(self) -> None:
+        self._line: Callable[[Place | Withdraw], bool] = lambda _: False
+        self._asked: dict[RequestId, _Asked] = {}
+        self._numbers = itertools.count(1)
+        self._term = Term(0)
+        self._away_until = 0.0
+        self.num_bypassed = 0
+        """Since the gateway started."""
+
+    def __contains__(self, request: RequestId) -> bool:
+        return request in self._asked
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    def use_line(self, send: Callable[[Place | Withdraw], bool]) -> None:
+        """Send to the scheduler by `send`, which is false if nobody takes it now."""
+        self._line = send
+
+    # ------------------------------------------------------------------ pools' side
+
+    def ask(self, wanted: Wanted, owner: Placeable) -> None:
+        """Have a request placed; `owner` is told where, perhaps at once."""
+        assert wanted.request not in self._asked, f"{wanted.request} is asked for already"
+        ask = next(self._numbers)
+        now = time.monotonic()
+        if now < self._away_until or not self._line(_place(wanted, ask, now)):
+            self._bypass(wanted, owner)
+            return
+        timer = self._later(FIRST_ANSWER_S, self._unanswered, wanted.request, ask)
+        self._asked[wanted.request] = _Asked(wanted, owner, ask, timer, now)
+
+    def withdraw(self, request: RequestId) -> None:
+        """A request wants no instance any longer; nothing if it was not asked for."""
+        if self._take(request) is not None:
+            self._line(Withdraw(request))
+
+    # ------------------------------------------------------------------ the scheduler's side
+
+    def hear_term(self, term: Term) -> None:
+        """A scheduler of that term is there: whatever waits is asked of it, if it is new."""
+        if term <= self._term:
+            return
+        is_first = not self._term
+        self._term, self._away_until = term, 0.0
+        if is_first:
+            return  # whatever was asked was asked of this one
+        log.info("placement.new_term term=%s waiting=%s", term, len(self._asked))
+        now = time.monotonic()
+        for asked in self._asked.values():
+            self._line(_place(asked.wanted, asked.ask, now))
+
+    def hear(self, answer: PlacementAnswer) -> None:
+        """The scheduler answers."""
+        if answer.term < self._term:
+            return
+        self._away_until = 0.0
+        asked = self._asked.get(answer.request)
+        if asked is not None and asked.ask == answer.ask:
+            self._take_answer(asked, answer)
+        elif asked is None and not isinstance(answer, NotPlaced):
+            # It has crossed a word of ours: of giving up, or that asked anew for what was placed.
+            self._line(Withdraw(answer.request))
+        self.hear_term(answer.term)
+
+    def _take_answer(self, asked: _Asked, answer: PlacementAnswer) -> None:
+        match answer:
+            case Held():
+                self._hold(asked)
+            case Placed(instance=instance):
+                self._go(asked, instance)
+            case NotPlaced():
+                self._take(answer.request)
+                asked.owner.refused(answer.request, answer)
+            case _:
+                assert_never(answer)
+
+    def _hold(self, asked: _Asked) -> None:
+        asked.heard_at = time.monotonic()
+        if not asked.is_held:
+            asked.is_held = True
+            asked.timer.cancel()
+            asked.timer = self._later(_RENEW_S, self._renew, asked.wanted.request)
+
+    def _go(self, asked: _Asked, instance: InstanceId) -> None:
+        wanted = asked.wanted
+        self._take(wanted.request)
+        if asked.owner.placed(wanted.request, instance):
+            return
+        # The scheduler will know soon that it is not there, or this gateway that it is.
+        log.info("placement.missed request=%s instance=%s", wanted.request, instance)
+        self._line(Withdraw(wanted.request))
+        if asked.num_misses + 1 >= _MOST_MISSES:
+            self._bypass(wanted, asked.owner)
+            return
+        asked.num_misses += 1
+        asked.is_held = False
+        asked.timer = self._later(_MISSED_S, self._again, wanted.request)
+        self._asked[wanted.request] = asked
+
+    # ------------------------------------------------------------------ timers
+
+    def _again(self, request: RequestId) -> None:
+        """Ask once more for what could not go where it was placed."""
+        asked, now = self._asked[request], time.monotonic()
+        asked.ask, asked.heard_at = next(self._numbers), now
+        self._line(_place(asked.wanted, asked.ask, now))
+        asked.timer = self._later(FIRST_ANSWER_S, self._unanswered, request, asked.ask)
+
+    def _unanswered(self, request: RequestId, ask: int) -> None:
+        """The first answer has not come in time."""
+        log.warning("placement.unanswered request=%s ask=%s", request, ask)
+        self._away_until = time.monotonic() + _AWAY_S
+        self._give_up(request)
+
+    def _renew(self, request: RequestId) -> None:
+        """Ask anew for what is held, or give the scheduler up."""
+        asked, now = self._asked[request], time.monotonic()
+        if now - asked.heard_at >= _SILENT_S:
+            log.warning("placement.silent request=%s", request)
+            self._give_up(request)
+            return
+        self._line(_place(asked.wanted, asked.ask, now))
+        asked.timer = self._later(_RENEW_S, self._renew, request)
+
+    def _give_up(self, request: RequestId) -> None:
+        asked = self._take(request)
+        assert asked is not None, "its timer ends with it"
+        self._line(Withdraw(request))
+        self._bypass(asked.wanted, asked.owner)
+
+    # ------------------------------------------------------------------ leaves
+
+    def _bypass(self, wanted: Wanted, owner: Placeable) -> None:
+        self.num_bypassed += 1
+        owner.bypassed(wanted.request)
+
+    def _take(self, request: RequestId) -> _Asked | None:
+        asked = self._asked.pop(request, None)
+        if asked is not None:
+            asked.timer.cancel()
+        return asked
+
+    def _later(
+        self, after_s: float, action: Callable[..., None], *arguments: object
+    ) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(after_s, action, *arguments)
+
+
+def _place(wanted: Wanted, ask: int, now: float) -> Place:
+    return Place(
+        wanted.pool,
+        wanted.request,
+        ask,
+        wanted.priority_class,
+        wanted.num_tokens,
+        Nanos(int((now - wanted.since) * 1e9)),
+        wanted.name,
+    )

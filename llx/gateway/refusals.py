@@ -1,0 +1,47 @@
+"""Answers that end a request at the gateway, in OpenAI's error shape."""
+
+import math
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+
+from llx.core.scheduler.commands import Refusal as Reason
+from llx.wire import NotPlaced
+
+RETRY_AFTER_S: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a client hears instead of an answer. `retry_after_s`: 0: not to be tried again."""
+
+    status: int
+    kind: str
+    message: str
+    retry_after_s: int = 0
+
+    def body(self) -> bytes:
+        """OpenAI's error object."""
+        error = {"message": self.message, "type": self.kind, "param": None, "code": self.status}
+        return msgspec.json.encode({"error": error})
+
+
+NO_INSTANCE: Final = Refusal(
+    HTTPStatus.SERVICE_UNAVAILABLE, "ServiceUnavailable", "no instance is ready", RETRY_AFTER_S
+)
+
+_OF_REASON: Final = {
+    Reason.QUEUE_FULL: (429, "TooManyRequests", "the queue of {pool} is full"),
+    Reason.WAITED_TOO_LONG: (503, "ServiceUnavailable", "no instance of {pool} had room in time"),
+    Reason.TOO_LARGE: (400, "BadRequestError", "the request is larger than an instance of {pool}"),
+    Reason.NO_SUCH_POOL: (404, "NotFoundError", "The model `{pool}` does not exist."),
+}
+
+
+def of_answer(answer: NotPlaced, pool: str) -> Refusal:
+    """The scheduler's no, for a client."""
+    status, kind, message = _OF_REASON[Reason(answer.reason)]
+    retry_after_s = math.ceil(answer.retry_after_s)
+    return Refusal(status, kind, message.format(pool=pool), retry_after_s)

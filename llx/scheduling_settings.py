@@ -1,0 +1,133 @@
+"""How a model is scheduled, as cluster.yaml says it, and the core's configuration made of it.
+
+The defaults are the core's (`llx.core.scheduler.config`), whose words explain what each means.
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llx.core.model import Blocks, ClassName, Nanos, PoolName, Tokens
+from llx.core.scheduler.config import (
+    SECOND,
+    PoolConfig,
+    PriorityClass,
+    Rescheduling,
+    Slo,
+    StepTime,
+)
+from llx.core.scheduler.policies import ENTRY_POINTS, Policies, extended
+
+_MILLISECOND: Final = 1_000_000
+_MICROSECOND: Final = 1_000
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class SloSettings(_Section):
+    """What a class is promised, for policies that predict."""
+
+    ttft_ms: float = Field(gt=0)
+    tpot_ms: float = Field(gt=0)
+
+
+class PriorityClassSettings(_Section):
+    """A named urgency; a lower `priority` is more urgent."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    priority: int
+    default: bool = False
+    headroom_blocks: int = Field(default=0, ge=0)
+    queue_limit: int = Field(default=1024, ge=1)
+    max_wait_s: float = Field(default=600, gt=0)
+    slo: SloSettings | None = None
+
+
+class StepTimeSettings(_Section):
+    """An engine step's predicted time, for policies that predict."""
+
+    base_ms: float = Field(default=8.0, ge=0)
+    per_prefill_token_us: float = Field(default=20.0, ge=0)
+    per_request_us: float = Field(default=50.0, ge=0)
+    per_block_us: float = Field(default=0.16, ge=0)
+
+
+class SchedulingSettings(_Section):
+    """How the requests of a model are placed."""
+
+    dispatch: str = "freest"
+    binding: Literal["late", "immediate"] = "late"
+    age_after_s: float = Field(default=30, gt=0)
+    charge_expires_after_s: float = Field(default=5, gt=0)
+    step_time: StepTimeSettings = StepTimeSettings()
+
+
+def pool_config(
+    name: str,
+    scheduling: SchedulingSettings,
+    classes: Sequence[PriorityClassSettings],
+    *,
+    step_tokens: int,
+    max_requests: int,
+) -> PoolConfig:
+    """The core's configuration of a pool.
+
+    Args:
+        name: The model's.
+        scheduling: Its section.
+        classes: The cluster's, in any order.
+        step_tokens: Tokens that its engines compute in a step.
+        max_requests: Requests that they run at a time.
+
+    Raises:
+        ConfigError: The numbers contradict each other.
+    """
+    time = scheduling.step_time
+    return PoolConfig(
+        name=PoolName(name),
+        classes=tuple(_class(each) for each in sorted(classes, key=lambda each: each.priority)),
+        dispatch=scheduling.dispatch,
+        is_immediate=scheduling.binding == "immediate",
+        step_tokens=Tokens(step_tokens),
+        max_requests=max_requests,
+        age_after=_nanos(scheduling.age_after_s),
+        charge_expires_after=_nanos(scheduling.charge_expires_after_s),
+        step_time=StepTime(
+            base=_nanos(time.base_ms, _MILLISECOND),
+            per_prefill_token=_nanos(time.per_prefill_token_us, _MICROSECOND),
+            per_request=_nanos(time.per_request_us, _MICROSECOND),
+            per_block=_nanos(time.per_block_us, _MICROSECOND),
+        ),
+        rescheduling=Rescheduling(steps=()),
+    )
+
+
+def installed_policies() -> Policies:
+    """The built-in policies, and those of packages that are installed here.
+
+    Raises:
+        ConfigError: A package's entry point is wrong.
+    """
+    return extended(entry_points(group=ENTRY_POINTS))
+
+
+def _class(settings: PriorityClassSettings) -> PriorityClass:
+    slo = settings.slo
+    return PriorityClass(
+        name=ClassName(settings.name),
+        priority=settings.priority,
+        headroom=Blocks(settings.headroom_blocks),
+        queue_limit=settings.queue_limit,
+        max_wait=_nanos(settings.max_wait_s),
+        slo=None
+        if slo is None
+        else Slo(_nanos(slo.ttft_ms, _MILLISECOND), _nanos(slo.tpot_ms, _MILLISECOND)),
+    )
+
+
+def _nanos(value: float, unit: int = SECOND) -> Nanos:
+    return Nanos(round(value * unit))

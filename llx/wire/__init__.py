@@ -1,0 +1,141 @@
+"""Messages between processes: msgspec structs, versioned, size-limited. Nothing is unpickled.
+
+A message is one *header* frame, at times followed by *payload* frames that belong to the engine
+(vLLM's own msgpack of a request or of outputs), which this module carries and never opens:
+
+    frame 0   1 byte wire version · msgpack of a tagged struct below
+    frame 1…  payload (Add, Outputs, Call, Reply only)
+
+Every message that changes or reports who owns a request carries the request's *epoch*; outputs
+carry the *offset* of their first token as well; messages of the scheduler carry its *term*. A
+receiver drops what is older than what it knows. See ARCHITECTURE.md, "Who owns a request".
+"""
+
+from llx.wire.codec import (
+    MAX_FRAMES,
+    MAX_HEADER_BYTES,
+    MAX_ID_BYTES,
+    MAX_MESSAGE_BYTES,
+    WIRE_VERSION,
+    Decoder,
+    check_frames,
+    encode,
+)
+from llx.wire.line import (
+    GatewayHello,
+    GatewayReport,
+    Held,
+    Member,
+    Members,
+    MoveSeen,
+    NotPlaced,
+    Place,
+    Placed,
+    Withdraw,
+)
+from llx.wire.moving import (
+    AbortMigration,
+    AskOwner,
+    CancelMigration,
+    Commit,
+    Committed,
+    Dropped,
+    Extend,
+    MigrateOrder,
+    MigrationNews,
+    MigrationRefused,
+    Moving,
+    Reserve,
+    Reserved,
+    Route,
+    Ruling,
+    Target,
+)
+from llx.wire.sessions import (
+    NO_SESSION,
+    Abort,
+    Add,
+    Bye,
+    Call,
+    Dead,
+    Hello,
+    InstanceInfo,
+    Load,
+    Outputs,
+    Ping,
+    Ready,
+    Refused,
+    Reply,
+    RequestView,
+)
+
+__all__ = [
+    "MAX_FRAMES",
+    "MAX_HEADER_BYTES",
+    "MAX_ID_BYTES",
+    "MAX_MESSAGE_BYTES",
+    "NO_SESSION",
+    "WIRE_VERSION",
+    "Abort",
+    "AbortMigration",
+    "Add",
+    "AskOwner",
+    "Bye",
+    "Call",
+    "CancelMigration",
+    "Commit",
+    "Committed",
+    "Dead",
+    "Decoder",
+    "Dropped",
+    "Extend",
+    "FromInstance",
+    "FromLlumlet",
+    "FromScheduler",
+    "FromTarget",
+    "GatewayHello",
+    "GatewayReport",
+    "Held",
+    "Hello",
+    "InstanceInfo",
+    "Load",
+    "Member",
+    "Members",
+    "MigrateOrder",
+    "MigrationNews",
+    "MigrationRefused",
+    "MoveSeen",
+    "Moving",
+    "NotPlaced",
+    "Outputs",
+    "Ping",
+    "Place",
+    "Placed",
+    "PlacementAnswer",
+    "Ready",
+    "Refused",
+    "Reply",
+    "RequestView",
+    "Reserve",
+    "Reserved",
+    "Route",
+    "Ruling",
+    "Target",
+    "ToInstance",
+    "ToLlumlet",
+    "ToScheduler",
+    "ToTarget",
+    "Withdraw",
+    "check_frames",
+    "encode",
+]
+
+ToTarget = Reserve | Extend | Commit | AbortMigration
+FromTarget = Reserved | MigrationRefused | Committed | Dropped
+ToLlumlet = Ruling | MigrateOrder | CancelMigration | ToTarget
+FromLlumlet = AskOwner | Moving | MigrationNews | FromTarget
+ToInstance = Hello | Ping | Bye | Add | Abort | Call | ToLlumlet
+FromInstance = Ready | Refused | Outputs | Load | Reply | Dead | FromLlumlet
+ToScheduler = GatewayHello | GatewayReport | Place | Withdraw
+PlacementAnswer = Placed | Held | NotPlaced
+FromScheduler = Members | PlacementAnswer

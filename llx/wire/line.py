@@ -1,0 +1,142 @@
+"""Between gateways and the scheduler."""
+
+import msgspec
+
+from llx.core.model import ClassName, Epoch, InstanceId, Nanos, PoolName, RequestId, Term
+from llx.wire.message import Message
+
+
+class Member(msgspec.Struct, frozen=True):
+    """An instance that gateways may use."""
+
+    instance: InstanceId
+    pool: PoolName
+    address_in: str
+    address_out: str
+    is_cordoned: bool = False
+
+
+class GatewayHello(Message, frozen=True, tag="gateway-hello"):
+    """A gateway presents itself to the scheduler; repeated as its heartbeat.
+
+    `host` is where it runs: another than where a gateway of that name is to run, and it is one that
+    was given up, beyond a partition say.
+    """
+
+    gateway: str
+    url: str
+    pid: int
+    host: str
+    term: Term
+    version: int
+
+
+class Members(Message, frozen=True, tag="members"):
+    """The full list of instances; replaces any of a lower (term, version)."""
+
+    term: Term
+    version: int
+    members: list[Member]
+
+
+class MoveSeen(msgspec.Struct, frozen=True):
+    """A change of owner as the gateway saw it.
+
+    `downtime_ms`: between the source's last and the target's first token; `itl_ms`: the median of
+    the request's 32 gaps before, 0 if there were less than 8. The stall is their difference.
+    """
+
+    request: RequestId
+    epoch: Epoch
+    source: InstanceId
+    target: InstanceId
+    num_tokens: int
+    downtime_ms: float
+    itl_ms: float
+
+
+class GatewayReport(Message, frozen=True, tag="gateway-report"):
+    """What a gateway has in hand, for `llx status`. Counters run since its start.
+
+    `moves`: the last ones, oldest first; each is repeated in several reports.
+    """
+
+    gateway: str
+    in_flight: int
+    num_requests: int
+    num_finished: int
+    num_failed: int
+    num_refused: int
+    output_tokens: int
+    connected: list[InstanceId]
+    moves: list[MoveSeen] = []
+
+
+# ---------------------------------------------------------------- gateway → scheduler: placement
+
+
+class Place(Message, frozen=True, tag="place"):
+    """A request wants an instance. Answered by `Placed`, `Held` or `NotPlaced`.
+
+    A request that is held is asked for again now and then: it keeps its place, and a scheduler that
+    has begun meanwhile learns of it.
+
+    Attributes:
+        pool: Of which model.
+        request: Its id.
+        ask: Numbers what this gateway asks, from 1; every answer quotes it, so that a late one is
+            not taken for the present one.
+        priority_class: A class's name.
+        num_tokens: To be computed before its next token.
+        waited: Since it came to its gateway.
+        name: What operators know it by (`Add.name`).
+    """
+
+    pool: PoolName
+    request: RequestId
+    ask: int
+    priority_class: ClassName
+    num_tokens: int
+    waited: Nanos
+    name: str = ""
+
+
+class Withdraw(Message, frozen=True, tag="withdraw"):
+    """A request wants an instance no longer, or cannot go where it was placed."""
+
+    request: RequestId
+
+
+# ---------------------------------------------------------------- scheduler → gateway: placement
+
+
+class Placed(Message, frozen=True, tag="placed"):
+    """Send the request to the instance now. `ask`: see `Place`."""
+
+    term: Term
+    request: RequestId
+    ask: int
+    instance: InstanceId
+
+
+class Held(Message, frozen=True, tag="held"):
+    """The request waits in the central queue, with `num_waiting` of its class, itself included."""
+
+    term: Term
+    request: RequestId
+    ask: int
+    num_waiting: int
+
+
+class NotPlaced(Message, frozen=True, tag="not-placed"):
+    """The request gets no instance.
+
+    `reason`: the value of a `Refusal` of `llx.core.scheduler.commands`.
+    `retry_after_s`: when there may be room; 0 where it makes no sense to try again.
+    """
+
+    term: Term
+    request: RequestId
+    ask: int
+    reason: str
+    retry_after_s: float

@@ -1,0 +1,214 @@
+"""Sessions with an instance, the requests in them, and what it reports."""
+
+import msgspec
+
+from llx.core.model import (
+    Blocks,
+    ClassLoad,
+    Epoch,
+    InstanceId,
+    InstanceLoad,
+    Nanos,
+    PoolName,
+    RequestId,
+    Term,
+    Tokens,
+)
+from llx.errors import WireError
+from llx.wire.message import Message
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """Opens a session; repeated until `Ready` or `Refused` arrives.
+
+    `peer` is a process, not a role: two gateways of one name are two peers. `session` is new for
+    each connection attempt of a peer. An instance that sees a new session of a peer it knows drops
+    what the older session left behind before it answers.
+    """
+
+    peer: str
+    session: int
+    role: str
+    llx_version: str
+    vllm_version: str
+    term: Term = Term(0)
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    """Renews the peer's lease. Requests of a peer whose lease ends are aborted."""
+
+    session: int
+
+
+class Bye(Message, frozen=True, tag="bye"):
+    """The peer leaves in good order; its requests are aborted at once."""
+
+    session: int
+
+
+class Add(Message, frozen=True, tag="add"):
+    """A new request. Payload: the engine's own encoding of it.
+
+    `seq` numbers the ADDs of one session from 1; load reports quote the last one that the engine's
+    scheduler has taken in (`Load.seen`). `name` is what operators know the request by
+    (``x-llx-request-id``); several generations of one HTTP request share it. `outputs`: tokens that
+    it has produced already, at an instance that was lost; it goes on after them.
+    """
+
+    request: RequestId
+    epoch: Epoch
+    seq: int
+    name: str = ""
+    outputs: list[int] = []
+
+
+class Abort(Message, frozen=True, tag="abort"):
+    """End these requests, each only if the instance holds it at that epoch or an earlier one."""
+
+    requests: list[tuple[RequestId, Epoch]]
+
+
+class Call(Message, frozen=True, tag="call"):
+    """A utility call; only names on the instance's list are admitted. Payload: its arguments."""
+
+    call: int
+    method: str
+
+
+class InstanceInfo(msgspec.Struct, frozen=True):
+    """What an instance is, fixed for its life."""
+
+    instance: InstanceId
+    pool: PoolName
+    engine: str
+    llx_version: str
+    vllm_version: str
+    model: str
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    tensor_parallel: int
+    pid: int
+    cannot_migrate: str = ""
+    """Why its requests cannot move; empty if they can."""
+
+
+class Ready(Message, frozen=True, tag="ready"):
+    """Answers `Hello`: the session stands. `engine_ready` is the engine's own ready message."""
+
+    session: int
+    info: InstanceInfo
+    engine_ready: bytes
+
+
+NO_SESSION = "no such session: its lease is over, or the instance is another by now"
+
+
+class Refused(Message, frozen=True, tag="refused"):
+    """Answers `Hello`: this peer may not join, and why. Or a `Ping` of no session: `NO_SESSION`."""
+
+    session: int
+    reason: str
+
+
+class Outputs(Message, frozen=True, tag="outputs"):
+    """One step's outputs. Payload: the engine's encoding, its outputs in the order of `owners`.
+
+    `owners[k]` = (epoch, offset): the ownership epoch under which output k was made and the number
+    of tokens of that request emitted before it.
+    """
+
+    session: int
+    owners: list[tuple[Epoch, int]]
+
+
+class Load(Message, frozen=True, tag="load"):
+    """A load report, sent on change. `seen`: see `Add.seq`; it is the receiving peer's own.
+
+    `covers`, to schedulers alone: requests that have come and that no report sent before has told
+    of. `queue_head`: blocks that the first waiting request lacks; None: nobody waits, or not known.
+    """
+
+    session: int
+    seen: int
+    at: Nanos
+    total: int
+    free: int
+    block_size: int
+    num_running: int
+    num_waiting: int
+    waiting_demand: int
+    waiting_tokens: int
+    num_preempted: int
+    classes: dict[int, tuple[int, int, int]]
+    """Priority integer → running, waiting, blocks demanded by the waiting."""
+    covers: list[RequestId] = []
+    queue_head: int | None = None
+
+    def instance_load(self) -> InstanceLoad:
+        """The report as the core's value.
+
+        Raises:
+            WireError: The numbers contradict each other.
+        """
+        if not 0 <= self.free <= self.total or self.block_size < 1:
+            raise WireError(f"load report with {self.free} of {self.total} blocks free")
+        return InstanceLoad(
+            total=Blocks(self.total),
+            free=Blocks(self.free),
+            block_size=Tokens(self.block_size),
+            num_running=self.num_running,
+            num_waiting=self.num_waiting,
+            waiting_demand=Blocks(self.waiting_demand),
+            waiting_tokens=Tokens(self.waiting_tokens),
+            num_preempted=self.num_preempted,
+            classes={
+                priority: ClassLoad(running, waiting, Blocks(demand))
+                for priority, (running, waiting, demand) in self.classes.items()
+            },
+        )
+
+
+class Reply(Message, frozen=True, tag="reply"):
+    """Answers `Call`. Payload: the engine's encoding of the result, unless `error` says why not."""
+
+    call: int
+    error: str = ""
+
+
+class RequestView(msgspec.Struct, frozen=True):
+    """A request as its instance sees it; the utility ``llx_requests`` answers with a list of them.
+
+    Attributes:
+        id: `RequestId`.
+        name: What operators know it by (`Add.name`).
+        peer: Index of the session that holds its stream.
+        priority: The integer that vLLM sees; lower is more urgent.
+        state: ``waiting``, ``running``, ``preempted``, or ``leaving`` while it is being moved away.
+        num_prompt: Tokens of its prompt.
+        num_tokens: Those, and what has been generated.
+        num_blocks: KV blocks that it holds.
+        size_bytes: Bytes of those blocks, over all ranks.
+        arrival: When it came to its gateway, in seconds since 1970.
+        pinned: Why it cannot move; empty if it can.
+    """
+
+    id: str
+    name: str
+    peer: int
+    priority: int
+    state: str
+    num_prompt: int
+    num_tokens: int
+    num_blocks: int
+    size_bytes: int
+    arrival: float
+    pinned: str = ""
+
+
+class Dead(Message, frozen=True, tag="dead"):
+    """The engine is gone; nothing more will come of this instance."""
+
+    reason: str

@@ -1,0 +1,214 @@
+"""The live driver of the scheduler: who hears what, and what the core is told."""
+
+from llx.cluster.scheduling.live import LiveScheduler
+from llx.cluster.scheduling.members import Present
+from llx.core.model import ClassName, InstanceId, Nanos, PoolName, RequestId, Term
+from llx.core.scheduler.config import PoolConfig, PriorityClass
+from llx.core.scheduler.events import InstanceState, Ticked
+from llx.core.scheduler.policies import Policies
+from llx.wire import Held, Load, NotPlaced, Place, Placed, PlacementAnswer
+
+G, H = b"gateway-0#1", b"gateway-1#1"
+M = PoolName("m")
+A, B = InstanceId("m-0"), InstanceId("m-1")
+CONFIG = PoolConfig(
+    name=M,
+    classes=(
+        PriorityClass(ClassName("urgent"), 0),
+        PriorityClass(ClassName("normal"), 10, queue_limit=2),
+    ),
+    max_requests=4,
+)
+
+
+def report(*, free: int = 10, running: int = 0, covers: tuple[str, ...] = ()) -> Load:
+    return Load(
+        0, 0, Nanos(1), 10, free, 16, running, 0, 0, 0, 0, {10: (running, 0, 0)},
+        covers=[RequestId(each) for each in covers],
+    )  # fmt: skip
+
+
+class Rig:
+    def __init__(self, *instances: InstanceId) -> None:
+        self.said: list[tuple[bytes, PlacementAnswer]] = []
+        self.live = LiveScheduler(
+            Term(3), lambda gateway, answer: self.said.append((gateway, answer)), Policies()
+        )
+        self.live.configure([CONFIG])
+        self.follow(*instances)
+        for instance in instances:
+            self.report(instance)
+        self.live.open()
+
+    def follow(self, *instances: InstanceId, **wanted: InstanceState) -> None:
+        self.live.follow(
+            Present(each, M, f"tcp://{each}", wanted.get(each.replace("-", "_"), InstanceState.UP))
+            for each in instances
+        )
+
+    def report(self, instance: InstanceId, **more: object) -> None:
+        load = report(**more)  # type: ignore[arg-type]
+        self.live.on_report(instance, load.instance_load(), load)
+
+    def place(self, request: str, *, ask: int = 1, tokens: int = 15, **more: object) -> None:
+        gateway = more.pop("gateway", G)
+        cls = ClassName(str(more.pop("cls", "normal")))
+        waited = Nanos(int(str(more.pop("waited", 0))))
+        place = Place(M, RequestId(request), ask, cls, tokens, waited)
+        self.live.place(gateway, place)  # type: ignore[arg-type]
+
+    def heard(self) -> list[tuple[bytes, PlacementAnswer]]:
+        said, self.said = self.said, []
+        return said
+
+
+def placed(request: str, instance: InstanceId, ask: int = 1) -> Placed:
+    return Placed(Term(3), RequestId(request), ask, instance)
+
+
+def test_a_burst_spreads_and_the_answer_quotes_the_ask() -> None:
+    rig = Rig(A, B)
+    for number in range(4):
+        rig.place(f"r{number}", ask=number)
+    answers = [answer for _, answer in rig.heard()]
+    assert all(isinstance(each, Placed) for each in answers)
+    assert [each.ask for each in answers] == [0, 1, 2, 3]
+    assert sorted(each.instance for each in answers if isinstance(each, Placed)) == [A, A, B, B]
+
+
+def test_nothing_is_answered_before_all_instances_are_known() -> None:
+    rig = Rig()
+    rig.live._is_open = False
+    rig.place("r")
+    assert rig.heard() == []
+
+
+def test_what_has_no_room_is_held_and_placed_when_there_is_in_class_order() -> None:
+    rig = Rig(A)
+    rig.place("big", tokens=159)
+    assert rig.heard() == [(G, placed("big", A))]
+    rig.report(A, free=0, running=1, covers=("big",))
+    rig.place("late", gateway=H)
+    rig.place("soon", cls="urgent", ask=7)
+    assert [(who, type(answer)) for who, answer in rig.heard()] == [(H, Held), (G, Held)]
+    rig.report(A, free=1, running=1)
+    assert rig.heard() == [(G, placed("soon", A, ask=7))]
+    rig.report(A, free=1, running=1, covers=("soon",))
+    assert rig.heard() == [(H, placed("late", A))]
+
+
+def test_a_report_covers_what_it_says_and_nothing_else() -> None:
+    rig = Rig(A)
+    for number in range(4):
+        rig.place(f"r{number}")
+    rig.heard()
+    rig.report(A, free=9, running=1, covers=("r0",))
+    rig.place("more")
+    [(_, answer)] = rig.heard()
+    assert isinstance(answer, Held), "three are on their way still, one runs: that is all it takes"
+
+
+def test_a_request_asked_for_again_is_answered_where_it_was_asked_last() -> None:
+    rig = Rig()
+    rig.place("r", gateway=G, ask=1)
+    rig.place("r", gateway=H, ask=2)
+    assert [(who, answer.ask) for who, answer in rig.heard()] == [(G, 1), (H, 2)]
+    rig.follow(A)
+    rig.report(A)
+    assert rig.heard() == [(H, placed("r", A, ask=2))]
+
+
+def test_time_that_was_waited_elsewhere_counts() -> None:
+    rig = Rig()
+    rig.place("young")
+    rig.place("old", waited=5_000_000_000)
+    rig.heard()
+    rig.follow(A)
+    rig.report(A, free=1)
+    assert rig.heard() == [(G, placed("old", A))]
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
+    rig = Rig()
+    for number in range(3):
+        rig.place(f"r{number}")
+    *_, (who, answer) = rig.heard()
+    assert who == G
+    assert isinstance(answer, NotPlaced)
+    assert (answer.request, answer.reason) == ("r2", "queue full")
+    assert answer.retry_after_s >= 1
+    rig.live.place(G, Place(PoolName("x"), RequestId("r"), 9, ClassName("normal"), 1, Nanos(0)))
+    [(_, answer)] = rig.heard()
+    assert isinstance(answer, NotPlaced)
+    assert (answer.reason, answer.retry_after_s) == ("no such pool", 0.0)
+
+
+def test_what_is_withdrawn_or_of_a_gateway_that_is_gone_is_never_placed() -> None:
+    rig = Rig()
+    rig.place("a", cls="urgent")
+    rig.place("b", gateway=H, cls="urgent")
+    rig.place("c", cls="urgent")
+    rig.live.withdraw(G, RequestId("a"))
+    rig.live.withdraw(G, RequestId("b"))  # not its own
+    rig.live.forget(H)
+    rig.heard()
+    rig.follow(A)
+    rig.report(A)
+    assert rig.heard() == [(G, placed("c", A))]
+
+
+def test_a_dispatch_that_could_not_be_used_counts_no_longer() -> None:
+    rig = Rig(A)
+    rig.place("big", tokens=159)
+    rig.place("next")
+    rig.heard()
+    rig.live.withdraw(G, RequestId("big"))
+    assert rig.heard() == [(G, placed("next", A))]
+
+
+def test_a_lost_instance_gets_nothing_until_it_reports_again() -> None:
+    rig = Rig(A)
+    rig.live.on_down(A)
+    rig.place("r")
+    rig.live.on_up(A)
+    rig.live.tell(Ticked())
+    [(_, answer)] = rig.heard()
+    assert isinstance(answer, Held)
+    rig.report(A)
+    assert rig.heard() == [(G, placed("r", A))]
+
+
+def test_a_cordon_holds_through_a_loss_and_ends_after_it() -> None:
+    rig = Rig(A)
+    rig.follow(A, m_0=InstanceState.CORDONED)
+    rig.live.on_down(A)
+    rig.live.on_up(A)
+    rig.report(A)
+    rig.place("r")
+    assert isinstance(rig.heard()[0][1], Held)
+    rig.live.on_down(A)
+    rig.follow(A)
+    rig.report(A)
+    assert rig.heard() == [], "it is uncordoned, and lost"
+    rig.live.on_up(A)
+    rig.report(A)
+    assert rig.heard() == [(G, placed("r", A))]
+
+
+def test_an_instance_that_runs_anew_is_another() -> None:
+    rig = Rig(A)
+    rig.place("big", tokens=159)
+    rig.heard()
+    rig.live.follow([Present(A, M, "tcp://elsewhere", InstanceState.UP)])
+    rig.report(A)
+    rig.place("again", tokens=159)
+    assert rig.heard() == [(G, placed("again", A))], "nothing of the former counts"
+
+
+def test_rules_change_while_requests_wait() -> None:
+    rig = Rig(A)
+    rig.report(A, free=10, running=4)
+    rig.place("r")
+    assert isinstance(rig.heard()[0][1], Held)
+    rig.live.configure([PoolConfig(name=M, classes=CONFIG.classes, max_requests=5)])
+    assert rig.heard() == [(G, placed("r", A))]
