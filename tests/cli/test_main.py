@@ -35,10 +35,7 @@ VERBS = [
     "host rm", "host cordon", "host uncordon", "host drain", "model", "model ls", "model add",
     "model pull", "model rm", "lock", "lock show", "lock release", "doctor", "play",
     "sim", "sim run", "sim replay", "sim calibrate", "sim plan", "top",
-<<<<<<< HEAD
     "bench", "bench run", "bench compare", "bench report",
-=======
->>>>>>> wt-top
 ]  # fmt: skip
 
 
