@@ -87,8 +87,10 @@ class ReschedulingSettings(_Section):
 class SchedulingSettings(_Section):
     """How the requests of a model are placed and moved."""
 
-    dispatch: str = "freest"
+    dispatch: str = "soonest"
     binding: Literal["late", "immediate"] = "late"
+    overtaking: int = Field(default=16, ge=0)
+    growth_blocks: int = Field(default=1, ge=0)
     age_after_s: float = Field(default=30, gt=0)
     charge_expires_after_s: float = Field(default=5, gt=0)
     step_time: StepTimeSettings = StepTimeSettings()
@@ -123,6 +125,8 @@ def pool_config(
         classes=tuple(_class(each) for each in sorted(classes, key=lambda each: each.priority)),
         dispatch=scheduling.dispatch,
         is_immediate=scheduling.binding == "immediate",
+        overtaking=scheduling.overtaking,
+        growth=Blocks(scheduling.growth_blocks),
         step_tokens=Tokens(step_tokens),
         max_requests=max_requests,
         age_after=_nanos(scheduling.age_after_s),

@@ -1,6 +1,7 @@
 """The live driver of the scheduler: who hears what, and what the core is told."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,9 +124,9 @@ def test_what_has_no_room_is_held_and_placed_when_there_is_in_class_order() -> N
     rig.place("late", gateway=H)
     rig.place("soon", cls="urgent", ask=7)
     assert [(who, type(answer)) for who, answer in rig.heard()] == [(H, Held), (G, Held)]
-    rig.report(A, free=1, running=1)
+    rig.report(A, free=2, running=1)
     assert rig.heard() == [(G, placed("soon", A, ask=7))]
-    rig.report(A, free=1, running=1, covers=("soon",))
+    rig.report(A, free=2, running=1, covers=("soon",))
     assert rig.heard() == [(H, placed("late", A))]
 
 
@@ -287,8 +288,8 @@ def test_recordings_of_the_last_terms_are_kept(tmp_path: Path) -> None:
 
 async def test_a_core_that_fails_ends_the_head_whoever_told_it() -> None:
     failing = ByInstance(lambda _: 1 / 0, "nothing")
-    live = LiveScheduler(Term(3), lambda *_: None, NoMoves(), Policies({"freest": failing}))
-    live.configure([CONFIG])
+    live = LiveScheduler(Term(3), lambda *_: None, NoMoves(), Policies({"failing": failing}))
+    live.configure([replace(CONFIG, dispatch="failing")])
     live.follow([Present(A, M, "tcp://a", InstanceState.UP)])
     load = report()
     with pytest.raises(ZeroDivisionError):

@@ -91,7 +91,7 @@ def test_a_change_is_in_force_at_once_and_after_a_restart(rig: Rig, tmp_path: Pa
     assert rig.pool().config.dispatch == "round_robin"
     assert rig.pool().config.rescheduling.steps == ("balance",)
     assert len(rig.pool().queues) == 1, "what waits keeps its place"
-    assert rig.pool("n").config.dispatch == "freest"
+    assert rig.pool("n").config.dispatch == "soonest"
     after = Rig(tmp_path)
     assert after.in_force()["dispatch"] == "round_robin"
     assert after.in_force()["age_after_s"] == 7
@@ -105,7 +105,7 @@ def test_a_revert_brings_the_file_back(rig: Rig) -> None:
     change(rig, changes={"dispatch": "least_loaded", "age_after_s": "1"})
     assert rig.pool("n").config.dispatch == "least_loaded"
     change(rig, "m", is_revert=True)
-    assert (rig.in_force()["dispatch"], rig.in_force()["age_after_s"]) == ("freest", 7)
+    assert (rig.in_force()["dispatch"], rig.in_force()["age_after_s"]) == ("soonest", 7)
     assert rig.in_force("n")["dispatch"] == "least_loaded"
 
 
@@ -157,9 +157,9 @@ def test_a_pause_holds_until_it_is_ended_by_a_restart_too(rig: Rig, tmp_path: Pa
 
 def test_a_damaged_book_is_no_reason_not_to_schedule(rig: Rig, tmp_path: Path) -> None:
     (tmp_path / "policies.json").write_text('{"m": 1}')
-    assert Rig(tmp_path).in_force()["dispatch"] == "freest"
+    assert Rig(tmp_path).in_force()["dispatch"] == "soonest"
     (tmp_path / "policies.json").write_text('{"m": {"changed": {"gone": 1}}}')
-    assert Rig(tmp_path).in_force()["dispatch"] == "freest"
+    assert Rig(tmp_path).in_force()["dispatch"] == "soonest"
 
 
 def test_queues_say_who_waits_for_whom(rig: Rig) -> None:
