@@ -182,6 +182,10 @@ class Instance:
             is_terminating=self.state is InstanceState.TERMINATING,
         )
 
+    def freeness_with(self, blocks: Blocks) -> Freeness:
+        """What its freeness would be with so many blocks more."""
+        return Freeness((self.spare + blocks) / max(1, self.batch))
+
     def room(
         self, rank: int, ahead: Iterable[int], headrooms: Sequence[Blocks], growth: Blocks
     ) -> Blocks:

@@ -21,6 +21,7 @@ from llx.core.scheduler.commands import Command, Dispatch, Hold, Refusal, Refuse
 from llx.core.scheduler.config import SECOND
 from llx.core.scheduler.decision import Decision, Option
 from llx.core.scheduler.dispatch import ByInstance
+from llx.core.scheduler.freeness import TERMINATING
 from llx.core.scheduler.instance import Instance
 from llx.core.scheduler.pool import Pool
 from llx.core.scheduler.queues import Queued
@@ -230,15 +231,23 @@ def _in_order(placing: Placing) -> Iterator[Instance]:
 def _hosts(placing: Placing) -> list[Instance]:
     """Who keeps the class's headroom already, and still has it with one request more.
 
-    So few instances keep it, and those that do keep it for several.
+    So few instances keep it, and those that do keep it for several. Not if one that keeps none is
+    freer, this headroom not counted: a host that is full of its own class is no better than others.
     """
     pool, rank = placing.pool, placing.queued.rank
     headroom = pool.headrooms[rank]
-    return [
-        each
-        for each in (islice(pool.ranking, PROBES) if headroom else ())
+    if not headroom:
+        return []
+    seen = list(islice(pool.ranking, PROBES))
+    others = (each for each in seen if not each.present[rank] and placing.fits(each))
+    best = max((each.freeness for each in others), default=TERMINATING)
+    hosts = [
+        (each.freeness_with(headroom), each)
+        for each in seen
         if each.present[rank] and placing.room(each) - headroom >= placing.demand(each)
     ]
+    hosts.sort(key=lambda each: -each[0])
+    return [each for free, each in hosts if free >= best]
 
 
 def _holders(placing: Placing) -> list[Instance]:
