@@ -16,6 +16,7 @@ from typing import Any, Final
 from llx.bench.cluster_watch import ClusterWatch, FaultNote, Move, Sight
 from llx.bench.generator import Generator, Target
 from llx.bench.machine import about_machine
+from llx.bench.policy_turns import PolicyTurns
 from llx.bench.prompts import Prompts
 from llx.bench.record import Outcome, Record
 from llx.bench.run_directory import Run, create, write_run, write_summary
@@ -116,14 +117,16 @@ def run_bench(bench: Bench, observe: Observe = lambda _: None) -> list[Run]:
     """
     if bench.scenario.faults and bench.control is None:
         raise ConfigError("faults need a cluster of llx: give --context instead of a URL")
-    turns = _turns(bench.scenario)
-    create(bench.directory, bench.scenario, _about(bench))
+    turns, variants = _turns(bench.scenario), bench.scenario.variants
     runs: list[Run] = []
-    try:
-        for turn in turns:
-            _run_turn(bench, turn, len(turns), runs, observe)
-    finally:
-        write_summary(bench.directory, bench.scenario.name, runs)
+    with PolicyTurns(bench.control, bench.target.model, variants, bench.user) as policies:
+        create(bench.directory, bench.scenario, _about(bench))
+        try:
+            for turn in turns:
+                policies.begin(turn.variant)
+                _run_turn(bench, turn, len(turns), runs, observe)
+        finally:
+            write_summary(bench.directory, bench.scenario.name, runs)
     return runs
 
 

@@ -6,7 +6,15 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from llx.sim.trace_files import FORMATS
 from llx.sim.workload import LIKE, MIXES
@@ -170,12 +178,15 @@ class Variant(_Part):
         url: Another server.
         rate: Another rate of arrivals.
         extra_body: Further fields of each request.
+        policy: Rules of the cluster while it is its turn: dotted keys of a model's `scheduling`, as
+            `llx policy set` takes them.
     """
 
     name: Name
     url: str | None = None
     rate: Rate | None = None
     extra_body: dict[str, object] = {}
+    policy: dict[str, JsonValue] = {}
 
 
 class Fault(_Part):
@@ -227,6 +238,8 @@ class Scenario(_Part):
         names = [each.name for each in self.variants]
         if len(set(names)) < len(names):
             raise ValueError("two variants have the same name")
+        if any(each.url and each.policy for each in self.variants):
+            raise ValueError("a policy is of the cluster: a variant with a url has none")
         if self.workload.trace is not None and any(each.rate for each in self.variants):
             raise ValueError("a trace has its own rate: a variant cannot change it")
         return self
