@@ -127,6 +127,25 @@ def scaled(lines: Sequence[Line]) -> Iterable[str]:
         )
 
 
+def fragmented(lines: Sequence[Line]) -> Iterable[str]:
+    """Per cent of rounds at which somebody waits for blocks that are free, in all."""
+    policies = ("infaas", "paper", "llx")
+    yield "| workload | " + " | ".join(policies) + " |"
+    yield "|---" * (len(policies) + 1) + "|"
+    for workload, rate in LOWEST.items():
+        shares = [
+            [
+                100 * each["fragmented"]
+                for each in _of(lines, workload, rate, policy)
+                if "fragmented" in each
+            ]
+            for policy in policies
+        ]
+        if all(shares):
+            cells = (_mean(each) for each in shares)
+            yield f"| {workload} {rate:g} | " + " | ".join(cells) + " |"
+
+
 def _of(lines: Sequence[Line], workload: str, rate: float, policy: str) -> list[Line]:
     wanted = ("latency", workload, rate, policy)
     keys = ("experiment", "workload", "rate", "policy")
@@ -165,6 +184,7 @@ def main() -> None:
         "llx over the paper's policy, highest rates": paired(lines, HIGHEST),
         "With priorities over without": urgent(lines),
         "Auto-scaling": scaled(lines),
+        "Fragmentation": fragmented(lines),
     }
     for title, table in tables.items():
         print(f"\n{title}\n")
