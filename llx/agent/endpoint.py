@@ -70,6 +70,8 @@ _ROLES: dict[type, str] = {
 """Who may say what to the llumlet."""
 _POLL_MS = 200
 _FLUSH_MS = 2000
+_REPORT_AT_LEAST_EVERY_S = 2.0
+"""Whatever a peer asks for."""
 
 
 @dataclass(slots=True)
@@ -84,10 +86,14 @@ class _Peer:
     term: Term | None = None
     """Of a scheduler; None: no scheduler."""
     is_gone: bool = False
+    report_every_s: float = 0.0
+    """How often it wants to hear of the load; no less than the endpoint's own interval."""
     told: int = 0
     """Sender thread only, of a scheduler: which of the requests taken in it was told of last."""
     reported: tuple[Load, int] | None = None
-    """Sender thread only: the load and `seen` last sent."""
+    """Sender thread only: the load and `seen` last sent, …"""
+    reported_at: float = 0.0
+    """… and when."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +279,7 @@ class InstanceEndpoint:
             case Ping(session=session):
                 if session == peer.session:
                     peer.expires_at = now + self._lease_s
+                    peer.report_every_s = min(message.report_every_s, _REPORT_AT_LEAST_EVERY_S)
             case Bye(session=session):
                 if session == peer.session:
                     self._end(peer, "bye")
@@ -380,7 +387,10 @@ class InstanceEndpoint:
             now = time.monotonic()
             if self._is_report_due and now >= report_at:
                 self._is_report_due = False
-                self._send_reports()
+                try:
+                    self._send_reports(now)
+                except Exception:  # as above: the next report may go
+                    log.exception("endpoint.report_failed")
                 report_at = now + self._interval_s
             if self._closing.is_set() and self._outbox.empty():
                 break
@@ -414,16 +424,19 @@ class InstanceEndpoint:
             frames.extend(item.payload())
         self._out.send_multipart(frames, copy=False)
 
-    def _send_reports(self) -> None:
+    def _send_reports(self, now: float) -> None:
         if self._latest is None:
             return
         load, seen, num_taken = self._latest
         for peer in list(self._peers.values()):
+            if peer.reported is not None and now - peer.reported_at < peer.report_every_s:
+                self._is_report_due = True  # for this one, later
+                continue
             mark = seen.get(peer.index, 0)
             covers = self._covers(peer, num_taken)
             if not covers and peer.reported is not None and _same(peer.reported, load, mark):
                 continue
-            peer.reported = (load, mark)
+            peer.reported, peer.reported_at = (load, mark), now
             message = msgspec.structs.replace(load, session=peer.session, seen=mark, covers=covers)
             self._out.send_multipart([peer.identity, encode(message)], copy=False)
 

@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 _HELLO_EVERY_S = 0.05
 _PING_EVERY_S = 1.0
 _REDIAL_AFTER_S = 0.2
+_MOST_REPORTS_PER_S = 5000
 _REFUSED_RETRY_S = 5.0
 _LAST_WORDS_S = 0.05
 """After a disconnect, what has arrived is read first: last tokens, and why the engine died."""
@@ -97,6 +98,11 @@ class _SessionOver(Exception):
         self.retry_after_s = retry_after_s
 
 
+def report_interval_s(num_instances: int) -> float:
+    """How often each of so many instances may report to a process that hears all of them."""
+    return num_instances / _MOST_REPORTS_PER_S
+
+
 class InstanceLink:
     """A connection to one instance that re-establishes itself until closed.
 
@@ -129,6 +135,8 @@ class InstanceLink:
         self.load: InstanceLoad | None = None
         self.report: Load | None = None
         """What `load` was taken from."""
+        self.report_every_s = 0.0
+        """How often at most the instance is to report; see `report_interval_s`."""
         self.ledger = InFlightLedger()
         self._context = context
         self._keys = keys
@@ -288,7 +296,7 @@ class InstanceLink:
             await self._offer(hello)
             await asyncio.sleep(_HELLO_EVERY_S)
         while True:
-            await self._offer(Ping(self._session))
+            await self._offer(Ping(self._session, self.report_every_s))
             await asyncio.sleep(_PING_EVERY_S)
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import zmq.asyncio
 
-from llx.agent.link import InstanceLink, peer_of_process
+from llx.agent.link import InstanceLink, peer_of_process, report_interval_s
 from llx.core.model import InstanceId, InstanceLoad, Term
 from llx.curve import ClusterKeys
 from llx.errors import UnreachableError
@@ -86,6 +86,8 @@ class LoadWatch:
                 )
                 self._links[instance] = link
                 link.start()
+        for link in self._links.values():
+            link.report_every_s = report_interval_s(len(self._links))
 
     def is_up(self, instance: str) -> bool:
         """Whether a session stands: the instance was heard of within the link's own seconds."""

@@ -17,7 +17,7 @@ import msgspec
 
 from llx.gateway import context
 from llx.gateway.auth import ApiKeys, PriorityClasses, Tenant
-from llx.gateway.refusals import RETRY_AFTER_S, Refusal
+from llx.gateway.refusals import LOST, RETRY_AFTER_S, Refusal
 from llx.pins import VLLM_VERSION
 from llx.specs import GatewaySpec
 
@@ -154,7 +154,8 @@ class GatewayApp:
                 await pool.app(inner, _replay(body, receive), _decorate(send, http))
             finally:
                 context.current.reset(token)
-                self.num_refused += http.refusal is not None
+                refusal = http.refusal
+                self.num_refused += refusal is not None and refusal.kind != LOST
         finally:
             self.num_open -= 1
 

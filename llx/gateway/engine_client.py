@@ -30,13 +30,14 @@ from llx.core.model import (
     Tokens,
     blocks_for,
 )
+from llx.core.scheduler.commands import Refusal as Reason
 from llx.core.streams import Stream, Streams, Verdict
 from llx.errors import UnreachableError
 from llx.gateway import context
 from llx.gateway.clocks import ClockOffset
 from llx.gateway.pace import MoveLog, Pace
 from llx.gateway.placement import Placement, Wanted
-from llx.gateway.refusals import NO_INSTANCE, Refusal, of_answer
+from llx.gateway.refusals import NO_INSTANCE, Refusal, lost, of_answer
 from llx.gateway.roster import Roster
 from llx.ports import Frame
 from llx.wire import AskOwner, FromLlumlet, Moving, NotPlaced, Outputs, Ruling
@@ -44,12 +45,20 @@ from llx.wire import AskOwner, FromLlumlet, Moving, NotPlaced, Outputs, Ruling
 log = logging.getLogger(__name__)
 
 _CALL_TIMEOUT_S = 60.0
+_OF_LIMITS = {Reason.QUEUE_FULL.value, Reason.WAITED_TOO_LONG.value}
 _TAKE_OVER_S = 2.0
 """So long after a source's death its target may still take a stream over."""
 _MAX_EARLY = 4096
 """Outputs of one stream that wait for those before them; they come within a step, as a rule."""
 _MOST_LOSSES = 3
-"""A request that ends every instance it is sent to must not be sent to all of them."""
+"""A request that ends every instance it is sent to must not be sent to all of them: so many in a
+row may be lost with it before a token comes, …"""
+_MOST_PLACEMENTS = 16
+"""… and so often it is placed anew at most."""
+_PAUSE_S = 0.1
+"""Before it is placed anew when its instance stops, as others may, too; then twice that, …"""
+_NOWHERE_S = 30.0
+"""So long it looks for an instance while there is none and the scheduler is silent."""
 
 
 @dataclass(slots=True)
@@ -64,9 +73,13 @@ class _Sent:
     outputs: list[int] = field(default_factory=list)
     """Its tokens so far: an instance that takes it over goes on after them."""
     num_losses: int = 0
-    """Instances that it was lost with."""
+    """Instances that it was lost with in a row, before a token came."""
+    num_placements: int = 0
+    """How often it was placed anew."""
     why_again: str = ""
     """Why it has to be placed again; empty at first."""
+    pause: asyncio.TimerHandle | None = None
+    """Ends the pause before it is."""
     pace: Pace = field(default_factory=Pace)
 
     @property
@@ -275,17 +288,7 @@ class PoolClient(AsyncMPClient):
         for request in self._streams.owned_by(instance):
             stream = self._streams.get(request)
             assert stream is not None, "it is owned"
-            target = self._roster.get(stream.target) if stream.target is not None else None
-            if target is not None and target.is_ready:
-                loop = asyncio.get_running_loop()
-                loop.call_later(_TAKE_OVER_S, self._recover_if, request, stream.epoch, why)
-            else:
-                self._recover(request, why)
-
-    def _recover_if(self, request: RequestId, epoch: Epoch, reason: str) -> None:
-        stream = self._streams.get(request)
-        if stream is not None and stream.epoch == epoch:
-            self._recover(request, reason)
+            self._leave(request, stream.target, why)
 
     def _rule(
         self, link: InstanceLink, request: RequestId, epoch: Epoch, *, is_yours: bool
@@ -327,11 +330,18 @@ class PoolClient(AsyncMPClient):
             link, demand, _ = choice
             self._send(sent, link, demand)
             return
-        self._turn_away(sent, NO_INSTANCE)
+        if sent.why_again and time.monotonic() - sent.since < _NOWHERE_S:
+            self._ask_after(sent, 2 * _PAUSE_S)
+        else:
+            self._turn_away(sent, NO_INSTANCE)
 
     def refused(self, request: RequestId, answer: NotPlaced) -> None:
-        """`Placeable`: the scheduler says no."""
-        self._turn_away(self._sent[request], of_answer(answer, self._pool))
+        """`Placeable`: the scheduler says no. What was taken once is not turned away by a limit."""
+        sent = self._sent[request]
+        if sent.why_again and answer.reason in _OF_LIMITS:
+            self.bypassed(request)
+        else:
+            self._turn_away(sent, of_answer(answer, self._pool))
 
     def _turn_away(self, sent: _Sent, refusal: Refusal) -> None:
         """It is not taken; if it was once, and lost its instance, it has failed."""
@@ -368,7 +378,7 @@ class PoolClient(AsyncMPClient):
         output, instance = given.output, given.link.member.instance
         request, num_new = RequestId(output.request_id), len(output.new_token_ids)
         stream = self._streams.get(request)
-        former = None if stream is None else stream.owner
+        former, heir = (None, None) if stream is None else (stream.owner, stream.target)
         if output.finish_reason == FinishReason.ABORT and former != instance:
             return False  # a target that stops: the source takes the stream back
         verdict = self._streams.judge(request, instance, given.epoch, given.offset, num_new)
@@ -387,7 +397,10 @@ class PoolClient(AsyncMPClient):
             case _:
                 self._refuse(given, verdict)
                 return False
-        return self._take_in(request, output, instance)
+        if output.finish_reason == FinishReason.ABORT:
+            self._leave(request, heir, f"instance {instance} is stopping", is_fault=False)
+            return False
+        return self._take_in(request, output)
 
     def _refuse(self, given: _Given, verdict: Verdict) -> None:
         """Tokens that do not count. Whoever makes them without owning the stream is to stop."""
@@ -412,13 +425,13 @@ class PoolClient(AsyncMPClient):
         if (link := self._roster.get(former)) is not None:
             self._rule(link, request, given.epoch, is_yours=False)
 
-    def _take_in(self, request: RequestId, output: EngineCoreOutput, instance: InstanceId) -> bool:
-        """An output counts; whether it is one for vLLM's front end."""
-        if output.finish_reason == FinishReason.ABORT:
-            self._recover(request, f"instance {instance} is stopping")
-            return False
+    def _take_in(self, request: RequestId, output: EngineCoreOutput) -> bool:
+        """An output counts: it is one for vLLM's front end."""
         self.counters.output_tokens += len(output.new_token_ids)
-        self._sent[request].outputs.extend(output.new_token_ids)
+        sent = self._sent[request]
+        if output.new_token_ids:
+            sent.outputs.extend(output.new_token_ids)
+            sent.num_losses = 0
         if output.finish_reason is not None:
             self._forget(request)
             if output.finish_reason == FinishReason.ERROR:
@@ -427,21 +440,54 @@ class PoolClient(AsyncMPClient):
                 self.counters.num_finished += 1
         return True
 
-    def _recover(self, request: RequestId, reason: str) -> None:
+    def _leave(
+        self, request: RequestId, heir: InstanceId | None, reason: str, *, is_fault: bool = True
+    ) -> None:
+        """Its owner is gone: its target may have it, or else it is placed anew."""
+        stream = self._streams.get(request)
+        assert stream is not None, "it is owned"
+        target = self._roster.get(heir) if heir is not None else None
+        if target is None or not target.is_ready:
+            self._recover(request, reason, is_fault=is_fault)
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_later(_TAKE_OVER_S, self._recover_if, request, stream.epoch, reason)
+
+    def _recover_if(self, request: RequestId, epoch: Epoch, reason: str) -> None:
+        stream = self._streams.get(request)
+        if stream is not None and stream.epoch == epoch:
+            self._recover(request, reason)
+
+    def _recover(self, request: RequestId, reason: str, *, is_fault: bool = True) -> None:
         """Have a request placed anew: whoever gets it goes on after the tokens that it has."""
-        if request in self._placement:
-            return  # it has left there already
         sent = self._sent[request]
-        sent.num_losses += 1
-        sent.why_again = reason
-        if sent.num_losses >= _MOST_LOSSES:
-            self._fail(request, f"{reason}, the last of {sent.num_losses} that it was lost with")
-        else:
+        if request in self._placement or sent.pause is not None:
+            return  # it has left there already
+        for each in self._early.pop(request, ()):  # what was before these will never come
+            each.link.abort([(request, each.epoch)])
+        sent.num_losses += is_fault
+        sent.num_placements += 1
+        sent.why_again, sent.since = reason, time.monotonic()
+        if sent.num_losses >= _MOST_LOSSES or sent.num_placements >= _MOST_PLACEMENTS:
+            self._fail(request, f"{reason}; it was placed {sent.num_placements} times")
+        elif is_fault:
             self._ask(sent)
+        else:
+            self._ask_after(sent, _PAUSE_S * min(sent.num_placements, 8))
+
+    def _ask_after(self, sent: _Sent, pause_s: float) -> None:
+        def ask() -> None:
+            sent.pause = None
+            self._ask(sent)
+
+        sent.pause = asyncio.get_running_loop().call_later(pause_s, ask)
 
     def _fail(self, request: RequestId, reason: str) -> None:
         log.error("pool.failed request=%s reason=%s", request, reason)
         self.counters.num_failed += 1
+        http = self._sent[request].http
+        if http is not None and http.refusal is None:
+            http.refusal = lost(reason)
         self._end_in_error(request)
 
     def _end_in_error(self, request: RequestId) -> None:
@@ -457,6 +503,8 @@ class PoolClient(AsyncMPClient):
             link.abort([(request, stream.epoch)])
 
     def _forget(self, request: RequestId) -> Stream | None:
-        self._sent.pop(request, None)
+        sent = self._sent.pop(request, None)
+        if sent is not None and sent.pause is not None:
+            sent.pause.cancel()
         self._early.pop(request, None)
         return self._streams.end(request)

@@ -14,7 +14,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from llx.agent.link import InstanceLink, peer_of_process
+from llx.agent.link import InstanceLink, peer_of_process, report_interval_s
 from llx.core.model import InstanceId, InstanceLoad, Term
 from llx.curve import ClusterKeys, make_dialer
 from llx.errors import WireError
@@ -195,6 +195,8 @@ class Membership:
             pool.roster.join(link)
             link.start()
             log.info("members.joined instance=%s", instance)
+        for link in pool.roster.links():
+            link.report_every_s = report_interval_s(len(wanted))
         pool.roster.update()  # one may have been cordoned
 
     def _spawn(self, coroutine: Any) -> None:

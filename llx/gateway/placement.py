@@ -178,6 +178,7 @@ class Placement:
             return
         asked.num_misses += 1
         asked.is_held = False
+        asked.ask = next(self._numbers)  # what is still said of the one before does not count
         asked.timer = self._later(_MISSED_S, self._again, wanted.request)
         self._asked[wanted.request] = asked
 
@@ -186,7 +187,7 @@ class Placement:
     def _again(self, request: RequestId) -> None:
         """Ask once more for what could not go where it was placed."""
         asked, now = self._asked[request], time.monotonic()
-        asked.ask, asked.heard_at = next(self._numbers), now
+        asked.heard_at = now
         self._line(_place(asked.wanted, asked.ask, now))
         asked.timer = self._expect(FIRST_ANSWER_S, request, asked.ask)
 

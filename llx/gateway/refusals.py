@@ -32,6 +32,16 @@ NO_INSTANCE: Final = Refusal(
     HTTPStatus.SERVICE_UNAVAILABLE, "ServiceUnavailable", "no instance is ready", RETRY_AFTER_S
 )
 
+LOST: Final = "LostError"
+"""The kind of an answer to a request that was taken, and could not be finished."""
+
+
+def lost(reason: str) -> Refusal:
+    """It was taken and has failed: for a client to which nothing was said yet."""
+    message = f"the request was lost: {reason}"
+    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, LOST, message, RETRY_AFTER_S)
+
+
 _OF_REASON: Final = {
     Reason.QUEUE_FULL: (429, "TooManyRequests", "the queue of {pool} is full"),
     Reason.WAITED_TOO_LONG: (503, "ServiceUnavailable", "no instance of {pool} had room in time"),
@@ -42,6 +52,9 @@ _OF_REASON: Final = {
 
 def of_answer(answer: NotPlaced, pool: str) -> Refusal:
     """The scheduler's no, for a client."""
-    status, kind, message = _OF_REASON[Reason(answer.reason)]
+    known = {each.value: each for each in Reason}
+    if answer.reason not in known:  # of a scheduler of another version
+        return NO_INSTANCE
+    status, kind, message = _OF_REASON[known[answer.reason]]
     retry_after_s = math.ceil(answer.retry_after_s)
     return Refusal(status, kind, message.format(pool=pool), retry_after_s)

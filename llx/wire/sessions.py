@@ -35,9 +35,13 @@ class Hello(Message, frozen=True, tag="hello"):
 
 
 class Ping(Message, frozen=True, tag="ping"):
-    """Renews the peer's lease. Requests of a peer whose lease ends are aborted."""
+    """Renews the peer's lease. Requests of a peer whose lease ends are aborted.
+
+    `report_every_s`: how often at most the peer wants to hear of the load; it has other instances.
+    """
 
     session: int
+    report_every_s: float = 0.0
 
 
 class Bye(Message, frozen=True, tag="bye"):

@@ -228,6 +228,8 @@ class LlxEngineCore(EngineCoreProc):
     def _handle_client_request(self, request_type: EngineCoreRequestType, request: Any) -> None:
         match request:
             case _Rejected(peer=peer, header=header):
+                if self.llx_ownership.is_superseded(peer, header):
+                    self.abort_requests([header.request])
                 if self.llx_ownership.add(peer, header):
                     self._llx_finish(peer, [header.request], FinishReason.ERROR)
             case _PeerGone(peer=peer):
@@ -260,11 +262,11 @@ class LlxEngineCore(EngineCoreProc):
         if self.llx_migrating is not None and self.scheduler.llx_is_ending(header.request):
             self._llx_late.append((request, request_wave))
             return
-        if header.outputs:
-            self._llx_take_over(request, request_wave)
-            return
         try:
-            super().add_request(request, request_wave)
+            if header.outputs:
+                self._llx_take_over(request, request_wave)
+            else:
+                super().add_request(request, request_wave)
         except (TypeError, ValueError):
             log.exception("engine.add_refused request=%s", header.request)
             self._llx_finish(request.client_index, [header.request], FinishReason.ERROR)
@@ -277,15 +279,18 @@ class LlxEngineCore(EngineCoreProc):
             reason = self.scheduler.llx_take_over(request, header.outputs)
         if reason is None:
             self._llx_late.append((request, request_wave))
-            if self._llx_waker is None or not self._llx_waker.is_alive():
-                self._llx_waker = threading.Timer(
-                    _NOT_READY_S, self.input_queue.put_nowait, [(_WAKEUP, None)]
-                )
+            if self._llx_waker is None:
+                self._llx_waker = threading.Timer(_NOT_READY_S, self._llx_wake)
                 self._llx_waker.daemon = True
                 self._llx_waker.start()
         elif reason:
             log.warning("engine.not_taken_over request=%s reason=%s", header.request, reason)
             self._llx_finish(request.client_index, [header.request], FinishReason.ERROR)
+
+    def _llx_wake(self) -> None:
+        """On the timer's thread: the core looks again, and may set the next timer."""
+        self._llx_waker = None
+        self.input_queue.put_nowait((_WAKEUP, None))
 
     def abort_requests(self, request_ids: Sequence[str | _Claim]) -> None:
         """Abort by id, or what peers may claim (`Ownership.held`)."""
