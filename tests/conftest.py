@@ -25,8 +25,15 @@ GOLDEN = Path(__file__).parent / "golden"
 
 LONGEST_FIRST = ("migration", "hosts", "e2e", "chaos", "contract", "cluster")
 """Directories that are begun before all others, so that none of them is waited for at the end."""
-STAY_TOGETHER = ("migration", "e2e", "chaos")
-"""Directories whose files share what takes a minute to start: run by one process each."""
+STAY_TOGETHER = {
+    "chaos": "chaos",
+    "migration": "vLLM",
+    "hosts": "vLLM",
+    "e2e": "vLLM",
+    "contract": "vLLM",
+}
+"""Directories that one process runs, by what they share: a start that takes a minute; or the two
+cores, for which several clusters of vLLM engines would fight each other into their deadlines."""
 STAND_ALONE = ("cluster",)
 """Directories in which no test shares anything with the next one."""
 
@@ -51,7 +58,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             directory = directory_of(nodeid)
             if directory in STAY_TOGETHER:
-                return directory
+                return STAY_TOGETHER[directory]
             return nodeid if directory in STAND_ALONE else nodeid.partition("::")[0]
 
     config.option.loadscopereorder = False  # the order of collection is the better one

@@ -9,7 +9,7 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -21,6 +21,10 @@ from llx.errors import ConfigError
 _ROUNDS: Final = 400
 _SEED: Final = 20260101
 _LOW, _HIGH = 2.5, 97.5
+_FEW: Final = 3
+"""Fewer repetitions than this say nothing of how much another one would differ."""
+_MAY_FAIL_MORE: Final = 0.01
+"""Share of the requests; who fails more is compared by those that were easy."""
 
 LATENCIES: Final[Mapping[str, Callable[[Record], float | None]]] = {
     "ttft": lambda record: record.ttft_s,
@@ -57,12 +61,16 @@ class Ratio:
     low: float
     high: float
     bound: float | None = None
+    is_doubtful: bool = False
+    """There are too few repetitions, or (of a latency) `other` has lost requests of `base`."""
 
     @property
     def verdict(self) -> Verdict:
         """A latency may be at most its bound times the base's, a rate must be at least that."""
         if self.bound is None:
             return Verdict.NONE
+        if self.is_doubtful:
+            return Verdict.UNCLEAR
         low, high, bound = self.low, self.high, self.bound
         if self.name in RATES:
             low, high, bound = -high, -low, -bound
@@ -123,8 +131,21 @@ def compare(base: Sequence[Run], other: Sequence[Run], bounds: Mapping[str, floa
         for name, statistic in STATISTICS.items()
         if (ratio := _latency(pairs, f"{name}_{of}", value, statistic, bounds)) is not None
     ]
-    rates = (_rate(pairs, name, bounds) for name in RATES)
-    return found + [each for each in rates if each is not None]
+    rates = [each for name in RATES if (each := _rate(pairs, name, bounds)) is not None]
+    is_few = len(pairs) < _FEW
+    return [
+        *(replace(each, is_doubtful=is_few or _is_lossy(pairs)) for each in found),
+        *(replace(each, is_doubtful=is_few) for each in rates),
+    ]
+
+
+def _is_lossy(pairs: Sequence[_Pair]) -> bool:
+    """Whether fewer of the requests ended well with `other`."""
+    base, other = (
+        math.fsum(side.figure("completed") or 0 for side in sides)
+        for sides in ([each.base for each in pairs], [each.other for each in pairs])
+    )
+    return other < base * (1 - _MAY_FAIL_MORE)
 
 
 def _pairs(base: Sequence[Run], other: Sequence[Run]) -> list[_Pair]:
@@ -132,7 +153,7 @@ def _pairs(base: Sequence[Run], other: Sequence[Run]) -> list[_Pair]:
     pairs = []
     for one in base:
         two = by_seed.get(one.summary["llx_seed"])
-        if two is not None:
+        if two is not None and one.summary["llx_is_whole"] and two.summary["llx_is_whole"]:
             matched = _matched(one.records(), two.records())
             pairs.append(_Pair(one, two, matched))
     if not any(each.records for each in pairs):

@@ -299,6 +299,8 @@ class Cluster:
             said = member.engine.load_and_head()
             if said is not member.said or member.covers:
                 self._say(member, said, reports)
+            load, _ = said
+            member.is_due = bool(load.num_running or load.num_waiting or load.free != load.total)
             if member.is_due:
                 again.append(member)
         if again:
@@ -319,7 +321,6 @@ class Cluster:
             covers, member.covers = tuple(member.covers), []
             reports.append(LoadReported(member.engine.name, load, covers, head))
         member.said = said
-        member.is_due = bool(load.num_running or load.num_waiting or load.free != load.total)
 
     def _hear(self, reports: Sequence[LoadReported]) -> None:
         for each in reports:

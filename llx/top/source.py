@@ -4,6 +4,8 @@ Never more than one request is under way. When nobody answers, as while the head
 connection is renewed, a new connection is made at each turn until somebody does.
 """
 
+import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +21,8 @@ from llx.api import (
     StopReport,
 )
 from llx.errors import LlxError
+
+log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 500
 MAX_OVER = 50
@@ -111,10 +115,18 @@ class Poller:
                 max_requests=MAX_REQUESTS, max_over=MAX_OVER, match=self.match
             )
         except LlxError as error:
-            self._drop()
-            self._on_failure(error)
+            self._give_up(error)
+        except Exception as error:  # the thread's edge: the next look may do better
+            log.exception("top.look_failed")
+            self._give_up(LlxError(f"{type(error).__name__}: {error}"))
         else:
             self._on_snapshot(found)
+
+    def _give_up(self, error: LlxError) -> None:
+        with contextlib.suppress(Exception):  # what is broken need not close well
+            self._drop()
+        self._control = None
+        self._on_failure(error)
 
     def _drop(self) -> None:
         control, self._control = self._control, None

@@ -13,11 +13,11 @@ from llx.errors import ConfigError
 def runs(tmp_path):
     """Makes runs whose TTFT is 100 ms on average, times a factor."""
 
-    def make(name, factor, repetitions=4, seed=1, throughput=10.0):
+    def make(name, factor, repetitions=4, seed=1, throughput=10.0, completed=60):
         (tmp_path / "runs").mkdir(exist_ok=True)
-        return [one(name, factor, n, seed + n, throughput) for n in range(repetitions)]
+        return [one(name, factor, n, seed + n, throughput, completed) for n in range(repetitions)]
 
-    def one(name, factor, repetition, seed, throughput) -> Run:
+    def one(name, factor, repetition, seed, throughput, completed) -> Run:
         draw, noise = random.Random(seed), random.Random(f"{name} {seed}")
         lines = []
         for number in range(60):
@@ -30,6 +30,7 @@ def runs(tmp_path):
             lines.append(record.as_line(0.0))
         summary = {
             "llx_variant": name, "llx_repetition": repetition, "llx_seed": seed,
+            "llx_is_whole": True, "completed": completed,
             "request_throughput": throughput * noise.uniform(0.99, 1.01),
         }  # fmt: skip
         return write_run(tmp_path, summary, lines, [], [])
@@ -90,3 +91,18 @@ def test_bounds_are_read():
 def test_what_is_no_bound(text):
     with pytest.raises(ConfigError, match="is no bound"):
         parse_bound(text)
+
+
+def test_few_repetitions_break_no_bound(runs):
+    found = compare(
+        runs("a", 1.0, repetitions=2), runs("b", 9.0, repetitions=2), {"mean_ttft": 1.1}
+    )
+    assert figures(found)["mean_ttft"].verdict is Verdict.UNCLEAR
+    assert figures(found)["mean_ttft"].low > 8
+
+
+def test_who_loses_requests_is_not_judged_by_the_rest(runs):
+    lossy = runs("b", 0.5, completed=50)
+    found = figures(compare(runs("a", 1.0), lossy, {"p99_ttft": 1.0, "request_throughput": 0.9}))
+    assert found["p99_ttft"].verdict is Verdict.UNCLEAR
+    assert found["request_throughput"].verdict is Verdict.HOLDS

@@ -85,7 +85,7 @@ def test_names_are_those_of_vllm(llx, scenario, sse_server, tmp_path):  # noqa: 
 
 
 def test_compare_and_its_exit_codes(llx, scenario, sse_server):  # noqa: F811
-    llx("bench", "run", scenario(), "--url", sse_server, "--out", "out")
+    llx("bench", "run", scenario(repetitions=3), "--url", sse_server, "--out", "out")
     done = llx("bench", "compare", "out:a", "out:b", "--bound", "mean_ttft=100")
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0].split()[:3] == ["FIGURE", "BASE", "OTHER"]

@@ -187,16 +187,15 @@ class Instance:
         return Freeness((self.spare + blocks) / max(1, self.batch))
 
     def room(
-        self, rank: int, ahead: Iterable[int], headrooms: Sequence[Blocks], growth: Blocks
+        self, urgency: int, ahead: Iterable[int], headrooms: Sequence[Blocks], growth: Blocks
     ) -> Blocks:
-        """Blocks that a request of that class may take here now; may be negative.
+        """Blocks that a request as urgent as that may take here now; may be negative.
 
         What is uncommitted as of the last `refresh`, less what the queue heads `ahead` of it need
         that wait for this instance, less the headroom of the classes here that are more urgent, and
         `growth` for each request. Its own class's headroom keeps others away from it, not it from
-        others. An instance that has nothing
-        and expects nothing keeps nothing free: else a request that is larger than what is left
-        would never run.
+        others. An instance that has nothing and expects nothing keeps nothing free: else a request
+        that is larger than what is left would never run.
         """
         room: int = self.uncommitted
         if self.nominated:
@@ -206,7 +205,7 @@ class Instance:
         if not self.is_working:
             return Blocks(room)
         room -= growth * self.batch
-        for urgent in range(rank):
+        for urgent in range(urgency):
             if headrooms[urgent] and self.present[urgent]:
                 room -= headrooms[urgent]
         return Blocks(room)

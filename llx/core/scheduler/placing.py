@@ -11,8 +11,9 @@ head is tried at the first instances of the policy's order; and once a round eve
 there again, and at those with the most free blocks.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import nlargest
 from itertools import islice
 
@@ -36,20 +37,47 @@ SAMPLE = 32
 """So many are scored by a policy that looks at the request, besides those with its prefix."""
 _MOST_AT_ONCE = 64
 """Requests of one class that are sent in a round."""
+_CLEARING = frozenset({"preempt", "make_room"})
+"""Rules that have work move away for a queue's head."""
+
+
+_MOVES_WITHIN = Nanos(5 * SECOND)
+"""What could make room by moving away has done so by then, or does not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """A request looking for an instance: `ahead` are the classes whose heads are served before."""
+    """A request looking for an instance.
+
+    Attributes:
+        pool: Where.
+        queued: The request.
+        ahead: Classes whose heads are served before it.
+        urgency: Its rank by now, aged: whoever is as urgent as it keeps no headroom from it.
+        may_clear: Whether less urgent work may still move away for it …
+        roomiest: … where to, once that was asked.
+    """
 
     pool: Pool
     queued: Queued
     ahead: Sequence[int]
+    urgency: int
+    may_clear: bool
+    roomiest: list[Instance] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, pool: Pool, queued: Queued, ahead: Sequence[int], now: Nanos) -> "Placing":
+        """As things are."""
+        clears = not pool.is_paused and not _CLEARING.isdisjoint(pool.config.rescheduling.steps)
+        return cls(
+            pool, queued, ahead, pool.queues.urgency(queued, now),
+            clears and now - queued.arrival < _MOVES_WITHIN,
+        )  # fmt: skip
 
     def room(self, instance: Instance) -> Blocks:
         """Blocks that it may take there."""
         pool = self.pool
-        return instance.room(self.queued.rank, self.ahead, pool.headrooms, pool.config.growth)
+        return instance.room(self.urgency, self.ahead, pool.headrooms, pool.config.growth)
 
     def fits(self, instance: Instance) -> bool:
         """Whether it may go there now."""
@@ -68,12 +96,23 @@ class Placing:
     def reach(self, instance: Instance, room: int) -> tuple[int, int]:
         """How near an instance is to room, in tokens; the more the nearer.
 
-        Less what is missing if its less urgent work moved away; and the room that it has as it is.
+        Less what is missing if its less urgent work moved away, as far as that has where to go; and
+        the room that it has as it is.
         """
-        movable = sum(instance.running[self.queued.rank + 1 :]) * instance.mean_blocks()
+        movable, each = 0, instance.mean_blocks()
+        if self.may_clear and any(
+            other is not instance and other.uncommitted >= each for other in self._roomiest()
+        ):
+            movable = sum(instance.running[self.queued.rank + 1 :]) * each
         missing = max(0, self.demand(instance) - room - movable)
         block_size = instance.load.block_size
         return -missing * block_size, room * block_size
+
+    def _roomiest(self) -> Sequence[Instance]:
+        """The two with most room, one of which is another than any that is asked about."""
+        if not self.roomiest:
+            self.roomiest.extend(self.pool.emptiest(2))
+        return self.roomiest
 
 
 def best_prefixes(hits: PrefixHits) -> PrefixHits:
@@ -113,13 +152,18 @@ def serve_at(pool: Pool, instance: Instance, now: Nanos) -> list[Command]:
 
 def _first_that_fits(pool: Pool, instance: Instance, now: Nanos) -> Placing | None:
     """Of all whose turn it may be, the first that an instance has room for."""
+    config, most = pool.config, instance.uncommitted
+    if not config.is_immediate and most - config.growth * instance.batch < 1:
+        return None  # nobody needs less than a block
     heads = pool.queues.heads(now)
-    turns = [*heads, *(each for head in heads for each in _behind(pool, head, now))]
+    behind = (each for head in heads for each in _behind(pool, head, now))
+    small = (each for each in behind if pool.demand(each, instance) <= most)
+    turns = [*heads, *small]
     if len(turns) > len(heads) > 1:
         turns.sort(key=lambda each: pool.queues.turn(each, now))
     ahead: list[int] = []
     for each in turns:
-        placing = Placing(pool, each, tuple(ahead))
+        placing = Placing.of(pool, each, tuple(ahead), now)
         if placing.fits(instance):
             return placing
         if each in heads:
@@ -247,7 +291,11 @@ def _hosts(placing: Placing) -> list[Instance]:
         if each.present[rank] and placing.room(each) - headroom >= placing.demand(each)
     ]
     hosts.sort(key=lambda each: -each[0])
-    return [each for free, each in hosts if free >= best]
+    found = [each for free, each in hosts if free >= best]
+    if pool.config.dispatch == "freest":
+        return found
+    first = min((_figure(placing, each) for each in seen if placing.fits(each)), default=math.inf)
+    return [each for each in found if _figure(placing, each) <= first]
 
 
 def _holders(placing: Placing) -> list[Instance]:
@@ -339,14 +387,28 @@ def _serve_head(
 
 def _behind(pool: Pool, head: Queued, now: Nanos) -> list[Queued]:
     """Those that may be sent before a head that finds no room."""
-    if now - head.arrival >= pool.config.age_after:
+    if _waits_for_all(pool, head, now):
         return []
     return pool.queues.followers(head.rank, pool.config.overtaking)
 
 
+def _waits_for_all(pool: Pool, head: Queued, now: Nanos) -> bool:
+    """Whether a head has waited for so long that nobody of its class may pass it any more.
+
+    Unless it waits for no instance that is there: then others would wait for nothing.
+    """
+    return head.nominee is not None and now - head.arrival >= pool.config.age_after
+
+
 def _overtake_all(pool: Pool, now: Nanos) -> list[Command]:
     """Send who may overtake a head, when no head has room anywhere."""
-    behind = [each for head in pool.queues.heads(now) for each in _behind(pool, head, now)]
+    most = max((each.uncommitted for each in pool.ranking), default=0)
+    behind = [
+        each
+        for head in pool.queues.heads(now)
+        for each in _behind(pool, head, now)
+        if pool.demand(each) <= most
+    ]
     tried = (_overtake(pool, each, now) for each in behind)
     return [each for each in tried if each is not None]
 
@@ -354,7 +416,7 @@ def _overtake_all(pool: Pool, now: Nanos) -> list[Command]:
 def _overtake(pool: Pool, queued: Queued, now: Nanos) -> Dispatch | None:
     """Send a request that is not the head of its queue to an instance that has room besides."""
     head = pool.queues.head(queued.rank)
-    if head is None or now - head.arrival >= pool.config.age_after:
+    if head is None or _waits_for_all(pool, head, now):
         return None
     chosen, decision, _ = choose(_placing(pool, queued, now))
     return None if chosen is None else _dispatch(pool, queued, chosen, decision, now)
@@ -375,9 +437,8 @@ def _keeps(placing: Placing, nominee: Instance, nearest: Instance) -> bool:
 def _placing(pool: Pool, queued: Queued, now: Nanos) -> Placing:
     turn = pool.queues.turn(queued, now)
     heads = pool.queues.heads(now)
-    return Placing(
-        pool, queued, tuple(each.rank for each in heads if pool.queues.turn(each, now) < turn)
-    )
+    ahead = tuple(each.rank for each in heads if pool.queues.turn(each, now) < turn)
+    return Placing.of(pool, queued, ahead, now)
 
 
 def _refuse_too_large(pool: Pool, placing: Placing, tried: Instance | None) -> Refuse | None:

@@ -137,7 +137,8 @@ def _free_for(pool: Pool, head: Queued, most_urgent: int, rule: str, now: Nanos)
         return
     ahead = [each.rank for each in pool.queues.heads(now)]
     ahead = ahead[: ahead.index(head.rank)]
-    room = source.room(head.rank, ahead, pool.headrooms, pool.config.growth)
+    urgency = pool.queues.urgency(head, now)
+    room = source.room(urgency, ahead, pool.headrooms, pool.config.growth)
     missing = Blocks(pool.demand(head, source) - room - source.outgoing)
     movable = sum(source.running[most_urgent:]) - source.num_out
     if missing <= 0 or movable <= 0 or not may_give(pool, source, now):
