@@ -201,8 +201,7 @@ class Trial:
             case finish:
                 assert finish == "ERROR", f"it ended with {finish}"
                 assert not self._case.must_finish, "the stream was lost, and need not have been"
-                holder = "target" if client.is_moved else "source"
-                assert self._lost & {holder, "gateway"}, f"lost, but its holder is not: {holder}"
+                assert "gateway" in self._lost, "the stream was lost, with an instance to spare"
 
     def _outcome(self) -> str | None:
         """What the source says that came of it; None if there is no source to say it."""

@@ -172,8 +172,7 @@ class World:
             self.gateway = self._fork("gateway", "gateway", self._folder / "keys.json")
             is_changed = True
         if is_changed:
-            self.gateway.reins.tell("members", members=self._members())
-            self.answer(self.gateway, "members")
+            self._tell_members(is_target_open=False)
         for child in list(self.children()):
             child.reins.tell("clear", is_tcp=is_tcp)
             self.answer(child, "clear")
@@ -235,14 +234,20 @@ class World:
         self._born.append(child)
         return child
 
-    def _members(self) -> list[Any]:
+    def _tell_members(self, *, is_target_open: bool) -> None:
+        """Whom the gateway may use; the target only once the request is at the source."""
+        assert self.gateway is not None, "it was started"
+        self.gateway.reins.tell("members", members=self._members(is_target_open))
+        self.answer(self.gateway, "members")
+
+    def _members(self, is_target_open: bool) -> list[Any]:
         return [
             msgspec.to_builtins(
                 Member(
                     InstanceId(name),
                     PoolName(POOL),
                     *(each.address for each in place.to_gateway),
-                    is_cordoned=name != "a",  # nothing is placed on the target
+                    is_cordoned=name != "a" and not is_target_open,
                 )
             )
             for name, place in self.places.items()
@@ -326,6 +331,7 @@ class World:
         prompt = [vocabulary.pick(number * 7919 + k * k, frozenset()) for k in range(NUM_PROMPT)]
         client = Client(f"r{number}", self._model.answer(prompt, NUM_OUTPUTS))
         self.clients = {client.request: client}
+        self._tell_members(is_target_open=False)
         self.child("gateway").reins.tell(
             "open",
             request=client.request,
@@ -334,6 +340,7 @@ class World:
             arrival=time.time(),
         )
         self.until(lambda: len(client.tokens) >= 2, "the request has two tokens", QUICK_S)
+        self._tell_members(is_target_open=True)
         return client
 
     def read_on(self, client: Client, timeout_s: float) -> None:
