@@ -66,7 +66,7 @@ def test_what_waits_on_a_host_that_is_lost_is_lost_until_that_is_back(rig) -> No
     known.instances["m-2"] = PlacedUnit("h3", [], past.spec, 4, "killed by SIGKILL", True)
     save_placements(rig.state.placements, known)
     with rig.up() as client:
-        rig.eventually(lambda: "restarts in 8 s" in client.instance("m-2").detail, "it waits")
+        rig.eventually(lambda: "restarts in " in client.instance("m-2").detail, "it waits")
         rig.hosts["h3"].line = "cut"
         rig.eventually(lambda: client.instance("m-2").state is InstanceState.LOST, "m-2 is lost")
         assert client.instance("m-2").detail == "h3 is lost; last: killed by SIGKILL"

@@ -236,14 +236,12 @@ def test_a_model_that_does_not_start_fails_the_cluster_and_says_why(
 
 def test_an_instance_that_is_not_ready_in_time_is_failed_and_ended(rig) -> None:
     slow = model("slow", engine_args={"fake": "never"})
-    settings = rig.settings(models=[model("good"), slow], runtime={"start_timeout_s": 1.5})
+    settings = rig.settings(models=[model("good"), slow], runtime={"start_timeout_s": 4})
     rig.launch(settings)
     with rig.client() as client:
         status = rig.reaches(client, ClusterState.FAILED)
         detail = status.instances[1].detail
-        assert detail.startswith(
-            "not ready after 1.5 s (last: loading weights)\nfake slow-0: never"
-        )
+        assert detail.startswith("not ready after 4 s (last: loading weights)\nfake slow-0: never")
         rig.eventually(lambda: "slow-0" not in rig.alive(), "its process is ended")
 
 

@@ -304,19 +304,23 @@ class World:
         assert all(request not in each.unreported for each in self.instances.values())
         if self.config.is_immediate:
             return
-        room = self.room(told, command.instance, waits.rank)
+        room = self.room(told, command.instance, self.urgency(waits)[0])
         assert waits.demand <= room - self.kept_for(command.instance, waits)
         for rank in range(len(self.config.classes)):
             head = self.head(rank)
             if head is not None and self.urgency(head) < self.urgency(waits):
-                assert head.demand > self.room(told, command.instance, rank), "overtaken"
+                urgency = self.urgency(head)[0]
+                assert head.demand > self.room(told, command.instance, urgency), "overtaken"
 
     def check_turn(self, waits):
         """The first of its class, or one of the few behind it, and that not for long."""
         head = self.head(waits.rank)
         if head is waits:
             return
-        assert self.now - head.arrival < self.config.age_after, "overtaken for too long"
+        known = self.scheduler.pools[POOL].queues.head(waits.rank)
+        waits_for_none = known is not None and known.nominee is None
+        is_late = self.now - head.arrival >= self.config.age_after
+        assert waits_for_none or not is_late, "overtaken for too long"
         same = [each for each in self.waiting.values() if each.rank == waits.rank]
         behind = sorted(each.order for each in same if each is not head)
         assert waits.order in behind[: self.config.overtaking], "overtaken by too many"
@@ -333,7 +337,7 @@ class World:
             and each.rank in nominee.nominated
         )
 
-    def room(self, told, name, rank):
+    def room(self, told, name, urgency):
         assert told.load is not None
         incoming = [move for move in self.moves.values() if move.target == name]
         outgoing = [move for move in self.moves.values() if move.source == name]
@@ -351,7 +355,7 @@ class World:
         }
         num_in = self.scheduler.pools[POOL].instances[name].num_in
         room -= self.config.growth * (load.num_running + len(told.unreported) + num_in)
-        kept = {each for each in present if each < rank}
+        kept = {each for each in present if each < urgency}
         return room - sum(self.config.classes[each].headroom for each in kept)
 
     def head(self, rank):

@@ -143,6 +143,8 @@ class Rig:
             if is_so():
                 return
             self.step()
+            if not self.core.has_work():
+                time.sleep(0.001)  # what is waited for is on its way in another thread
         fail(f"never came: {what}")
 
     def run(self, request: str) -> Said:
