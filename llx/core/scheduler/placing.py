@@ -156,6 +156,9 @@ def _first_that_fits(pool: Pool, instance: Instance, now: Nanos) -> Placing | No
     if not config.is_immediate and most - config.growth * instance.batch < 1:
         return None  # nobody needs less than a block
     heads = pool.queues.heads(now)
+    for each in heads:  # before anybody passes one that waits for nobody yet
+        if each.nominee is None and pool.could_fit(each, instance):
+            pool.nominate(each, instance)
     behind = (each for head in heads for each in _behind(pool, head, now))
     small = (each for each in behind if pool.demand(each, instance) <= most)
     turns = [*heads, *small]
