@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 from llx import __version__
 from llx.bench.run_directory import Results
 from llx.bench.summary import Figures
-from llx.errors import ConfigError, InstallError
+from llx.errors import ConfigError
+from llx.sim.page import STYLE, drawing
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -30,22 +31,14 @@ _COLUMNS: Final = (
     ("late P99", "p99_llx_lateness_ms", 2),
     ("moves", "llx_migrations", 0),
 )
-_STYLE: Final = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #33373d; margin: 2rem auto; max-width: 70rem;
-       padding: 0 1rem; }
-h1 { font-size: 1.4rem; margin-bottom: 0; }
-p { max-width: 48rem; color: #5d636b; }
-.table { overflow-x: auto; margin: 1.5rem 0; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; }
-th { font-weight: 600; border-bottom: 1px solid #9a9ea5; }
-td { border-bottom: 1px solid #e4e6e9; }
-th:first-child, td:first-child { text-align: left; }
+_STYLE: Final = (
+    STYLE
+    + """th:first-child, td:first-child { text-align: left; }
 tr.part td { color: #6b7178; border-bottom-color: #f2f3f5; }
 tr.part td:first-child { padding-left: 1.6rem; }
-svg { width: 100%; height: auto; margin: .5rem 0 1.5rem; }
 details pre { font-size: 12px; background: #f6f7f8; padding: .8rem; overflow-x: auto; }
 """
+)
 
 
 def pictures() -> "ModuleType":
@@ -54,12 +47,8 @@ def pictures() -> "ModuleType":
     Raises:
         InstallError: What draws them is not installed.
     """
-    try:
+    with drawing():
         from llx.bench import pictures
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("matplotlib"):
-            raise
-        raise InstallError("pictures need matplotlib", remedy="pip install 'llx[plots]'") from None
     return pictures
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llx import __version__
-from llx.errors import ConfigError, InstallError
+from llx.errors import ConfigError
 from llx.sim.figures import Interval, Row
+from llx.sim.page import STYLE, drawing
 from llx.sim.plan import Plan
 from llx.sim.supply import Mix, Supply
 
@@ -32,20 +33,13 @@ _COLUMNS: Final = (
     ("downtime P50, ms", "downtime_p50_s", 1e3, False),
     ("instances", "instances", 1.0, False),
 )
-_STYLE: Final = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #33373d; margin: 2rem auto; max-width: 70rem;
-       padding: 0 1rem; }
-h1 { font-size: 1.4rem; margin-bottom: 0; }
-p { max-width: 48rem; color: #5d636b; }
-.table { overflow-x: auto; margin: 1.5rem 0; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; }
-th { font-weight: 600; border-bottom: 1px solid #9a9ea5; vertical-align: bottom; }
-td { border-bottom: 1px solid #e4e6e9; }
+_STYLE: Final = (
+    STYLE
+    + """th { vertical-align: bottom; }
 th.word, td.word { text-align: left; }
 small { color: #80868e; }
-svg { width: 100%; height: auto; margin: .5rem 0 1.5rem; }
 """
+)
 
 
 def pictures() -> "ModuleType":
@@ -54,12 +48,8 @@ def pictures() -> "ModuleType":
     Raises:
         InstallError: What draws them is not installed.
     """
-    try:
+    with drawing():
         from llx.sim import pictures
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("matplotlib"):
-            raise
-        raise InstallError("pictures need matplotlib", remedy="pip install 'llx[plots]'") from None
     return pictures
 
 
