@@ -298,7 +298,7 @@ def _chunks(response: httpx.Response) -> Iterator[Chunk]:
 
 def _payloads(response: httpx.Response) -> Iterator[Any]:
     """What one stream carries, ended by ``[DONE]`` and nothing else."""
-    for data in _events(response.iter_lines()):
+    for data in _events(_lines(response.iter_bytes())):
         if data == "[DONE]":
             return
         event = json.loads(data)
@@ -308,12 +308,31 @@ def _payloads(response: httpx.Response) -> Iterator[Any]:
     raise RemoteError("the answer broke off: the connection ended before [DONE]")
 
 
+def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    """Lines, as server-sent events end them.
+
+    Not `str.splitlines` (nor `httpx.Response.iter_lines`): that also breaks at characters like
+    U+2028, which JSON carries as they are.
+
+    Raises:
+        RemoteError: A line is too long.
+    """
+    rest = bytearray()
+    for chunk in chunks:
+        rest += chunk
+        *lines, rest = rest.split(b"\n")
+        if len(rest) > _MAX_LINE_BYTES:
+            raise RemoteError(f"an event of more than {_MAX_LINE_BYTES} bytes")
+        for line in lines:
+            yield line.removesuffix(b"\r").decode()
+    if rest:
+        yield rest.decode()
+
+
 def _events(lines: Iterator[str]) -> Iterator[str]:
     """The data of each server-sent event; comments and other fields are skipped."""
     data: list[str] = []
     for line in lines:
-        if len(line) > _MAX_LINE_BYTES:
-            raise RemoteError(f"an event of more than {_MAX_LINE_BYTES} bytes")
         if line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
         elif not line and data:

@@ -196,7 +196,8 @@ def _is_figure(value: object) -> bool:
 def _lines(path: Path) -> list[str]:
     if not path.exists():
         return []
-    return path.read_text(encoding="utf-8").splitlines()
+    with path.open(encoding="utf-8") as file:  # not splitlines: JSON may carry U+2028 as it is
+        return list(file)
 
 
 def _write_models(path: Path, models: Sequence[BaseModel]) -> None:
