@@ -15,7 +15,7 @@ class MigrationSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     reuse_prefix: bool = True
-    max_out: int = Field(default=4, ge=1, le=64)
+    max_out: int = Field(default=8, ge=1, le=64)
     max_in: int = Field(default=8, ge=1, le=64)
     max_stages: int = Field(default=8, ge=1, le=100)
     on_divergence: Literal["finish", "abort"] = "finish"

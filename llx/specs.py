@@ -66,7 +66,7 @@ class MigrationSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     reuse_prefix: bool = True
-    max_out: int = 4
+    max_out: int = 8
     max_in: int = 8
     max_stages: int = 8
     on_divergence: str = "finish"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from llx.agent.link import report_interval_s
 from llx.api import InstanceState
 from llx.cluster.fleet import Fleet
 from llx.cluster.migrations import Migrations
@@ -19,13 +20,13 @@ from llx.log import get_log
 log = get_log(__name__)
 
 EMPTY = "takes nothing new"
-_POLL_S = 0.1
+_POLL_S = 0.05
 _KNOWN_S = 5.0
 """A gateway that does not take in a new list is not waited for longer."""
 _SILENT_S = 5.0
 """An instance that has not been heard for so long cannot be emptied; a link may blink."""
-_CALM_S = 0.3
-"""So long nothing may run: a request may be on its way from a gateway."""
+_CALM_S = 0.1
+"""So long, and for two reports, nothing may run: a request may be on its way from a gateway."""
 _LAST_MOVES_S = 2.0
 """What is under way at the deadline may still arrive."""
 
@@ -80,8 +81,9 @@ class Draining:
             (ending,) = await asyncio.gather(moving, return_exceptions=True)
             if isinstance(ending, Exception):  # a bug: they may finish where they are
                 log.error("draining.failed", instance=unit.name, error=repr(ending))
-        if last and goes_on():
-            await mover.finish(_LAST_MOVES_S)
+        has_more = bool(last) and goes_on()
+        await mover.finish(_LAST_MOVES_S if has_more else 0.0)
+        if has_more:
             last = self._requests(unit) or 0
         return Drained(
             moved=mover.moved,
@@ -95,6 +97,7 @@ class Draining:
     ) -> tuple[int, int]:
         """Requests at the beginning and at the end."""
         begun = time.monotonic()
+        calm_s = _CALM_S + 2 * report_interval_s(len(self._fleet.instances))
         version = self._fleet.line.version
         first = last = self._requests(unit)
         calm_since: float | None = None
@@ -117,7 +120,7 @@ class Draining:
                 calm_since = None
             else:
                 calm_since = calm_since or now
-                if now - calm_since >= _CALM_S:
+                if now - calm_since >= calm_s:
                     break
             await asyncio.sleep(_POLL_S)
         return first or 0, last or 0
