@@ -32,7 +32,7 @@ from llx.scheduling_settings import (
     installed_policies,
     pool_config,
 )
-from llx.specs import EngineKind, SimSpec
+from llx.specs import EngineKind, HangSpec, SimSpec
 from llx.yaml_reader import nearest
 
 _CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -292,6 +292,13 @@ class RuntimeSettings(Settings):
     start_timeout_s: float = Field(default=600, gt=0)
     kv_cache_gib: int = Field(default=1, ge=1)
     cpu_threads: int | None = Field(default=None, ge=1)
+    silent_limit_s: float = Field(default=8, ge=0)
+    step_limit_s: float | None = Field(default=None, ge=0)
+
+    @property
+    def hang(self) -> HangSpec:
+        """What instances and gateways are given."""
+        return HangSpec(self.silent_limit_s, self.step_limit_s)
 
     @model_validator(mode="after")
     def _python_or_prefix(self) -> Self:

@@ -76,6 +76,18 @@ class MigrationSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     transport: str = "auto"
 
 
+class HangSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a process counts as hung, and is killed (cluster.yaml's ``runtime``); 0: never.
+
+    Attributes:
+        silent_s: So long without a sign of life.
+        step_s: So long in one engine step; None: as the device suggests.
+    """
+
+    silent_s: float = 8.0
+    step_s: float | None = None
+
+
 class InstanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="instance"):
     """One instance, for ``python -m llx.agent.instance SPEC``.
 
@@ -96,6 +108,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     port_range: tuple[int, int] | None = None
     """First and last port to listen on; None: as the system chooses."""
     migration: MigrationSpec = MigrationSpec()
+    hang: HangSpec = HangSpec()
 
 
 class PriorityClassSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -144,6 +157,7 @@ class GatewaySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     scheduler_address: str
     keys_path: str
     status_path: str
+    hang: HangSpec = HangSpec()
     url_host: str = ""
     on_host: str = ""
 

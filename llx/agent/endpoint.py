@@ -117,6 +117,7 @@ class InstanceEndpoint:
         allowed_calls: Utility names that peers may call; all others are refused unread.
         lease_s: A peer silent for longer loses its requests.
         report_interval_s: Least time between two load reports to a peer.
+        beat: Called many times a second by the thread that hears peers, as long as it does.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class InstanceEndpoint:
         lease_s: float = 10.0,
         report_interval_s: float = 0.02,
         port_range: tuple[int, int] | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._keys = keys
         self._bind_host = bind_host
@@ -143,6 +145,7 @@ class InstanceEndpoint:
         self._allowed_calls = allowed_calls
         self._lease_s = lease_s
         self._interval_s = report_interval_s
+        self._beat = beat
         self._peers: dict[bytes, _Peer] = {}
         self._by_index: dict[int, _Peer] = {}
         self._next_index = 0
@@ -246,6 +249,7 @@ class InstanceEndpoint:
         next_sweep = 0.0
         while not self._closing.is_set():
             has_message = self._in.poll(_POLL_MS)
+            self._beat()
             now = time.monotonic()
             try:
                 if has_message:

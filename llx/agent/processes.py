@@ -53,6 +53,8 @@ class ShimRecord(msgspec.Struct, frozen=True):
     mark: str
     exit_code: int | None = None
     signal: int | None = None
+    hung: str = ""
+    """Why its shim took it for hung and killed it; empty: it did not."""
     stderr_tail: str = ""
     exited_at: float | None = None
 
@@ -64,6 +66,8 @@ class ShimRecord(msgspec.Struct, frozen=True):
                 return ""
             case ProcessState.LOST:
                 return "killed together with its shim"
+            case ProcessState.EXITED if self.hung:
+                return f"hung ({self.hung}), and was killed"
             case ProcessState.EXITED if self.signal is not None:
                 return f"killed by {_signal_name(self.signal)}"
             case ProcessState.EXITED:

@@ -11,6 +11,8 @@ keeps in DIR:
                 {"op": "stop", "grace_s": S} (TERM to the child's group, KILL after S; answered
                 when all of it is gone)
     log         the child's stdout and stderr, written by the child itself; log.1: the run before
+    pulse       the child's promises to have moved on by then (`llx.agent.pulse`); one that breaks a
+                promise hangs, frozen or in a step without end: it is killed; `hung` says of what
 
 No way of dying leaves anything behind: the kernel kills the child with the shim
 (PR_SET_PDEATHSIG); a child that ends takes its group along, and whatever left the group is found by
@@ -32,6 +34,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 
@@ -45,7 +48,12 @@ MAX_GRACE_S = 86400.0
 
 _MAX_LINE = 4096
 _MAX_CLIENTS = 64
-_LOOK_EVERY_S = 5.0
+HUNG = ("it fell silent", "a step did not end")
+"""What each of the promises in ``pulse`` was about."""
+
+_LOOK_EVERY_S = 1.0
+_LATE_S = 2.0
+"""A look so late was held up as the child may have been: its next promise is waited for."""
 _KILL_AGAIN_S = 1.0
 _LOCK_S = 0.2
 """Whoever looks whether the lock is taken has it for a moment."""
@@ -133,6 +141,8 @@ class Shim:
         self._clients: dict[int, _Client] = {}
         self._poll = select.poll()
         self._kill_at: float | None = None
+        self._looked_at = 0.0
+        self._hung = ""
         self._child = 0
         self._mark = os.urandom(16).hex()
         self._record: dict[str, object] = {}
@@ -159,6 +169,8 @@ class Shim:
         self._listen()
         try:
             log = self._open_log()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink("pulse")  # of the run before
             self._child = self._start_child(log)
             os.dup2(log, 2)
             os.close(log)
@@ -174,6 +186,7 @@ class Shim:
                 self._serve(fd)
             self._escalate()
             self._look_around()
+            self._feel_pulse()
         self._finish()
 
     # ------------------------------------------------------------------ start
@@ -294,6 +307,22 @@ class Shim:
                 self._poll.unregister(former)
                 former.close()
 
+    def _feel_pulse(self) -> None:
+        now = time.monotonic()
+        late_s, self._looked_at = now - self._looked_at, now
+        if late_s >= _LATE_S or self._hung:
+            return
+        try:
+            with open("pulse", "rb") as file:
+                dues = struct.unpack(f"={len(HUNG)}q", file.read(8 * len(HUNG)))
+        except (OSError, struct.error):  # no promises
+            return
+        broken = [what for what, due in zip(HUNG, dues, strict=True) if 0 < due < now * 1e9]
+        if broken:
+            self._hung = broken[0]
+            self._kill_at = now
+            self._escalate()
+
     # ------------------------------------------------------------------ clients
 
     def _serve(self, fd: int) -> None:
@@ -374,6 +403,7 @@ class Shim:
             "state": "exited",
             "exit_code": info.si_status if has_exited else None,
             "signal": None if has_exited else info.si_status,
+            "hung": self._hung,
             "stderr_tail": _tail("log"),
             "exited_at": time.time(),
         }
@@ -395,6 +425,7 @@ class Shim:
             "mark": self._mark,
             "exit_code": None,
             "signal": None,
+            "hung": "",
             "stderr_tail": "",
             "started_at": time.time(),
             "exited_at": None,

@@ -11,6 +11,7 @@ from llx import __version__
 from llx.agent.endpoint import InstanceEndpoint
 from llx.agent.engine_codec import EngineCoreReadyResponse, encode
 from llx.agent.llumlet import EngineFacts, MigrationService
+from llx.agent.pulse import Pulse, Slot
 from llx.agent.sim_core import UTILITIES, Outlet, SimEngine
 from llx.agent.sim_kv import sim_compatibility
 from llx.agent.sim_model import ModelFacts, read_model
@@ -46,6 +47,7 @@ def run_sim(spec: InstanceSpec, status: StatusFile, *, lease_s: float = 10.0) ->
     transport = InstanceTransport(
         [RankAgent(engine.kv, spec.migration, spec.bind_host, spec.port_range)], llumlet
     )
+    pulse = Pulse.beside(spec.status_path)
     endpoint = InstanceEndpoint(
         keys,
         spec.bind_host,
@@ -56,6 +58,7 @@ def run_sim(spec: InstanceSpec, status: StatusFile, *, lease_s: float = 10.0) ->
         allowed_calls=UTILITIES,
         lease_s=lease_s,
         port_range=spec.port_range,
+        beat=lambda: pulse.promise(Slot.ALIVE, spec.hang.silent_s),
     )
     llumlet.start(endpoint, transport)
     core = CoreThread(engine, endpoint)
@@ -64,6 +67,7 @@ def run_sim(spec: InstanceSpec, status: StatusFile, *, lease_s: float = 10.0) ->
     status.write(Phase.READY, addresses=list(endpoint.start()))
     core.start()
     core.join()
+    pulse.end()
     llumlet.close()
     transport.stop()
     if core.failure is not None:

@@ -15,8 +15,8 @@ from llx.specs import (
     ApiKeySpec,
     EngineKind,
     GatewaySpec,
+    HangSpec,
     InstanceSpec,
-    MigrationSpec,
     PoolSpec,
     PriorityClassSpec,
 )
@@ -35,7 +35,7 @@ def desired_hosts(settings: ClusterSettings) -> list[str]:
 def desired_instances(settings: ClusterSettings) -> list[InstanceSpec]:
     """`instances.min` instances of every model, named ``<pool>-<index>``."""
     return [
-        _instance(model, f"{model.name}-{index}", settings.migration.spec)
+        _instance(model, f"{model.name}-{index}", settings)
         for model in settings.models
         for index in range(model.instances.min)
     ]
@@ -67,14 +67,15 @@ def wanted_of(spec: InstanceSpec, avoids: frozenset[HostName] = frozenset()) -> 
 def serves_alike(one: GatewaySpec, other: GatewaySpec) -> bool:
     """Whether a gateway of the one spec serves as well as one of the other.
 
-    `PoolSpec.max_instances` only says how many instances its metrics tell apart.
+    `PoolSpec.max_instances` only says how many instances its metrics tell apart, and `hang` when a
+    gateway that does not serve is ended.
     """
-    return _without_slots(one) == _without_slots(other)
+    return _as_served(one) == _as_served(other)
 
 
-def _without_slots(spec: GatewaySpec) -> GatewaySpec:
+def _as_served(spec: GatewaySpec) -> GatewaySpec:
     pools = [msgspec.structs.replace(pool, max_instances=0) for pool in spec.pools]
-    return msgspec.structs.replace(spec, pools=pools)
+    return msgspec.structs.replace(spec, pools=pools, hang=HangSpec())
 
 
 def _gateway(settings: ClusterSettings, scheduler_address: str) -> GatewaySpec:
@@ -97,10 +98,11 @@ def _gateway(settings: ClusterSettings, scheduler_address: str) -> GatewaySpec:
         scheduler_address=scheduler_address,
         keys_path="",
         status_path="",
+        hang=settings.runtime.hang,
     )
 
 
-def _instance(model: ModelSettings, name: str, migration: MigrationSpec) -> InstanceSpec:
+def _instance(model: ModelSettings, name: str, settings: ClusterSettings) -> InstanceSpec:
     return InstanceSpec(
         name=name,
         pool=model.name,
@@ -112,7 +114,8 @@ def _instance(model: ModelSettings, name: str, migration: MigrationSpec) -> Inst
         keys_path="",
         status_path="",
         sim=model.sim_spec,
-        migration=migration,
+        migration=settings.migration.spec,
+        hang=settings.runtime.hang,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llx.agent.pulse import Pulse, Slot
 from llx.core.model import Term
 from llx.curve import ClusterKeys
 from llx.errors import ConflictError, LlxError
@@ -26,6 +27,10 @@ if TYPE_CHECKING:  # imported late, in the functions that need them: they take s
     from llx.gateway.front_end import FrontEnd
 
 log = logging.getLogger("llx.gateway.main")
+
+_BEAT_S = 0.5
+_SILENCE_TIMES = 4
+"""A long prompt may hold up the event loop for seconds, and all streams end with a gateway."""
 
 
 def main(argv: list[str]) -> int:
@@ -118,16 +123,26 @@ async def _serve(
     hello = GatewayHello(spec.name, url, os.getpid(), spec.on_host, Term(0), 0)
     report = ReportSource(spec.name, pools, lambda: app.num_refused)
     line = asyncio.create_task(membership.run(spec.scheduler_address, hello, report))
+    pulse = Pulse.beside(spec.status_path)
+    beats = asyncio.create_task(_beat(pulse, _SILENCE_TIMES * spec.hang.silent_s))
     status.write(Phase.READY, addresses=[url])
     log.info("gateway.ready url=%s", url)
     try:
         await server.serve(sockets=[listener])
     finally:
-        line.cancel()
-        await asyncio.gather(line, return_exceptions=True)
+        for task in (line, beats):
+            task.cancel()
+        await asyncio.gather(line, beats, return_exceptions=True)
+        pulse.end()
         await membership.close()
         for pool in pools.values():
             await pool.close()
+
+
+async def _beat(pulse: Pulse, silent_s: float) -> None:
+    while True:
+        pulse.promise(Slot.ALIVE, silent_s)
+        await asyncio.sleep(_BEAT_S)
 
 
 def _stop(server: "uvicorn.Server", status: StatusFile) -> None:

@@ -159,6 +159,27 @@ def test_a_killed_instance_loses_no_stream_and_is_started_again(life):
     assert {each.instance for each in streams} == {"m-0", "m-1"}
 
 
+def test_a_frozen_instance_loses_no_stream_and_is_fenced(life):
+    llx, config = life
+    eventually(lambda: llx.json("status")["state"] == "ready")
+    streams = [Stream(url_of(config), max_tokens=800) for _ in range(4)]
+    for stream in streams:
+        stream.start()
+    for stream in streams:
+        assert stream.first.wait(30)
+    victim = instance(llx, "m-1")
+    assert victim["name"] in {each.instance for each in streams}
+    os.kill(victim["pid"], signal.SIGSTOP)
+    began = time.monotonic()
+    eventually(lambda: instance(llx, "m-1")["last_failure"].startswith("hung (it fell silent)"))
+    assert time.monotonic() - began < 20  # 8 s of silence, and this machine's own
+    for stream in streams:
+        stream.join(60)
+    assert all(each.is_whole() for each in streams), "a stream ended with its instance"
+    eventually(lambda: llx.json("status")["state"] == "ready")
+    assert instance(llx, "m-1")["pid"] != victim["pid"]
+
+
 def test_the_head_may_die_without_a_stream_noticing(life):
     llx, config = life
     stream = Stream(url_of(config), max_tokens=250)

@@ -39,6 +39,7 @@ from llx import __version__
 from llx.agent.endpoint import InstanceEndpoint
 from llx.agent.llumlet import EngineFacts, MigrationService
 from llx.agent.ownership import Ownership
+from llx.agent.pulse import Pulse, Slot
 from llx.agent.transport.instance import InstanceTransport
 from llx.agent.vllm.arguments import instance_argv
 from llx.agent.vllm.migrating import OnCore, VllmMigratingEngine, open_migration, request_views
@@ -72,6 +73,9 @@ ALLOWED_CALLS = frozenset(
 )
 """Utilities that a peer may call. None of them runs code of the caller's choosing."""
 
+_STEP_LIMIT_CPU_S = 300.0
+_STEP_LIMIT_S = 60.0
+"""No step takes so long; one that compiles a kernel takes seconds."""
 _REPORT_EVERY_S = 0.005
 _NOT_READY_S = 0.005
 _ADD, _ABORT, _UTILITY, _WAKEUP = (
@@ -109,6 +113,8 @@ class LlxEngineCore(EngineCoreProc):
     def __init__(self, vllm_config: Any, spec: InstanceSpec) -> None:
         self.llx_spec = spec
         self.llx_keys = ClusterKeys.load(Path(spec.keys_path))
+        self.llx_pulse = Pulse.beside(spec.status_path)
+        self._llx_step_limit_s = _step_limit_s(spec)
         self.llx_ownership = Ownership()
         self.llx_endpoint: InstanceEndpoint | None = None
         self.llx_addresses: tuple[str, str] = ("", "")
@@ -159,6 +165,7 @@ class LlxEngineCore(EngineCoreProc):
             llumlet=llumlet,
             allowed_calls=ALLOWED_CALLS,
             port_range=self.llx_spec.port_range,
+            beat=lambda: self.llx_pulse.promise(Slot.ALIVE, self.llx_spec.hang.silent_s),
         )
         self.llx_endpoint = endpoint
         self.llx_report(is_forced=True)
@@ -303,7 +310,9 @@ class LlxEngineCore(EngineCoreProc):
         super().abort_requests(ids)
 
     def _process_engine_step(self) -> bool:
+        self.llx_pulse.promise(Slot.STEP, self._llx_step_limit_s)
         model_executed: bool = super()._process_engine_step()
+        self.llx_pulse.rest(Slot.STEP)
         self._llx_settle()
         self.llx_report(is_forced=not self.scheduler.has_requests())
         return model_executed
@@ -386,6 +395,12 @@ class LlxEngineCore(EngineCoreProc):
 
     def _llx_finish(self, peer: int, requests: list[RequestId], reason: FinishReason) -> None:
         self._send_finish_outputs_to_client(requests, peer, reason)
+
+
+def _step_limit_s(spec: InstanceSpec) -> float:
+    if spec.hang.step_s is not None:
+        return spec.hang.step_s
+    return _STEP_LIMIT_CPU_S if current_platform.is_cpu() else _STEP_LIMIT_S
 
 
 def _executor_class(vllm_config: Any) -> type[Executor]:
@@ -479,10 +494,12 @@ def run_vllm(spec: InstanceSpec, status: StatusFile) -> int:
     try:
         core.run_busy_loop()
     except SystemExit:
+        core.llx_pulse.end()
         status.write(Phase.STOPPING)
         core.llx_endpoint.close("stopped")
         return 0
     except Exception:
+        core.llx_pulse.end()
         log.exception("engine.failed instance=%s", spec.name)
         core._send_engine_dead()
         return 1

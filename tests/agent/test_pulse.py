@@ -1,0 +1,106 @@
+"""Processes that hang, and their shims, which notice."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llx.agent import shim
+from llx.agent.processes import Process, ProcessState, list_processes, spawn
+from llx.agent.pulse import PULSE, Pulse, Slot
+
+ROOT = Path(shim.__file__).parents[2]
+ENV = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+CHILD = """
+import sys, time
+from pathlib import Path
+from llx.agent.pulse import Pulse, Slot
+
+pulse, deed = Pulse(Path(sys.argv[1]) / "pulse"), sys.argv[2]
+for beat in range(100000):
+    pulse.promise(Slot.ALIVE, 0.0 if deed == "never promises" else 0.8)
+    if beat == 3:
+        print("beats", flush=True)
+        if deed == "hangs in a step":
+            pulse.promise(Slot.STEP, 1.0)
+        if deed == "ends":
+            pulse.end()
+            pulse.promise(Slot.ALIVE, 0.1)
+            time.sleep(60)
+    time.sleep(0.1)
+"""
+
+
+@pytest.fixture
+def procs(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    for process in list_processes(tmp_path):
+        process.stop(0)
+        shim.kill_marked(process.status().mark)
+
+
+def start(procs: Path, deed: str) -> Process:
+    script = procs / "child.py"
+    script.write_text(CHILD)
+    process = spawn(procs / "a", [sys.executable, str(script), str(procs / "a"), deed], ENV)
+    within(10, lambda: "beats" in process.log_path.read_text())
+    return process
+
+
+def within(timeout_s: float, check) -> bool:
+    end = time.monotonic() + timeout_s
+    while not check():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def has_ended(process: Process) -> bool:
+    return process.status().state is not ProcessState.RUNNING
+
+
+def test_one_that_is_frozen_is_killed_and_it_is_said_why(procs: Path) -> None:
+    process = start(procs, "goes on")
+    assert not within(2.5, lambda: has_ended(process)), "it moves on all the time"
+    os.kill(process.status().child_pid, signal.SIGSTOP)
+    assert within(6, lambda: has_ended(process))
+    record = process.status()
+    assert (record.signal, record.hung) == (signal.SIGKILL, "it fell silent")
+    assert record.ending == "hung (it fell silent), and was killed"
+
+
+def test_one_whose_step_does_not_end_is_killed_though_it_is_alive(procs: Path) -> None:
+    process = start(procs, "hangs in a step")
+    assert within(6, lambda: has_ended(process))
+    assert process.status().ending == "hung (a step did not end), and was killed"
+
+
+@pytest.mark.parametrize("deed", ["never promises", "ends"])
+def test_one_that_promises_nothing_may_take_its_time(procs: Path, deed: str) -> None:
+    process = start(procs, deed)
+    os.kill(process.status().child_pid, signal.SIGSTOP)
+    assert not within(3.5, lambda: has_ended(process))
+
+
+def test_a_shim_that_was_held_up_itself_blames_nobody(procs: Path) -> None:
+    """The whole host stood still: the child gets its chance first."""
+    process = start(procs, "goes on")
+    record = process.status()
+    for pid in (record.shim_pid, record.child_pid):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(3.5)
+    for pid in (record.shim_pid, record.child_pid):
+        os.kill(pid, signal.SIGCONT)
+    assert not within(2.5, lambda: has_ended(process))
+
+
+def test_the_pulse_of_the_run_before_is_not_this_ones(procs: Path) -> None:
+    (procs / "a").mkdir()
+    Pulse(procs / "a" / PULSE).promise(Slot.ALIVE, 0.01)
+    process = spawn(procs / "a", ["sleep", "60"], ENV)
+    assert not within(2.5, lambda: has_ended(process))
