@@ -32,7 +32,7 @@ from llx.scheduling_settings import (
     installed_policies,
     pool_config,
 )
-from llx.specs import EngineKind, HangSpec, SimSpec
+from llx.specs import ANONYMOUS, EngineKind, HangSpec, SimSpec
 from llx.yaml_reader import nearest
 
 _CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -256,6 +256,15 @@ class ApiKeySettings(Settings):
         return self
 
 
+class TenantSettings(Settings):
+    """What a tenant may take of all gateways together."""
+
+    name: str
+    max_requests: int | None = Field(default=None, ge=1)
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+
+
 class GatewaySettings(Settings):
     """The OpenAI API's address and limits."""
 
@@ -264,6 +273,18 @@ class GatewaySettings(Settings):
     count: int | None = Field(default=None, ge=1, le=16)
     max_requests: int = Field(default=1024, ge=1)
     api_keys: tuple[ApiKeySettings, ...] = ()
+    tenants: tuple[TenantSettings, ...] = ()
+
+    @model_validator(mode="after")
+    def _known_tenants(self) -> Self:
+        known = {key.tenant for key in self.api_keys} or {ANONYMOUS}
+        names = [each.name for each in self.tenants]
+        for name in names:
+            if name not in known:
+                raise PydanticCustomError("tenants", 'no api key is of "{name}"', {"name": name})
+            if names.count(name) > 1:
+                raise PydanticCustomError("tenants", '"{name}" is there twice', {"name": name})
+        return self
 
 
 class NetworkSettings(Settings):

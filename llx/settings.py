@@ -29,6 +29,7 @@ from llx.cluster_file import (
     NetworkSettings,
     RuntimeSettings,
     Settings,
+    TenantSettings,
     is_model_path,
 )
 from llx.errors import ConfigError, NotFoundError
@@ -55,6 +56,7 @@ __all__ = [
     "PriorityClassSettings",
     "RuntimeSettings",
     "SchedulingSettings",
+    "TenantSettings",
     "differing_keys",
     "dump_cluster",
     "example_cluster",

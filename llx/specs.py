@@ -119,12 +119,27 @@ class PriorityClassSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     is_default: bool = False
 
 
+ANONYMOUS = "anonymous"
+"""The tenant of every request, where there are no API keys."""
+
+
 class ApiKeySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An API key by its SHA-256 (hex); the key itself is nowhere stored."""
 
     tenant: str
     sha256: str
     priority_class: str | None = None
+
+
+class TenantSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a tenant may take of one gateway; None: no limit."""
+
+    name: str
+    max_requests: int | None = None
+    """At a time."""
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    """Prompts and outputs."""
 
 
 class PoolSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -157,6 +172,7 @@ class GatewaySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     scheduler_address: str
     keys_path: str
     status_path: str
+    tenants: list[TenantSpec] = []
     hang: HangSpec = HangSpec()
     url_host: str = ""
     on_host: str = ""

@@ -15,7 +15,12 @@ _LIVE = frozenset(
     }
 )
 """Taken up by a running cluster as they are."""
-_GATEWAY_ONLY = ("gateway.api_keys", "gateway.max_requests", "priority_classes")
+_GATEWAY_ONLY = (
+    "gateway.api_keys",
+    "gateway.max_requests",
+    "gateway.tenants",
+    "priority_classes",
+)
 """A gateway that is started again takes them up."""
 _INSTANCE_ONLY = ("migration", "runtime.silent_limit_s", "runtime.step_limit_s")
 """An instance that is started takes them up; those that run go on as they were."""

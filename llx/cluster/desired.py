@@ -3,6 +3,8 @@
 Specs are made here without what only a host knows; its agent fills that in (`llx.agent.place`).
 """
 
+import math
+
 import msgspec
 
 from llx.agent.devices import Need
@@ -10,7 +12,7 @@ from llx.agent.place import HERE
 from llx.core.model import HostName, PoolName
 from llx.core.placement import Wanted
 from llx.errors import ConfigError
-from llx.settings import ClusterSettings, ModelSettings
+from llx.settings import ClusterSettings, ModelSettings, TenantSettings
 from llx.specs import (
     ApiKeySpec,
     EngineKind,
@@ -19,6 +21,7 @@ from llx.specs import (
     InstanceSpec,
     PoolSpec,
     PriorityClassSpec,
+    TenantSpec,
 )
 
 GATEWAY_PREFIX = "gateway-"
@@ -98,7 +101,23 @@ def _gateway(settings: ClusterSettings, scheduler_address: str) -> GatewaySpec:
         scheduler_address=scheduler_address,
         keys_path="",
         status_path="",
+        tenants=[_tenant(each, settings.num_gateways) for each in settings.gateway.tenants],
         hang=settings.runtime.hang,
+    )
+
+
+def _tenant(tenant: TenantSettings, num_gateways: int) -> TenantSpec:
+    """Each gateway gives its share: none knows what the others have given."""
+    most, requests, tokens = (
+        tenant.max_requests,
+        tenant.requests_per_minute,
+        tenant.tokens_per_minute,
+    )
+    return TenantSpec(
+        name=tenant.name,
+        max_requests=None if most is None else math.ceil(most / num_gateways),
+        requests_per_minute=None if requests is None else requests / num_gateways,
+        tokens_per_minute=None if tokens is None else tokens / num_gateways,
     )
 
 

@@ -10,6 +10,7 @@ It answers only what must be answered before a pool is known; everything else is
 
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import msgspec
 from llx.gateway import context
 from llx.gateway.auth import ApiKeys, PriorityClasses, Tenant
 from llx.gateway.refusals import LOST, RETRY_AFTER_S, Refusal
+from llx.gateway.tenants import TenantAccounts
 from llx.pins import VLLM_VERSION
 from llx.specs import GatewaySpec
 
@@ -70,6 +72,7 @@ class GatewayApp:
         self._keys = ApiKeys(spec.api_keys)
         self._classes = PriorityClasses(spec.classes)
         self._max_requests = spec.max_requests
+        self._accounts = TenantAccounts(spec.tenants)
         self._probe = msgspec.json.Decoder(_Probe)
         self.num_open = 0
         self.num_refused = 0
@@ -141,6 +144,10 @@ class GatewayApp:
                 f"{self._max_requests} requests are in flight already",
                 retry_after_s=RETRY_AFTER_S,
             )
+        account = self._accounts.of(tenant.name)
+        if refusal := account.enter(time.monotonic()):
+            raise _Refused(refusal)
+        http.charge = account.charge
         self.num_open += 1
         try:
             body = await _read_body(receive)
@@ -158,6 +165,7 @@ class GatewayApp:
                 self.num_refused += refusal is not None and refusal.kind != LOST
         finally:
             self.num_open -= 1
+            account.leave()
 
     # ------------------------------------------------------------------ decisions
 

@@ -4,9 +4,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 
-from llx.specs import ApiKeySpec, PriorityClassSpec
-
-ANONYMOUS = "anonymous"
+from llx.specs import ANONYMOUS, ApiKeySpec, PriorityClassSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ The outer application sets `current`; the engine-core client, called deep inside
 context, reads it. Nothing else in between needs to know.
 """
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ class RequestContext:
     priority: int
     instances: list[str] = field(default_factory=list)
     """Instance of each generation (one per choice), in order of dispatch."""
+    charge: Callable[[int], None] = lambda _: None
+    """Told of its tokens, prompts and outputs, as they are computed."""
     refusal: Refusal | None = None
     """Why a generation of it was not taken; the answer, if nothing was answered yet."""
 

@@ -183,6 +183,7 @@ class PoolClient(AsyncMPClient):
         http = context.current.get()
         if http is not None:
             request.priority = http.priority
+            http.charge(len(request.prompt_token_ids or ()))
         request.client_index = 0
         sent = _Sent(
             RequestId(request.request_id),
@@ -431,6 +432,8 @@ class PoolClient(AsyncMPClient):
         sent = self._sent[request]
         if output.new_token_ids:
             sent.outputs.extend(output.new_token_ids)
+            if sent.http is not None:
+                sent.http.charge(len(output.new_token_ids))
             sent.num_losses = 0
         if output.finish_reason is not None:
             self._forget(request)

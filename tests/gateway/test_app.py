@@ -12,7 +12,7 @@ from llx.core.model import Term
 from llx.gateway import context
 from llx.gateway.app import MAX_BODY_BYTES, GatewayApp
 from llx.gateway.refusals import Refusal, of_answer
-from llx.specs import ApiKeySpec, GatewaySpec, PriorityClassSpec
+from llx.specs import ApiKeySpec, GatewaySpec, PriorityClassSpec, TenantSpec
 from llx.wire import NotPlaced
 
 
@@ -54,7 +54,7 @@ class Page:
         return b"a_metric 1\n"
 
 
-def make(*names, keys=(), max_requests=100):
+def make(*names, keys=(), max_requests=100, tenants=()):
     spec = GatewaySpec(
         name="gateway-0",
         host="127.0.0.1",
@@ -68,6 +68,7 @@ def make(*names, keys=(), max_requests=100):
         scheduler_address="",
         keys_path="",
         status_path="",
+        tenants=list(tenants),
     )
     pools = {name: Pool(name) for name in names or ("tiny",)}
     app = GatewayApp(spec, pools, Page())
@@ -263,3 +264,32 @@ async def test_metrics_and_version_need_no_key():
     client, _, _ = make(keys=[("alice", "sk-a")])
     assert (await client.get("/metrics")).text == "a_metric 1\n"
     assert (await client.get("/version")).json() == {"version": "0.32.0"}
+
+
+async def test_a_tenant_at_its_limit_hears_so_and_others_do_not():
+    limits = [TenantSpec("ann", max_requests=1, tokens_per_minute=100)]
+    client, pools, app = make(keys=[("ann", "a"), ("bob", "b")], tenants=limits)
+    inner = pools["tiny"].app
+    inner.hold = asyncio.Event()
+
+    def ask(key):
+        headers = {"authorization": f"Bearer {key}"}
+        return client.post("/v1/completions", json=body_of(), headers=headers)
+
+    first = asyncio.create_task(ask("a"))
+    while not inner.calls:
+        await asyncio.sleep(0)
+    refused = await ask("a")
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "1"
+    message = refused.json()["error"]["message"]
+    assert message == "ann has 1 requests in flight here already"
+    assert app.num_refused == 1
+    inner.calls[0][2].charge(150)  # 50 more than there are
+    inner.hold.set()
+    assert (await first).status_code == 200
+    assert (await ask("b")).status_code == 200
+    overdrawn = await ask("a")
+    assert overdrawn.status_code == 429
+    assert 25 <= int(overdrawn.headers["retry-after"]) <= 31
+    assert app.num_open == 0
