@@ -264,16 +264,16 @@ class GatewayLine:
 
     def _pass_on(self, identity: bytes, message: Place | Withdraw | Changed) -> None:
         """Of those that have presented themselves; others do so soon, and ask again."""
-        if self._placement is None or identity not in self._names:
+        if identity not in self._names:
             return
-        match message:
-            case Place():
+        if isinstance(message, Changed):
+            if self._on_changed is not None:
+                self._on_changed(identity, message)
+        elif self._placement is not None:
+            if isinstance(message, Place):
                 self._placement.place(identity, message)
-            case Withdraw(request=request):
-                self._placement.withdraw(identity, request)
-            case Changed():
-                if self._on_changed is not None:
-                    self._on_changed(identity, message)
+            else:
+                self._placement.withdraw(identity, message.request)
 
     def _leave(self, identity: bytes) -> None:
         self._names.pop(identity, None)
