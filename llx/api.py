@@ -186,6 +186,8 @@ class ClusterStatus(_Resource):
     instances: list[InstanceStatus]
     gateways: list[GatewayStatus]
     hosts: list[HostStatus] = []
+    priority_classes: list[str] = []
+    """The most urgent first."""
 
 
 class LogSlice(_Resource):
