@@ -4,7 +4,7 @@ Fields are only ever added within a version. Times are Unix seconds, durations s
 """
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, RootModel
 
@@ -186,6 +186,8 @@ class ClusterStatus(_Resource):
     instances: list[InstanceStatus]
     gateways: list[GatewayStatus]
     hosts: list[HostStatus] = []
+    priority_classes: list[str] = []
+    """The most urgent first."""
 
 
 class LogSlice(_Resource):
@@ -263,10 +265,12 @@ class NoteReport(_Resource):
 
 
 class RequestStatus(_Resource):
-    """A request that an instance has: one generation.
+    """A request that an instance has, or that waits for one: one generation.
 
     `id` is the engine's, `name` ``x-llx-request-id``, which several generations may share. `state`:
-    waiting, running, preempted, or leaving (for another instance). `pinned`: why it cannot move.
+    waiting, running, preempted, leaving (for another instance), or queued: it waits in the central
+    queue of its class, at `position` (1 is the head), the head for the instance `nominated`; its
+    `num_tokens` are those to be computed before its next one. `pinned`: why it cannot move.
     """
 
     id: str
@@ -283,6 +287,8 @@ class RequestStatus(_Resource):
     arrived_at: float
     pinned: str = ""
     migration: str = ""
+    position: int | None = None
+    nominated: str = ""
 
 
 class RequestList(_Resource):
@@ -296,6 +302,48 @@ class RequestList(_Resource):
     requests: list[RequestStatus]
     num_found: int = 0
     not_asked: list[str] = []
+
+
+class RequestVerb(StrEnum):
+    """What can be done to requests."""
+
+    CANCEL = "cancel"
+    """End them; their clients are told."""
+    SET_PRIORITY = "set-priority"
+    """Serve them as of another class, wherever they are and come to be."""
+    PIN = "pin"
+    """Keep them where they are: no rule, order or drain moves them."""
+    UNPIN = "unpin"
+
+
+class RequestChange(_Resource):
+    """Do something to requests; each by any of its ids, with all its generations.
+
+    `priority_class`: of `RequestVerb.SET_PRIORITY`. `is_dry_run`: only say to which it would be
+    done.
+    """
+
+    ids: list[Annotated[str, Field(max_length=512)]] = Field(min_length=1, max_length=1000)
+    priority_class: str = Field(default="", max_length=256)
+    is_dry_run: bool = False
+    user: str = ""
+
+
+class NotChanged(_Resource):
+    """A request that was meant and to which it was not done; `error`: see `ErrorBody`."""
+
+    given: str
+    error: Literal["not_found", "conflict", "unreachable"]
+    reason: str
+    remedy: str = ""
+
+
+class RequestChangeReport(_Resource):
+    """To which requests it was done, as they are since; or as they were, if they have ended."""
+
+    api_version: Literal["v1"] = "v1"
+    changed: list[RequestStatus] = []
+    not_changed: list[NotChanged] = []
 
 
 class MoveOutcome(StrEnum):

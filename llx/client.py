@@ -35,7 +35,10 @@ from llx.api import (
     PolicyList,
     PolicyUpdate,
     QueueList,
+    RequestChange,
+    RequestChangeReport,
     RequestList,
+    RequestVerb,
     SettingsDocument,
     SettingsUpdate,
     Snapshot,
@@ -247,6 +250,16 @@ class ControlClient:
             ConflictError: The id is that of several requests.
         """
         return self._request("GET", f"requests/{_quoted(request)}", RequestList)
+
+    def change_requests(self, verb: RequestVerb, ask: RequestChange) -> RequestChangeReport:
+        """Do something to requests, or say to which it would be done with `is_dry_run`.
+
+        What was not done, and why, is in the report, for each request that was meant.
+
+        Raises:
+            NotFoundError: There is no priority class of that name.
+        """
+        return self._request("POST", f"requests/{verb}", RequestChangeReport, json=ask.model_dump())
 
     def snapshot(self, *, max_requests: int, max_over: int, match: str = "") -> Snapshot:
         """The cluster, its requests and its migrations at one moment.

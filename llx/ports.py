@@ -10,6 +10,15 @@ from llx.wire import Add, Call, RequestView, Reserve, Route
 
 Frame = bytes | memoryview
 
+SET_PRIORITY = "llx_set_priority"
+"""The utility that has an engine serve a request by another priority: request, priority → whether
+it is here, as `MigratingEngine.set_priority` says."""
+PIN = "llx_pin"
+"""The utility that keeps a request from being moved: request, words, empty for *no longer* → why
+not; empty: it is done."""
+NOT_HERE = "it is not here"
+IS_LEAVING = "it is being moved"
+
 
 class EngineSink(Protocol):
     """The engine behind an instance's endpoint: vLLM's engine core, or the simulated one.
@@ -47,6 +56,9 @@ class MigratingEngine(Protocol):
 
     def requests(self) -> list[RequestView]:
         """All that is held here."""
+
+    def set_priority(self, request: RequestId, priority: int) -> bool:
+        """Serve a request by another priority from now on. False: it is not here, or was cut."""
 
     # ---------------------------------------------------------------- source
 

@@ -1,4 +1,4 @@
-"""Who owns each request of an instance: peer, epoch, and how many tokens have left.
+"""Who owns each request of an instance: peer, epoch, how many tokens have left, who pinned it.
 
 Used on the engine's core thread alone, so that a stamp can never be read between an abort and a
 re-add of the same id:
@@ -19,6 +19,7 @@ class _Entry:
     peer: int
     epoch: Epoch
     num_tokens: int = 0
+    pin: str = ""
 
 
 class Ownership:
@@ -65,6 +66,21 @@ class Ownership:
         entry = self._held.get(request)
         if entry is not None:
             entry.epoch = epoch
+
+    def pin(self, request: RequestId, words: str) -> bool:
+        """Keep a request from being moved, for the reason in `words`; empty: no longer.
+
+        False if it is not held. The pin ends with the request here, and goes nowhere with it.
+        """
+        entry = self._held.get(request)
+        if entry is not None:
+            entry.pin = words
+        return entry is not None
+
+    def pin_of(self, request: RequestId) -> str:
+        """Why an operator does not want it moved; empty: nobody has said so."""
+        entry = self._held.get(request)
+        return "" if entry is None else entry.pin
 
     def held(self, peer: int, requests: Iterable[tuple[RequestId, Epoch]]) -> list[RequestId]:
         """Those of a peer's Abort that it may end: its own, at that epoch or an earlier one."""

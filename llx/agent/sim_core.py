@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Protocol, assert_never
 
+import msgspec
+
 from llx.agent.engine_codec import (
     EngineCoreOutput,
     EngineCoreOutputs,
@@ -45,8 +47,8 @@ from llx.core.engine_model import EngineModel, Finish, Step, TokenOutput
 from llx.core.engine_state import EngineConfig
 from llx.core.model import Epoch, Nanos, RequestId
 from llx.core.token_model import HashedTokens
-from llx.errors import WireError
-from llx.ports import Frame
+from llx.errors import EngineError, LlxError, WireError
+from llx.ports import PIN, SET_PRIORITY, Frame
 from llx.wire import Add, Call, FromInstance, Load, Outputs, Reply
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ RESULTS: Final = MappingProxyType[str, Any](
 """The utilities whose answer never changes."""
 REQUESTS: Final = "llx_requests"
 """The utility that answers with a list of `llx.wire.RequestView`."""
-UTILITIES: Final = frozenset({*RESULTS, REQUESTS})
+UTILITIES: Final = frozenset({*RESULTS, REQUESTS, SET_PRIORITY, PIN})
 """The utilities it answers; the endpoint admits these names and no other."""
 
 _CATCH_UP_NS = 2_000_000
@@ -108,6 +110,7 @@ class _Aborted:
 class _Called:
     peer: int
     header: Call
+    arguments: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +185,8 @@ class SimEngine:
         self._commands.put(_Aborted(peer, requests))
 
     def call(self, peer: int, header: Call, payload: Sequence[Frame]) -> None:
-        """A utility; none of them looks at its arguments."""
-        self._commands.put(_Called(peer, header))
+        """A utility."""
+        self._commands.put(_Called(peer, header, b"".join(payload)))
 
     def drop_peer(self, peer: int) -> None:
         """Abort what the session left behind."""
@@ -233,8 +236,8 @@ class SimEngine:
                 self._add(command)
             case _Aborted(peer=peer, requests=requests):
                 self._forget(self._ownership.held(peer, requests))
-            case _Called(peer=peer, header=header):
-                self._answer(peer, header)
+            case _Called():
+                self._answer(command)
             case _PeerGone(peer=peer):
                 self._forget(self._ownership.of_peer(peer))
                 self._stats_sent.pop(peer, None)
@@ -293,17 +296,27 @@ class SimEngine:
             self._stats_sent.pop(peer, None)
             self._emit(peer, [])
 
-    def _answer(self, peer: int, header: Call) -> None:
-        if header.method == REQUESTS:
-            views = self.moves.requests()
-            self._outlet.emit(peer, Reply(header.call), lambda: [encode(views)])
-            return
-        if header.method not in RESULTS:
-            error = f"the simulated engine has no utility {header.method!r}"
-            self._outlet.emit(peer, Reply(header.call, error))
-            return
-        result = RESULTS[header.method]
-        self._outlet.emit(peer, Reply(header.call), lambda: [encode(result)])
+    def _answer(self, command: _Called) -> None:
+        peer, call = command.peer, command.header.call
+        try:
+            result = self._call(command.header.method, command.arguments)
+        except (msgspec.DecodeError, LlxError) as error:
+            self._outlet.emit(peer, Reply(call, f"{command.header.method}: {error}"))
+        else:
+            self._outlet.emit(peer, Reply(call), lambda: [encode(result)])
+
+    def _call(self, method: str, arguments: bytes) -> Any:
+        if method == REQUESTS:
+            return self.moves.requests()
+        if method == SET_PRIORITY:
+            request, priority = msgspec.msgpack.decode(arguments, type=tuple[RequestId, int])
+            return self.moves.set_priority(request, priority)
+        if method == PIN:
+            request, words = msgspec.msgpack.decode(arguments, type=tuple[RequestId, str])
+            return self.moves.pin(request, words)
+        if method not in RESULTS:
+            raise EngineError("the simulated engine has no such utility")
+        return RESULTS[method]
 
     def _note(self, step: Step) -> None:
         """Remember what planning the step did to requests, for their next outputs."""

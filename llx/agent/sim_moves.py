@@ -17,7 +17,7 @@ from llx.core.migration import Begun, Cut, Progress, Reservation
 from llx.core.model import Epoch, MigrationId, RequestId
 from llx.core.token_model import Vocabulary
 from llx.errors import WireError
-from llx.ports import Frame
+from llx.ports import IS_LEAVING, NOT_HERE, Frame
 from llx.wire import RequestView, Reserve
 
 
@@ -75,10 +75,22 @@ class SimMoves:
         """Whom to tell that a watched request is no longer there, and why."""
         self._model.moves.watch(listener)
 
+    def set_priority(self, request: RequestId, priority: int) -> bool:
+        """Serve a request by another priority from now on. False: it is not here, or was cut."""
+        return self._model.set_priority(request, priority)
+
+    def pin(self, request: RequestId, words: str) -> str:
+        """Keep a request from being moved; returns why not, if it cannot be kept."""
+        if words and self._model.moves.is_leaving(request):
+            return IS_LEAVING
+        return "" if self._ownership.pin(request, words) else NOT_HERE
+
     # ------------------------------------------------------------------ source
 
     def begin(self, request: RequestId) -> Begun | str:
         """Watch a request that is to leave; a string says why it cannot."""
+        if pin := self._ownership.pin_of(request):
+            return f"pinned: {pin}"
         progress = self._model.moves.begin(request)
         if isinstance(progress, str):
             return progress
@@ -173,12 +185,17 @@ class SimMoves:
     def requests(self) -> list[RequestView]:
         """`MigratingEngine`."""
         return [
-            _view(each, self._live[each.asked.request], self._block_bytes)
+            _view(
+                each,
+                self._live[each.asked.request],
+                self._block_bytes,
+                self._ownership.pin_of(each.asked.request),
+            )
             for each in self._model.requests()
         ]
 
 
-def _view(status: RequestStatus, live: Live, block_bytes: int) -> RequestView:
+def _view(status: RequestStatus, live: Live, block_bytes: int, pinned: str) -> RequestView:
     asked = status.asked
     return RequestView(
         id=asked.request,
@@ -191,4 +208,5 @@ def _view(status: RequestStatus, live: Live, block_bytes: int) -> RequestView:
         num_blocks=status.num_blocks,
         size_bytes=status.num_blocks * block_bytes,
         arrival=asked.arrival / 1e9,
+        pinned=pinned,
     )

@@ -11,9 +11,9 @@ def request_columns(now: float | None = None) -> list[Column[RequestStatus]]:
         Column("request", lambda each: each.name or each.id),
         Column("id", lambda each: each.id, is_wide_only=True),
         Column("model", lambda each: each.model, is_wide_only=True),
-        Column("instance", lambda each: each.instance),
+        Column("instance", lambda each: each.instance or _waits_for(each)),
         Column("class", lambda each: each.priority_class or str(each.priority)),
-        Column("state", lambda each: each.state),
+        Column("state", _state),
         Column("prompt", lambda each: str(each.num_prompt), is_number=True, is_wide_only=True),
         Column("tokens", lambda each: str(each.num_tokens), is_number=True),
         Column("blocks", lambda each: str(each.num_blocks), is_number=True),
@@ -92,6 +92,15 @@ def transport_text(each: MigrationStatus) -> str:
 def left_out_text(each: LeftOut) -> str:
     """One line of a request that does not move."""
     return f"{each.name or each.request} on {each.instance} {each.reason}"
+
+
+def _state(each: RequestStatus) -> str:
+    """``queued 3``: the third of its queue."""
+    return each.state if each.position is None else f"{each.state} {each.position}"
+
+
+def _waits_for(each: RequestStatus) -> str:
+    return f"for {each.nominated}" if each.nominated else "-"
 
 
 def _took(each: MigrationStatus) -> str:

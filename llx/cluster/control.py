@@ -39,6 +39,7 @@ from llx.client import ERROR_NAMES
 from llx.cluster.actions import DRAIN_S
 from llx.cluster.driver import ClusterDriver
 from llx.cluster.migration_routes import User, add_migration_routes, add_snapshot_route
+from llx.cluster.request_routes import add_request_routes
 from llx.cluster.scheduling_routes import add_scheduling_routes
 from llx.errors import (
     ConfigError,
@@ -95,7 +96,8 @@ def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
     _add_routes(app, driver)
     _add_instance_routes(app, driver)
     add_migration_routes(app, driver.migrations)
-    add_snapshot_route(app, driver.status, driver.migrations)
+    add_request_routes(app, driver.requests, driver.request_verbs)
+    add_snapshot_route(app, driver.status, driver.requests, driver.migrations)
     add_scheduling_routes(app, driver.steering)
     # `llx top` looks once a second, perhaps from afar; lists of requests shrink to a tenth.
     app.add_middleware(GZipMiddleware, minimum_size=_COMPRESS_FROM_BYTES, compresslevel=1)

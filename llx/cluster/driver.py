@@ -40,6 +40,8 @@ from llx.cluster.judging import Judging
 from llx.cluster.migrations import Migrations
 from llx.cluster.placement_file import Placements, save_cordons, save_placements
 from llx.cluster.placing import Placing
+from llx.cluster.request_verbs import RequestVerbs
+from llx.cluster.requests import Requests
 from llx.cluster.rolling import Rolling
 from llx.cluster.scheduling.configs import desired_config
 from llx.cluster.scheduling.live import LiveScheduler
@@ -48,6 +50,7 @@ from llx.cluster.scheduling.policy_book import PolicyBook
 from llx.cluster.scheduling.recordings import open_recording
 from llx.cluster.scheduling.steering import Steering
 from llx.cluster.state_dir import StateDir, write_private
+from llx.cluster.stream_changes import StreamChanges
 from llx.cluster.unit import Unit
 from llx.core.model import PoolName
 from llx.errors import ConflictError, LlxError, NotFoundError, UnreachableError
@@ -85,14 +88,19 @@ class ClusterDriver:
         self._actions = Actions(fleet, audit, self._publish)
         self._judging = Judging(fleet, self._actions)
         self._placing = Placing(fleet, self._actions)
-        self.migrations = Migrations(fleet, audit)
+        self.requests = Requests(fleet, lambda: self.scheduler.waiting())
+        """All there are, for operators."""
+        streams = StreamChanges(fleet.line, fleet.term)
+        self.request_verbs = RequestVerbs(fleet, self.requests, streams, audit)
+        """What is done to requests, moves apart."""
+        self.migrations = Migrations(fleet, audit, self.requests)
         """Moves of requests, as operators ask for them."""
         fleet.loads.listen(self.migrations)
         moves = PolicyMoves(fleet, self.migrations)
         policies = installed_policies()
         self._policy_book = PolicyBook(state.policies)
         recorder = open_recording(state.recordings, fleet.term)
-        self.scheduler = LiveScheduler(fleet.term, fleet.line.answer, moves, policies, recorder)
+        self.scheduler = LiveScheduler(fleet.term, fleet.line.tell, moves, policies, recorder)
         """Places requests."""
         self.steering = Steering(
             fleet, self.scheduler, self._policy_book, policies, audit, self._schedule

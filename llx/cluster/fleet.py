@@ -250,6 +250,7 @@ class Fleet:
             for each in gateways
             if self._state(self.gateways[each.name]) is InstanceState.READY
         ]
+        classes = sorted(self.settings.priority_classes, key=lambda each: each.priority)
         return ClusterStatus(
             cluster=self.settings.cluster,
             state=cluster_state(states),
@@ -263,6 +264,7 @@ class Fleet:
             instances=[self.instance(name) for name in self.instances],
             gateways=gateways,
             hosts=[self.host(name) for name in self.hosts],
+            priority_classes=[each.name for each in classes],
         )
 
     def instance(self, name: str) -> InstanceStatus:

@@ -22,6 +22,8 @@ from llx.curve import Authenticator, ClusterKeys, make_listener
 from llx.errors import ConflictError, WireError
 from llx.log import get_log
 from llx.wire import (
+    Change,
+    Changed,
     Decoder,
     GatewayHello,
     GatewayReport,
@@ -47,6 +49,8 @@ _MAX_GATEWAYS = 256
 
 HostOf = Callable[[str], str]
 """Gateway → name of the host where it is to be; empty: nowhere."""
+OnChanged = Callable[[bytes, Changed], None]
+"""Gets what a gateway process, by its identity, says of a change that was asked of it."""
 OnMoves = Callable[[Sequence[MoveSeen]], None]
 """Gets what a gateway saw of migrations, much of it not for the first time."""
 
@@ -102,6 +106,7 @@ class GatewayLine:
         self._host_of: HostOf | None = None
         self._on_moves: OnMoves | None = None
         self._placement: PlacementEvents | None = None
+        self._on_changed: OnChanged | None = None
         self._names: dict[bytes, str] = {}
         self._ignored: set[bytes] = set()
         self._decoder: Decoder[ToScheduler] = Decoder(ToScheduler)
@@ -127,8 +132,17 @@ class GatewayLine:
         """Tell `events` of requests to be placed from now on."""
         self._placement = events
 
-    def answer(self, gateway: bytes, answer: PlacementAnswer) -> None:
-        """Answer a gateway; dropped if it does not take it: it asks again."""
+    def tell_changed(self, on_changed: OnChanged) -> None:
+        """Tell `on_changed` what gateways say of changes, from now on."""
+        self._on_changed = on_changed
+
+    def present(self) -> dict[bytes, str]:
+        """The gateways that are heard of now: identity and name."""
+        views = [each for each in self._expected() if not each.is_silent]
+        return {view.identity: view.hello.gateway for view in views}
+
+    def tell(self, gateway: bytes, answer: PlacementAnswer | Change) -> None:
+        """Tell a gateway something; dropped if it does not take it, and then it asks again."""
         # A ROUTER never waits: whom it cannot send to it drops.
         self._socket.send_multipart([gateway, encode(answer)], zmq.DONTWAIT)
 
@@ -214,7 +228,7 @@ class GatewayLine:
     async def _receive(self, identity: bytes, message: ToScheduler) -> None:
         now = time.monotonic()
         match message:
-            case Place() | Withdraw():
+            case Place() | Withdraw() | Changed():
                 self._pass_on(identity, message)
                 return
             case _:
@@ -248,14 +262,18 @@ class GatewayLine:
         self.changed.set()
         return view
 
-    def _pass_on(self, identity: bytes, message: Place | Withdraw) -> None:
+    def _pass_on(self, identity: bytes, message: Place | Withdraw | Changed) -> None:
         """Of those that have presented themselves; others do so soon, and ask again."""
-        if self._placement is None or identity not in self._names:
+        if identity not in self._names:
             return
-        if isinstance(message, Place):
-            self._placement.place(identity, message)
-        else:
-            self._placement.withdraw(identity, message.request)
+        if isinstance(message, Changed):
+            if self._on_changed is not None:
+                self._on_changed(identity, message)
+        elif self._placement is not None:
+            if isinstance(message, Place):
+                self._placement.place(identity, message)
+            else:
+                self._placement.withdraw(identity, message.request)
 
     def _leave(self, identity: bytes) -> None:
         self._names.pop(identity, None)

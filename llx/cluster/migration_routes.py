@@ -1,4 +1,4 @@
-"""The control API's part about requests and migrations. What is done is `Migrations`'."""
+"""The control API's part about migrations. What is done is `Migrations`'."""
 
 import time
 from collections.abc import Callable
@@ -13,43 +13,19 @@ from llx.api import (
     MigrateRequest,
     MigrationList,
     MigrationStatus,
-    RequestList,
     Snapshot,
 )
 from llx.cluster.migrations import Migrations
 from llx.cluster.request_page import RequestFilter
+from llx.cluster.request_routes import Limit, Word
+from llx.cluster.requests import Requests
 
 User = Annotated[str, Query(max_length=256, description="Who asks, for the audit trail.")]
 _Ids = Annotated[list[str], Query(alias="id", max_length=1000, description="Only these.")]
-_Word = Annotated[str, Query(max_length=256)]
-_Limit = Annotated[int, Query(ge=0, le=100_000)]
 
 
 def add_migration_routes(app: FastAPI, migrations: Migrations) -> None:
     """Add them to the application."""
-
-    @app.get(f"/{API_VERSION}/requests")
-    async def requests(
-        instance: _Word = "",
-        model: _Word = "",
-        state: _Word = "",
-        priority_class: _Word = "",
-        match: _Word = "",
-        pinned: bool | None = None,
-        offset: _Limit = 0,
-        limit: _Limit | None = None,
-    ) -> RequestList:
-        """Requests, with the instance that has each; `match`: part of an id or of such a word."""
-        wanted = RequestFilter(
-            instance=instance, model=model, state=state, priority_class=priority_class,
-            match=match, is_pinned=pinned, offset=offset, limit=limit,
-        )  # fmt: skip
-        return await migrations.requests(wanted)
-
-    @app.get(f"/{API_VERSION}/requests/{{request}}")
-    async def request(request: str) -> RequestList:
-        """One request by any of its ids, with all its generations."""
-        return await migrations.request(request)
 
     @app.post(f"/{API_VERSION}/migrations")
     async def migrate(request: MigrateRequest) -> MigrateReport:
@@ -74,14 +50,14 @@ def add_migration_routes(app: FastAPI, migrations: Migrations) -> None:
 
 
 def add_snapshot_route(
-    app: FastAPI, status: Callable[[], ClusterStatus], migrations: Migrations
+    app: FastAPI, status: Callable[[], ClusterStatus], requests: Requests, migrations: Migrations
 ) -> None:
     """Add what `llx top` asks for once a second, perhaps over a slow line: all in one answer."""
 
     @app.get(f"/{API_VERSION}/snapshot")
-    async def snapshot(max_requests: _Limit, max_over: _Limit, match: _Word = "") -> Snapshot:
+    async def snapshot(max_requests: Limit, max_over: Limit, match: Word = "") -> Snapshot:
         """The cluster, the requests that match, and the migrations, now."""
-        found = await migrations.requests(RequestFilter(match=match, limit=max_requests))
+        found = await requests.page(RequestFilter(match=match, limit=max_requests))
         return Snapshot(
             at=time.time(),
             status=status(),

@@ -21,15 +21,13 @@ from llx.api import (
     MigrationStatus,
     MoveOutcome,
     PlannedMove,
-    RequestList,
-    RequestStatus,
 )
 from llx.cluster.audit import AuditTrail
 from llx.cluster.fleet import Fleet
-from llx.cluster.movability import SERVING, check_ends, pool_of, why_pinned
+from llx.cluster.movability import check_ends, why_pinned
 from llx.cluster.move_log import Experience, Move
 from llx.cluster.request_book import Located, find, list_requests
-from llx.cluster.request_page import RequestFilter
+from llx.cluster.requests import Requests
 from llx.cluster.unit import Unit
 from llx.core.model import Blocks, InstanceId, MigrationId, RequestId, Tokens
 from llx.core.request_choice import CHOICES, Movable, choose
@@ -58,8 +56,11 @@ class _Plan:
 class Migrations:
     """Orders migrations in a fleet and hears how they get on."""
 
-    def __init__(self, fleet: Fleet, audit: AuditTrail, *, silent_s: float = _SILENT_S) -> None:
+    def __init__(
+        self, fleet: Fleet, audit: AuditTrail, requests: Requests, *, silent_s: float = _SILENT_S
+    ) -> None:
         self._fleet = fleet
+        self._requests = requests
         self._audit = audit
         self._silent_s = silent_s
         self._numbers = itertools.count(1)
@@ -71,24 +72,6 @@ class Migrations:
         self._on_over = on_over
 
     # ------------------------------------------------------------------ what operators ask
-
-    async def requests(self, wanted: RequestFilter) -> RequestList:
-        """A page of the requests of all instances that can be asked."""
-        listing = await list_requests(self._fleet.loads, self._serving())
-        listing.requests.sort(key=lambda each: each.view.arrival)
-        page, num_found = wanted.page([self._request_status(each) for each in listing.requests])
-        return RequestList(requests=page, num_found=num_found, not_asked=listing.not_asked)
-
-    async def request(self, given: str) -> RequestList:
-        """One request by any of its ids, with all its generations.
-
-        Raises:
-            NotFoundError: There is none.
-            ConflictError: The id is that of several requests.
-        """
-        listing = await list_requests(self._fleet.loads, self._serving())
-        found = [self._request_status(each) for each in find(listing, given)]
-        return RequestList(requests=found, num_found=len(found), not_asked=listing.not_asked)
 
     def latest(self, max_over: int) -> list[MigrationStatus]:
         """Migrations under way and the last `max_over` that are over, the oldest first."""
@@ -286,12 +269,14 @@ class Migrations:
 
     async def _plan_request(self, given: str, target: Unit) -> _Plan:
         plan = _Plan()
-        listing = await list_requests(self._fleet.loads, self._serving())
-        found = find(listing, given)
+        found = find(await self._requests.listing(), given)
         away = [each for each in found if each.instance != target.name]
         if not away:  # of several generations, those that are there are where they should be
             plan.left_out = [_left_out(each, f"is on {target.name} already") for each in found]
         for each in away:
+            if each.waits is not None:
+                plan.left_out.append(_left_out(each, why_pinned(self._fleet, each)))
+                continue
             check_ends(self._fleet, self._fleet.instance_unit(each.instance), target)
             reason = why_pinned(self._fleet, each)
             if reason:
@@ -316,17 +301,13 @@ class Migrations:
     def _planned(self, located: Located, target: Unit, experience: Experience) -> PlannedMove:
         rate, size_bytes = experience.rate, located.view.size_bytes
         return PlannedMove(
-            request=self._request_status(located),
+            request=self._requests.status(located),
             target=target.name,
             copy_s=None if rate is None else round(size_bytes / rate, 6),
             downtime_ms=experience.downtime_ms,
         )
 
     # ------------------------------------------------------------------ leaves
-
-    def _serving(self) -> list[str]:
-        units = self._fleet.instances.values()
-        return [each.name for each in units if each.state in SERVING and each.known]
 
     def _adopted(self, instance: InstanceId, news: MigrationNews, now: float) -> Move:
         move = Move(
@@ -365,28 +346,6 @@ class Migrations:
         }
         log.info(f"migration.{what}", **told)
         self._audit.record(f"migration.{what}", user=user, **told)
-
-    def _request_status(self, located: Located) -> RequestStatus:
-        view = located.view
-        classes = {each.priority: each.name for each in self._fleet.settings.priority_classes}
-        move = self._fleet.moves.open_of(located.request)
-        unit = self._fleet.instances.get(located.instance)
-        return RequestStatus(
-            id=view.id,
-            name=view.name,
-            instance=located.instance,
-            model="" if unit is None else pool_of(unit),
-            priority=view.priority,
-            priority_class=classes.get(view.priority, ""),
-            state=view.state,
-            num_prompt=view.num_prompt,
-            num_tokens=view.num_tokens,
-            num_blocks=view.num_blocks,
-            size_bytes=view.size_bytes,
-            arrived_at=view.arrival,
-            pinned=view.pinned,
-            migration="" if move is None else move.id,
-        )
 
 
 def as_movable(located: Located) -> Movable:

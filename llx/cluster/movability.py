@@ -35,12 +35,21 @@ def why_no_source(fleet: Fleet, unit: Unit) -> str:
 
 def why_pinned(fleet: Fleet, located: Located) -> str:
     """Why a request cannot move now, in words; empty: it can."""
+    if located.waits is not None:
+        return "waits in the central queue: it goes where there is room first"
+    if reason := why_moving(fleet, located):
+        return reason
+    return f"pinned: {located.view.pinned}" if located.view.pinned else ""
+
+
+def why_moving(fleet: Fleet, located: Located) -> str:
+    """Whether a request is being moved, in words; empty: it is not."""
     move = fleet.moves.open_of(located.request)
     if move is not None:
         return f"is being moved already ({move.id})"
     if located.view.state == LEAVING:
         return "is on its way to another instance"
-    return f"pinned: {located.view.pinned}" if located.view.pinned else ""
+    return ""
 
 
 def check_ends(fleet: Fleet, source: Unit, target: Unit) -> None:

@@ -1,18 +1,20 @@
 """Which requests there are, and where: asked of the instances whenever somebody wants to know.
 
-The scheduler keeps no list of running requests. Finding one by any of its ids is a pure function.
+The scheduler keeps no list of running requests, only of those that wait with it. Finding one by any
+of its ids is a pure function.
 """
 
 import asyncio
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from llx.agent.link import encode_arguments
 from llx.cluster.load_watch import LoadWatch
+from llx.cluster.scheduling.queue_view import Waiting
 from llx.core.model import InstanceId, RequestId
 from llx.errors import ConflictError, LlxError, NotFoundError, WireError
 from llx.wire import RequestView
@@ -20,6 +22,8 @@ from llx.wire import RequestView
 LIST_CALL = "llx_requests"
 LEAVING = "leaving"
 """State of a request that goes to another instance."""
+QUEUED = "queued"
+"""State of a request that no instance has, for it waits in a central queue."""
 _ASK_S = 3.0
 _MAX_NAMED = 5
 _MAX_NEAR = 3
@@ -28,10 +32,11 @@ _SHORTEST_PART = 4
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A request and the instance that has it."""
+    """A request and the instance that has it; or `waits`, and the instance is empty."""
 
     view: RequestView
     instance: InstanceId
+    waits: Waiting | None = None
 
     @property
     def request(self) -> RequestId:
@@ -70,6 +75,33 @@ async def list_requests(loads: LoadWatch, instances: Sequence[str]) -> Listing:
                 by_id[view.id] = Located(view, InstanceId(instance))
     found.requests = list(by_id.values())
     return found
+
+
+def add_waiting(listing: Listing, waiting: Iterable[Waiting], now: float) -> None:
+    """Add what waits in central queues, as it was after the instances were asked.
+
+    A request that an instance has listed besides was lost with it, or was about to be sent there.
+    `now`: seconds since 1970.
+    """
+    queued = {each.request: _queued(each, now) for each in waiting}
+    elsewhere = [each for each in listing.requests if each.request not in queued]
+    listing.requests = [*elsewhere, *queued.values()]
+
+
+def _queued(waits: Waiting, now: float) -> Located:
+    view = RequestView(
+        id=waits.request,
+        name=waits.name,
+        peer=0,
+        priority=waits.priority,
+        state=QUEUED,
+        num_prompt=waits.tokens,
+        num_tokens=waits.tokens,
+        num_blocks=0,
+        size_bytes=0,
+        arrival=now - waits.waited_s,
+    )
+    return Located(view, InstanceId(""), waits)
 
 
 def find(listing: Listing, given: str) -> list[Located]:

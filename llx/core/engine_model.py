@@ -145,6 +145,14 @@ class EngineModel:
         self._end(held, "aborted")
         return True
 
+    def set_priority(self, request: RequestId, priority: int) -> bool:
+        """Serve a request by another priority from now on. False: it is not here, or was cut."""
+        held = self._state.held.get(request)
+        if held is None or held.state is State.CUT:
+            return False
+        self._state.reclass(held, priority)
+        return True
+
     def schedule(self, now: Nanos) -> Step | None:
         """Plan the next step, to start at `now`; None when there is nothing to run.
 

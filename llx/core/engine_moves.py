@@ -93,6 +93,10 @@ class EngineMoves:
         else:
             self._take_out(held, done)
 
+    def is_leaving(self, request: RequestId) -> bool:
+        """Whether it is being moved away."""
+        return self._watched(request) is not None
+
     def is_cut(self, request: RequestId) -> bool:
         """Whether it is out of the batch, with its blocks still here."""
         held = self._state.held.get(request)
@@ -220,7 +224,8 @@ class EngineMoves:
     def _take_out(self, held: Held, done: Done) -> None:
         outputs = tuple(held.tokens[len(held.asked.prompt) :])
         self._state.move(held, State.CUT)
-        self._news.append(partial(done, Cut(outputs, held.num_computed, tuple(held.blocks))))
+        cut = Cut(outputs, held.num_computed, tuple(held.blocks), held.asked.priority)
+        self._news.append(partial(done, cut))
 
     def _headroom(self) -> int:
         state = self._state

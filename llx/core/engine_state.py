@@ -15,7 +15,7 @@ Blocks reserved for a request that may yet arrive are simply not free.
 
 import bisect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, assert_never
 
@@ -247,6 +247,18 @@ class EngineState:
             held.cut_from = held.state
         held.state = to
         self._enter(held)
+
+    def reclass(self, held: Held, priority: int) -> None:
+        """Give a request another priority, and in a queue the place that goes with it."""
+        asked = replace(held.asked, priority=priority)
+        if held.state in (State.RUNNING, State.CUT):  # there it keeps its place
+            self._count(held, -1)
+            held.asked = asked
+            self._count(held, 1)
+        else:
+            self._leave(held)
+            held.asked = asked
+            self._enter(held)
 
     def take(self, count: int) -> list[int]:
         """Blocks off the free ones."""

@@ -18,7 +18,7 @@ import msgspec
 
 from llx.gateway import context
 from llx.gateway.auth import ApiKeys, PriorityClasses, Tenant
-from llx.gateway.refusals import LOST, RETRY_AFTER_S, Refusal
+from llx.gateway.refusals import OF_TAKEN, RETRY_AFTER_S, Refusal
 from llx.gateway.tenants import TenantAccounts
 from llx.pins import VLLM_VERSION
 from llx.specs import GatewaySpec
@@ -35,6 +35,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY_BYTES = 64 << 20
+_ERROR_EVENT = b'data: {"error"'
+"""How the last event of a stream begins that vLLM could not finish; ``[DONE]`` follows."""
 FORWARDED = frozenset(
     {
         "/v1/chat/completions",
@@ -162,7 +164,7 @@ class GatewayApp:
             finally:
                 context.current.reset(token)
                 refusal = http.refusal
-                self.num_refused += refusal is not None and refusal.kind != LOST
+                self.num_refused += refusal is not None and refusal.kind not in OF_TAKEN
         finally:
             self.num_open -= 1
             account.leave()
@@ -280,7 +282,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 def _decorate(send: Send, http: context.RequestContext) -> Send:
     """Hold the response's head back until its first body bytes: only then is the instance known.
 
-    Or that there is none: then the refusal is the answer, whatever vLLM makes of it.
+    Or that there is none: then the refusal is the answer, whatever vLLM makes of it. Of a stream
+    that has begun it takes the place of the error that vLLM ends it with.
     """
     head: Message | None = None
     is_refused = False
@@ -303,6 +306,8 @@ def _decorate(send: Send, http: context.RequestContext) -> Send:
             head["headers"] = [*head.get("headers", []), *extra]
             await send(head)
             head = None
+        if http.refusal is not None and message.get("body", b"").startswith(_ERROR_EVENT):
+            message = {**message, "body": b"data: " + http.refusal.body() + b"\n\n"}
         await send(message)
 
     return decorated

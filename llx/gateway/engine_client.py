@@ -9,8 +9,7 @@ moves, is `llx.core.streams`' to say.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,11 +34,11 @@ from llx.core.streams import Stream, Streams, Verdict
 from llx.errors import UnreachableError
 from llx.gateway import context
 from llx.gateway.clocks import ClockOffset
-from llx.gateway.pace import MoveLog, Pace
+from llx.gateway.pace import MoveLog
 from llx.gateway.placement import Placement, Wanted
-from llx.gateway.refusals import NO_INSTANCE, Refusal, lost, of_answer
+from llx.gateway.refusals import CANCELLED, NO_INSTANCE, Refusal, lost, of_answer
 from llx.gateway.roster import Roster
-from llx.ports import Frame
+from llx.gateway.sent import Sent
 from llx.wire import AskOwner, FromLlumlet, Moving, NotPlaced, Outputs, Ruling
 
 log = logging.getLogger(__name__)
@@ -59,38 +58,6 @@ _PAUSE_S = 0.1
 """Before it is placed anew when its instance stops, as others may, too; then twice that, …"""
 _NOWHERE_S = 30.0
 """So long it looks for an instance while there is none and the scheduler is silent."""
-
-
-@dataclass(slots=True)
-class _Sent:
-    """What it takes to send a request again, and how its tokens come."""
-
-    request: RequestId
-    payload: Sequence[Frame]
-    prompt_tokens: int
-    http: context.RequestContext | None
-    since: float
-    outputs: list[int] = field(default_factory=list)
-    """Its tokens so far: an instance that takes it over goes on after them."""
-    num_losses: int = 0
-    """Instances that it was lost with in a row, before a token came."""
-    num_placements: int = 0
-    """How often it was placed anew."""
-    why_again: str = ""
-    """Why it has to be placed again; empty at first."""
-    pause: asyncio.TimerHandle | None = None
-    """Ends the pause before it is."""
-    pace: Pace = field(default_factory=Pace)
-
-    @property
-    def name(self) -> str:
-        """What operators know it by."""
-        return self.http.request_id if self.http is not None else ""
-
-    @property
-    def num_tokens(self) -> int:
-        """What an instance has to compute before its next token."""
-        return self.prompt_tokens + len(self.outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +123,7 @@ class PoolClient(AsyncMPClient):
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
         self._streams = Streams()
-        self._sent: dict[RequestId, _Sent] = {}
+        self._sent: dict[RequestId, Sent] = {}
         self._early: dict[RequestId, list[_Given]] = {}
         """Outputs of a stream's next owner that came before its owner's last ones."""
         self._clocks: dict[InstanceId, ClockOffset] = {}
@@ -185,11 +152,12 @@ class PoolClient(AsyncMPClient):
             request.priority = http.priority
             http.charge(len(request.prompt_token_ids or ()))
         request.client_index = 0
-        sent = _Sent(
+        sent = Sent(
             RequestId(request.request_id),
             self._encoder.encode(request),
             len(request.prompt_token_ids or ()),
             http,
+            ClassName(http.class_name if http is not None else ""),
             time.monotonic(),
         )
         self._sent[sent.request] = sent
@@ -299,14 +267,56 @@ class PoolClient(AsyncMPClient):
         except UnreachableError:
             log.info("pool.ruling_not_sent request=%s", request)  # its session ends all it had
 
+    # ------------------------------------------------------------------ called for operators
+
+    def cancel(self, request: RequestId) -> bool:
+        """End a request, wherever it is, and tell its client so. False if it is not here.
+
+        An answer with several generations ends with any of them, as vLLM does not go on then.
+        """
+        sent = self._sent.get(request)
+        if sent is None:
+            return False
+        together = [sent.request]
+        if sent.http is not None:
+            sent.http.refusal = sent.http.refusal or CANCELLED
+            together = [each.request for each in self._sent.values() if each.http is sent.http]
+        for each in together:
+            log.info("pool.cancelled request=%s", each)
+            self._end_in_error(each)
+        return True
+
+    def reclass(self, request: RequestId, name: ClassName, priority: int) -> bool:
+        """Place and send a request as of another class from now on. False if it is not here.
+
+        Whoever has it already is to be told: `holders`.
+        """
+        sent = self._sent.get(request)
+        if sent is None:
+            return False
+        sent.reclass(name, priority)
+        self._placement.reclass(request, name)
+        return True
+
+    def holders(self, request: RequestId) -> list[InstanceLink]:
+        """Who has a request: its owner, or the instance that it is being given to.
+
+        Empty: nobody, for it waits for an instance, or has ended.
+        """
+        sent, stream = self._sent.get(request), self._streams.get(request)
+        if sent is None or stream is None or request in self._placement or sent.pause is not None:
+            return []
+        names = (stream.owner, stream.target)
+        links = (self._roster.get(each) for each in names if each is not None)
+        return [link for link in links if link is not None]
+
     # ------------------------------------------------------------------ placement
 
-    def _ask(self, sent: _Sent) -> None:
-        http = sent.http
+    def _ask(self, sent: Sent) -> None:
         wanted = Wanted(
             self._pool,
             sent.request,
-            ClassName(http.class_name if http is not None else ""),
+            sent.priority_class,
             Tokens(sent.num_tokens),
             sent.since,
             sent.name,
@@ -344,7 +354,7 @@ class PoolClient(AsyncMPClient):
         else:
             self._turn_away(sent, of_answer(answer, self._pool))
 
-    def _turn_away(self, sent: _Sent, refusal: Refusal) -> None:
+    def _turn_away(self, sent: Sent, refusal: Refusal) -> None:
         """It is not taken; if it was once, and lost its instance, it has failed."""
         if sent.http is not None:
             sent.http.refusal = refusal
@@ -354,7 +364,7 @@ class PoolClient(AsyncMPClient):
         log.info("pool.refused request=%s reason=%s", sent.request, refusal.message)
         self._end_in_error(sent.request)
 
-    def _send(self, sent: _Sent, link: InstanceLink, demand: Blocks) -> None:
+    def _send(self, sent: Sent, link: InstanceLink, demand: Blocks) -> None:
         request, instance = sent.request, link.member.instance
         epoch = self._streams.own(request, instance)
         link.add(request, epoch, demand, sent.payload, sent.name, sent.outputs)
@@ -478,7 +488,7 @@ class PoolClient(AsyncMPClient):
         else:
             self._ask_after(sent, _PAUSE_S * min(sent.num_placements, 8))
 
-    def _ask_after(self, sent: _Sent, pause_s: float) -> None:
+    def _ask_after(self, sent: Sent, pause_s: float) -> None:
         def ask() -> None:
             sent.pause = None
             self._ask(sent)

@@ -18,8 +18,11 @@ from llx.agent.link import InstanceLink, peer_of_process, report_interval_s
 from llx.core.model import InstanceId, InstanceLoad, Term
 from llx.curve import ClusterKeys, make_dialer
 from llx.errors import WireError
+from llx.gateway.changes import Changes
 from llx.gateway.placement import Placement
 from llx.wire import (
+    CancelRequests,
+    Changed,
     Decoder,
     FromLlumlet,
     FromScheduler,
@@ -29,6 +32,7 @@ from llx.wire import (
     Members,
     Outputs,
     Place,
+    ReclassRequests,
     Withdraw,
     check_frames,
     encode,
@@ -77,6 +81,10 @@ class Membership:
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: zmq.asyncio.Socket | None = None
         self._opening: set[str] = set()
+        self._changes = Changes(
+            lambda: [pool.client for pool in pools.values() if pool.client is not None],
+            self.to_scheduler,
+        )
 
     # ------------------------------------------------------------------ the scheduler's line
 
@@ -121,7 +129,7 @@ class Membership:
             assert not task.cancelled(), "nobody else cancels it"
             task.result()
 
-    def to_scheduler(self, message: Place | Withdraw) -> bool:
+    def to_scheduler(self, message: Place | Withdraw | Changed) -> bool:
         """Send to the scheduler; false if it is not there, or takes no more."""
         if self._socket is None:
             return False
@@ -146,6 +154,7 @@ class Membership:
 
     async def close(self) -> None:
         """Close every link."""
+        self._changes.close()
         links = [link for pool in self._pools.values() for link in pool.roster.links()]
         await asyncio.gather(*(link.close() for link in links))
         self._context.destroy(linger=0)
@@ -156,13 +165,19 @@ class Membership:
             frames = await socket.recv_multipart()
             try:
                 check_frames(frames)
-                message = decoder.decode(frames[0])
-                if isinstance(message, Members):
-                    self.apply(message)
-                else:
-                    self._placement.hear(message)
+                self._hear(decoder.decode(frames[0]))
             except WireError as error:
                 log.warning("members.bad_message error=%s", error)
+
+    def _hear(self, message: FromScheduler) -> None:
+        match message:
+            case Members():
+                self.apply(message)
+            case CancelRequests() | ReclassRequests():
+                if message.term >= self._known[0]:
+                    self._changes.hear(message)
+            case _:
+                self._placement.hear(message)
 
     # ------------------------------------------------------------------ applying the list
 

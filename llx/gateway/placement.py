@@ -24,7 +24,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, assert_never
 
 from llx.core.model import ClassName, InstanceId, Nanos, PoolName, RequestId, Term, Tokens
@@ -117,6 +117,13 @@ class Placement:
         """A request wants no instance any longer; nothing if it was not asked for."""
         if self._take(request) is not None:
             self._line(Withdraw(request))
+
+    def reclass(self, request: RequestId, priority_class: ClassName) -> None:
+        """A request is of another class from now on; nothing if it was not asked for."""
+        asked = self._asked.get(request)
+        if asked is not None:
+            asked.wanted = replace(asked.wanted, priority_class=priority_class)
+            self._line(_place(asked.wanted, asked.ask, time.monotonic()))
 
     # ------------------------------------------------------------------ the scheduler's side
 

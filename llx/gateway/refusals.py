@@ -42,6 +42,15 @@ def lost(reason: str) -> Refusal:
     return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, LOST, message, RETRY_AFTER_S)
 
 
+CANCELLED: Final = Refusal(
+    499, "CancelledError", "the request was cancelled by an operator", retry_after_s=0
+)
+"""499, as where gRPC's CANCELLED has to be an HTTP status: clients do not repeat by themselves what
+ends with it, as they do with 5xx."""
+
+OF_TAKEN: Final = frozenset({LOST, CANCELLED.kind})
+"""The kinds of answers to requests that were taken first."""
+
 _OF_REASON: Final = {
     Reason.QUEUE_FULL: (429, "TooManyRequests", "the queue of {pool} is full"),
     Reason.WAITED_TOO_LONG: (503, "ServiceUnavailable", "no instance of {pool} had room in time"),

@@ -12,7 +12,10 @@ from llx.api import (
     InstanceStatus,
     MigrateReport,
     MigrateRequest,
+    RequestChange,
+    RequestChangeReport,
     RequestStatus,
+    RequestVerb,
     Snapshot,
     StopReport,
 )
@@ -52,8 +55,10 @@ def targets(snapshot: Snapshot, selected: Selected) -> list[str] | Refusal:
             request = _request(snapshot, selected.key)
             if request is None:
                 return Refusal("that request has ended")
+            if request.state == "queued":
+                return Refusal("it waits for an instance in the central queue")
             if request.pinned:
-                return Refusal(f"it cannot move: {request.pinned}")
+                return Refusal(f"it is pinned: {request.pinned}")
             source, model = request.instance, request.model
         case Pane.INSTANCES:
             instance = _instance(snapshot, selected.key)
@@ -144,9 +149,11 @@ def cordon(snapshot: Snapshot, selected: Selected, user: str) -> Action | Refusa
 
 
 def cancel(snapshot: Snapshot, selected: Selected, user: str) -> Action | Refusal:
-    """Give up a migration."""
+    """Cancel a request, or give up a migration."""
+    if selected.pane is Pane.REQUESTS:
+        return _cancel_request(snapshot, selected.key, user)
     if selected.pane is not Pane.MIGRATIONS:
-        return Refusal("select a migration to give up")
+        return Refusal("select a request to cancel, or a migration to give up")
     move = next((each for each in snapshot.migrations if each.id == selected.key), None)
     if move is None or move.outcome is not None:
         return Refusal("that migration is over")
@@ -158,12 +165,55 @@ def cancel(snapshot: Snapshot, selected: Selected, user: str) -> Action | Refusa
     return Action(f"Give up {move.id}? The request stays on {move.source}.", perform)
 
 
+def _cancel_request(snapshot: Snapshot, key: str, user: str) -> Action | Refusal:
+    request = _request(snapshot, key)
+    if request is None:
+        return Refusal("that request has ended")
+    ask = RequestChange(ids=[request.id], user=user)
+    return Action(
+        f"Cancel {request.name or request.id}? Its client gets an error.",
+        lambda control: _change_words(
+            control.change_requests(RequestVerb.CANCEL, ask), "is cancelled"
+        ),
+    )
+
+
+def classes(snapshot: Snapshot, selected: Selected) -> list[str] | Refusal:
+    """The classes that a request could be of."""
+    if selected.pane is not Pane.REQUESTS:
+        return Refusal("select a request for another class")
+    request = _request(snapshot, selected.key)
+    if request is None:
+        return Refusal("that request has ended")
+    others = [each for each in snapshot.status.priority_classes if each != request.priority_class]
+    return others or Refusal("there is no other priority class")
+
+
+def set_priority(snapshot: Snapshot, selected: Selected, name: str, user: str) -> Action | Refusal:
+    """Serve a request as of another class."""
+    request = _request(snapshot, selected.key)
+    if request is None:
+        return Refusal("that request has ended")
+    ask = RequestChange(ids=[request.id], priority_class=name, user=user)
+    return Action(
+        f"Serve {request.name or request.id} as {name} from now on?",
+        lambda control: _change_words(
+            control.change_requests(RequestVerb.SET_PRIORITY, ask), f"is {name}"
+        ),
+    )
+
+
 def _request(snapshot: Snapshot, key: str) -> RequestStatus | None:
     return next((each for each in snapshot.requests.requests if each.id == key), None)
 
 
 def _instance(snapshot: Snapshot, key: str) -> InstanceStatus | None:
     return next((each for each in snapshot.status.instances if each.name == key), None)
+
+
+def _change_words(report: RequestChangeReport, done: str) -> str:
+    words = [f"{each.name or each.id} {done}" for each in report.changed]
+    return "; ".join(words + [each.reason for each in report.not_changed])
 
 
 def _migrate_words(report: MigrateReport) -> str:

@@ -56,7 +56,8 @@ class TopApp(App[None]):
         Binding("m", "migrate", "migrate"),
         Binding("d", "drain", "drain"),
         Binding("c", "cordon", "cordon"),
-        Binding("x", "cancel", "give up"),
+        Binding("p", "set_priority", "class", show=False),
+        Binding("x", "cancel", "cancel"),
         Binding("space", "hold", "hold", show=False),
         Binding("escape", "clear_filter", show=False),
         Binding("q", "quit", "quit"),
@@ -353,8 +354,25 @@ class TopApp(App[None]):
         """Give it nothing new, or use it again."""
         self._ask(actions.cordon)
 
+    def action_set_priority(self) -> None:
+        """Ask which class, then whether."""
+        found = self._selected()
+        if found is None:
+            return
+        snapshot, selected = found
+        choice = actions.classes(snapshot, selected)
+        if isinstance(choice, Refusal):
+            self.notify(choice.why, severity="warning", markup=False)
+            return
+
+        def reclass(name: str | None) -> None:
+            if name is not None:
+                self._confirm(actions.set_priority(snapshot, selected, name, self._user))
+
+        self.push_screen(ChooseScreen("Which class?", choice), reclass)
+
     def action_cancel(self) -> None:
-        """Give a migration up."""
+        """Cancel a request, or give a migration up."""
         self._ask(actions.cancel)
 
     def _ask(self, wish: Callable[[Snapshot, Selected, str], Action | Refusal]) -> None:

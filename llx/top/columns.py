@@ -22,7 +22,7 @@ _BAR = 10
 
 @dataclass(frozen=True, slots=True)
 class ClassLine:
-    """The requests of one priority class of a model that instances have."""
+    """The requests of one priority class of a model; `waiting`: at instances and centrally."""
 
     model: str
     name: str
@@ -43,7 +43,7 @@ def class_lines(snapshot: Snapshot) -> list[ClassLine]:
 
 
 def _class_line(model: str, requests: Sequence[RequestStatus]) -> ClassLine:
-    waiting = [each.arrived_at for each in requests if each.state == "waiting"]
+    waiting = [each.arrived_at for each in requests if each.state in {"waiting", "queued"}]
     first = requests[0]
     return ClassLine(
         model=model,
@@ -143,9 +143,9 @@ def request_columns(snapshot: Snapshot) -> list[Column[RequestStatus]]:
         word("request", lambda each: shortened(each.name or each.id, 20)),
         word("id", lambda each: shortened(each.id, 40), 180),
         word("model", lambda each: each.model, 120),
-        word("instance", lambda each: each.instance),
+        word("instance", lambda each: each.instance or _waits_for(each)),
         Column("class", _class_name, lambda each: (each.priority,)),
-        Column("state", lambda each: state_text(each.state), lambda each: (each.state,)),
+        Column("state", _request_state, lambda each: (each.state, each.position or 0)),
         number("prompt", lambda each: each.num_prompt, 100),
         number("tokens", lambda each: each.num_tokens),
         number("blocks", lambda each: each.num_blocks),
@@ -156,6 +156,14 @@ def request_columns(snapshot: Snapshot) -> list[Column[RequestStatus]]:
         word("migration", lambda each: each.migration, 110),
         word("pinned", lambda each: each.pinned, 76),
     ]
+
+
+def _request_state(each: RequestStatus) -> Text:
+    return state_text(each.state, "" if each.position is None else f" {each.position}")
+
+
+def _waits_for(each: RequestStatus) -> str:
+    return f"for {each.nominated}" if each.nominated else "-"
 
 
 def _class_name(each: RequestStatus) -> str:

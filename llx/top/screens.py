@@ -24,7 +24,8 @@ _KEYS = (
     ("m", "migrate a request, or all of an instance"),
     ("d", "drain an instance or a host"),
     ("c", "cordon or uncordon an instance or a host"),
-    ("x", "give up a migration"),
+    ("p", "serve a request as of another priority class"),
+    ("x", "cancel a request, give up a migration"),
     ("space", "hold the picture still, and go on"),
     ("q", "leave"),
 )

@@ -17,6 +17,9 @@ from llx.api import (
     MigrateReport,
     MigrateRequest,
     MigrationStatus,
+    RequestChange,
+    RequestChangeReport,
+    RequestVerb,
     Snapshot,
     StopReport,
 )
@@ -36,6 +39,9 @@ class Control(Protocol):
 
     def migrate(self, request: MigrateRequest) -> MigrateReport:
         """Move requests."""
+
+    def change_requests(self, verb: RequestVerb, ask: RequestChange) -> RequestChangeReport:
+        """Do something to requests."""
 
     def cancel_migration(self, migration: str, *, user: str = "") -> MigrationStatus:
         """Ask for a migration to be given up."""

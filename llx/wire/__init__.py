@@ -22,6 +22,8 @@ from llx.wire.codec import (
     encode,
 )
 from llx.wire.line import (
+    CancelRequests,
+    Changed,
     GatewayHello,
     GatewayReport,
     Held,
@@ -31,6 +33,7 @@ from llx.wire.line import (
     NotPlaced,
     Place,
     Placed,
+    ReclassRequests,
     Withdraw,
 )
 from llx.wire.moving import (
@@ -85,6 +88,9 @@ __all__ = [
     "Bye",
     "Call",
     "CancelMigration",
+    "CancelRequests",
+    "Change",
+    "Changed",
     "Commit",
     "Committed",
     "Dead",
@@ -115,6 +121,7 @@ __all__ = [
     "Placed",
     "PlacementAnswer",
     "Ready",
+    "ReclassRequests",
     "Refused",
     "Reply",
     "RequestView",
@@ -138,6 +145,7 @@ ToLlumlet = Ruling | MigrateOrder | CancelMigration | ToTarget
 FromLlumlet = AskOwner | Moving | MigrationNews | FromTarget
 ToInstance = Hello | Ping | Bye | Add | Abort | Call | ToLlumlet
 FromInstance = Ready | Refused | Outputs | Load | Reply | Dead | FromLlumlet
-ToScheduler = GatewayHello | GatewayReport | Place | Withdraw
+ToScheduler = GatewayHello | GatewayReport | Place | Withdraw | Changed
 PlacementAnswer = Placed | Held | NotPlaced
-FromScheduler = Members | PlacementAnswer
+Change = CancelRequests | ReclassRequests
+FromScheduler = Members | PlacementAnswer | Change

@@ -7,7 +7,7 @@ import msgspec
 
 from llx.core.model import RequestId
 from llx.errors import WireError
-from llx.wire.line import Place, Withdraw
+from llx.wire.line import CancelRequests, Place, ReclassRequests, Withdraw
 from llx.wire.message import Message
 from llx.wire.moving import (
     AbortMigration,
@@ -88,7 +88,7 @@ def _check_ids(message: object) -> None:
     match message:
         case Add(request=request, name=name):
             ids = [request, RequestId(name or "-")]
-        case Ruling(request=request):
+        case Ruling(request=request) | Withdraw(request=request):
             ids = [request]
         case MigrateOrder(migration=migration, request=request, rule=rule):
             ids = [RequestId(migration), RequestId(request if rule is None else request or "-")]
@@ -100,8 +100,8 @@ def _check_ids(message: object) -> None:
             ids = [request for request, _ in requests]
         case Place(request=request, pool=pool, name=name):
             ids = [request, RequestId(pool), RequestId(name or "-")]
-        case Withdraw(request=request):
-            ids = [request]
+        case CancelRequests(requests=requests) | ReclassRequests(requests=requests):
+            ids = requests
         case Hello(peer=peer):
             ids = [RequestId(peer)]
         case _:

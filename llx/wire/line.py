@@ -107,6 +107,45 @@ class Withdraw(Message, frozen=True, tag="withdraw"):
     request: RequestId
 
 
+class Changed(Message, frozen=True, tag="changed"):
+    """Answers `CancelRequests` and `ReclassRequests`: what became of those that this gateway has.
+
+    `not_done`: those for which it has not come about, each with why.
+    """
+
+    change: int
+    done: list[RequestId]
+    not_done: list[tuple[RequestId, str]]
+
+
+# ---------------------------------------------------------------- scheduler → gateway: operators
+
+
+class CancelRequests(Message, frozen=True, tag="cancel-requests"):
+    """End those of these requests that you have, and tell their clients. Answered by `Changed`.
+
+    `change` numbers what is asked of gateways, and is quoted by the answer.
+    """
+
+    term: Term
+    change: int
+    requests: list[RequestId]
+
+
+class ReclassRequests(Message, frozen=True, tag="reclass-requests"):
+    """Have those of these requests that you have served as of another class, from now on.
+
+    Answered by `Changed` when the instances that have them do so. `priority`: the integer of the
+    class, as vLLM sees it.
+    """
+
+    term: Term
+    change: int
+    requests: list[RequestId]
+    priority_class: ClassName
+    priority: int
+
+
 # ---------------------------------------------------------------- scheduler → gateway: placement
 
 

@@ -79,12 +79,14 @@ class Commit(Message, frozen=True, tag="commit"):
     """The target owns the request as soon as stage `stage` of the copy has arrived.
 
     `outputs`: every token generated so far. `num_computed`: tokens whose KV has been copied.
+    `priority`: what it has by now; the payload of `Reserve` has the one that it came with.
     """
 
     migration: MigrationId
     stage: int
     outputs: list[int]
     num_computed: int
+    priority: int = 0
 
 
 class AbortMigration(Message, frozen=True, tag="abort-migration"):

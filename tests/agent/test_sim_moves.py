@@ -235,6 +235,30 @@ def test_a_waiting_request_moves_without_kv(target: End) -> None:
     assert tokens == unmoved(target)
 
 
+def test_a_request_is_given_away_with_the_priority_that_it_has_by_then(source: End) -> None:
+    source.rig.add("a", params=LONG)
+    received(source, 1)
+    source.begin()
+    assert source.do(lambda: source.moves.set_priority(A, 7)), "also while it is being copied"
+    cut = source.cut(A)
+    assert cut is not None
+    assert cut.priority == 7
+    assert not source.do(lambda: source.moves.set_priority(A, 8)), "too late for its target to know"
+    source.do(lambda: source.moves.resume(A, Epoch(3)))
+    assert source.do(lambda: source.moves.set_priority(A, 8))
+
+
+def test_what_is_pinned_does_not_begin_to_leave(source: End) -> None:
+    source.rig.add("a", params=LONG)
+    received(source, 1)
+    assert source.do(lambda: source.moves.pin(A, "by ann")) == ""
+    assert source.do(lambda: source.moves.begin(A)) == "pinned: by ann"
+    assert source.do(lambda: source.moves.pin(A, "")) == ""
+    source.begin()
+    assert source.do(lambda: source.moves.pin(A, "by ann")) == "it is being moved"
+    assert source.do(lambda: source.moves.pin(A, "")) == ""
+
+
 # ---------------------------------------------------------------- moves that end early
 
 

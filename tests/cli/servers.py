@@ -26,6 +26,8 @@ from llx.api import (
     PolicyList,
     PolicyUpdate,
     QueueList,
+    RequestChange,
+    RequestChangeReport,
     RequestList,
     RequestStatus,
     Snapshot,
@@ -154,6 +156,8 @@ class FakeHead(Server):
         self.log = "one\ntwo\nthree\n"
         self.drained = StopReport(finished=2, cut=1)
         self.requests = RequestList(requests=[request_status("a")])
+        self.changed = RequestChangeReport(changed=[request_status("a")])
+        self.changes: list[tuple[str, RequestChange]] = []
         self.moves: list[MigrationStatus] = []
         self.migrated = MigrateReport()
         self.orders: list[MigrateRequest] = []
@@ -181,6 +185,9 @@ class FakeHead(Server):
         match path:
             case ["requests"]:
                 return self.requests
+            case ["requests", verb] if handler.command == "POST":
+                self.changes.append((verb, RequestChange.model_validate_json(body)))
+                return self.changed
             case ["requests", name]:
                 known = [e for e in self.requests.requests if name in {e.id, e.name}]
                 return RequestList(requests=known) if known else None

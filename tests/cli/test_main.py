@@ -29,6 +29,7 @@ VERBS = [
     "inst", "inst ls", "inst get", "inst restart", "inst logs", "inst cordon", "inst uncordon",
     "inst drain", "queue", "explain", "policy", "policy show", "policy set", "policy revert",
     "policy pause", "policy resume", "policy step", "req", "req ls", "req get",
+    "req cancel", "req set-priority", "req pin", "req unpin",
     "migrate", "mig", "mig ls", "mig get", "mig cancel",
     "node", "node install", "node download", "context", "context ls", "context use",
     "host", "host ls", "host add",

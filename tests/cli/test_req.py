@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from llx.api import RequestList
+from llx.api import NotChanged, RequestChangeReport, RequestList
 from tests.cli.servers import request_status
 
 
@@ -49,3 +49,94 @@ def test_one_in_full(llx, head, given):
 def test_none_of_that_id(llx, head):
     done = llx("req", "get", "llx-b")
     assert (done.exit_code, done.stdout) == (4, "")
+
+
+def queued(key, position, **more):
+    return request_status(
+        key, instance="", state="queued", num_blocks=0, size_bytes=0, position=position, **more
+    )
+
+
+def test_what_waits_centrally_has_a_place_in_its_queue(llx, head):
+    requests = [queued("a", 1, nominated="tiny-1"), queued("b", 2), request_status("c")]
+    head.requests = RequestList(requests=requests, num_found=3)
+    rows = [line.split() for line in llx("req", "ls").stdout.splitlines()[1:]]
+    assert rows[0][:6] == ["llx-a", "for", "tiny-1", "normal", "queued", "1"]
+    assert rows[1][:5] == ["llx-b", "-", "normal", "queued", "2"]
+    assert rows[2][:4] == ["llx-c", "tiny-0", "normal", "running"]
+
+
+VERBS = [
+    (["cancel"], [], "cancelled"),
+    (["set-priority"], ["urgent"], "of class urgent"),
+    (["pin"], [], "pinned"),
+    (["unpin"], [], "movable"),
+]
+
+
+@pytest.mark.parametrize(("verb", "more", "done"), VERBS)
+def test_several_are_changed_at_once_and_it_is_said_what_they_are_now(llx, head, verb, more, done):
+    changed = [request_status("a"), queued("b", 1)]
+    head.changed = RequestChangeReport(changed=changed)
+    found = llx("req", *verb, "llx-a", "llx-b", *more)
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert found.stdout.splitlines() == [
+        f"llx-a (running on tiny-0) is {done}", f"llx-b (queued) is {done}",
+    ]  # fmt: skip
+    ((asked, ask),) = head.changes
+    assert (asked, ask.ids, ask.priority_class) == (*verb, ["llx-a", "llx-b"], "".join(more))
+    assert ask.user
+    names = llx("req", *verb, "llx-a", "llx-b", *more, "-o", "name").stdout
+    assert names.split() == [each.id for each in changed]
+    printed = llx("req", *verb, "llx-a", "llx-b", *more, "-o", "json").stdout
+    assert RequestChangeReport.model_validate_json(printed) == head.changed
+
+
+@pytest.mark.parametrize(("verb", "more", "done"), VERBS)
+def test_a_dry_run_asks_the_head_to_change_nothing(llx, head, verb, more, done):
+    found = llx("req", *verb, "llx-a", *more, "--dry-run")
+    assert found.stdout == f"llx-a (running on tiny-0) would be {done}\n"
+    assert (found.exit_code, found.stderr) == (0, "nothing was changed\n")
+    assert head.changes[0][1].is_dry_run
+
+
+NOT_FOUND = NotChanged(
+    given="llx-x", error="not_found", reason='no request "llx-x": it has ended, or never was',
+    remedy="llx req ls; did you mean llx-y?",
+)  # fmt: skip
+ENDED = NotChanged(given="llx-b", error="conflict", reason="llx-b has ended meanwhile")
+SILENT = NotChanged(given="llx-c", error="unreachable", reason="llx-c may be with gateway-0")
+
+
+@pytest.mark.parametrize(
+    ("not_changed", "is_some", "code"),
+    [
+        ([NOT_FOUND], False, 4),
+        ([ENDED], False, 5),
+        ([SILENT], False, 3),
+        ([ENDED, NOT_FOUND], False, 5),
+        ([ENDED], True, 6),
+        ([NOT_FOUND, SILENT], True, 6),
+    ],
+)
+def test_what_was_not_done_is_said_and_told_by_the_exit_code(llx, head, not_changed, is_some, code):
+    changed = [request_status("a")] if is_some else []
+    head.changed = RequestChangeReport(changed=changed, not_changed=not_changed)
+    found = llx("req", "pin", "a", "b")
+    assert found.exit_code == code
+    assert [line for line in found.stderr.splitlines() if line.startswith("error: ")] == [
+        f"error: {each.reason}" for each in not_changed
+    ]
+    assert ("did you mean llx-y?" in found.stderr) is (NOT_FOUND in not_changed)
+
+
+def test_generations_of_one_answer_are_named_once(llx, head):
+    both = [request_status("a"), request_status("a", id="1_cmpl-a-0-0123abcd")]
+    head.changed = RequestChangeReport(changed=both)
+    assert llx("req", "pin", "llx-a").stdout == "llx-a (running on tiny-0) is pinned\n"
+
+
+def test_what_cannot_move_anyway_is_not_called_movable(llx, head):
+    fixed = request_status("a", pinned="it has images or other media")
+    head.changed = RequestChangeReport(changed=[fixed])
+    assert "cannot move: it has images" in llx("req", "unpin", "llx-a").stdout

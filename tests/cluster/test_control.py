@@ -20,10 +20,14 @@ from llx.api import (
     MigrateRequest,
     MigrationList,
     MigrationStatus,
+    NotChanged,
     PolicyList,
     PolicyUpdate,
     QueueList,
+    RequestChange,
+    RequestChangeReport,
     RequestList,
+    RequestVerb,
     StopReport,
 )
 from llx.cluster.control import MAX_BODY_BYTES, make_app
@@ -49,6 +53,8 @@ class StandIn:
         self.asked: list[tuple[object, ...]] = []
         self.error: Exception | None = None
         self.instances = InstancesStandIn(self)
+        self.requests = RequestsStandIn(self)
+        self.request_verbs = RequestVerbsStandIn(self)
         self.migrations = MigrationsStandIn(self)
         self.steering = SteeringStandIn(self)
 
@@ -141,17 +147,32 @@ class InstancesStandIn:
         return StopReport(finished=0, cut=0, moved=3, remaining=1, not_moved=["r: pinned"])
 
 
-class MigrationsStandIn:
+class RequestsStandIn:
     def __init__(self, driver: StandIn) -> None:
         self.driver = driver
 
-    async def requests(self, wanted: RequestFilter) -> RequestList:
+    async def page(self, wanted: RequestFilter) -> RequestList:
         self.driver.note_asked("requests", wanted)
         return RequestList(requests=[], not_asked=["m-1: away"])
 
-    async def request(self, given: str) -> RequestList:
+    async def get(self, given: str) -> RequestList:
         self.driver.note_asked("request", given)
         return RequestList(requests=[])
+
+
+class RequestVerbsStandIn:
+    def __init__(self, driver: StandIn) -> None:
+        self.driver = driver
+
+    async def change(self, verb: RequestVerb, ask: RequestChange) -> RequestChangeReport:
+        self.driver.note_asked(verb, ask.ids, ask.priority_class, ask.is_dry_run, ask.user)
+        refused = NotChanged(given="s", error="conflict", reason="has ended meanwhile")
+        return RequestChangeReport(not_changed=[refused])
+
+
+class MigrationsStandIn:
+    def __init__(self, driver: StandIn) -> None:
+        self.driver = driver
 
     def latest(self, max_over: int) -> list[MigrationStatus]:
         self.driver.note_asked("latest", max_over)
@@ -389,6 +410,22 @@ async def test_a_large_body_is_refused_stated_or_not(
     assert driver.asked == []
 
 
+async def test_requests_are_changed_and_what_was_not_is_told(
+    http: httpx.AsyncClient, driver: StandIn
+) -> None:
+    for verb in RequestVerb:
+        body = {"ids": ["r", "s"], "priority_class": "urgent", "user": "u" * 300}
+        answer = await http.post(f"/v1/requests/{verb}", json=body)
+        assert answer.status_code == 200
+        assert answer.json()["not_changed"][0]["reason"] == "has ended meanwhile"
+    assert driver.asked == [
+        (verb, ["r", "s"], "urgent", False, "u" * 256) for verb in RequestVerb
+    ]  # fmt: skip
+    for body in ({}, {"ids": []}, {"ids": ["r"] * 1001}, {"ids": ["r" * 513]}):
+        assert (await http.post("/v1/requests/cancel", json=body)).status_code == 422
+    assert (await http.post("/v1/requests/forget", json={"ids": ["r"]})).status_code == 422
+
+
 async def test_the_scheduler_is_looked_at_and_steered(
     http: httpx.AsyncClient, driver: StandIn
 ) -> None:
@@ -429,6 +466,7 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
         "/v1/instances/{name}/drain",
         "/v1/requests",
         "/v1/requests/{request}",
+        "/v1/requests/{verb}",
         "/v1/snapshot",
         "/v1/migrations",
         "/v1/migrations/{migration}",

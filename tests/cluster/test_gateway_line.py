@@ -285,8 +285,8 @@ async def test_requests_of_known_gateways_are_placed_and_answered(
     log = await asks.soon(2)
     assert [(what, request) for what, _, request in log] == [("place", "r"), ("withdraw", "r")]
     answer = Placed(TERM, RequestId("r"), 1, InstanceId("m-0"))
-    line.answer(log[0][1], answer)
-    line.answer(b"nobody", answer)
+    line.tell(log[0][1], answer)
+    line.tell(b"nobody", answer)
     decoder: Decoder[FromScheduler] = Decoder(FromScheduler)
     (frame,) = await asyncio.wait_for(peer.socket.recv_multipart(), 5)
     assert decoder.decode(frame) == answer

@@ -13,6 +13,7 @@ from llx.cluster.migrations import Migrations
 from llx.cluster.move_log import Move
 from llx.cluster.moving_off import MovingOff
 from llx.cluster.request_book import Located
+from llx.cluster.requests import Requests
 from llx.cluster.unit import Unit
 from llx.core.model import (
     Blocks,
@@ -88,7 +89,7 @@ def fleet(loads: Any, tmp_path: Path) -> Fleet:
 
 @pytest.fixture
 def migrations(fleet: Fleet, tmp_path: Path) -> Migrations:
-    return Migrations(fleet, AuditTrail(tmp_path / "events"), silent_s=0.05)
+    return Migrations(fleet, AuditTrail(tmp_path / "events"), Requests(fleet, tuple), silent_s=0.05)
 
 
 def order(migrations: Migrations, fleet: Fleet, id_: str = "r") -> Move:

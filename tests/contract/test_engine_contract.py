@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -357,6 +358,61 @@ def test_utilities_off_the_list_are_refused_unread(peer: Peer, method: str) -> N
     assert "not an admitted utility" in reply.error
     assert result is None
     peer.sync()
+
+
+# ---------------------------------------------------------------- what operators ask for
+
+
+def views(peer: Peer) -> dict[str, dict[str, Any]]:
+    return {each["id"]: each for each in peer.call("llx_requests")[1]}
+
+
+def test_a_priority_can_be_changed_of_what_runs_and_of_what_waits(peer: Peer) -> None:
+    running = [peer.add(f"full-{k}", PROMPT, max_tokens=LONG, priority=5) for k in range(8)]
+    peer.until(lambda: all(stream.tokens for stream in running))
+    first = peer.add("first", PROMPT, max_tokens=LONG, priority=7)
+    second = peer.add("second", PROMPT, max_tokens=LONG, priority=7)
+    peer.until(lambda: peer.loads[-1].num_waiting == 2)
+    assert peer.call("llx_set_priority", "second", 6)[1] is True
+    assert peer.call("llx_set_priority", "full-1", 9)[1] is True
+    found = views(peer)
+    assert (found["second"]["priority"], found["second"]["state"]) == (6, "waiting")
+    assert (found["full-1"]["priority"], found["full-1"]["state"]) == (9, "running")
+    peer.until(lambda: peer.loads[-1].classes.keys() == {5, 6, 7, 9})
+    assert {key: each[:2] for key, each in peer.loads[-1].classes.items()} == {
+        5: (7, 0), 6: (0, 1), 7: (0, 1), 9: (1, 0)
+    }  # fmt: skip
+    peer.abort("full-0")
+    peer.until(lambda: bool(second.tokens))
+    assert first.tokens == []
+    for request in ("first", "second", *(f"full-{k}" for k in range(1, 8))):
+        peer.abort(request)
+    peer.until(lambda: is_idle(peer.loads[-1]))
+
+
+def test_what_is_not_there_has_neither_priority_nor_pin(peer: Peer) -> None:
+    assert peer.call("llx_set_priority", "nobody", 1)[1] is False
+    assert peer.call("llx_pin", "nobody", "by ann")[1] == "it is not here"
+    assert peer.call("llx_set_priority", "nobody")[0].error
+    peer.sync()
+
+
+def test_a_pin_is_shown_until_it_is_taken_back_or_the_request_ends(peer: Peer) -> None:
+    stream = peer.add("pin", PROMPT, max_tokens=LONG)
+    peer.until(lambda: bool(stream.tokens))
+    before = views(peer)["pin"]["pinned"]
+    assert peer.call("llx_pin", "pin", "by ann")[1] == ""
+    assert views(peer)["pin"]["pinned"] == "by ann"
+    assert peer.call("llx_pin", "pin", "")[1] == ""
+    assert views(peer)["pin"]["pinned"] == before
+    assert peer.call("llx_pin", "pin", "by bob")[1] == ""
+    peer.abort("pin")
+    wait_load(peer, running=0)
+    again = peer.add("pin", PROMPT, epoch=2, max_tokens=LONG)
+    peer.until(lambda: bool(again.tokens))
+    assert views(peer)["pin"]["pinned"] == before
+    peer.abort("pin", epoch=2)
+    wait_load(peer, running=0)
 
 
 # ---------------------------------------------------------------- load reports

@@ -81,6 +81,8 @@ class Waits:
     arrival: int
     order: int
     demand: int
+    is_reclassed: bool = False
+    """It went over to its class, however many waited there."""
 
 
 class World:
@@ -192,6 +194,21 @@ class World:
         assert len(answers) == 1, "an arrival is answered once"
         assert isinstance(answers[0], Dispatch | Hold | Refuse)
         assert request in self.waiting or not isinstance(answers[0], Hold)
+
+    def reclass(self, request, rank):
+        """A request that waits is told of again, under a class that may be another."""
+        waits, self.num = self.waiting[request], self.num + 1
+        if rank != waits.rank:
+            self.waiting[request] = dataclasses.replace(
+                waits, rank=rank, order=self.num, is_reclassed=True
+            )
+            self.rank_of[request] = rank
+        name = ClassName(self.config.classes[rank].name)
+        tokens = Tokens(waits.demand * BLOCK - 1)
+        out = self.tell(RequestArrived(POOL, RequestId(request), name, tokens))
+        answers = [each for each in out if getattr(each, "request", None) == request]
+        assert len(answers) == 1, "it is answered once"
+        assert isinstance(answers[0], Dispatch | Hold | Refuse)
 
     def withdraw(self, request):
         self.waiting.pop(request, None)

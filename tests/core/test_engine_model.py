@@ -102,6 +102,28 @@ def names(chunks: Step) -> list[str]:
 # ---------------------------------------------------------------- by example
 
 
+def test_another_priority_changes_the_turn_of_what_waits_and_counts_at_once() -> None:
+    engine = make_engine(max_num_seqs=2)
+    for name in "abcd":
+        engine.add(make_request(name, prompt=7, max_tokens=30, priority=5))
+    step = engine.schedule(Nanos(0))
+    assert step is not None
+    engine.complete(step)
+    assert engine.running() == ["a", "b"]
+    assert engine.set_priority(RequestId("d"), 4)
+    assert engine.set_priority(RequestId("a"), 9)
+    assert not engine.set_priority(RequestId("x"), 1)
+    load = engine.load().classes
+    assert {key: (each.num_running, each.num_waiting) for key, each in load.items()} == {
+        4: (0, 1), 5: (1, 1), 9: (1, 0)
+    }  # fmt: skip
+    for name in "ab":
+        engine.abort(RequestId(name))
+    step = engine.schedule(Nanos(0))
+    assert step is not None
+    assert step.admitted == ("d", "c")
+
+
 def test_a_request_prefills_then_decodes_and_ends_by_length() -> None:
     engine = make_engine()
     engine.add(make_request("a", prompt=5, max_tokens=3))

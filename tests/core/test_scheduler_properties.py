@@ -92,6 +92,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def withdraw(self, data):
         self.world.withdraw(data.draw(st.sampled_from(sorted(self.world.rank_of))))
 
+    @precondition(lambda self: self.world.waiting)
+    @rule(data=st.data(), rank=st.integers(0, 2))
+    def reclass(self, data, rank):
+        request = data.draw(st.sampled_from(sorted(self.world.waiting)))
+        self.world.reclass(request, rank % len(self.world.config.classes))
+
     @rule(after=st.sampled_from([0, SECOND // 10, SECOND, 3 * SECOND, 61 * SECOND]))
     def tick(self, after):
         self.world.tick(after)
@@ -131,7 +137,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         if hasattr(self, "world"):
             pool = self.world.scheduler.pools[POOL]
             for rank, each in enumerate(pool.config.classes):
-                assert pool.queues.length(rank) <= each.queue_limit
+                waiting = [w for w in self.world.waiting.values() if w.rank == rank]
+                came = sum(not waits.is_reclassed for waits in waiting)
+                assert came <= each.queue_limit
+                assert pool.queues.length(rank) == len(waiting)
+
+    @invariant()
+    def whoever_waits_keeps_its_age(self):
+        if hasattr(self, "world"):
+            for each in self.world.scheduler.pools[POOL].queues.waiting():
+                waits = self.world.waiting[each.request]
+                assert (each.rank, each.arrival) == (waits.rank, waits.arrival)
 
     @invariant()
     def what_is_derived_is_right(self):

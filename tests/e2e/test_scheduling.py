@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llx.api import PolicyUpdate
+from llx.api import MigrateRequest, PolicyUpdate, RequestChange, RequestStatus, RequestVerb
 from llx.client import ControlClient
 from llx.specs import ProcessStatus, load_spec
 from tests.e2e.rig import Cluster, Llx, processes_of, sweep
@@ -201,6 +201,192 @@ async def test_a_full_instance_gives_to_an_empty_one_unless_that_is_paused(clien
     [explained] = (await client.head(lambda head: head.explain(move.name))).requests
     assert [each.what for each in explained.decisions][-2:] == ["placed", "move"]
     assert "balance" in explained.decisions[-1].why
+
+
+# ---------------------------------------------------------------- what operators do to requests
+
+
+class Live:
+    """A stream that is being read."""
+
+    def __init__(self, client: Client, cls: str = "normal") -> None:
+        self.client = client
+        self.cls = cls
+        self.name = ""
+        self.pieces: list[Any] = []
+        self.has_begun = asyncio.Event()
+        self.task = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        body = self.client.body(LONG, "x") | {"stream": True}
+        async with self.client.http.stream(
+            "POST", "/v1/completions", json=body, headers={"x-llx-priority": self.cls}
+        ) as answer:
+            assert answer.status_code == 200
+            self.name = answer.headers["x-llx-request-id"]
+            async for line in answer.aiter_lines():
+                if line.startswith("data: "):
+                    data = line.removeprefix("data: ")
+                    self.pieces.append(data if data == "[DONE]" else json.loads(data))
+                    self.has_begun.set()
+
+    async def begun(self) -> "Live":
+        await asyncio.wait_for(self.has_begun.wait(), 30)
+        return self
+
+    async def cancelled(self) -> None:
+        """It ends so, and explicitly."""
+        await asyncio.wait_for(self.task, 30)
+        *tokens, error, done = self.pieces
+        assert tokens
+        assert done == "[DONE]"
+        assert error["error"] == {
+            "message": "the request was cancelled by an operator", "type": "CancelledError",
+            "param": None, "code": 499,
+        }  # fmt: skip
+
+    async def leave(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+async def change(client: Client, verb: RequestVerb, *ids: str, cls: str = "") -> Any:
+    ask = RequestChange(ids=list(ids), priority_class=cls, user="ann")
+    return await client.head(lambda head: head.change_requests(verb, ask))
+
+
+async def look(client: Client, name: str) -> RequestStatus:
+    return (await client.head(lambda head: head.request(name))).requests[0]
+
+
+def is_empty(head: ControlClient) -> bool:
+    found = [each.load for each in head.status().instances]
+    return all(each is not None and each.blocks_used == each.running == 0 for each in found)
+
+
+async def test_a_stream_is_cancelled_where_it_runs_waits_or_moves(client: Client) -> None:
+    streams = [await Live(client).begun() for _ in range(ROOM)]
+    queued = [asyncio.create_task(client.ask(4, "batch")) for _ in range(2)]
+    await client.until(lambda head: waiting(head)["batch"] == 2)
+    listed = (await client.head(lambda head: head.requests(state="queued"))).requests
+    assert [(each.priority_class, each.position, each.instance) for each in listed] == [
+        ("batch", 1, ""), ("batch", 2, ""),
+    ]  # fmt: skip
+    report = await change(client, RequestVerb.CANCEL, listed[1].id)
+    assert [each.state for each in report.changed] == ["queued"]
+    await client.until(lambda head: waiting(head)["batch"] == 1)
+
+    at = (await look(client, streams[0].name)).instance
+    await change(client, RequestVerb.CANCEL, streams[0].name)
+    await streams[0].cancelled()
+    assert [each.status_code for each in await asyncio.gather(queued[0])] == [200], (
+        "it had its turn"
+    )
+    answer = await queued[1]
+    assert (answer.status_code, answer.json()["error"]["type"]) == (499, "CancelledError")
+    again = await change(client, RequestVerb.CANCEL, streams[1].name, streams[0].name)
+    assert [each.error for each in again.not_changed] == ["not_found"]
+    await streams[1].cancelled()
+
+    for stream in streams[2:]:
+        found = await look(client, stream.name)
+        ask = MigrateRequest(
+            request=stream.name, target="m-1" if found.instance == "m-0" else "m-0", user="ann"
+        )
+        await client.head(lambda head, ask=ask: head.migrate(ask))
+        assert not (await change(client, RequestVerb.CANCEL, stream.name)).not_changed
+        await stream.cancelled()
+    await client.until(is_empty)
+    assert at in {"m-0", "m-1"}
+
+
+async def test_an_answer_of_several_generations_is_cancelled_whole(client: Client) -> None:
+    body = client.body(LONG, "x") | {"n": 2}
+    asked = asyncio.create_task(client.http.post("/v1/completions", json=body))
+    await client.until(lambda head: sum(loads(head)) == 2)
+    first, second = (await client.head(lambda head: head.requests())).requests
+    assert first.name == second.name
+    report = await change(client, RequestVerb.CANCEL, first.id)
+    assert [each.id for each in report.changed] == [first.id]
+    assert (await asyncio.wait_for(asked, 10)).status_code == 499
+    await client.until(is_empty)
+
+
+async def test_another_class_counts_in_the_queue_at_once(client: Client) -> None:
+    ended: list[str] = []
+
+    async def one(cls: str) -> None:
+        assert (await client.ask(10, cls)).status_code == 200
+        ended.append(cls)
+
+    async with client.busy():
+        tasks = [asyncio.create_task(one("normal")) for _ in range(ROOM)]
+        await client.until(lambda head: waiting(head)["normal"] == ROOM)
+        late = asyncio.create_task(one("batch"))
+        await client.until(lambda head: waiting(head)["batch"] == 1)
+        [found] = (await client.head(lambda head: head.requests(priority_class="batch"))).requests
+        report = await change(client, RequestVerb.SET_PRIORITY, found.id, cls="interactive")
+        [now] = report.changed
+        assert (now.priority_class, now.position, now.state) == ("interactive", 1, "queued")
+        assert now.arrived_at == pytest.approx(found.arrived_at, abs=0.5)
+        await client.until(lambda head: waiting(head)["interactive"] == 1)
+        await asyncio.sleep(2.5)  # its gateway has asked anew for it since
+        assert (await client.head(waiting))["interactive"] == 1
+    await asyncio.gather(*tasks, late)
+    assert "batch" in ended[:ROOM], "with the first, though it came last"
+
+
+async def test_another_class_goes_where_the_request_goes(client: Client) -> None:
+    """By a move, and when its instance is lost."""
+    stream = await Live(client).begun()
+    try:
+        report = await change(client, RequestVerb.SET_PRIORITY, stream.name, cls="interactive")
+        [now] = report.changed
+        assert (now.priority, now.priority_class) == (0, "interactive")
+        target = "m-1" if now.instance == "m-0" else "m-0"
+        ask = MigrateRequest(request=stream.name, target=target, user="ann")
+        await client.head(lambda head: head.migrate(ask))
+
+        def has_moved(head: ControlClient) -> bool:
+            return head.request(stream.name).requests[0].instance == target
+
+        await client.until(has_moved)
+        assert (await look(client, stream.name)).priority == 0
+        os.kill((await client.head(lambda head: head.instance(target))).pid, signal.SIGKILL)
+
+        def has_gone_on(head: ControlClient) -> bool:
+            found = head.requests().requests
+            return any(
+                each.name == stream.name and each.instance not in ("", target) for each in found
+            )
+
+        await client.until(has_gone_on)
+        assert (await look(client, stream.name)).priority == 0
+        await change(client, RequestVerb.CANCEL, stream.name)
+        await stream.cancelled()
+    finally:
+        await stream.leave()
+    await client.until(lambda head: len(loads(head)) == 2 and is_empty(head))
+
+
+async def test_what_is_pinned_stays_and_a_drain_says_why(client: Client) -> None:
+    stream = await Live(client).begun()
+    try:
+        [found] = (await change(client, RequestVerb.PIN, stream.name)).changed
+        assert found.pinned == "by ann"
+        source, target = found.instance, "m-1" if found.instance == "m-0" else "m-0"
+        ask = MigrateRequest(request=stream.name, target=target, user="ann")
+        report = await client.head(lambda head: head.migrate(ask))
+        assert [each.reason for each in report.left_out] == ["pinned: by ann"]
+        drained = await client.head(lambda head: head.drain_instance(source, deadline_s=1.0))
+        assert (drained.remaining, drained.not_moved) == (1, [f"{stream.name}: pinned: by ann"])
+        await client.head(lambda head: head.cordon_instance(source, is_on=False))
+        [found] = (await change(client, RequestVerb.UNPIN, stream.name)).changed
+        assert found.pinned == ""
+        assert (await client.head(lambda head: head.migrate(ask))).migrations
+    finally:
+        await stream.leave()
+    await client.until(is_empty)
 
 
 async def test_the_schedulers_death_costs_no_stream_and_nothing_that_waits(client: Client) -> None:

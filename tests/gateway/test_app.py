@@ -11,7 +11,7 @@ import pytest
 from llx.core.model import Term
 from llx.gateway import context
 from llx.gateway.app import MAX_BODY_BYTES, GatewayApp
-from llx.gateway.refusals import Refusal, of_answer
+from llx.gateway.refusals import CANCELLED, Refusal, of_answer
 from llx.specs import ApiKeySpec, GatewaySpec, PriorityClassSpec, TenantSpec
 from llx.wire import NotPlaced
 
@@ -120,6 +120,31 @@ async def test_what_the_scheduler_refuses_is_answered_so_whatever_vllm_makes_of_
     }  # fmt: skip
     assert "x-llx-request-id" in answer.headers
     assert app.num_refused == 1
+
+
+async def test_a_stream_that_an_operator_ends_says_so_in_place_of_vllms_error():
+    client, pools, app = make()
+
+    async def inner(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
+        context.current.get().refusal = CANCELLED
+        last = [b"data: {}\n\n", b'data: {"error": {"code": 500}}\n\n', b"data: [DONE]\n\n"]
+        for body in (*last, b""):
+            more = body != b""
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+    pools["tiny"].app = inner
+    answer = await client.post("/v1/completions", json=body_of(stream=True))
+    assert answer.status_code == 200
+    *tokens, error, done = answer.text.strip().split("\n\n")
+    assert tokens == ["data: {}", "data: {}"], "what came before the error is not lost"
+    assert done == "data: [DONE]"
+    assert json.loads(error.removeprefix("data: "))["error"] == {
+        "message": "the request was cancelled by an operator",
+        "type": "CancelledError", "param": None, "code": 499,
+    }  # fmt: skip
+    assert app.num_refused == 0
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import zmq.asyncio
 from llx.agent.endpoint import InstanceEndpoint
 from llx.agent.link import InstanceLink
 from llx.cluster.gateway_line import GatewayLine
+from llx.cluster.stream_changes import StreamChanges
 from llx.core.model import ClassName, InstanceId, PoolName, RequestId, Term, Tokens
 from llx.curve import Authenticator, ClusterKeys, make_listener
 from llx.gateway.members import Membership
@@ -118,6 +119,26 @@ async def until(check: Callable[[], object], what: str, timeout_s: float = 10.0)
         await asyncio.sleep(0.01)
 
 
+async def test_a_change_reaches_the_gateway_that_has_the_request(
+    start: Start, line: GatewayLine
+) -> None:
+    address = await line.bind(None)
+    gateway = start(address)
+    changes = StreamChanges(line, Term(1))
+    await until(lambda: list(line.present().values()) == ["gateway-1"], "its hello")
+    asked: list[Any] = []
+
+    def cancel(request: RequestId) -> bool:
+        asked.append(request)
+        return request == "r"
+
+    pool: Any = gateway.membership._pools["m"]
+    pool.client = SimpleNamespace(cancel=cancel)
+    outcome = await changes.cancel([RequestId("r"), RequestId("s")])
+    assert (outcome.done, outcome.not_done, outcome.silent) == ({"r"}, {}, [])
+    assert asked == ["r", "s"]
+
+
 async def test_a_head_that_comes_back_hears_what_is_not_what_was(start: Start) -> None:
     context = zmq.asyncio.Context()
     authenticator = Authenticator(context, KEYS)
@@ -186,7 +207,7 @@ async def test_the_line_carries_what_is_asked_and_answered(start: Start, line: G
     events = SimpleNamespace(
         place=lambda gateway, ask: (
             asked.append(ask),
-            line.answer(gateway, Placed(Term(1), ask.request, ask.ask, InstanceId("m-0"))),
+            line.tell(gateway, Placed(Term(1), ask.request, ask.ask, InstanceId("m-0"))),
         ),
         withdraw=lambda _, request: asked.append(request),
         forget=lambda _: None,

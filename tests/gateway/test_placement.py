@@ -103,6 +103,23 @@ async def test_what_is_held_waits_and_keeps_its_place_by_the_time_it_has_waited(
     assert Withdraw(R) not in rig.sent
 
 
+async def test_another_class_is_told_at_once_and_again_with_every_renewal(
+    rig: Rig, quick: None
+) -> None:
+    ask = rig.ask()
+    rig.placement.hear(Held(Term(1), R, ask, 1))
+    rig.placement.reclass(R, ClassName("urgent"))
+    told = rig.sent[-1]
+    assert isinstance(told, Place)
+    assert (told.ask, told.priority_class) == (ask, "urgent")
+    await asyncio.sleep(0.03)
+    assert rig.sent[-1] is not told
+    assert [each.priority_class for each in rig.sent[1:] if isinstance(each, Place)][-1] == "urgent"
+    rig.placement.reclass(RequestId("gone"), ClassName("urgent"))
+    rig.placement.hear(Placed(Term(1), R, ask, A))
+    assert rig.pool.log == [("placed", R, A)]
+
+
 async def test_without_an_answer_in_time_it_is_bypassed_and_withdrawn(
     rig: Rig, quick: None
 ) -> None:

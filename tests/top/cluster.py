@@ -16,6 +16,8 @@ from llx.api import (
     MigrationStatus,
     ModelStatus,
     MoveOutcome,
+    NotChanged,
+    RequestChangeReport,
     RequestList,
     RequestStatus,
     Snapshot,
@@ -101,6 +103,7 @@ def cluster(tokens=54321):
         hosts=[
             host("gpu1"), host("gpu2", address="10.0.0.2", state=HostState.LOST, last_heard_s=45.0)
         ],
+        priority_classes=["urgent", "normal"],
     )  # fmt: skip
 
 
@@ -164,6 +167,13 @@ class FakeControl:
     def migrate(self, request):
         self.asked.append(("migrate", request.request or request.source, request.target))
         return MigrateReport(migrations=[migration(11)])
+
+    def change_requests(self, verb, ask):
+        self.asked.append((str(verb), *ask.ids, ask.priority_class, ask.user))
+        if verb == "set-priority":
+            refused = NotChanged(given="r", error="conflict", reason="it has ended meanwhile")
+            return RequestChangeReport(not_changed=[refused])
+        return RequestChangeReport(changed=[request(1)])
 
     def cancel_migration(self, migration, *, user=""):
         self.asked.append(("cancel", migration, user))

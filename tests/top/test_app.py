@@ -11,8 +11,10 @@ from llx.errors import UnreachableError
 from llx.top.app import TopApp
 from llx.top.panes import Pane
 from llx.top.screens import ConfirmScreen, DetailScreen
-from tests.top.cluster import FakeControl, migration, snapshot
+from tests.top.cluster import FakeControl, migration, request, snapshot
 from tests.top.driving import WAIT_S, screen_text, shown
+
+REQUEST = request(1).id
 
 
 @pytest.fixture
@@ -213,7 +215,7 @@ class TestActing:
     async def test_what_cannot_move_says_why(self, control):
         async with opened(control) as pilot:
             await pilot.press("2", "down", "down", "m")
-            await shown(pilot, "it cannot move: has a grammar")
+            await shown(pilot, "it is pinned: has a grammar")
             assert not isinstance(pilot.app.screen, ConfirmScreen)
 
     @pytest.mark.parametrize("key", ["n", "escape"])
@@ -272,6 +274,26 @@ class TestActing:
             await shown(pilot, "Give up m3-9?")
             await pilot.press("y")
             await asked(pilot, control, ("cancel", "m3-9", "ann"))
+
+    async def test_a_request_is_cancelled(self, control):
+        async with opened(control) as pilot:
+            await pilot.press("2", "x")
+            await shown(pilot, "Its client gets an error.")
+            await pilot.press("n", "x", "y")
+            await asked(pilot, control, ("cancel", REQUEST, "", "ann"))
+            await shown(pilot, "is cancelled")
+
+    async def test_a_request_gets_another_class(self, control):
+        async with opened(control) as pilot:
+            await pilot.press("p")
+            await shown(pilot, "select a request for another class")
+            await pilot.press("2", "p")
+            await shown(pilot, "Which class?")
+            await pilot.press("enter")
+            await shown(pilot, "as urgent from now on?")
+            await pilot.press("y")
+            await asked(pilot, control, ("set-priority", REQUEST, "urgent", "ann"))
+            await shown(pilot, "it has ended meanwhile")
 
     async def test_keys_act_on_what_is_in_detail(self, control):
         async with opened(control, (100, 40)) as pilot:

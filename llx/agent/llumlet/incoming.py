@@ -112,8 +112,8 @@ class Incoming:
         match message:
             case Extend(num_tokens=num_tokens):
                 self.handle(ExtendAsked(num_tokens))
-            case Commit(stage=stage, outputs=outputs, num_computed=num_computed):
-                self.handle(CommitAsked(stage, tuple(outputs), num_computed))
+            case Commit(stage=stage, outputs=outputs, num_computed=num_computed, priority=priority):
+                self.handle(CommitAsked(stage, tuple(outputs), num_computed, priority))
             case AbortMigration(reason=reason):
                 self.handle(AbortAsked(reason))
             case _:
@@ -191,13 +191,17 @@ class Incoming:
         if self._parts.endpoint.index_of(self.header.gateway) != self._gateway:
             self._parts.engine.abandon(self.header.migration)
             return "the gateway that holds the stream has left"
-        return self._parts.engine.commit(
+        engine = self._parts.engine
+        refusal = engine.commit(
             self.header.migration,
             self._gateway,
             self.header.epoch,
             commit.outputs,
             commit.num_computed,
         )
+        if not refusal:
+            engine.set_priority(self.header.request, commit.priority)
+        return refusal
 
     def _admit(self, reservation: Reservation) -> None:
         migration, transport = self.header.migration, self._parts.transport

@@ -198,7 +198,9 @@ class Outgoing:
                 self._copy(command)
             case SendCommit(stage=stage, cut=cut):
                 outputs = list(cut.outputs)
-                self._send(Commit(self.order.migration, stage, outputs, cut.num_computed))
+                self._send(
+                    Commit(self.order.migration, stage, outputs, cut.num_computed, cut.priority)
+                )
             case SendAbort(reason=reason):
                 self._send(AbortMigration(self.order.migration, reason), is_vital=False)
             case TellArbiter() | AskArbiter():

@@ -113,6 +113,7 @@ class Departures(Scheduler):
             outputs=tuple(request.output_token_ids),
             num_computed=min(request.num_computed_tokens, request.num_tokens - 1),
             blocks=self.llx_blocks(request.request_id),
+            priority=request.priority,
         )
 
     def llx_resume(self, request_id: RequestId) -> None:
@@ -139,6 +140,10 @@ class Departures(Scheduler):
     def llx_unwatch(self, request_id: RequestId) -> None:
         """It stays, and was not cut."""
         self._llx_watched.discard(request_id)
+
+    def llx_is_watched(self, request_id: str) -> bool:
+        """Whether it is being moved away."""
+        return request_id in self._llx_watched or request_id in self._llx_leaving
 
     def llx_is_leaving(self, request_id: str) -> bool:
         """Whether it was cut: it counts as running, whatever vLLM's status of it."""

@@ -42,14 +42,15 @@ from llx.agent.ownership import Ownership
 from llx.agent.pulse import Pulse, Slot
 from llx.agent.transport.instance import InstanceTransport
 from llx.agent.vllm.arguments import instance_argv
-from llx.agent.vllm.migrating import OnCore, VllmMigratingEngine, open_migration, request_views
+from llx.agent.vllm.migrating import OnCore, VllmMigratingEngine, open_migration
+from llx.agent.vllm.operators import OperatorCalls
 from llx.agent.vllm.scheduler import enable_migration
 from llx.agent.vllm.stamping import StampingQueue
 from llx.core.model import Epoch, InstanceId, PoolName, RequestId, blocks_for
 from llx.curve import ClusterKeys
 from llx.errors import EngineError
 from llx.pins import VLLM_VERSION
-from llx.ports import Frame
+from llx.ports import PIN, SET_PRIORITY, Frame
 from llx.specs import InstanceSpec, Phase, StatusFile
 from llx.wire import Add, Call, InstanceInfo, Load
 
@@ -69,6 +70,8 @@ ALLOWED_CALLS = frozenset(
         "list_loras",
         "pin_lora",
         "llx_requests",
+        SET_PRIORITY,
+        PIN,
     }
 )
 """Utilities that a peer may call. None of them runs code of the caller's choosing."""
@@ -107,7 +110,7 @@ class _Claim:
     requests: list[tuple[RequestId, Epoch]]
 
 
-class LlxEngineCore(EngineCoreProc):
+class LlxEngineCore(OperatorCalls, EngineCoreProc):
     """vLLM's engine core, served by an `InstanceEndpoint`."""
 
     def __init__(self, vllm_config: Any, spec: InstanceSpec) -> None:
@@ -331,10 +334,6 @@ class LlxEngineCore(EngineCoreProc):
         with self._llx_prepare_lock:
             prepared: tuple[Request, int] = self.preprocess_add_request(message)
         return prepared
-
-    def llx_requests(self) -> list[dict[str, Any]]:
-        """The utility that shows operators what is held here (`RequestView`)."""
-        return [msgspec.to_builtins(view) for view in request_views(self)]
 
     def llx_report(self, *, is_forced: bool) -> None:
         """Hand the endpoint a fresh load report, at most one per 5 ms unless forced."""

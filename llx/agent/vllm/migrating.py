@@ -109,6 +109,10 @@ class VllmMigratingEngine:
         """On the core thread, as all that follows."""
         return request_views(self._core)
 
+    def set_priority(self, request: RequestId, priority: int) -> bool:
+        """The core's utility of that name."""
+        return self._core.llx_set_priority(request, priority)
+
     # ---------------------------------------------------------------- source
 
     def begin(self, request: RequestId) -> Begun | str:
@@ -117,6 +121,8 @@ class VllmMigratingEngine:
         peer, epoch = ownership.peer_of(request), ownership.epoch_of(request)
         if peer is None or epoch is None:
             return "no such request here"
+        if pin := ownership.pin_of(request):
+            return f"pinned: {pin}"
         progress = self._scheduler.llx_begin(request)
         if isinstance(progress, str):
             return progress
@@ -237,7 +243,9 @@ def request_views(core: "LlxEngineCore") -> list[RequestView]:
                 num_blocks=num_blocks,
                 size_bytes=num_blocks * block_bytes,
                 arrival=request.arrival_time,
-                pinned=core.llx_cannot_migrate or movable_reason(request),
+                pinned=core.llx_ownership.pin_of(RequestId(request.request_id))
+                or core.llx_cannot_migrate
+                or movable_reason(request),
             )
         )
     return views

@@ -32,8 +32,12 @@ class Decisions:
         self._known: OrderedDict[RequestId, _Known] = OrderedDict()
 
     def meet(self, ask: Place) -> None:
-        """A request is being placed."""
-        if ask.request not in self._known:
+        """A request is being placed, or is of another class from now on."""
+        known = self._known.get(ask.request)
+        if known is not None and known.priority_class != ask.priority_class:
+            was, known.priority_class = known.priority_class, ask.priority_class
+            self.note(ask.request, "reclassed", "", f"from {was} to {ask.priority_class}")
+        if known is None:
             self._known[ask.request] = _Known(ask.name, ask.pool, ask.priority_class)
             if len(self._known) > _MOST:
                 self._known.popitem(last=False)

@@ -13,14 +13,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, assert_never
 
 from llx.api import QueueStatus
 from llx.cluster.move_log import Move as Ordered
 from llx.cluster.scheduling.decisions import HELD, Decisions
 from llx.cluster.scheduling.members import Members, Present
-from llx.cluster.scheduling.queue_view import queue_statuses
+from llx.cluster.scheduling.queue_view import Waiting, queue_statuses, waiting_requests
 from llx.core.model import (
     Blocks,
     InstanceId,
@@ -77,6 +77,7 @@ class _Asked:
     gateway: GatewayKey
     pool: PoolName
     ask: int
+    name: str
 
 
 class MoveOrders(Protocol):
@@ -177,6 +178,13 @@ class LiveScheduler:
         pool = self._scheduler.pools.get(name)
         return [] if pool is None else queue_statuses(pool, Nanos(time.monotonic_ns()))
 
+    def waiting(self) -> list[Waiting]:
+        """All that wait in the central queues; by pool and class, the next to be served first."""
+        now = Nanos(time.monotonic_ns())
+        pools = self._scheduler.pools.values()
+        found = [each for pool in pools for each in waiting_requests(pool, now)]
+        return [replace(each, name=self._asked[each.request].name) for each in found]
+
     def follow(self, present: Iterable[Present]) -> None:
         """These instances are there."""
         for event in self._members.follow(present):
@@ -214,7 +222,7 @@ class LiveScheduler:
         if not self._is_open:
             return  # it does without, or asks again
         self.decisions.meet(ask)
-        self._asked[ask.request] = _Asked(gateway, ask.pool, ask.ask)
+        self._asked[ask.request] = _Asked(gateway, ask.pool, ask.ask, ask.name)
         self.tell(
             RequestArrived(
                 ask.pool,

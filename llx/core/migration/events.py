@@ -158,6 +158,7 @@ class CommitAsked:
     stage: int
     outputs: tuple[int, ...]
     num_computed: int
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

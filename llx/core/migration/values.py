@@ -47,12 +47,14 @@ class Begun:
 class Cut:
     """A request as it left the batch: all its outputs, and the tokens whose KV is in `blocks`.
 
-    It goes on elsewhere by computing from token `num_computed` on.
+    It goes on elsewhere by computing from token `num_computed` on, with that `priority`, which may
+    be another than it came with.
     """
 
     outputs: tuple[int, ...]
     num_computed: int
     blocks: tuple[int, ...]
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,8 @@ class RequestArrived:
     Attributes:
         pool: Of which model.
         request: Its id. One that waits already keeps its place.
-        priority_class: A name that the pool does not know counts as its least urgent class.
+        priority_class: A name that the pool does not know counts as its least urgent class. One
+            that waits in another class goes over to this, and keeps its age.
         num_tokens: To be computed before its next token: prompt, and outputs so far.
         waited: Since it first came; 0 unless another scheduler had it before.
         prefix_hits: Instances that have some of its KV cached, and how many tokens of it.

@@ -11,6 +11,7 @@ knows nothing. Whatever it has forgotten by a restart is told again: instances r
 send the requests that wait.
 """
 
+from dataclasses import replace
 from typing import assert_never
 
 from llx.core.model import InstanceId, Nanos, PoolName
@@ -108,11 +109,11 @@ class Scheduler:
         pool = self.pools.get(event.pool)
         if pool is None:
             return [Refuse(event.request, Refusal.NO_SUCH_POOL, None)]
+        rank = pool.rank_by_name(event.priority_class)
         waiting = pool.queues.find(event.request)
         if waiting is not None:
-            return [placing.hold(pool, waiting)]
+            return self._remind(pool, waiting, rank, now)
         pool.strike(event.request)
-        rank = pool.rank_by_name(event.priority_class)
         if pool.queues.length(rank) >= pool.config.classes[rank].queue_limit:
             after = placing.retry_after(pool, rank)
             return [Refuse(event.request, Refusal.QUEUE_FULL, after)]
@@ -122,10 +123,29 @@ class Scheduler:
             placing.best_prefixes(event.prefix_hits),
         )  # fmt: skip
         pool.enqueue(queued)
+        return self._serve(pool, queued, now)
+
+    def _serve(self, pool: Pool, queued: Queued, now: Nanos) -> list[Command]:
+        """Place a request that has just joined its queue, or have others move away for it."""
         out = placing.serve_arrival(pool, queued, now)
         if queued.nominee is not None and "preempt" in pool.config.rescheduling.steps:
             out.extend([] if pool.is_paused else self._step(pool, "preempt", now))
         return out
+
+    def _remind(self, pool: Pool, waiting: Queued, rank: int, now: Nanos) -> list[Command]:
+        """A request that waits is told of again; under another class it goes over to that queue.
+
+        With the age that it has, and however many wait there: it was taken in before.
+        """
+        if rank == waiting.rank:
+            return [placing.hold(pool, waiting)]
+        nominee = waiting.nominee
+        pool.unqueue(waiting)
+        self._num_arrived += 1
+        queued = replace(waiting, rank=rank, order=self._num_arrived, nominee=None)
+        pool.enqueue(queued)
+        out = self._serve(pool, queued, now)
+        return out if nominee is None else [*out, *self._room_at(nominee, now)]
 
     def _withdraw(self, event: RequestWithdrawn, now: Nanos) -> list[Command]:
         pool = self.pools.get(event.pool)

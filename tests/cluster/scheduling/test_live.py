@@ -296,3 +296,41 @@ async def test_a_core_that_fails_ends_the_head_whoever_told_it() -> None:
         live.on_report(A, load.instance_load(), load)
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(live.run(), 5)
+
+
+def test_what_waits_is_listed_in_the_order_of_its_queue_with_its_name_and_age() -> None:
+    rig = Rig(A)
+    rig.report(A, free=0, running=1)
+    rig.place("r1", tokens=20)
+    rig.place("r2", waited=5 * 10**9)
+    rig.place("u", cls="urgent")
+    found = rig.live.waiting()
+    assert [(each.request, each.priority_class, each.position) for each in found] == [
+        ("u", "urgent", 1), ("r2", "normal", 1), ("r1", "normal", 2),
+    ]  # fmt: skip
+    assert [each.nominated for each in found] == [A, A, ""]
+    assert (found[2].model, found[2].priority, found[2].tokens) == (M, 10, 20)
+    assert 5 <= found[1].waited_s < 6
+    rig.live.withdraw(G, RequestId("u"))
+    assert [each.request for each in rig.live.waiting()] == ["r2", "r1"]
+
+
+def test_one_that_is_asked_for_under_another_class_goes_over_and_can_be_replayed(
+    tmp_path: Path,
+) -> None:
+    recorder = open_recording(tmp_path, Term(3))
+    assert recorder is not None
+    rig = Rig(A, recorder=recorder)
+    rig.report(A, free=0, running=1)
+    rig.place("r", ask=4)
+    rig.place("r", ask=4, cls="urgent")
+    (waits,) = rig.live.waiting()
+    assert (waits.priority_class, waits.position) == ("urgent", 1)
+    assert [type(answer) for _, answer in rig.heard()] == [Held, Held]
+    (known,) = rig.live.decisions.find("r")
+    assert known.priority_class == "urgent"
+    assert "from normal to urgent" in [each.why for each in known.decisions]
+    recorder.close()
+    again = Scheduler(Policies())
+    for entry in Recording(recorder.path).entries():
+        assert command_bytes(again.handle(entry.event, entry.at)) == entry.commands

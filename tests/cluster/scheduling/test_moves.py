@@ -10,6 +10,7 @@ from llx.api import MoveOutcome as Outcome
 from llx.cluster.audit import AuditTrail
 from llx.cluster.fleet import Fleet
 from llx.cluster.migrations import Migrations
+from llx.cluster.requests import Requests
 from llx.cluster.scheduling.moves import PolicyMoves
 from llx.cluster.unit import Unit
 from llx.core.model import Blocks, Epoch, InstanceId, MigrationId, Nanos, PoolName, RequestId, Term
@@ -58,7 +59,9 @@ class Rig:
             settings, "cpu", Term(7), {}, {each: unit(each) for each in ("m-0", "m-1")}, {},
             nothing, loads, "", folder,
         )  # fmt: skip
-        self.migrations = Migrations(self.fleet, AuditTrail(folder / "events"))
+        self.migrations = Migrations(
+            self.fleet, AuditTrail(folder / "events"), Requests(self.fleet, tuple)
+        )
         self.moves = PolicyMoves(self.fleet, self.migrations)
         self.ended: list[MoveEnded] = []
         self.migrations.tell_over(self.over)

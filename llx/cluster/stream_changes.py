@@ -1,0 +1,95 @@
+"""What operators want changed of requests, said to the gateways that hold their streams.
+
+Every gateway is asked, as nobody keeps a list of who has which request; all of them answer.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from llx.cluster.gateway_line import GatewayLine
+from llx.core.model import ClassName, RequestId, Term
+from llx.wire import CancelRequests, Change, Changed, ReclassRequests
+
+_ANSWER_S: Final = 3.5
+"""More than a gateway waits for instances: `llx.gateway.changes`."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a change.
+
+    Attributes:
+        done: For which requests it has come about.
+        not_done: For which it has not, and why.
+        silent: Gateways that have not answered; one of these may have those that are in neither.
+    """
+
+    done: set[RequestId] = field(default_factory=set)
+    not_done: dict[RequestId, str] = field(default_factory=dict)
+    silent: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A change that is under way."""
+
+    outcome: Outcome
+    waits_for: dict[bytes, str]
+    is_over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class StreamChanges:
+    """Has gateways change requests.
+
+    Args:
+        line: To the gateways; it tells this object what they answer.
+        term: This head's.
+        answer_s: So long a gateway has for its answer.
+    """
+
+    def __init__(self, line: GatewayLine, term: Term, answer_s: float = _ANSWER_S) -> None:
+        self._line = line
+        self._term = term
+        self._answer_s = answer_s
+        self._numbers = itertools.count(1)
+        self._open: dict[int, _Open] = {}
+        line.tell_changed(self._on_changed)
+
+    async def cancel(self, requests: Sequence[RequestId]) -> Outcome:
+        """End requests."""
+        return await self._ask(lambda n: CancelRequests(self._term, n, list(requests)))
+
+    async def reclass(
+        self, requests: Sequence[RequestId], name: ClassName, priority: int
+    ) -> Outcome:
+        """Have requests served as of another class."""
+        return await self._ask(
+            lambda n: ReclassRequests(self._term, n, list(requests), name, priority)
+        )
+
+    async def _ask(self, change: Callable[[int], Change]) -> Outcome:
+        number, gateways = next(self._numbers), self._line.present()
+        found = self._open[number] = _Open(Outcome(), gateways)
+        try:
+            for identity in list(gateways):
+                self._line.tell(identity, change(number))
+            if gateways:
+                async with asyncio.timeout(self._answer_s):
+                    await found.is_over.wait()
+        except TimeoutError:
+            found.outcome.silent = list(gateways.values())
+        finally:
+            del self._open[number]
+        return found.outcome
+
+    def _on_changed(self, gateway: bytes, changed: Changed) -> None:
+        found = self._open.get(changed.change)
+        if found is None or found.waits_for.pop(gateway, None) is None:
+            return
+        found.outcome.done.update(changed.done)
+        found.outcome.not_done.update(changed.not_done)
+        if not found.waits_for:
+            found.is_over.set()
