@@ -8,7 +8,9 @@ An ASGI application around vLLM's own, one of which exists per pool:
 It answers only what must be answered before a pool is known; everything else is vLLM's to say.
 """
 
+import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -35,6 +37,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY_BYTES = 64 << 20
+_TIMEOUT_HEADER = b"x-llx-timeout"
+_LONGEST_S = 86400.0
 _ERROR_EVENT = b'data: {"error"'
 """How the last event of a stream begins that vLLM could not finish; ``[DONE]`` follows."""
 FORWARDED = frozenset(
@@ -155,6 +159,7 @@ class GatewayApp:
             body = await _read_body(receive)
             probe = self._look(body)
             self._classify(headers, probe, tenant, http)
+            _limit_time(headers, http)
             pool = self._pool(probe.model)
             self._require_instances([pool])
             inner = _with_request_id(scope, http)
@@ -228,6 +233,21 @@ class GatewayApp:
             if card["id"] == name:
                 return msgspec.json.encode(card)
         raise _refused(404, "NotFoundError", f"The model `{name}` does not exist.")
+
+
+def _limit_time(headers: dict[bytes, bytes], http: context.RequestContext) -> None:
+    """Take in how long the client is going to wait, if it says so."""
+    raw = headers.get(_TIMEOUT_HEADER)
+    if raw is None:
+        return
+    try:
+        limit_s = float(raw)
+    except ValueError:
+        limit_s = math.nan
+    if not 0 < limit_s <= _LONGEST_S:
+        name = _TIMEOUT_HEADER.decode()
+        raise _refused(400, "BadRequestError", f"{name} takes seconds, above 0 to {_LONGEST_S:g}")
+    http.limit_s, http.deadline = limit_s, asyncio.get_running_loop().time() + limit_s
 
 
 def _refused(status: int, kind: str, message: str, *, retry_after_s: int = 0) -> _Refused:

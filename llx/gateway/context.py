@@ -24,6 +24,10 @@ class RequestContext:
     priority: int
     instances: list[str] = field(default_factory=list)
     """Instance of each generation (one per choice), in order of dispatch."""
+    deadline: float | None = None
+    """When nobody waits for it any longer, on the clock of the event loop."""
+    limit_s: float = 0.0
+    """How long that was from its arrival, as its client said."""
     charge: Callable[[int], None] = lambda _: None
     """Told of its tokens, prompts and outputs, as they are computed."""
     refusal: Refusal | None = None

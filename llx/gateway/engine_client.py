@@ -36,7 +36,7 @@ from llx.gateway import context
 from llx.gateway.clocks import ClockOffset
 from llx.gateway.pace import MoveLog
 from llx.gateway.placement import Placement, Wanted
-from llx.gateway.refusals import CANCELLED, NO_INSTANCE, Refusal, lost, of_answer
+from llx.gateway.refusals import CANCELLED, NO_INSTANCE, Refusal, lost, of_answer, timed_out
 from llx.gateway.roster import Roster
 from llx.gateway.sent import Sent
 from llx.wire import AskOwner, FromLlumlet, Moving, NotPlaced, Outputs, Ruling
@@ -162,6 +162,9 @@ class PoolClient(AsyncMPClient):
         )
         self._sent[sent.request] = sent
         self.counters.num_requests += 1
+        if http is not None and http.deadline is not None:
+            loop, late = asyncio.get_running_loop(), timed_out(http.limit_s)
+            sent.deadline = loop.call_at(http.deadline, self._end_answer, sent, late)
         self._ask(sent)
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
@@ -275,16 +278,18 @@ class PoolClient(AsyncMPClient):
         An answer with several generations ends with any of them, as vLLM does not go on then.
         """
         sent = self._sent.get(request)
-        if sent is None:
-            return False
+        if sent is not None:
+            self._end_answer(sent, CANCELLED)
+        return sent is not None
+
+    def _end_answer(self, sent: Sent, refusal: Refusal) -> None:
         together = [sent.request]
         if sent.http is not None:
-            sent.http.refusal = sent.http.refusal or CANCELLED
+            sent.http.refusal = sent.http.refusal or refusal
             together = [each.request for each in self._sent.values() if each.http is sent.http]
         for each in together:
-            log.info("pool.cancelled request=%s", each)
+            log.info("pool.ended request=%s why=%s", each, refusal.message)
             self._end_in_error(each)
-        return True
 
     def reclass(self, request: RequestId, name: ClassName, priority: int) -> bool:
         """Place and send a request as of another class from now on. False if it is not here.
@@ -517,7 +522,8 @@ class PoolClient(AsyncMPClient):
 
     def _forget(self, request: RequestId) -> Stream | None:
         sent = self._sent.pop(request, None)
-        if sent is not None and sent.pause is not None:
-            sent.pause.cancel()
+        for timer in () if sent is None else (sent.pause, sent.deadline):
+            if timer is not None:
+                timer.cancel()
         self._early.pop(request, None)
         return self._streams.end(request)

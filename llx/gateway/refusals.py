@@ -48,7 +48,16 @@ CANCELLED: Final = Refusal(
 """499, as where gRPC's CANCELLED has to be an HTTP status: clients do not repeat by themselves what
 ends with it, as they do with 5xx."""
 
-OF_TAKEN: Final = frozenset({LOST, CANCELLED.kind})
+_TIMED_OUT: Final = "TimeoutError"
+
+
+def timed_out(limit_s: float) -> Refusal:
+    """It did not end in the time that its client gave it."""
+    message = f"the request did not end within the {limit_s:g} s that it was given"
+    return Refusal(HTTPStatus.GATEWAY_TIMEOUT, _TIMED_OUT, message)
+
+
+OF_TAKEN: Final = frozenset({LOST, CANCELLED.kind, _TIMED_OUT})
 """The kinds of answers to requests that were taken first."""
 
 _OF_REASON: Final = {

@@ -33,6 +33,8 @@ class Sent:
     """Why it has to be placed again; empty at first."""
     pause: asyncio.TimerHandle | None = None
     """Ends the pause before it is."""
+    deadline: asyncio.TimerHandle | None = None
+    """Ends it, when its client waits no longer."""
     pace: Pace = field(default_factory=Pace)
 
     @property

@@ -176,6 +176,27 @@ async def test_a_full_queue_refuses_and_who_leaves_it_is_forgotten(client: Clien
     assert {each.status_code for each in await asyncio.gather(*held)} == {200}
 
 
+async def test_what_does_not_end_in_the_clients_time_is_ended_and_frees_its_place(
+    client: Client,
+) -> None:
+    headers = {"x-llx-timeout": "2"}
+    body = client.body(LONG, "x")
+    async with client.busy():
+        waits = await client.http.post("/v1/completions", json=body, headers=headers)
+        assert waits.status_code == 504
+        assert sum((await client.head(waiting)).values()) == 0
+    lines = []
+    url, body = "/v1/completions", body | {"stream": True}
+    async with client.http.stream("POST", url, json=body, headers=headers) as runs:
+        assert runs.status_code == 200
+        lines = [each async for each in runs.aiter_lines() if each]
+    assert json.loads(lines[0].removeprefix("data: "))["choices"]
+    message = "the request did not end within the 2 s that it was given"
+    assert json.loads(lines[-2].removeprefix("data: "))["error"]["message"] == message
+    assert lines[-1] == "data: [DONE]"
+    await client.until(lambda head: sum(loads(head)) == 0)
+
+
 async def test_a_full_instance_gives_to_an_empty_one_unless_that_is_paused(client: Client) -> None:
     async def skew(stack: AsyncExitStack) -> None:
         await client.head(lambda head: head.cordon_instance("m-1", is_on=True))

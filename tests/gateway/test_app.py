@@ -318,3 +318,22 @@ async def test_a_tenant_at_its_limit_hears_so_and_others_do_not():
     assert overdrawn.status_code == 429
     assert 25 <= int(overdrawn.headers["retry-after"]) <= 31
     assert app.num_open == 0
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "soon", "nan", "1e9"])
+async def test_a_time_limit_that_makes_no_sense_is_refused(given):
+    client, pools, _ = make()
+    headers = {"x-llx-timeout": given}
+    answer = await client.post("/v1/completions", json=body_of(), headers=headers)
+    assert answer.status_code == 400
+    assert "x-llx-timeout takes seconds" in answer.json()["error"]["message"]
+    assert pools["tiny"].app.calls == []
+
+
+async def test_a_time_limit_counts_from_the_arrival():
+    client, pools, _ = make()
+    before = asyncio.get_running_loop().time()
+    await client.post("/v1/completions", json=body_of(), headers={"x-llx-timeout": "2.5"})
+    http = pools["tiny"].app.calls[0][2]
+    assert http.limit_s == 2.5
+    assert 2.5 <= http.deadline - before <= 7.5
