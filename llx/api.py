@@ -304,6 +304,30 @@ class RequestList(_Resource):
     not_asked: list[str] = []
 
 
+class EventStatus(_Resource):
+    """Something that happened, or was done: its kind, such as ``instance.failed``, and by whom.
+
+    `at` in seconds of the epoch; `fields`: what else is told of it, by its kind.
+    """
+
+    at: float
+    kind: str
+    user: str = ""
+    fields: dict[str, str | float | bool | None] = {}
+
+
+class EventList(_Resource):
+    """Events, the oldest first: the last of the `num_found` that a filter lets through.
+
+    `cursor`: to be given as `after` for what comes next.
+    """
+
+    api_version: Literal["v1"] = "v1"
+    events: list[EventStatus]
+    num_found: int = 0
+    cursor: str = ""
+
+
 class RequestVerb(StrEnum):
     """What can be done to requests."""
 

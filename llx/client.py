@@ -21,6 +21,7 @@ from llx.api import (
     ChangeReport,
     ClusterStatus,
     ErrorBody,
+    EventList,
     Explanation,
     GatewayStatus,
     HostStatus,
@@ -349,6 +350,32 @@ class ControlClient:
             NotFoundError: Nothing is known of it, or no longer.
         """
         return self._request("GET", f"explain/{_quoted(request)}", Explanation)
+
+    def events(
+        self,
+        *,
+        since: float = 0.0,
+        after: str = "",
+        kinds: Sequence[str] = (),
+        match: str = "",
+        limit: int = 1000,
+    ) -> EventList:
+        """What has happened and what was done, the oldest first: the last `limit` at most.
+
+        Args:
+            since: Not before that, in seconds of the epoch.
+            after: The `cursor` of an earlier answer: only what has come since.
+            kinds: ``instance.failed``, or all kinds below ``instance``; empty: all.
+            match: That contain this.
+            limit: How many.
+
+        Raises:
+            ConfigError: `after` is no cursor.
+        """
+        params: dict[str, Any] = {
+            "since": since, "after": after, "kind": list(kinds), "match": match, "limit": limit,
+        }  # fmt: skip
+        return self._request("GET", "events", EventList, params=params)
 
     def logs(
         self, name: str, *, offset: int | None = None, limit: int = 65536, tail: int = 200

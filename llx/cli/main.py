@@ -16,6 +16,7 @@ from llx.cli import (
     demo,
     doctor,
     down,
+    events,
     explain,
     generate,
     host,
@@ -90,6 +91,7 @@ app.command("queue")(queue.queue)
 app.command("explain")(explain.explain)
 app.add_typer(policy.app, name="policy")
 app.add_typer(mig.app, name="mig")
+app.command("events")(events.events)
 app.command("logs")(logs.logs)
 app.command("play")(play.play)
 app.command("generate")(generate.generate)

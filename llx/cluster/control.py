@@ -38,6 +38,7 @@ from llx.api import (
 from llx.client import ERROR_NAMES
 from llx.cluster.actions import DRAIN_S
 from llx.cluster.driver import ClusterDriver
+from llx.cluster.event_routes import add_event_routes
 from llx.cluster.migration_routes import User, add_migration_routes, add_snapshot_route
 from llx.cluster.request_routes import add_request_routes
 from llx.cluster.scheduling_routes import add_scheduling_routes
@@ -99,6 +100,7 @@ def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
     add_request_routes(app, driver.requests, driver.request_verbs)
     add_snapshot_route(app, driver.status, driver.requests, driver.migrations)
     add_scheduling_routes(app, driver.steering)
+    add_event_routes(app, driver.events_path)
     # `llx top` looks once a second, perhaps from afar; lists of requests shrink to a tenth.
     app.add_middleware(GZipMiddleware, minimum_size=_COMPRESS_FROM_BYTES, compresslevel=1)
     app.add_exception_handler(LlxError, _on_llx_error)

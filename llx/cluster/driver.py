@@ -84,6 +84,8 @@ class ClusterDriver:
     ) -> None:
         self.fleet = fleet
         self._audit = audit
+        self.events_path = state.events
+        """Where the trail lies."""
         self._state = state
         self._actions = Actions(fleet, audit, self._publish)
         self._judging = Judging(fleet, self._actions)

@@ -11,6 +11,7 @@ from llx.api import (
     ClusterState,
     ClusterStatus,
     ErrorBody,
+    EventList,
     Explanation,
     GatewayStatus,
     InstanceState,
@@ -162,6 +163,8 @@ class FakeHead(Server):
         self.migrated = MigrateReport()
         self.orders: list[MigrateRequest] = []
         self.queues = QueueList(queues=[])
+        self.events: list[EventList] = [EventList(events=[])]
+        """Answers, one after the other; the last one stays."""
         self.policies = PolicyList(policies=[])
         self.updates: list[PolicyUpdate] = []
         self.explained = Explanation(requests=[])
@@ -210,6 +213,8 @@ class FakeHead(Server):
         match path:
             case ["queues"]:
                 return self.queues
+            case ["events"] if handler.command == "GET":
+                return self.events.pop(0) if len(self.events) > 1 else self.events[0]
             case ["policies"] if handler.command == "PUT":
                 self.updates.append(PolicyUpdate.model_validate_json(body))
                 return self.policies

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -57,6 +58,7 @@ class StandIn:
         self.request_verbs = RequestVerbsStandIn(self)
         self.migrations = MigrationsStandIn(self)
         self.steering = SteeringStandIn(self)
+        self.events_path = Path("/nowhere/events.jsonl")
 
     def note_asked(self, *what: object) -> None:
         self.asked.append(what)

@@ -1,0 +1,129 @@
+"""`llx events`: what has happened to a cluster, and what was done to it."""
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llx.cli.failures import command
+from llx.cli.parameters import ContextOption, OutputOption, parse_duration
+from llx.cli.session import Session
+
+if TYPE_CHECKING:
+    from llx.api import EventList, EventStatus
+
+_LOOK_EVERY_S = 0.5
+_AGAIN_S = 2.0
+
+
+@command
+def events(
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Go on with what comes; as JSON, a line each.")
+    ] = False,
+    since: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_duration, metavar="DURATION", help="Only of so long.", show_default=False
+        ),
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="`instance.failed`, or all of `instance`; several times: either.",
+            show_default=False,
+        ),
+    ] = None,
+    match: Annotated[str, typer.Option(metavar="TEXT", help="Only those that contain it.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="The last so many.")] = 50,
+    output: OutputOption = None,
+    context: ContextOption = None,
+) -> None:
+    """Show what has happened and who did what, the newest last.
+
+    Example: llx events -f --kind instance --kind migration
+    """
+    session = Session(context_name=context, output_name=output)
+    start = 0.0 if since is None else max(0.0, time.time() - since)
+    kinds = tuple(kind or ())
+    with session.control() as control:
+        first = control.events(since=start, kinds=kinds, match=match, limit=limit)
+    if not follow:
+        _show(session, first)
+        return
+    _show_line_by_line(session, first.events)
+    for more in _following(session, first.cursor, kinds, match):
+        _show_line_by_line(session, more)
+
+
+def _following(
+    session: Session, cursor: str, kinds: tuple[str, ...], match: str
+) -> "Iterator[list[EventStatus]]":
+    """What comes, also past a head that goes away and comes back."""
+    from llx.errors import NotFoundError, RemoteError, UnreachableError
+
+    is_lost = False
+    while True:
+        try:
+            with session.control() as control:
+                while True:
+                    time.sleep(_LOOK_EVERY_S)
+                    found = control.events(after=cursor, kinds=kinds, match=match, limit=100_000)
+                    cursor, is_lost = found.cursor, False
+                    yield found.events
+        except (UnreachableError, RemoteError, NotFoundError) as error:
+            if not is_lost:
+                session.err.print(f"{error.message}; reconnecting", markup=False, soft_wrap=True)
+            is_lost = True
+            time.sleep(_AGAIN_S)
+
+
+def _show(session: Session, found: "EventList") -> None:
+    from llx.cli.render import emit
+
+    emit(
+        session.out,
+        session.output,
+        found,
+        [each.kind for each in found.events],
+        lambda _: _show_line_by_line(session, found.events),
+    )
+    left_out = found.num_found - len(found.events)
+    if left_out:
+        session.err.print(f"{left_out} earlier ones are not shown (--limit)")
+
+
+def _show_line_by_line(session: Session, found: "list[EventStatus]") -> None:
+    from llx.choices import OutputFormat
+    from llx.cli.render import as_json
+
+    for each in found:
+        match session.output:
+            case OutputFormat.TABLE | OutputFormat.WIDE:
+                session.out.print(event_line(each), markup=False, soft_wrap=True, highlight=False)
+            case OutputFormat.NAME:
+                session.out.file.write(f"{each.kind}\n")
+            case OutputFormat.JSON | OutputFormat.YAML:
+                session.out.file.write(as_json(each, is_line=True) + "\n")
+    session.out.file.flush()
+
+
+def event_line(event: "EventStatus") -> str:
+    """Such as ``2026-11-28 14:05:26  instance.failed  name=m-0 reason="exit code 1"``."""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
+    told = [f"{key}={_word(value)}" for key, value in event.fields.items() if value is not None]
+    by = f"  by {event.user}" if event.user else ""
+    return f"{at}  {event.kind:<22} {' '.join(told)}{by}".rstrip()
+
+
+def _word(value: str | float | bool) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:g}"
+        case _:
+            text = " ".join(str(value).split())
+            return f'"{text}"' if " " in text or not text else text

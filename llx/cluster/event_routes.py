@@ -1,0 +1,26 @@
+"""The control API's part about what has happened. What is kept is `AuditTrail`'s."""
+
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import FastAPI, Query
+
+from llx.api import API_VERSION, EventList
+from llx.cluster.event_reader import EventFilter, read_events
+
+Word = Annotated[str, Query(max_length=256)]
+
+
+def add_event_routes(app: FastAPI, path: Path) -> None:
+    """Add them to the application; `path`: where the trail lies."""
+
+    @app.get(f"/{API_VERSION}/events")
+    def events(
+        since: Annotated[float, Query(ge=0, description="Seconds of the epoch.")] = 0.0,
+        after: Annotated[str, Query(max_length=64, description="A cursor.")] = "",
+        kind: Annotated[list[str] | None, Query(max_length=32)] = None,
+        match: Word = "",
+        limit: Annotated[int, Query(ge=1, le=100_000)] = 1000,
+    ) -> EventList:
+        """What has happened and what was done, the oldest first."""
+        return read_events(path, EventFilter(since, after, tuple(kind or ()), match, limit))
