@@ -37,6 +37,7 @@ from llx.gateway import context
 from llx.gateway.clocks import ClockOffset
 from llx.gateway.pace import MoveLog, Pace
 from llx.gateway.placement import Placement, Wanted
+from llx.gateway.prefixes import PromptBlocks
 from llx.gateway.refusals import NO_INSTANCE, Refusal, lost, of_answer
 from llx.gateway.roster import Roster
 from llx.ports import Frame
@@ -155,6 +156,7 @@ class PoolClient(AsyncMPClient):
         self._placement = placement
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
+        self._prompt_blocks = PromptBlocks()
         self._streams = Streams()
         self._sent: dict[RequestId, _Sent] = {}
         self._early: dict[RequestId, list[_Given]] = {}
@@ -302,6 +304,8 @@ class PoolClient(AsyncMPClient):
 
     def _ask(self, sent: _Sent) -> None:
         http = sent.http
+        size = self._roster.prefix_block()
+        prefix = self._prompt_blocks.of(sent.payload, sent.outputs, size) if size else b""
         wanted = Wanted(
             self._pool,
             sent.request,
@@ -309,6 +313,8 @@ class PoolClient(AsyncMPClient):
             Tokens(sent.num_tokens),
             sent.since,
             sent.name,
+            prefix,
+            size,
         )
         self._placement.ask(wanted, self)
 

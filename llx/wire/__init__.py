@@ -64,6 +64,7 @@ from llx.wire.sessions import (
     Load,
     Outputs,
     Ping,
+    Prefixes,
     Ready,
     Refused,
     Reply,
@@ -114,6 +115,7 @@ __all__ = [
     "Place",
     "Placed",
     "PlacementAnswer",
+    "Prefixes",
     "Ready",
     "Refused",
     "Reply",
@@ -137,7 +139,7 @@ FromTarget = Reserved | MigrationRefused | Committed | Dropped
 ToLlumlet = Ruling | MigrateOrder | CancelMigration | ToTarget
 FromLlumlet = AskOwner | Moving | MigrationNews | FromTarget
 ToInstance = Hello | Ping | Bye | Add | Abort | Call | ToLlumlet
-FromInstance = Ready | Refused | Outputs | Load | Reply | Dead | FromLlumlet
+FromInstance = Ready | Refused | Outputs | Load | Prefixes | Reply | Dead | FromLlumlet
 ToScheduler = GatewayHello | GatewayReport | Place | Withdraw
 PlacementAnswer = Placed | Held | NotPlaced
 FromScheduler = Members | PlacementAnswer
