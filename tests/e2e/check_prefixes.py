@@ -77,7 +77,10 @@ def check_prefixes(rig: Rig) -> None:
     short = names(rig, prompt[: 3 * BLOCK], [])
     check("prefixes: not the last token's block", short == whole[:2], short)
     for change in ({"cache_salt": "s"}, {"lora_request": LoRARequest("a", 1, "/a")}):
-        check(f"prefixes: {change}", not set(names(rig, prompt, [], **change)) & one.known)
+        check(
+            f"prefixes: another {next(iter(change))}",
+            not set(names(rig, prompt, [], **change)) & one.known,
+        )
     skipping = rig.payload("r", prompt, {"skip_reading_prefix_cache": True}, 0)
     check("prefixes: none is read", PromptBlocks().of(skipping, [], BLOCK) == b"")
     check_dropped(rig, one)
@@ -93,9 +96,9 @@ def check_prefixes(rig: Rig) -> None:
 
 
 def check_dropped(rig: Rig, one: Listener) -> None:
-    """Others take the blocks, two of them the same ones at the same time."""
+    """Two make the same block at the same time; then others take all the blocks."""
     first = one.look().copy()
-    twins = [rig.add(prompt_of(BLOCK + 20, 52), {"max_tokens": 5}) for _ in range(2)]
+    twins = [rig.add(prompt_of(BLOCK + 20, 52), {"max_tokens": 20}) for _ in range(2)]
     for each in twins:
         rig.run(each)
     check("prefixes: a block is there twice", any(isinstance(b, dict) for b in table(rig).values()))
