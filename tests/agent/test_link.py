@@ -15,8 +15,8 @@ from llx.agent.link import InstanceLink, encode_arguments, peer_of_process
 from llx.agent.prefix_log import PrefixLog
 from llx.agent.prefix_reports import PrefixFeed, PrefixReports
 from llx.core.model import Blocks, Epoch, InstanceId, PoolName, RequestId, Term
-from llx.curve import Authenticator, ClusterKeys, make_dialer, make_listener
 from llx.core.prefix_blocks import unpacked
+from llx.curve import Authenticator, ClusterKeys, make_dialer, make_listener
 from llx.errors import ConfigError, RemoteError, UnreachableError
 from llx.pins import VLLM_VERSION
 

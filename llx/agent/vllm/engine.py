@@ -241,9 +241,10 @@ class LlxEngineCore(EngineCoreProc):
                 self.abort_requests(list(self.llx_ownership.of_peer(peer)))
             case OnCore():
                 request.run()
-                self.llx_report(is_forced=not self.scheduler.has_requests())
             case _:
                 super()._handle_client_request(request_type, request)
+        if request_type == _UTILITY:
+            self.llx_report(is_forced=not self.scheduler.has_requests())
         self._llx_settle()
 
     def _reject_add_in_shutdown(self, request: Request) -> bool:
