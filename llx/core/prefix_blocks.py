@@ -10,8 +10,8 @@ from typing import Final, NewType
 
 BlockName = NewType("BlockName", int)
 
-MOST_BLOCKS: Final = 1 << 18
-"""Of one instance; what it has beyond these is not told. 2 MiB of names."""
+MOST_BLOCKS: Final = 1 << 17
+"""Of one instance; what it has beyond these is not told. 1 MiB of names."""
 _BYTES: Final = 8
 
 

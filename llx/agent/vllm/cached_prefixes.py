@@ -60,11 +60,11 @@ class CachedPrefixes(EventPublisher):
 
     def flush(self) -> None:
         """Take in what has happened outside of steps: arrivals, resets."""
-        self._note(self._manager.take_events())
+        note_events(self._log, self._manager.take_events())
 
     def publish(self, events: EventBatch) -> None:
         """`EventPublisher`: what has happened up to the end of a step."""
-        self._note(events.events)
+        note_events(self._log, events.events)
 
     def shutdown(self) -> None:
         """`EventPublisher`: there is nothing to end."""
@@ -84,15 +84,17 @@ class CachedPrefixes(EventPublisher):
         else:
             self._log.end()
 
-    def _note(self, events: Iterable[Any]) -> None:
-        for event in events:
-            match event:
-                case BlockStored(block_hashes=hashes):
-                    self._log.add(map(block_name, hashes))
-                case BlockRemoved(block_hashes=hashes):
-                    self._log.remove(map(block_name, hashes))
-                case AllBlocksCleared():
-                    self._log.clear()
+
+def note_events(log: PrefixLog, events: Iterable[Any]) -> None:
+    """Take what events say into a log."""
+    for event in events:
+        match event:
+            case BlockStored(block_hashes=hashes):
+                log.add(map(block_name, hashes))
+            case BlockRemoved(block_hashes=hashes):
+                log.remove(map(block_name, hashes))
+            case AllBlocksCleared():
+                log.clear()
 
 
 def _block_of(scheduler: Any) -> int:

@@ -262,17 +262,22 @@ async def test_a_live_recording_replays_byte_for_byte(tmp_path: Path) -> None:
     rig.live.withdraw(G, RequestId("r11"))
     rig.live.on_up(B)
     rig.report(B)
+    rig.live.configure([replace(CONFIG, dispatch="prefix_aware")])
+    rig.live.on_prefixes(M, B, caches(1, 2))
+    rig.place("alike", tokens=70, prefix=(1, 2, 3))
     running = asyncio.create_task(rig.live.run())
     await asyncio.sleep(ROUND_S * 1.5)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     recording, core = Recording(tmp_path / "term-3.jsonl"), Scheduler(Policies())
     assert recording.origin == "cluster"
-    kinds = set()
+    kinds, hits = set(), set()
     for entry in recording.entries():
         assert command_bytes(core.handle(entry.event, entry.at)) == entry.commands, entry.line
         kinds.add(type(entry.event).__name__)
+        hits.update(getattr(entry.event, "prefix_hits", ()))
     assert recording.stopped is None
+    assert hits == {(B, 32)}
     assert {"PoolConfigured", "RequestArrived", "LoadReported", "InstanceChanged"} <= kinds
     assert "Ticked" in kinds
 
