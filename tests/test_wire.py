@@ -26,6 +26,7 @@ from_instance = st.one_of(
     st.builds(wire.Outputs, small, st.lists(st.tuples(small, small))),
     st.builds(wire.Load, *[small] * 11,
               st.dictionaries(st.integers(-9, 9), st.tuples(small, small, small))),
+    st.builds(wire.Prefixes, small, small, small, st.booleans(), st.binary(), st.binary()),
     st.builds(wire.Reply, small, ids),
     st.builds(wire.Dead, ids),
 )  # fmt: skip

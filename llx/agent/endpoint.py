@@ -20,6 +20,7 @@ import zmq
 
 from llx import __version__
 from llx.agent.free_port import bind_within
+from llx.agent.prefix_reports import PrefixReports
 from llx.agent.taken import Taken
 from llx.core.model import RequestId, Term
 from llx.curve import Authenticator, ClusterKeys, make_listener
@@ -114,6 +115,7 @@ class InstanceEndpoint:
         engine_ready: The engine's own ready message, passed on in `Ready`.
         sink: The engine.
         llumlet: Its migration end, if it can migrate.
+        prefixes: Tells what is in its prefix cache, if it can.
         allowed_calls: Utility names that peers may call; all others are refused unread.
         lease_s: A peer silent for longer loses its requests.
         report_interval_s: Least time between two load reports to a peer.
@@ -129,6 +131,7 @@ class InstanceEndpoint:
         engine_ready: bytes,
         sink: EngineSink,
         llumlet: Llumlet | None = None,
+        prefixes: PrefixReports | None = None,
         allowed_calls: frozenset[str],
         lease_s: float = 10.0,
         report_interval_s: float = 0.02,
@@ -142,6 +145,7 @@ class InstanceEndpoint:
         self._engine_ready = engine_ready
         self._sink = sink
         self._llumlet = llumlet
+        self._prefixes = prefixes
         self._allowed_calls = allowed_calls
         self._lease_s = lease_s
         self._interval_s = report_interval_s
@@ -282,8 +286,7 @@ class InstanceEndpoint:
         match message:
             case Ping(session=session):
                 if session == peer.session:
-                    peer.expires_at = now + self._lease_s
-                    peer.report_every_s = min(message.report_every_s, _REPORT_AT_LEAST_EVERY_S)
+                    self._renew(peer, message, now)
             case Bye(session=session):
                 if session == peer.session:
                     self._end(peer, "bye")
@@ -295,6 +298,13 @@ class InstanceEndpoint:
                 self._call(peer, message, payload)
             case _:
                 self._pass_on(peer, message, payload)
+
+    def _renew(self, peer: _Peer, ping: Ping, now: float) -> None:
+        peer.expires_at = now + self._lease_s
+        peer.report_every_s = min(ping.report_every_s, _REPORT_AT_LEAST_EVERY_S)
+        if self._prefixes is not None and self._prefixes.ask(peer.index, ping.prefixes):
+            self._is_report_due = True
+            self._outbox.put(None)
 
     def _call(self, peer: _Peer, message: Call, payload: list[memoryview]) -> None:
         method = message.method
@@ -374,6 +384,8 @@ class InstanceEndpoint:
         del self._peers[peer.identity]
         self._by_index.pop(peer.index, None)
         self._sink.drop_peer(peer.index)
+        if self._prefixes is not None:
+            self._prefixes.leave(peer.index)
         if self._llumlet is not None:
             self._llumlet.drop_peer(peer.index)
 
@@ -438,11 +450,18 @@ class InstanceEndpoint:
                 continue
             mark = seen.get(peer.index, 0)
             covers = self._covers(peer, num_taken)
+            if self._prefixes is not None:
+                self._send_prefixes(self._prefixes, peer, now)
             if not covers and peer.reported is not None and _same(peer.reported, load, mark):
                 continue
             peer.reported, peer.reported_at = (load, mark), now
             message = msgspec.structs.replace(load, session=peer.session, seen=mark, covers=covers)
             self._out.send_multipart([peer.identity, encode(message)], copy=False)
+
+    def _send_prefixes(self, prefixes: PrefixReports, peer: _Peer, now: float) -> None:
+        if (news := prefixes.next(peer.index, peer.session)) is not None:
+            peer.reported_at = now
+            self._out.send_multipart([peer.identity, encode(news)], copy=False)
 
     def _covers(self, peer: _Peer, num_taken: int) -> list[RequestId]:
         """What this report tells a scheduler of for the first time."""

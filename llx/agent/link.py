@@ -19,6 +19,7 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from llx import __version__
+from llx.agent.prefix_reports import PrefixFeed
 from llx.core.ledger import InFlightLedger
 from llx.core.model import Blocks, Epoch, InstanceLoad, RequestId, Term
 from llx.curve import ClusterKeys, make_dialer
@@ -41,6 +42,7 @@ from llx.wire import (
     Member,
     Outputs,
     Ping,
+    Prefixes,
     Ready,
     Refused,
     Reply,
@@ -114,6 +116,7 @@ class InstanceLink:
         role: ``gateway``, ``scheduler`` or ``llumlet``.
         events: Who is told.
         term: The scheduler's.
+        prefixes: Hears what is in the instance's prefix cache, while it wants to.
     """
 
     def __init__(
@@ -126,8 +129,10 @@ class InstanceLink:
         role: str,
         events: LinkEvents,
         term: Term | None = None,
+        prefixes: PrefixFeed | None = None,
     ) -> None:
         self.member = member
+        self.prefixes = prefixes or PrefixFeed(lambda _: None)
         self.info: InstanceInfo | None = None
         self.engine_ready = b""
         self.is_ready = False
@@ -257,6 +262,7 @@ class InstanceLink:
         self._session = secrets.randbits(62)
         self.ledger = InFlightLedger()
         self.load = self.report = None
+        self.prefixes.begin_anew()
         self._in, self._out = self._dial(), self._dial()
         # Nothing is queued for who is not there. Not on `_out`: a connection that ends takes along
         # what has arrived there and was not read yet.
@@ -296,7 +302,7 @@ class InstanceLink:
             await self._offer(hello)
             await asyncio.sleep(_HELLO_EVERY_S)
         while True:
-            await self._offer(Ping(self._session, self.report_every_s))
+            await self._offer(Ping(self._session, self.report_every_s, self.prefixes.ask))
             await asyncio.sleep(_PING_EVERY_S)
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
@@ -316,7 +322,7 @@ class InstanceLink:
             self._handle(self._decoder.decode(frames[0]), frames[1:])
 
     def _handle(self, message: FromInstance, payload: list[memoryview]) -> None:
-        if isinstance(message, (Outputs, Load, Ready, Refused)) and (
+        if isinstance(message, (Outputs, Load, Prefixes, Ready, Refused)) and (
             message.session != self._session
         ):
             return
@@ -327,6 +333,8 @@ class InstanceLink:
                 self.ledger.settle(seen)
                 self.load, self.report = message.instance_load(), message
                 self._events.on_load(self, self.load)
+            case Prefixes():
+                self.prefixes.hear(message)
             case Ready(info=info, engine_ready=engine_ready):
                 if not self.is_ready:
                     self._check_identity(info)

@@ -198,7 +198,7 @@ class ClusterDriver:
         self._schedule()
         self.scheduler.follow(self.fleet.present())
         if self.fleet.line.version or self._knows_enough():
-            await self.fleet.line.publish(members)
+            await self.fleet.line.publish(members, self.scheduler.by_prefix)
             self.scheduler.open()
 
     def _schedule(self) -> None:
@@ -214,6 +214,7 @@ class ClusterDriver:
             )
             for model in settings.models
         )
+        self.fleet.loads.want_prefixes(self.scheduler.by_prefix)
         paused = book.paused(model.name for model in settings.models)
         self.scheduler.pause(PoolName(each) for each in paused)
 

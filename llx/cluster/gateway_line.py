@@ -10,14 +10,14 @@ back, and the one that was started in its place. Only that on the expected host 
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import zmq
 import zmq.asyncio
 
-from llx.core.model import RequestId, Term
+from llx.core.model import PoolName, RequestId, Term
 from llx.curve import Authenticator, ClusterKeys, make_listener
 from llx.errors import ConflictError, WireError
 from llx.log import get_log
@@ -102,6 +102,7 @@ class GatewayLine:
         self._rebind_for_s = rebind_for_s
         self._version = 0
         self._members: list[Member] = []
+        self._by_prefix: list[PoolName] = []
         self._views: dict[str, GatewayView] = {}
         self._host_of: HostOf | None = None
         self._on_moves: OnMoves | None = None
@@ -204,11 +205,15 @@ class GatewayLine:
             if not view.is_silent
         )
 
-    async def publish(self, members: list[Member]) -> None:
-        """Make `members` the list; gateways hear of it if it is another one."""
-        if self._version and members == self._members:
+    async def publish(self, members: list[Member], by_prefix: Iterable[PoolName] = ()) -> None:
+        """Make `members` the list; gateways hear of it if it is another one.
+
+        `by_prefix`: see `Members`.
+        """
+        pools = sorted(by_prefix)
+        if self._version and (members, pools) == (self._members, self._by_prefix):
             return
-        self._members = members
+        self._members, self._by_prefix = members, pools
         self._version += 1
         log.info("members.published", version=self._version, instances=_names(members))
         for view in list(self._expected()):
@@ -301,7 +306,7 @@ class GatewayLine:
         log.warning("gateway.not_expected", gateway=hello.gateway, host=hello.host, url=hello.url)
 
     async def _send(self, identity: bytes) -> None:
-        message = Members(self._term, self._version, self._members)
+        message = Members(self._term, self._version, self._members, self._by_prefix)
         try:
             await self._socket.send_multipart([identity, encode(message)])
         except zmq.ZMQError as error:

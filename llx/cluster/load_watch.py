@@ -5,18 +5,29 @@ Each ready instance is dialled as a peer of role ``scheduler``, which sends no r
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Protocol
 
 import zmq.asyncio
 
 from llx.agent.link import InstanceLink, peer_of_process, report_interval_s
-from llx.core.model import InstanceId, InstanceLoad, Term
+from llx.agent.prefix_reports import PrefixFeed
+from llx.core.model import InstanceId, InstanceLoad, PoolName, Term
 from llx.curve import ClusterKeys
 from llx.errors import UnreachableError
 from llx.log import get_log
 from llx.ports import Frame
-from llx.wire import FromLlumlet, InstanceInfo, Load, Member, MigrationNews, Outputs, ToLlumlet
+from llx.wire import (
+    FromLlumlet,
+    InstanceInfo,
+    Load,
+    Member,
+    MigrationNews,
+    Outputs,
+    Prefixes,
+    ToLlumlet,
+)
 
 log = get_log(__name__)
 
@@ -39,6 +50,9 @@ class LoadEvents(Protocol):
 
     def on_report(self, instance: InstanceId, load: InstanceLoad, report: Load) -> None:
         """It has reported: the load, and all that it said."""
+
+    def on_prefixes(self, pool: PoolName, instance: InstanceId, report: Prefixes) -> None:
+        """It has said what is in its prefix cache; see `LoadWatch.want_prefixes`."""
 
     def on_down(self, instance: InstanceId) -> None:
         """Nothing is heard of it any more; its link may come back."""
@@ -83,11 +97,17 @@ class LoadWatch:
                     role="scheduler",
                     events=self,
                     term=self._term,
+                    prefixes=PrefixFeed(partial(self._on_prefixes, member.pool, instance)),
                 )
                 self._links[instance] = link
                 link.start()
         for link in self._links.values():
             link.report_every_s = report_interval_s(len(self._links))
+
+    def want_prefixes(self, pools: Collection[PoolName]) -> None:
+        """Have the instances of these pools, and no others, say what is in their prefix caches."""
+        for link in self._links.values():
+            link.prefixes.want(link.member.pool in pools)
 
     def is_up(self, instance: str) -> bool:
         """Whether a session stands: the instance was heard of within the link's own seconds."""
@@ -186,6 +206,11 @@ class LoadWatch:
             if self._events is not None:
                 assert link.report is not None, "it has just come"
                 self._events.on_report(link.member.instance, load, link.report)
+
+    def _on_prefixes(self, pool: PoolName, instance: InstanceId, report: Prefixes) -> None:
+        link = self._links.get(instance)
+        if link is not None and link.is_ready and self._events is not None:
+            self._events.on_prefixes(pool, instance, report)
 
     def on_llumlet(self, link: InstanceLink, message: FromLlumlet) -> None:
         """News of migrations; the rest is for gateways and other instances."""

@@ -36,6 +36,7 @@ from llx.gateway import context
 from llx.gateway.clocks import ClockOffset
 from llx.gateway.pace import MoveLog
 from llx.gateway.placement import Placement, Wanted
+from llx.gateway.prefixes import PromptBlocks
 from llx.gateway.refusals import CANCELLED, NO_INSTANCE, Refusal, lost, of_answer, timed_out
 from llx.gateway.roster import Roster
 from llx.gateway.sent import Sent
@@ -122,6 +123,7 @@ class PoolClient(AsyncMPClient):
         self._placement = placement
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
+        self._prompt_blocks = PromptBlocks()
         self._streams = Streams()
         self._sent: dict[RequestId, Sent] = {}
         self._early: dict[RequestId, list[_Given]] = {}
@@ -318,6 +320,8 @@ class PoolClient(AsyncMPClient):
     # ------------------------------------------------------------------ placement
 
     def _ask(self, sent: Sent) -> None:
+        size = self._roster.prefix_block()
+        prefix = self._prompt_blocks.of(sent.payload, sent.outputs, size) if size else b""
         wanted = Wanted(
             self._pool,
             sent.request,
@@ -325,6 +329,8 @@ class PoolClient(AsyncMPClient):
             Tokens(sent.num_tokens),
             sent.since,
             sent.name,
+            prefix,
+            size,
         )
         self._placement.ask(wanted, self)
 

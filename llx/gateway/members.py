@@ -188,6 +188,7 @@ class Membership:
         for name, pool in self._pools.items():
             wanted = {each.instance: each for each in members.members if each.pool == name}
             self._converge(pool, wanted)
+            pool.roster.is_by_prefix = name in members.by_prefix
         self._known = (members.term, members.version)
         self._placement.hear_term(members.term)
 

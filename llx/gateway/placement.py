@@ -65,6 +65,8 @@ class Wanted:
     num_tokens: Tokens
     since: float
     name: str = ""
+    prefix: bytes = b""
+    prefix_block: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -251,4 +253,6 @@ def _place(wanted: Wanted, ask: int, now: float) -> Place:
         wanted.num_tokens,
         Nanos(int((now - wanted.since) * 1e9)),
         wanted.name,
+        wanted.prefix,
+        wanted.prefix_block,
     )

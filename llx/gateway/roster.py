@@ -25,6 +25,8 @@ class Roster:
         self._slots: dict[InstanceId, int] = {}
         self._max_slots = max_slots
         self._dispatch = POLICIES[policy]
+        self.is_by_prefix = False
+        """Whether the scheduler looks for a request's beginning in prefix caches."""
         self.ready_event = asyncio.Event()
 
     def join(self, link: InstanceLink) -> None:
@@ -51,6 +53,16 @@ class Roster:
     def ready(self) -> list[InstanceLink]:
         """Links whose session stands and whose load is known."""
         return [link for link in self._links.values() if link.is_ready and link.load is not None]
+
+    def prefix_block(self) -> int:
+        """Tokens of a block of the instances' prefix caches; 0: nobody wants to know of them.
+
+        Where they differ it is the first one's, and the others are not found to have anything.
+        """
+        if not self.is_by_prefix:
+            return 0
+        infos = (link.info for link in self._links.values() if link.info is not None)
+        return next((info.prefix_block for info in infos if info.prefix_block), 0)
 
     def update(self) -> None:
         """Re-evaluate whether any instance can take requests; call when a link changes."""

@@ -67,6 +67,7 @@ from llx.wire.sessions import (
     Load,
     Outputs,
     Ping,
+    Prefixes,
     Ready,
     Refused,
     Reply,
@@ -120,6 +121,7 @@ __all__ = [
     "Place",
     "Placed",
     "PlacementAnswer",
+    "Prefixes",
     "Ready",
     "ReclassRequests",
     "Refused",
@@ -144,7 +146,7 @@ FromTarget = Reserved | MigrationRefused | Committed | Dropped
 ToLlumlet = Ruling | MigrateOrder | CancelMigration | ToTarget
 FromLlumlet = AskOwner | Moving | MigrationNews | FromTarget
 ToInstance = Hello | Ping | Bye | Add | Abort | Call | ToLlumlet
-FromInstance = Ready | Refused | Outputs | Load | Reply | Dead | FromLlumlet
+FromInstance = Ready | Refused | Outputs | Load | Prefixes | Reply | Dead | FromLlumlet
 ToScheduler = GatewayHello | GatewayReport | Place | Withdraw | Changed
 PlacementAnswer = Placed | Held | NotPlaced
 Change = CancelRequests | ReclassRequests

@@ -32,11 +32,15 @@ class GatewayHello(Message, frozen=True, tag="gateway-hello"):
 
 
 class Members(Message, frozen=True, tag="members"):
-    """The full list of instances; replaces any of a lower (term, version)."""
+    """The full list of instances; replaces any of a lower (term, version).
+
+    `by_prefix`: pools where it matters which instance has the beginning of a prompt cached.
+    """
 
     term: Term
     version: int
     members: list[Member]
+    by_prefix: list[PoolName] = []
 
 
 class MoveSeen(msgspec.Struct, frozen=True):
@@ -90,6 +94,8 @@ class Place(Message, frozen=True, tag="place"):
         num_tokens: To be computed before its next token.
         waited: Since it came to its gateway.
         name: What operators know it by (`Add.name`).
+        prefix: Its first blocks as `Prefixes` names them, where the pool is in `Members.by_prefix`.
+        prefix_block: Tokens of such a block.
     """
 
     pool: PoolName
@@ -99,6 +105,8 @@ class Place(Message, frozen=True, tag="place"):
     num_tokens: int
     waited: Nanos
     name: str = ""
+    prefix: bytes = b""
+    prefix_block: int = 0
 
 
 class Withdraw(Message, frozen=True, tag="withdraw"):

@@ -38,10 +38,12 @@ class Ping(Message, frozen=True, tag="ping"):
     """Renews the peer's lease. Requests of a peer whose lease ends are aborted.
 
     `report_every_s`: how often at most the peer wants to hear of the load; it has other instances.
+    `prefixes`: 0, or the peer wants `Prefixes`; a number that is new asks for all of them anew.
     """
 
     session: int
     report_every_s: float = 0.0
+    prefixes: int = 0
 
 
 class Bye(Message, frozen=True, tag="bye"):
@@ -97,6 +99,8 @@ class InstanceInfo(msgspec.Struct, frozen=True):
     pid: int
     cannot_migrate: str = ""
     """Why its requests cannot move; empty if they can."""
+    prefix_block: int = 0
+    """Tokens of a block of its prefix cache; 0: it has none, or does not tell what is in it."""
 
 
 class Ready(Message, frozen=True, tag="ready"):
@@ -173,6 +177,22 @@ class Load(Message, frozen=True, tag="load"):
                 for priority, (running, waiting, demand) in self.classes.items()
             },
         )
+
+
+class Prefixes(Message, frozen=True, tag="prefixes"):
+    """What an instance's prefix cache has gained and lost since the message before.
+
+    Sent to who asks for it (`Ping.prefixes`, quoted as `ask`). `number` counts the messages of an
+    ask from 0; where one is missing it was lost. `is_whole`: `added` is all that is there, as in
+    the first one. Blocks are named as in `llx.core.prefix_blocks`.
+    """
+
+    session: int
+    ask: int
+    number: int
+    is_whole: bool
+    added: bytes
+    removed: bytes = b""
 
 
 class Reply(Message, frozen=True, tag="reply"):

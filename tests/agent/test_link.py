@@ -12,7 +12,10 @@ import zmq.asyncio
 from llx import __version__, wire
 from llx.agent.endpoint import InstanceEndpoint
 from llx.agent.link import InstanceLink, encode_arguments, peer_of_process
+from llx.agent.prefix_log import PrefixLog
+from llx.agent.prefix_reports import PrefixFeed, PrefixReports
 from llx.core.model import Blocks, Epoch, InstanceId, PoolName, RequestId, Term
+from llx.core.prefix_blocks import unpacked
 from llx.curve import Authenticator, ClusterKeys, make_dialer, make_listener
 from llx.errors import ConfigError, RemoteError, UnreachableError
 from llx.pins import VLLM_VERSION
@@ -124,11 +127,12 @@ async def dial(keys):
     context = zmq.asyncio.Context()
     links = []
 
-    def start(member, *, peer="gw", role="gateway", with_keys=keys, term=None):
+    def start(member, *, peer="gw", role="gateway", with_keys=keys, term=None, prefixes=None):
         recorder = Recorder()
         link = InstanceLink(
-            context, with_keys, member, peer=peer, role=role, events=recorder, term=term
-        )
+            context, with_keys, member, peer=peer, role=role, events=recorder, term=term,
+            prefixes=prefixes,
+        )  # fmt: skip
         link.start()
         links.append(link)
         return link, recorder
@@ -171,6 +175,39 @@ async def test_reports_are_pushed_on_change_and_settle_the_ledger(serve, dial, s
     endpoint.report(load(running=2, free=6), {peer: 1})
     assert (await soon(events.loads)).num_running == 2
     assert events.loads.empty(), "unchanged reports are not sent"
+
+
+async def test_a_link_that_asks_hears_of_prefixes_from_the_beginning_in_every_session(serve, dial):
+    log, wanted = PrefixLog(), asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    log.begin([1, 2])
+    reports = PrefixReports(log, lambda want: loop.call_soon_threadsafe(wanted.put_nowait, want))
+    endpoint, member = serve(prefixes=reports, lease_s=2)
+    heard = asyncio.Queue()
+    feed = PrefixFeed(heard.put_nowait)
+    link, events = dial(member, peer="scheduler#1", role="scheduler", prefixes=feed)
+    await soon(events.ready)
+    feed.want(True)
+    assert await soon(wanted)
+    first = await soon(heard)
+    assert (first.is_whole, set(unpacked(first.added))) == (True, {1, 2})
+    log.add([3])
+    log.remove([1])
+    endpoint.report(load(running=1), {})
+    change = await soon(heard)
+    assert (change.is_whole, list(unpacked(change.added))) == (False, [3])
+    assert list(unpacked(change.removed)) == [1]
+    link._task.cancel()  # it falls silent, and its lease ends
+    assert not await soon(wanted)
+    await link.close()
+    other, events = dial(member, peer="scheduler#2", role="scheduler", prefixes=feed)
+    await soon(events.ready)
+    again = await soon(heard)
+    assert (again.number, again.is_whole, set(unpacked(again.added))) == (0, True, {2, 3})
+    feed.want(False)
+    assert await soon(wanted)
+    assert not await soon(wanted)
+    assert other.is_ready
 
 
 async def test_a_report_tells_schedulers_of_all_that_has_come_even_if_it_replaces_another(

@@ -101,6 +101,8 @@ async def test_a_change_reaches_who_is_there(line: GatewayLine, peer: Peer) -> N
     assert await peer.hears_nothing()
     await line.publish(TWO)
     assert await peer.members() == Members(TERM, 2, TWO)
+    await line.publish(TWO, {PoolName("m")})
+    assert await peer.members() == Members(TERM, 3, TWO, [PoolName("m")])
 
 
 async def test_what_a_gateway_saw_of_moves_is_told(line: GatewayLine, peer: Peer) -> None:

@@ -24,6 +24,7 @@ from llx.agent.engine_codec import (
     encode,
 )
 from llx.core.model import Epoch, RequestId, Term
+from llx.core.prefix_blocks import unpacked
 from llx.curve import ClusterKeys, make_dialer
 from llx.pins import VLLM_VERSION
 from llx.ports import Frame
@@ -39,6 +40,7 @@ from llx.wire import (
     Load,
     Outputs,
     Ping,
+    Prefixes,
     Ready,
     Refused,
     Reply,
@@ -85,6 +87,10 @@ class Peer:
         self.refused: Refused | None = None
         self.dead: Dead | None = None
         self.is_pinging = is_pinging
+        self.prefix_ask = 0
+        self.cached: set[int] = set()
+        """By what was told since it asked."""
+        self.num_prefix_reports = 0
         self._versions = (llx_version, vllm_version)
         self._seqs = itertools.count(1)
         self._calls = itertools.count(1)
@@ -213,7 +219,7 @@ class Peer:
         """File what arrives first within `timeout_s`; renews the lease on the way."""
         if self.is_pinging and time.monotonic() >= self._ping_at:
             self._ping_at = time.monotonic() + _PING_EVERY_S
-            self.send(Ping(self.session))
+            self.send(Ping(self.session, prefixes=self.prefix_ask))
         if not self._out.poll(round(timeout_s * 1000)):
             return False
         header, *payload = self._out.recv_multipart()
@@ -228,6 +234,8 @@ class Peer:
             case Load(session=session):
                 if session == self.session:
                     self.loads.append(message)
+            case Prefixes():
+                self._file_prefixes(message)
             case Reply(call=call):
                 self.replies[call] = (message, payload)
             case Ready(session=session):
@@ -238,6 +246,15 @@ class Peer:
                     self.refused = message
             case Dead():
                 self.dead = message
+
+    def _file_prefixes(self, message: Prefixes) -> None:
+        if message.session != self.session:
+            return
+        assert (message.ask, message.number) == (self.prefix_ask, self.num_prefix_reports)
+        assert message.is_whole or message.number, "the first one has everything"
+        self.num_prefix_reports += 1
+        known = set() if message.is_whole else self.cached
+        self.cached = (known | set(unpacked(message.added))) - set(unpacked(message.removed))
 
     def _file_outputs(self, message: Outputs, payload: list[bytes]) -> None:
         outputs = decode_outputs(payload).outputs

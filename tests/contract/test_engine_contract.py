@@ -445,6 +445,34 @@ def test_an_idle_instance_is_quiet(peer: Peer) -> None:
     assert len(peer.loads) == num_reports
 
 
+# ---------------------------------------------------------------- prefix cache
+
+
+def test_who_asks_is_told_what_is_in_the_prefix_cache_and_what_becomes_of_it(
+    peer: Peer, other: Peer
+) -> None:
+    assert peer.ready is not None
+    size = peer.ready.info.prefix_block
+    peer.prefix_ask = other.prefix_ask = 1
+    assert peer.call("reset_prefix_cache")[1]
+    prompt = list(range(300, 400))
+    peer.finish(peer.add("prefix-1", prompt, max_tokens=4))
+    if not size:  # the simulated engine has none
+        peer.until(lambda: is_idle(peer.loads[-1]))
+        assert peer.num_prefix_reports == 0
+        return
+    peer.until(lambda: len(peer.cached) == len(prompt) // size)
+    first = peer.cached
+    peer.finish(peer.add("prefix-2", [*prompt[: 2 * size], *reversed(prompt)], max_tokens=4))
+    peer.until(lambda: len(peer.cached) == len(first) + (100 // size))
+    assert len(first & peer.cached) == len(first), "what both have is one block"
+    other.until(lambda: other.cached == peer.cached)
+    assert other.num_prefix_reports == 1, "who comes late is told everything at once"
+    assert peer.call("reset_prefix_cache")[1]
+    for each in (peer, other):
+        each.until(lambda one=each: not one.cached)  # type: ignore[misc]
+
+
 # ---------------------------------------------------------------- noise, strangers, the end
 
 

@@ -19,6 +19,7 @@ from llx.agent.vllm import migrating
 from llx.core.migration import Begun, Cut, Progress, Reservation
 from llx.core.model import Epoch, MigrationId, RequestId
 from llx.wire import Add, Call, Reserve
+from tests.e2e.check_prefixes import check_prefixes
 from tests.e2e.check_vllm_recovery import check_recovery
 from tests.e2e.core_rig import (
     BLOCK,
@@ -488,7 +489,7 @@ def main(model: str, mode: str) -> None:
         print("compatibility", rig.core.llx_migrating.compatibility)
         for part in (check_identity, check_prefix, check_prefill, check_return, check_waiting,
                      check_kept, check_room,
-                     check_requests, check_recovery, check_ends):  # fmt: skip
+                     check_requests, check_recovery, check_prefixes, check_ends):  # fmt: skip
             part(rig)
         rig.core.shutdown()
 

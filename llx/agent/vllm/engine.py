@@ -42,6 +42,7 @@ from llx.agent.ownership import Ownership
 from llx.agent.pulse import Pulse, Slot
 from llx.agent.transport.instance import InstanceTransport
 from llx.agent.vllm.arguments import instance_argv
+from llx.agent.vllm.cached_prefixes import CachedPrefixes
 from llx.agent.vllm.migrating import OnCore, VllmMigratingEngine, open_migration
 from llx.agent.vllm.operators import OperatorCalls
 from llx.agent.vllm.scheduler import enable_migration
@@ -121,6 +122,7 @@ class LlxEngineCore(OperatorCalls, EngineCoreProc):
         self.llx_ownership = Ownership()
         self.llx_endpoint: InstanceEndpoint | None = None
         self.llx_addresses: tuple[str, str] = ("", "")
+        self.llx_prefixes: CachedPrefixes | None = None
         self._llx_bound = threading.Event()
         self._llx_encoder = MsgpackEncoder()
         self._llx_reported_at = 0.0
@@ -159,13 +161,15 @@ class LlxEngineCore(OperatorCalls, EngineCoreProc):
                 self.llx_migrating = migrating
         sink = _Sink(self)
         llumlet = self._llx_llumlet(sink)
+        self.llx_prefixes = CachedPrefixes(self)
         endpoint = InstanceEndpoint(
             self.llx_keys,
             self.llx_spec.bind_host,
-            info=self._llx_info(),
+            info=self._llx_info(self.llx_prefixes.block),
             engine_ready=msgspec.msgpack.encode(self._make_ready_response()),
             sink=sink,
             llumlet=llumlet,
+            prefixes=self.llx_prefixes.reports(),
             allowed_calls=ALLOWED_CALLS,
             port_range=self.llx_spec.port_range,
             beat=lambda: self.llx_pulse.promise(Slot.ALIVE, self.llx_spec.hang.silent_s),
@@ -214,7 +218,7 @@ class LlxEngineCore(OperatorCalls, EngineCoreProc):
         assert self.llx_endpoint is not None
         self.llx_endpoint.wait_closed()
 
-    def _llx_info(self) -> InstanceInfo:
+    def _llx_info(self, prefix_block: int) -> InstanceInfo:
         config = self.vllm_config
         return InstanceInfo(
             instance=InstanceId(self.llx_spec.name),
@@ -231,6 +235,7 @@ class LlxEngineCore(OperatorCalls, EngineCoreProc):
             tensor_parallel=config.parallel_config.tensor_parallel_size,
             pid=os.getpid(),
             cannot_migrate=self.llx_cannot_migrate,
+            prefix_block=prefix_block,
         )
 
     # ------------------------------------------------------------------ core thread
@@ -246,9 +251,10 @@ class LlxEngineCore(OperatorCalls, EngineCoreProc):
                 self.abort_requests(list(self.llx_ownership.of_peer(peer)))
             case OnCore():
                 request.run()
-                self.llx_report(is_forced=not self.scheduler.has_requests())
             case _:
                 super()._handle_client_request(request_type, request)
+        if request_type == _UTILITY:
+            self.llx_report(is_forced=not self.scheduler.has_requests())
         self._llx_settle()
 
     def _reject_add_in_shutdown(self, request: Request) -> bool:
@@ -343,6 +349,8 @@ class LlxEngineCore(OperatorCalls, EngineCoreProc):
         ):
             return
         self._llx_reported_at = now
+        if self.llx_prefixes is not None:
+            self.llx_prefixes.flush()
         self.llx_endpoint.report(self._llx_load(), dict(self.llx_ownership.seen))
 
     def _llx_load(self) -> Load:

@@ -1,7 +1,7 @@
 """The core's scheduler in real time: events in, commands out, and nobody is waited for.
 
     gateways    Place, Withdraw ──►┐                      ┌──► Placed, Held, NotPlaced   gateways
-    instances   load reports ─────►│ LiveScheduler.tell() │
+    instances   reports ──────────►│ LiveScheduler.tell() │
     driver      members, settings ►┘  └─ core.Scheduler ──┘
     a timer     every `ROUND_S`
 
@@ -20,6 +20,7 @@ from llx.api import QueueStatus
 from llx.cluster.move_log import Move as Ordered
 from llx.cluster.scheduling.decisions import HELD, Decisions
 from llx.cluster.scheduling.members import Members, Present
+from llx.cluster.scheduling.prefix_book import PrefixBook
 from llx.cluster.scheduling.queue_view import Waiting, queue_statuses, waiting_requests
 from llx.core.model import (
     Blocks,
@@ -42,8 +43,10 @@ from llx.core.scheduler.commands import (
     Terminate,
 )
 from llx.core.scheduler.config import SECOND, PoolConfig
+from llx.core.scheduler.dispatch import ByRequest
 from llx.core.scheduler.events import (
     Event,
+    InstanceLeft,
     LoadReported,
     MoveEnded,
     Paused,
@@ -58,7 +61,7 @@ from llx.core.scheduler.policies import Policies
 from llx.core.scheduler.scheduler import Scheduler
 from llx.log import get_log
 from llx.recording import Recorder
-from llx.wire import Held, Load, NotPlaced, Place, Placed, PlacementAnswer
+from llx.wire import Held, Load, NotPlaced, Place, Placed, PlacementAnswer, Prefixes
 
 log = get_log(__name__)
 
@@ -116,7 +119,9 @@ class LiveScheduler:
         self._answer = answer
         self._moves = moves
         self._recorder = recorder
+        self._policies = policies
         self._scheduler = Scheduler(policies)
+        self._prefixes = PrefixBook()
         self._members = Members()
         self._configs: dict[PoolName, PoolConfig] = {}
         self._asked: dict[RequestId, _Asked] = {}
@@ -160,6 +165,15 @@ class LiveScheduler:
                 self.tell(PoolConfigured(config))
                 self._configs[config.name] = config
                 log.info("scheduler.configured", pool=config.name, dispatch=config.dispatch)
+        self._prefixes.keep(name for name in self._configs if self._looks_at_requests(name))
+
+    @property
+    def by_prefix(self) -> frozenset[PoolName]:
+        """Pools for which it matters what is in instances' prefix caches."""
+        return self._prefixes.pools
+
+    def _looks_at_requests(self, pool: PoolName) -> bool:
+        return isinstance(self._policies.dispatch[self._configs[pool].dispatch], ByRequest)
 
     def pause(self, paused: Iterable[PoolName]) -> None:
         """Nothing of these pools is moved by rule; of all others it is."""
@@ -188,6 +202,8 @@ class LiveScheduler:
     def follow(self, present: Iterable[Present]) -> None:
         """These instances are there."""
         for event in self._members.follow(present):
+            if isinstance(event, InstanceLeft):
+                self._prefixes.forget(event.instance)
             self.tell(event)
 
     # ------------------------------------------------------------------ instances
@@ -203,8 +219,13 @@ class LiveScheduler:
         covers = tuple(report.covers)
         self.tell(LoadReported(instance, load, covers, None if head is None else Blocks(head)))
 
+    def on_prefixes(self, pool: PoolName, instance: InstanceId, report: Prefixes) -> None:
+        """`LoadEvents`: it has said what is in its prefix cache."""
+        self._prefixes.hear(pool, instance, report)
+
     def on_down(self, instance: InstanceId) -> None:
         """`LoadEvents`: nothing is heard of it."""
+        self._prefixes.forget(instance)
         for event in self._members.lose(instance):
             self.tell(event)
 
@@ -221,6 +242,7 @@ class LiveScheduler:
         """A gateway wants an instance for a request."""
         if not self._is_open:
             return  # it does without, or asks again
+        hits = self._prefixes.hits(ask)
         self.decisions.meet(ask)
         self._asked[ask.request] = _Asked(gateway, ask.pool, ask.ask, ask.name)
         self.tell(
@@ -230,6 +252,7 @@ class LiveScheduler:
                 ask.priority_class,
                 Tokens(max(0, ask.num_tokens)),
                 Nanos(max(0, ask.waited)),
+                hits,
             )
         )
 

@@ -343,8 +343,11 @@ def _decision(
 
 def _facts(placing: Placing, chosen: Instance) -> tuple[tuple[str, float | str], ...]:
     blocks = ("blocks", placing.demand(chosen))
-    is_host = isinstance(placing.pool.policy, ByInstance) and chosen in _hosts(placing)
+    if not isinstance(placing.pool.policy, ByInstance):
+        cached = placing.queued.cached_at(chosen)
+        return (blocks, ("cached tokens", cached)) if cached else (blocks,)
     headroom = placing.pool.headrooms[placing.queued.rank]
+    is_host = chosen in _hosts(placing)
     return (blocks, ("beside its class's headroom", headroom)) if is_host else (blocks,)
 
 

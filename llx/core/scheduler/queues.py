@@ -31,8 +31,11 @@ class Queued:
 
     def tokens_at(self, instance: Instance) -> Tokens:
         """What an instance would have to compute of it, less the prefix that it has cached."""
-        cached = next((hit for name, hit in self.prefix_hits if name == instance.name), Tokens(0))
-        return Tokens(max(0, self.tokens - cached))
+        return Tokens(max(0, self.tokens - self.cached_at(instance)))
+
+    def cached_at(self, instance: Instance) -> Tokens:
+        """What an instance has cached of it."""
+        return next((hit for name, hit in self.prefix_hits if name == instance.name), Tokens(0))
 
 
 @dataclass(slots=True)

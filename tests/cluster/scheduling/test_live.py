@@ -17,14 +17,16 @@ from llx.core.model import (
     RequestId,
     Term,
 )
+from llx.core.prefix_blocks import packed
 from llx.core.scheduler.commands import Move
 from llx.core.scheduler.config import PoolConfig, PriorityClass
 from llx.core.scheduler.dispatch import ByInstance
 from llx.core.scheduler.events import InstanceState, MoveEnded, MoveOutcome, Ticked
 from llx.core.scheduler.policies import Policies
 from llx.core.scheduler.scheduler import Scheduler
+from llx.errors import WireError
 from llx.recording import Recorder, Recording, command_bytes
-from llx.wire import Held, Load, NotPlaced, Place, Placed, PlacementAnswer
+from llx.wire import Held, Load, NotPlaced, Place, Placed, PlacementAnswer, Prefixes
 
 G, H = b"gateway-0#1", b"gateway-1#1"
 M = PoolName("m")
@@ -87,7 +89,8 @@ class Rig:
         gateway = more.pop("gateway", G)
         cls = ClassName(str(more.pop("cls", "normal")))
         waited = Nanos(int(str(more.pop("waited", 0))))
-        place = Place(M, RequestId(request), ask, cls, tokens, waited)
+        prefix = packed(more.pop("prefix", ()))  # type: ignore[call-overload]
+        place = Place(M, RequestId(request), ask, cls, tokens, waited, "", prefix, 16)
         self.live.place(gateway, place)  # type: ignore[arg-type]
 
     def heard(self) -> list[tuple[bytes, PlacementAnswer]]:
@@ -259,17 +262,22 @@ async def test_a_live_recording_replays_byte_for_byte(tmp_path: Path) -> None:
     rig.live.withdraw(G, RequestId("r11"))
     rig.live.on_up(B)
     rig.report(B)
+    rig.live.configure([replace(CONFIG, dispatch="prefix_aware")])
+    rig.live.on_prefixes(M, B, caches(1, 2))
+    rig.place("alike", tokens=70, prefix=(1, 2, 3))
     running = asyncio.create_task(rig.live.run())
     await asyncio.sleep(ROUND_S * 1.5)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     recording, core = Recording(tmp_path / "term-3.jsonl"), Scheduler(Policies())
     assert recording.origin == "cluster"
-    kinds = set()
+    kinds, hits = set(), set()
     for entry in recording.entries():
         assert command_bytes(core.handle(entry.event, entry.at)) == entry.commands, entry.line
         kinds.add(type(entry.event).__name__)
+        hits.update(getattr(entry.event, "prefix_hits", ()))
     assert recording.stopped is None
+    assert hits == {(B, 32)}
     assert {"PoolConfigured", "RequestArrived", "LoadReported", "InstanceChanged"} <= kinds
     assert "Ticked" in kinds
 
@@ -334,3 +342,64 @@ def test_one_that_is_asked_for_under_another_class_goes_over_and_can_be_replayed
     again = Scheduler(Policies())
     for entry in Recording(recorder.path).entries():
         assert command_bytes(again.handle(entry.event, entry.at)) == entry.commands
+
+
+def caches(*added: int, is_whole: bool = True, removed: tuple[int, ...] = ()) -> Prefixes:
+    return Prefixes(1, 1, 0, is_whole, packed(added), packed(removed))
+
+
+def by_prefix(*instances: InstanceId) -> Rig:
+    rig = Rig(*instances)
+    rig.live.configure([replace(CONFIG, dispatch="prefix_aware")])
+    return rig
+
+
+def test_a_request_goes_to_whoever_has_most_of_its_beginning_and_the_reasons_say_so() -> None:
+    rig = by_prefix(A, B)
+    rig.live.on_prefixes(M, A, caches(1, 2))
+    rig.live.on_prefixes(M, B, caches(1, 2, 3, 9))
+    rig.place("r", tokens=70, prefix=(1, 2, 3, 4))
+    assert rig.heard() == [(G, placed("r", B))]
+    [known] = rig.live.decisions.find("r")
+    assert "cached tokens 48" in known.decisions[-1].why
+    rig.live.on_prefixes(M, B, caches(is_whole=False, removed=(2,)))
+    rig.place("s", tokens=70, prefix=(1, 2, 3, 4))
+    assert rig.heard() == [(G, placed("s", A))]
+
+
+def test_what_an_instance_had_is_forgotten_with_its_session_and_with_its_life() -> None:
+    for lose in (lambda rig: rig.live.on_down(B), lambda rig: rig.follow(A)):
+        rig = by_prefix(A, B)
+        rig.live.on_prefixes(M, B, caches(1, 2, 3))
+        lose(rig)
+        rig.live.on_up(B)
+        rig.follow(A, B)
+        rig.report(B)
+        rig.place("r", tokens=70, prefix=(1, 2, 3))
+        assert rig.heard() == [(G, placed("r", A))], "neither has it, and A has joined first"
+
+
+def test_only_pools_whose_policy_looks_at_requests_want_to_know() -> None:
+    rig = Rig(A, B)
+    assert rig.live.by_prefix == frozenset()
+    rig.live.on_prefixes(M, B, caches(1, 2, 3))
+    rig.live.configure([replace(CONFIG, dispatch="prefix_aware")])
+    assert rig.live.by_prefix == {M}
+    rig.place("r", tokens=70, prefix=(1, 2, 3))
+    assert rig.heard() == [(G, placed("r", A))], "what was told before was not wanted"
+    rig.live.on_prefixes(PoolName("other"), B, caches(1, 2, 3))
+    rig.place("s", tokens=70, prefix=(1, 2, 3))
+    [(_, answer)] = rig.heard()
+    assert "cached" not in rig.live.decisions.find("s")[0].decisions[-1].why, answer
+    rig.live.configure([CONFIG])
+    assert rig.live.by_prefix == frozenset()
+
+
+def test_names_cut_short_are_refused() -> None:
+    rig = by_prefix(A)
+    for added, removed in ((b"1234567", b""), (b"", b"123456789")):
+        with pytest.raises(WireError, match=r"m-0's prefix cache"):
+            rig.live.on_prefixes(M, A, Prefixes(1, 1, 0, True, added, removed))
+    with pytest.raises(WireError, match="the prefix of r"):
+        rig.live.place(G, Place(M, RequestId("r"), 1, ClassName("x"), 9, Nanos(0), "", b"1", 16))
+    assert rig.live.decisions.find("r") == []
