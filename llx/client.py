@@ -260,7 +260,9 @@ class ControlClient:
         Raises:
             NotFoundError: There is no priority class of that name.
         """
-        return self._request("POST", f"requests/{verb}", RequestChangeReport, json=ask.model_dump())
+        return self._request(
+            "POST", f"requests/changes/{verb}", RequestChangeReport, json=ask.model_dump()
+        )
 
     def snapshot(self, *, max_requests: int, max_over: int, match: str = "") -> Snapshot:
         """The cluster, its requests and its migrations at one moment.

@@ -53,7 +53,7 @@ HUNG = ("it fell silent", "a step did not end")
 
 _LOOK_EVERY_S = 1.0
 _LATE_S = 2.0
-"""A look so late was held up as the child may have been: its next promise is waited for."""
+"""A look so late was held up as the child may have been: for as long again nobody is judged."""
 _KILL_AGAIN_S = 1.0
 _LOCK_S = 0.2
 """Whoever looks whether the lock is taken has it for a moment."""
@@ -141,7 +141,7 @@ class Shim:
         self._clients: dict[int, _Client] = {}
         self._poll = select.poll()
         self._kill_at: float | None = None
-        self._looked_at = 0.0
+        self._looked_at = self._trusts_until = 0.0
         self._hung = ""
         self._child = 0
         self._mark = os.urandom(16).hex()
@@ -309,8 +309,10 @@ class Shim:
 
     def _feel_pulse(self) -> None:
         now = time.monotonic()
-        late_s, self._looked_at = now - self._looked_at, now
-        if late_s >= _LATE_S or self._hung:
+        if now - self._looked_at >= _LATE_S:
+            self._trusts_until = now + _LATE_S
+        self._looked_at = now
+        if now < self._trusts_until or self._hung:
             return
         try:
             with open("pulse", "rb") as file:

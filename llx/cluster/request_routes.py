@@ -39,7 +39,7 @@ def add_request_routes(app: FastAPI, listed: Requests, verbs: RequestVerbs) -> N
         """One request by any of its ids, with all its generations."""
         return await listed.get(request)
 
-    @app.post(f"/{API_VERSION}/requests/{{verb}}")
+    @app.post(f"/{API_VERSION}/requests/changes/{{verb}}")
     async def change(verb: RequestVerb, ask: RequestChange) -> RequestChangeReport:
         """Do something to requests; answers when it is done, as far as it could be."""
         return await verbs.change(verb, ask.model_copy(update={"user": ask.user[:256]}))

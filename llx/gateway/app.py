@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llx.gateway import context
+from llx.gateway.answer import Answer, Message, Send, answer, refuse
 from llx.gateway.auth import ApiKeys, PriorityClasses, Tenant
 from llx.gateway.refusals import OF_TAKEN, RETRY_AFTER_S, Refusal
 from llx.gateway.tenants import TenantAccounts
@@ -32,15 +33,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY_BYTES = 64 << 20
 _TIMEOUT_HEADER = b"x-llx-timeout"
 _LONGEST_S = 86400.0
-_ERROR_EVENT = b'data: {"error"'
-"""How the last event of a stream begins that vLLM could not finish; ``[DONE]`` follows."""
 FORWARDED = frozenset(
     {
         "/v1/chat/completions",
@@ -98,7 +95,7 @@ class GatewayApp:
             await self._route(scope, receive, send, headers, http)
         except _Refused as refused:
             self.num_refused += 1
-            await _refuse(send, http, refused.refusal)
+            await refuse(send, http, refused.refusal)
 
     async def _route(
         self,
@@ -112,21 +109,21 @@ class GatewayApp:
         match scope["method"], path:
             case "GET", "/health" | "/ping":
                 self._require_instances(self._pools.values())
-                await _answer(send, http, 200, b"")
+                await answer(send, http, 200, b"")
                 return
             case "GET", "/metrics":
                 page = self._metrics.page()
-                await _answer(send, http, 200, page, kind=b"text/plain; version=0.0.4")
+                await answer(send, http, 200, page, kind=b"text/plain; version=0.0.4")
                 return
             case "GET", "/version":
-                await _answer(send, http, 200, msgspec.json.encode({"version": VLLM_VERSION}))
+                await answer(send, http, 200, msgspec.json.encode({"version": VLLM_VERSION}))
                 return
             case _:
                 pass
         tenant = self._authenticate(headers)
         if scope["method"] == "GET" and (path == "/v1/models" or path.startswith("/v1/models/")):
             body = await self._models(path.removeprefix("/v1/models").strip("/"))
-            await _answer(send, http, 200, body)
+            await answer(send, http, 200, body)
             return
         if path not in FORWARDED:
             raise _refused(404, "NotFoundError", f"no route {path}")
@@ -164,8 +161,13 @@ class GatewayApp:
             self._require_instances([pool])
             inner = _with_request_id(scope, http)
             token = context.current.set(http)
+            answered = Answer(send, http)
             try:
-                await pool.app(inner, _replay(body, receive), _decorate(send, http))
+                await pool.app(inner, _replay(body, receive), answered)
+            except Exception as error:  # whatever vLLM makes of a stream that was to end
+                if not await answered.end_refused():
+                    raise
+                log.info("app.ended_refused request=%s error=%r", http.request_id, error)
             finally:
                 context.current.reset(token)
                 refusal = http.refusal
@@ -297,72 +299,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
-
-
-def _decorate(send: Send, http: context.RequestContext) -> Send:
-    """Hold the response's head back until its first body bytes: only then is the instance known.
-
-    Or that there is none: then the refusal is the answer, whatever vLLM makes of it. Of a stream
-    that has begun it takes the place of the error that vLLM ends it with.
-    """
-    head: Message | None = None
-    is_refused = False
-
-    async def decorated(message: Message) -> None:
-        nonlocal head, is_refused
-        if is_refused:
-            return
-        if message["type"] == "http.response.start":
-            head = message
-            return
-        if head is not None and http.refusal is not None:
-            is_refused = True
-            await _refuse(send, http, http.refusal)
-            return
-        if head is not None:
-            extra = _id_headers(http)
-            if head["status"] == 503:
-                extra.append((b"retry-after", str(RETRY_AFTER_S).encode()))
-            head["headers"] = [*head.get("headers", []), *extra]
-            await send(head)
-            head = None
-        if http.refusal is not None and message.get("body", b"").startswith(_ERROR_EVENT):
-            message = {**message, "body": b"data: " + http.refusal.body() + b"\n\n"}
-        await send(message)
-
-    return decorated
-
-
-async def _refuse(send: Send, http: context.RequestContext, refusal: Refusal) -> None:
-    await _answer(send, http, refusal.status, refusal.body(), refusal.retry_after_s)
-
-
-def _id_headers(http: context.RequestContext) -> list[tuple[bytes, bytes]]:
-    headers = [
-        (b"x-request-id", http.client_id.encode()),
-        (b"x-llx-request-id", http.request_id.encode()),
-    ]
-    if http.instances:
-        headers.append((b"x-llx-instance", ",".join(dict.fromkeys(http.instances)).encode()))
-    return headers
-
-
-async def _answer(
-    send: Send,
-    http: context.RequestContext,
-    status: int,
-    body: bytes,
-    retry_after_s: int = 0,
-    kind: bytes = b"application/json",
-) -> None:
-    headers = [
-        (b"content-type", kind),
-        (b"content-length", str(len(body)).encode()),
-        *_id_headers(http),
-    ]
-    if retry_after_s:
-        headers.append((b"retry-after", str(retry_after_s).encode()))
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

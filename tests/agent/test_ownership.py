@@ -106,3 +106,17 @@ def test_an_add_under_a_later_epoch_ends_the_life_before():
     assert not ownership.is_superseded(1, second), "it is another peer's"
     ownership.drop(RequestId("r"))
     assert ownership.add(0, second)
+
+
+def test_a_pin_ends_with_the_request_and_its_successor_has_none():
+    table = Ownership()
+    assert not table.pin(R, "by ann")
+    table.adopt(R, 1, Epoch(1), 0)
+    assert table.pin(R, "by ann")
+    table.set_epoch(R, Epoch(5))
+    assert table.pin_of(R) == "by ann"
+    table.drop(R)
+    assert table.pin_of(R) == ""
+    table.adopt(R, 1, Epoch(6), 0)
+    assert table.pin_of(R) == ""
+    assert table.pin(R, ""), "what is not pinned can be unpinned"

@@ -188,7 +188,7 @@ class FakeHead(Server):
         match path:
             case ["requests"]:
                 return self.requests
-            case ["requests", verb] if handler.command == "POST":
+            case ["requests", "changes", verb]:
                 self.changes.append((verb, RequestChange.model_validate_json(body)))
                 return self.changed
             case ["requests", name]:

@@ -417,15 +417,15 @@ async def test_requests_are_changed_and_what_was_not_is_told(
 ) -> None:
     for verb in RequestVerb:
         body = {"ids": ["r", "s"], "priority_class": "urgent", "user": "u" * 300}
-        answer = await http.post(f"/v1/requests/{verb}", json=body)
+        answer = await http.post(f"/v1/requests/changes/{verb}", json=body)
         assert answer.status_code == 200
         assert answer.json()["not_changed"][0]["reason"] == "has ended meanwhile"
     assert driver.asked == [
         (verb, ["r", "s"], "urgent", False, "u" * 256) for verb in RequestVerb
     ]  # fmt: skip
     for body in ({}, {"ids": []}, {"ids": ["r"] * 1001}, {"ids": ["r" * 513]}):
-        assert (await http.post("/v1/requests/cancel", json=body)).status_code == 422
-    assert (await http.post("/v1/requests/forget", json={"ids": ["r"]})).status_code == 422
+        assert (await http.post("/v1/requests/changes/cancel", json=body)).status_code == 422
+    assert (await http.post("/v1/requests/changes/forget", json={"ids": ["r"]})).status_code == 422
 
 
 async def test_the_scheduler_is_looked_at_and_steered(
@@ -468,7 +468,7 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
         "/v1/instances/{name}/drain",
         "/v1/requests",
         "/v1/requests/{request}",
-        "/v1/requests/{verb}",
+        "/v1/requests/changes/{verb}",
         "/v1/snapshot",
         "/v1/migrations",
         "/v1/migrations/{migration}",

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from llx.api import InstanceState, MigrateRequest, MoveOutcome
@@ -14,13 +15,16 @@ from llx.cluster.move_log import Move
 from llx.cluster.moving_off import MovingOff
 from llx.cluster.request_book import Located
 from llx.cluster.requests import Requests
+from llx.cluster.scheduling.queue_view import Waiting
 from llx.cluster.unit import Unit
 from llx.core.model import (
     Blocks,
+    ClassName,
     Epoch,
     InstanceId,
     InstanceLoad,
     MigrationId,
+    PoolName,
     RequestId,
     Term,
     Tokens,
@@ -215,3 +219,22 @@ class TestWhereTo:
         assert target() == "m-1 is cordoned: it takes nothing new; m-2 is draining"
         del fleet.instances["m-1"], fleet.instances["m-2"]
         assert target() == "m-0 is the only instance of m"
+
+
+async def test_what_waits_centrally_is_left_out_with_the_reason(fleet, loads, tmp_path) -> None:
+    waits = Waiting(
+        RequestId("r"), "llx-r", PoolName("m"), ClassName("normal"), 10, Tokens(9), 1.0, 1, "m-0"
+    )
+
+    async def nothing(*_: object) -> list[bytes]:
+        return [msgspec.msgpack.encode([])]
+
+    loads.call = nothing
+    migrations = Migrations(
+        fleet, AuditTrail(tmp_path / "events"), Requests(fleet, lambda: [waits])
+    )
+    report = await migrations.migrate(MigrateRequest(request="llx-r", target="m-1"))
+    assert [each.reason for each in report.left_out] == [
+        "waits in the central queue: it goes where there is room first"
+    ]
+    assert (report.migrations, loads.told) == ([], [])

@@ -424,8 +424,15 @@ def check_requests(rig: Rig) -> None:
     check("shown", expected.items() <= view.items(), view)
     by_plan = migrating._block_bytes(rig.core)
     check("bytes by vLLM's plan", by_plan == rig.store.block_bytes, by_plan)
+    rig.core.llx_ownership.pin(one, "by ann")
+    check("pinned", rig.port.begin(one) == "pinned: by ann")
+    rig.core.llx_ownership.pin(one, "")
     rig.begin(one)
-    assert rig.cut(one) is not None
+    check("pinned too late", rig.core.llx_pin(one, "by ann") == "it is being moved")
+    check("another priority", rig.port.set_priority(one, 8))
+    cut = rig.cut(one)
+    check("given away with it", cut is not None and cut.priority == 8, cut)
+    check("no other while it is cut", not rig.port.set_priority(one, 9))
     (view,) = rig.core.llx_requests()
     check("shown as leaving", view["state"] == "leaving", view)
     held = rig.reserve("same", rig.core.llx_migrating.prepare(

@@ -147,6 +147,39 @@ async def test_a_stream_that_an_operator_ends_says_so_in_place_of_vllms_error():
     assert app.num_refused == 0
 
 
+async def test_a_stream_of_which_vllm_cannot_say_that_it_failed_ends_in_its_own_form():
+    client, pools, _ = make()
+
+    async def inner(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        event = b'event: response.output_text.delta\ndata: {"sequence_number":7}\n\n'
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        context.current.get().refusal = CANCELLED
+        raise RuntimeError("vLLM has no such event")
+
+    pools["tiny"].app = inner
+    answer = await client.post("/v1/responses", json=body_of(stream=True))
+    event, data = answer.text.strip().split("\n\n")[-1].split("\n")
+    assert event == "event: error"
+    assert json.loads(data.removeprefix("data: ")) == {
+        "type": "error", "code": "CancelledError", "param": None, "sequence_number": 8,
+        "message": "the request was cancelled by an operator",
+    }  # fmt: skip
+
+
+async def test_a_failure_of_vllms_that_nobody_wanted_is_one():
+    client, pools, _ = make()
+
+    async def inner(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
+        raise RuntimeError("a bug")
+
+    pools["tiny"].app = inner
+    with pytest.raises(RuntimeError, match="a bug"):
+        await client.post("/v1/responses", json=body_of(stream=True))
+
+
 @pytest.mark.parametrize(
     ("reason", "status"),
     [("queue full", 429), ("waited too long", 503), ("larger than an instance", 400),

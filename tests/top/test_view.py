@@ -9,7 +9,7 @@ from rich.console import Console
 
 from llx.api import RequestList
 from llx.cli.render import print_table
-from llx.top.actions import Selected
+from llx.top.actions import Refusal, Selected, targets
 from llx.top.columns import class_lines
 from llx.top.detail import describe
 from llx.top.drawing import bar, count_text, shortened, sparkline
@@ -19,7 +19,7 @@ from llx.top.panes import PANES, Pane, sheet_of
 from llx.top.plain import pane_title, plain_parts
 from llx.top.table import Sorting
 from llx.top.trend import MAX_POINTS, Trend
-from tests.top.cluster import NOW, cluster, snapshot
+from tests.top.cluster import NOW, cluster, request, snapshot
 
 
 def text_of(part, width=100):
@@ -131,6 +131,19 @@ class TestPanes:
         assert urgent.oldest_waiting_at == NOW - 88
         assert (normal.running, normal.waiting, normal.preempted) == (10, 0, 1)
         assert normal.oldest_waiting_at is None
+
+    def test_what_waits_centrally(self):
+        queued = request(
+            1, instance="", state="queued", position=1, nominated="tiny-1", num_blocks=0
+        )
+        found = snapshot(requests=RequestList(requests=[queued], num_found=1))
+        sheet = sheet_of(Pane.REQUESTS, found, width=80)
+        cells = dict(zip(sheet.titles, sheet.rows[0].cells, strict=True))
+        assert (cells["instance"].plain, cells["state"].plain) == ("for tiny-1", "queued 1")
+        (line,) = class_lines(found)
+        assert (line.waiting, line.oldest_waiting_at) == (1, queued.arrived_at)
+        refused = targets(found, Selected(Pane.REQUESTS, queued.id))
+        assert refused == Refusal("it waits for an instance in the central queue")
 
     def test_titles_say_what_is_not_shown(self):
         less = RequestList(requests=[], num_found=700, not_asked=["tiny-2: no answer in 3 s"])
