@@ -160,7 +160,15 @@ class HostStatus(_Resource):
 
 
 class ModelStatus(_Resource):
-    """One model (pool)."""
+    """One model (pool).
+
+    Attributes:
+        instances_min: Never fewer, …
+        instances_max: … and never more; if they differ, its load decides.
+        instances_ready: So many serve now.
+        instances_wanted: So many should.
+        shortage: Why it has not as many as its load asks for; empty: it has.
+    """
 
     name: str
     source: str
@@ -168,6 +176,8 @@ class ModelStatus(_Resource):
     instances_min: int
     instances_max: int
     instances_ready: int
+    instances_wanted: int = 0
+    shortage: str = ""
 
 
 class ClusterStatus(_Resource):

@@ -3,6 +3,10 @@
 Specs are made here without what only a host knows; its agent fills that in (`llx.agent.place`).
 """
 
+import re
+from collections.abc import Collection, Iterable
+from itertools import count
+
 import msgspec
 
 from llx.agent.devices import Need
@@ -32,13 +36,42 @@ def desired_hosts(settings: ClusterSettings) -> list[str]:
     return [head.name, *(each.name for each in settings.hosts if each.name != head.name)]
 
 
-def desired_instances(settings: ClusterSettings) -> list[InstanceSpec]:
-    """`instances.min` instances of every model, named ``<pool>-<index>``."""
+def desired_instances(
+    settings: ClusterSettings, before: Collection[str] = ()
+) -> list[InstanceSpec]:
+    """The instances of every model: of `before` as many as its range allows, at least its minimum.
+
+    `before`: names of instances that were desired so far.
+    """
     return [
-        _instance(model, f"{model.name}-{index}", settings.migration.spec)
+        instance_spec(settings, model, name)
         for model in settings.models
-        for index in range(model.instances.min)
+        for name in _names(model, before)
     ]
+
+
+def instance_spec(settings: ClusterSettings, model: ModelSettings, name: str) -> InstanceSpec:
+    """An instance of a model of these settings."""
+    return _instance(model, name, settings.migration.spec)
+
+
+def instance_index(model: ModelSettings, name: str) -> int | None:
+    """The index in ``<pool>-<index>``; None if that is no instance of the model."""
+    found = re.fullmatch(rf"{re.escape(model.name)}-(0|[1-9]\d{{0,8}})", name)
+    return None if found is None else int(found[1])
+
+
+def unused_name(model: ModelSettings, used: Collection[str]) -> str:
+    """A name for one more instance: that with the lowest free index."""
+    return next(name for i in count() if (name := f"{model.name}-{i}") not in used)
+
+
+def _names(model: ModelSettings, before: Iterable[str]) -> list[str]:
+    indices = [index for name in before if (index := instance_index(model, name)) is not None]
+    kept = [f"{model.name}-{index}" for index in sorted(set(indices))[: model.instances.max]]
+    while len(kept) < model.instances.min:
+        kept.append(unused_name(model, kept))
+    return sorted(kept, key=lambda name: instance_index(model, name) or 0)
 
 
 def desired_gateways(settings: ClusterSettings, scheduler_address: str) -> list[GatewaySpec]:
