@@ -176,7 +176,7 @@ class ModelStatus(_Resource):
     instances_min: int
     instances_max: int
     instances_ready: int
-    instances_wanted: int = 0
+    instances_wanted: int
     shortage: str = ""
 
 
@@ -253,6 +253,27 @@ class ChangeReport(_Resource):
 
     api_version: Literal["v1"] = "v1"
     changes: list[str]
+
+
+class ScaleRequest(_Resource):
+    """Body of ``PUT /v1/models/{name}/instances``: how many instances a model has.
+
+    The same `min` and `max` fix the number; None leaves the one that is. With `is_dry_run` nothing
+    changes.
+    """
+
+    min: int | None = None
+    max: int | None = None
+    is_dry_run: bool = False
+    user: str = ""
+
+
+class ScaleReport(_Resource):
+    """What that changes, in words, and the model as it is then."""
+
+    api_version: Literal["v1"] = "v1"
+    changes: list[str]
+    model: ModelStatus
 
 
 class NoteRequest(_Resource):

@@ -39,6 +39,7 @@ from llx.client import ERROR_NAMES
 from llx.cluster.actions import DRAIN_S
 from llx.cluster.driver import ClusterDriver
 from llx.cluster.migration_routes import User, add_migration_routes, add_snapshot_route
+from llx.cluster.scale_verb import add_scale_route
 from llx.cluster.scheduling_routes import add_scheduling_routes
 from llx.errors import (
     ConfigError,
@@ -97,6 +98,7 @@ def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
     add_migration_routes(app, driver.migrations)
     add_snapshot_route(app, driver.status, driver.migrations)
     add_scheduling_routes(app, driver.steering)
+    add_scale_route(app, driver.scale)
     # `llx top` looks once a second, perhaps from afar; lists of requests shrink to a tenth.
     app.add_middleware(GZipMiddleware, minimum_size=_COMPRESS_FROM_BYTES, compresslevel=1)
     app.add_exception_handler(LlxError, _on_llx_error)

@@ -41,6 +41,7 @@ from llx.cluster.migrations import Migrations
 from llx.cluster.placement_file import Placements, save_cordons, save_placements
 from llx.cluster.placing import Placing
 from llx.cluster.rolling import Rolling
+from llx.cluster.scale_verb import ScaleVerb
 from llx.cluster.scaling import Scaling
 from llx.cluster.scheduling.configs import desired_config
 from llx.cluster.scheduling.live import LiveScheduler
@@ -120,6 +121,8 @@ class ClusterDriver:
         self.scheduler.tell_scaling(self._scaling)
         self.instances = InstanceVerbs(fleet, self._actions, draining, self._scaling.keep)
         """What is done to one instance."""
+        self.scale = ScaleVerb(fleet, self._converging, self._placing, audit, self._save_settings)
+        """How many instances a model has, as operators say."""
         self._strays: set[tuple[str, str]] = set()
         self._saved: Placements | None = None
         self._since = time.monotonic()

@@ -36,7 +36,7 @@ from llx.core.model import InstanceId, PoolName, Term
 from llx.core.scheduler.events import InstanceState as WantedState
 from llx.errors import NotFoundError, UnreachableError
 from llx.pins import VLLM_VERSION
-from llx.settings import ClusterSettings, ModelSettings
+from llx.settings import ClusterSettings
 from llx.specs import GatewaySpec, InstanceSpec
 from llx.wire import Member
 
@@ -280,7 +280,7 @@ class Fleet:
             llx_version=__version__,
             vllm_version=infos[0].vllm_version if infos else VLLM_VERSION,
             platform=self.platform,
-            models=[self._model_status(model) for model in self.settings.models],
+            models=[self.model(model.name) for model in self.settings.models],
             instances=[self.instance(name) for name in self.instances],
             gateways=gateways,
             hosts=[self.host(name) for name in self.hosts],
@@ -310,6 +310,12 @@ class Fleet:
         if silent_s is not None:
             return status.model_copy(update={"detail": tell_silence(silent_s)})
         return status
+
+    def model(self, name: str) -> ModelStatus:
+        """One model of the settings."""
+        (model,) = [each for each in self.settings.models if each.name == name]
+        states = [self._state(unit) for unit in self.staying(name)]
+        return model_status(model, states, self.shortages.get(name, ""))
 
     def unit_status(self, unit: Unit) -> InstanceStatus | GatewayStatus:
         """One instance or gateway."""
@@ -355,10 +361,6 @@ class Fleet:
             each.name: that_count(map(self._state, self.staying(each.name)), each.instances.min)
             for each in self.settings.models
         }
-
-    def _model_status(self, model: ModelSettings) -> ModelStatus:
-        states = [self._state(unit) for unit in self.staying(model.name)]
-        return model_status(model, states, self.shortages.get(model.name, ""))
 
     def _state(self, unit: Unit) -> InstanceState:
         """As it counts for the whole: what does not answer is as good as lost."""

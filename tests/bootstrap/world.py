@@ -189,7 +189,7 @@ class World:
         ready = sum(each.state is InstanceState.READY for each in instances)
         model = ModelStatus(
             name="m", source="/m", engine="vllm", instances_min=2, instances_max=2,
-            instances_ready=ready,
+            instances_wanted=2, instances_ready=ready,
         )  # fmt: skip
         return ClusterStatus(
             cluster="c", state=ClusterState.READY, url=URL, term=1, started_at=0.0,
