@@ -6,8 +6,8 @@
     Terminate    ────────────► shrink ──► emptied by moving, then ended (`Converging.retire`)
 
 `look` is level-triggered, once a round: it compares what the rules count on with what is coming.
-What is wanted is on disk with the placements before anything is started or after it was decided; a
-new head goes on with that.
+What is wanted is on disk with the placements in the same round, before anything is started; a new
+head goes on with that.
 """
 
 import time
@@ -84,6 +84,8 @@ class Scaling:
         self._book = book
         self._asked: dict[PoolName, str] = {}
         """Pools that want more, and why."""
+        self._surplus: dict[InstanceId, str] = {}
+        """Instances that are to go, and why."""
         self._troubles: dict[str, _Trouble] = {}
 
     # ------------------------------------------------------------------ what the rules want
@@ -94,12 +96,8 @@ class Scaling:
         self._actions.wake()
 
     def shrink(self, order: Terminate) -> None:
-        """`ScalingOrders`: empty an instance, then end it."""
-        unit = self._fleet.instances.get(order.instance)
-        if unit is None or unit.is_leaving or self._fleet.is_stopping:
-            return
-        self._actions.note("surplus", unit, why=str(order.decision))
-        self._converging.retire(unit)
+        """`ScalingOrders`: to be begun by the next `look`, so that it is on disk at once."""
+        self._surplus[order.instance] = str(order.decision)
         self._actions.wake()
 
     def keep(self, unit: Unit) -> None:
@@ -124,6 +122,7 @@ class Scaling:
     def look(self) -> None:
         """Do what is wanted, as far as there is room, and tell the rules what will not come."""
         self._take_in_what_runs()
+        self._end_surplus()
         if self._placing.is_looking():
             return
         models = self._fleet.settings.models
@@ -151,6 +150,14 @@ class Scaling:
                     unit = self._add(model, name)
                     unit.put_on(host.name)
                     self._actions.note("found", unit, host=host.name)
+
+    def _end_surplus(self) -> None:
+        surplus, self._surplus = self._surplus, {}
+        for name, why in surplus.items():
+            unit = self._fleet.instances.get(name)
+            if unit is not None and not unit.is_leaving:
+                self._actions.note("surplus", unit, why=why)
+                self._converging.retire(unit)
 
     def _may_be(self, model: ModelSettings, name: str) -> bool:
         is_one = instance_index(model, name) is not None
