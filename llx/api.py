@@ -486,7 +486,7 @@ class PolicyStatus(_Resource):
     Attributes:
         scheduling: In force, as the ``scheduling`` of cluster.yaml.
         changed: What `llx policy set` has changed of it: dotted key → value.
-        is_paused: Nothing is moved by rule.
+        is_paused: Nothing is moved or scaled by rule.
     """
 
     model: str

@@ -10,8 +10,11 @@ import pytest
 
 from llx.api import ClusterState, InstanceState, ModelStatus
 from llx.client import ControlClient
+from llx.core.scheduler.policies import Policies
 from llx.errors import ConflictError
+from llx.recording import Recording
 from llx.settings import ClusterSettings
+from llx.sim.replay import replay
 from tests.cluster.conftest import write_requests
 from tests.cluster.hosts_rig import HostsRig, events, make_rig, put
 
@@ -153,6 +156,11 @@ def test_demand_that_comes_back_keeps_who_is_being_emptied(rig) -> None:
         rig.eventually(lambda: model(client).instances_ready == 2, "two")
     assert [each["name"] for each in events(rig, "instance.wanted_again")] == ["m-1"]
     assert len(events(rig, "instance.added")) == 1
+    rig.end_head()
+    recording = Recording(rig.state.recordings / "term-1.jsonl")
+    seen = replay(recording, Policies(), lambda _: None)
+    assert (seen.difference, seen.stopped) == (None, None)
+    assert {"AddInstances", "Terminate"} <= set(seen.commands)
 
 
 def test_an_operator_keeps_who_is_being_emptied(rig) -> None:
