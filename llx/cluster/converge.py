@@ -205,9 +205,8 @@ class Converging:
 
     def can_keep(self, unit: Unit) -> bool:
         """Whether an instance that is being emptied could be used again."""
-        host = self._fleet.hosts.get(unit.host)
-        is_ending = unit.state is InstanceState.STOPPING or not unit.known
-        return unit.is_leaving and not is_ending and host is not None and not host.is_leaving
+        is_ending = unit.state is InstanceState.STOPPING or not unit.known or not unit.host
+        return unit.is_leaving and not is_ending and not self._is_host_emptied(unit)
 
     def keep(self, unit: Unit) -> None:
         """Use it again: it `can_keep`."""
@@ -242,15 +241,25 @@ class Converging:
         host = self._fleet.hosts.get(unit.host)
         if host is not None:
             await self._wait_for_agent(host)
-        await self._emptying.empty(
-            [unit], self._patience_s(unit), is_wanted=lambda: unit.is_leaving
-        )
+        while True:
+            await self._emptying.empty(
+                [unit],
+                self._patience_s(unit),
+                is_wanted=lambda: unit.is_leaving and not self._is_host_emptied(unit),
+            )
+            if not (unit.host and unit.is_leaving) or self._fleet.is_stopping:
+                break
+            await asyncio.sleep(_POLL_S)  # all of its host is being emptied, by its own deadline
         # Else the cluster stops, and this with it; or it is wanted again.
         if not unit.host and unit.is_leaving:
             for units in (self._fleet.instances, self._fleet.gateways):
                 if units.get(unit.name) is unit:
                     del units[unit.name]
         self._actions.wake()
+
+    def _is_host_emptied(self, unit: Unit) -> bool:
+        host = self._fleet.hosts.get(unit.host)
+        return host is not None and (host.is_draining or host.is_leaving)
 
     def _patience_s(self, unit: Unit) -> float:
         """How long its streams may go on. What cannot move may finish, if its model stays."""

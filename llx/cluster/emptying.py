@@ -72,7 +72,7 @@ class Emptying:
     ) -> Emptied:
         """Take all these units from their hosts, at once; they have none afterwards.
 
-        An instance that is not empty yet is used again as soon as that is not wanted any more.
+        An instance that is not empty yet is left as it is as soon as that is not wanted any more.
         """
         done = Emptied()
         await asyncio.gather(
@@ -117,8 +117,7 @@ class Emptying:
                 unit, deadline_s, user=user, why=why, is_wanted=is_wanted
             )
             if not is_wanted():
-                unit.state, unit.detail = InstanceState.READY, "is used again"
-                self._actions.note("kept", unit)
+                unit.state, unit.detail = InstanceState.READY, ""
                 await self._publish()
                 return
             done.moved += drained.moved

@@ -178,6 +178,19 @@ def test_an_operator_keeps_who_is_being_emptied(rig) -> None:
             client.cordon_instance("m-1", is_on=False, user="ann")
 
 
+def test_a_host_that_is_drained_does_not_wait_for_whoever_leaves_it_slowly(rig) -> None:
+    rig.add("h1", "h2")
+    with rig.up(settings(rig)) as client:
+        grows(rig, client)
+        give(rig, "m-1", {"id": "stuck", "num_blocks": 3, "ends": "kept"})
+        give(rig, "m-0", {"id": "other", "num_blocks": 20})
+        rig.eventually(lambda: states(client).get("m-1") is InstanceState.DRAINING, "it drains")
+        begun = time.monotonic()
+        report = client.drain_host(rig.where(client)["m-1"], deadline_s=1, user="ann")
+        assert (report.cut, time.monotonic() - begun < 15) == (1, True)
+        rig.eventually(lambda: list(states(client)) == ["m-0"], "it has gone")
+
+
 def test_no_room_is_said_and_tried_again(rig) -> None:
     rig.add("h1", num_gpus=1)
     values = settings(rig, engine="vllm", sim={})
