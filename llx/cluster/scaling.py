@@ -35,7 +35,8 @@ log = get_log(__name__)
 
 _NOT_COMING = frozenset({InstanceState.FAILED, InstanceState.STOPPED, InstanceState.LOST})
 _LONGEST_PAUSE_S = 600.0
-_FORGET_S = 600.0
+_CALM_S = 5.0
+"""A pool that has not been short for so long after a try is short of nothing."""
 
 
 @dataclass(slots=True)
@@ -249,10 +250,12 @@ class Scaling:
         trouble.until = now + min(_LONGEST_PAUSE_S, first_s * 2.0 ** min(trouble.failures - 1, 16))
 
     def _say_trouble(self, model: ModelSettings) -> None:
-        """For whoever asks for the status; trouble ends when an instance becomes ready."""
+        """For the status; trouble ends when an instance comes, or none is wanted."""
         trouble, now = self._trouble(model), time.monotonic()
         ready = [unit.ready_since or 0.0 for unit in self._fleet.staying(model.name)]
-        if max(ready, default=0.0) > trouble.at or now > max(trouble.at, trouble.until) + _FORGET_S:
+        is_past = now > max(trouble.at, trouble.until) + _CALM_S
+        is_over = is_past and not self._scheduler.is_short(PoolName(model.name))
+        if is_over or max(ready, default=0.0) > trouble.at:
             trouble = self._troubles[model.name] = _Trouble()
         left_s = trouble.until - now
         again = f"; tried again in {left_s:.0f} s" if trouble.reason and left_s > 0.5 else ""

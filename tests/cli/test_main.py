@@ -27,7 +27,8 @@ NEVER = {
 VERBS = [
     "", "init", "up", "down", "status", "logs", "generate", "chat", "demo", "completion",
     "inst", "inst ls", "inst get", "inst restart", "inst logs", "inst cordon", "inst uncordon",
-    "inst drain", "queue", "explain", "policy", "policy show", "policy set", "policy revert",
+    "inst drain", "queue", "explain", "scale",
+    "policy", "policy show", "policy set", "policy revert",
     "policy pause", "policy resume", "policy step", "req", "req ls", "req get",
     "migrate", "mig", "mig ls", "mig get", "mig cancel",
     "node", "node install", "node download", "context", "context ls", "context use",

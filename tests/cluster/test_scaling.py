@@ -203,6 +203,10 @@ def test_no_room_is_said_and_tried_again(rig) -> None:
         )
         assert list(states(client)) == ["m-0"]
         assert client.status().state is ClusterState.READY
+        give(rig, "m-0")
+        rig.eventually(lambda: model(client).shortage == "", "none is wanted any more")
+        give(rig, "m-0", FULL)
+        rig.eventually(lambda: bool(model(client).shortage), "it is short again")
         rig.add("h2", num_gpus=1)
         put(client, values.model_copy(update={"hosts": rig.settings().hosts}))
         rig.eventually(lambda: model(client).instances_ready == 2, "there is room")

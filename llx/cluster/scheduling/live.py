@@ -211,6 +211,14 @@ class LiveScheduler:
         instances = () if pool is None else pool.instances.values()
         return frozenset(each.name for each in instances if each.wanted is WantedState.UP)
 
+    def is_short(self, name: PoolName) -> bool:
+        """Whether a pool has fewer instances than its minimum, or is less free than its band."""
+        pool = self._scheduler.pools.get(name)
+        if pool is None:
+            return False
+        least = pool.config.scaling.min_instances
+        return pool.scaling.low_since is not None or len(self.in_use(name)) < least
+
     # ------------------------------------------------------------------ instances
 
     def on_up(self, instance: InstanceId) -> None:
