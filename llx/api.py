@@ -160,7 +160,15 @@ class HostStatus(_Resource):
 
 
 class ModelStatus(_Resource):
-    """One model (pool)."""
+    """One model (pool).
+
+    Attributes:
+        instances_min: Never fewer, …
+        instances_max: … and never more; if they differ, its load decides.
+        instances_ready: So many serve now.
+        instances_wanted: So many should.
+        shortage: Why it has not as many as its load asks for; empty: it has.
+    """
 
     name: str
     source: str
@@ -168,6 +176,8 @@ class ModelStatus(_Resource):
     instances_min: int
     instances_max: int
     instances_ready: int
+    instances_wanted: int
+    shortage: str = ""
 
 
 class ClusterStatus(_Resource):
@@ -245,6 +255,27 @@ class ChangeReport(_Resource):
 
     api_version: Literal["v1"] = "v1"
     changes: list[str]
+
+
+class ScaleRequest(_Resource):
+    """Body of ``PUT /v1/models/{name}/instances``: how many instances a model has.
+
+    The same `min` and `max` fix the number; None leaves the one that is. With `is_dry_run` nothing
+    changes.
+    """
+
+    min: int | None = None
+    max: int | None = None
+    is_dry_run: bool = False
+    user: str = ""
+
+
+class ScaleReport(_Resource):
+    """What that changes, in words, and the model as it is then."""
+
+    api_version: Literal["v1"] = "v1"
+    changes: list[str]
+    model: ModelStatus
 
 
 class NoteRequest(_Resource):
@@ -527,7 +558,7 @@ class PolicyStatus(_Resource):
     Attributes:
         scheduling: In force, as the ``scheduling`` of cluster.yaml.
         changed: What `llx policy set` has changed of it: dotted key → value.
-        is_paused: Nothing is moved by rule.
+        is_paused: Nothing is moved or scaled by rule.
     """
 
     model: str

@@ -40,6 +40,8 @@ from llx.api import (
     RequestChangeReport,
     RequestList,
     RequestVerb,
+    ScaleReport,
+    ScaleRequest,
     SettingsDocument,
     SettingsUpdate,
     Snapshot,
@@ -344,6 +346,17 @@ class ControlClient:
         """
         params = {"model": model, "user": user}
         return self._request("POST", f"policies/{_quoted(verb)}", PolicyList, params=params)
+
+    def scale(self, model: str, request: ScaleRequest) -> ScaleReport:
+        """Change how many instances a model has; returns when that has begun.
+
+        Raises:
+            NotFoundError: There is no such model.
+            ConfigError: The numbers contradict each other.
+            ConflictError: There is no room for so many, or the cluster stops.
+        """
+        path = f"models/{_quoted(model)}/instances"
+        return self._request("PUT", path, ScaleReport, json=request.model_dump())
 
     def explain(self, request: str) -> Explanation:
         """What was decided about a request, by any of its ids.

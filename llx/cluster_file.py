@@ -132,7 +132,10 @@ class HostSettings(Settings):
 
 
 class InstanceRange(Settings):
-    """How many instances a model has; `max` defaults to `min`."""
+    """How many instances a model has: always `min`, up to `max` as its load asks for.
+
+    `max` defaults to `min`; a plain number is short for both.
+    """
 
     min: int = Field(default=1, ge=1, le=1024)
     max: int = Field(default=1, ge=1, le=1024)
@@ -140,6 +143,8 @@ class InstanceRange(Settings):
     @model_validator(mode="before")
     @classmethod
     def _max_follows_min(cls, value: object) -> object:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"min": value, "max": value}
         if isinstance(value, dict) and isinstance(value.get("min"), int) and "max" not in value:
             return {**value, "max": max(value["min"], 1)}
         return value
@@ -423,7 +428,12 @@ def _check_scheduling(
     for model in models:
         try:
             config = pool_config(
-                model.name, model.scheduling, classes, step_tokens=1, max_requests=1
+                model.name,
+                model.scheduling,
+                classes,
+                step_tokens=1,
+                max_requests=1,
+                num_instances=(model.instances.min, model.instances.max),
             )
             policies.check(config)
         except ConfigError as error:

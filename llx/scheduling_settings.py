@@ -16,6 +16,7 @@ from llx.core.scheduler.config import (
     PoolConfig,
     PriorityClass,
     Rescheduling,
+    Scaling,
     Slo,
     StepTime,
 )
@@ -24,6 +25,7 @@ from llx.core.scheduler.policies import ENTRY_POINTS, Policies, extended
 
 _MILLISECOND: Final = 1_000_000
 _MICROSECOND: Final = 1_000
+_SCALING: Final = Scaling()
 
 
 def _not_drain(step: str) -> str:
@@ -84,8 +86,23 @@ class ReschedulingSettings(_Section):
     deadline_s: float = Field(default=60, gt=0)
 
 
+class ScalingSettings(_Section):
+    """When a model whose `instances` are a range gets one more or one less.
+
+    `weight`: of two models that want the same devices, how much more of them this one gets.
+    """
+
+    rule: str = "band"
+    low: float = float(_SCALING.low)
+    high: float = float(_SCALING.high)
+    sustain_s: float = Field(default=_SCALING.sustain / SECOND, ge=0)
+    cooldown_s: float = Field(default=_SCALING.cooldown / SECOND, ge=0)
+    lost_grace_s: float = Field(default=_SCALING.lost_grace / SECOND, ge=0)
+    weight: float = Field(default=1.0, gt=0)
+
+
 class SchedulingSettings(_Section):
-    """How the requests of a model are placed and moved."""
+    """How the requests of a model are placed and moved, and how many instances it has."""
 
     dispatch: str = "soonest"
     binding: Literal["late", "immediate"] = "late"
@@ -95,6 +112,7 @@ class SchedulingSettings(_Section):
     charge_expires_after_s: float = Field(default=5, gt=0)
     step_time: StepTimeSettings = StepTimeSettings()
     rescheduling: ReschedulingSettings = ReschedulingSettings()
+    scaling: ScalingSettings = ScalingSettings()
 
 
 def pool_config(
@@ -105,6 +123,7 @@ def pool_config(
     step_tokens: int,
     max_requests: int,
     can_move: bool = True,
+    num_instances: tuple[int, int] = (1, 1),
 ) -> PoolConfig:
     """The core's configuration of a pool.
 
@@ -115,6 +134,8 @@ def pool_config(
         step_tokens: Tokens that its engines compute in a step.
         max_requests: Requests that they run at a time.
         can_move: Whether their requests can move.
+        num_instances: The least and the most that there are; the scheduler has no say if they are
+            the same.
 
     Raises:
         ConfigError: The numbers contradict each other.
@@ -138,6 +159,7 @@ def pool_config(
             per_block=_nanos(time.per_block_us, _MICROSECOND),
         ),
         rescheduling=_rescheduling(scheduling.rescheduling) if can_move else Rescheduling(steps=()),
+        scaling=_scaling(scheduling.scaling, *num_instances),
     )
 
 
@@ -163,6 +185,19 @@ def _rescheduling(settings: ReschedulingSettings) -> Rescheduling:
         max_moves=settings.max_moves,
         retry_after=_nanos(settings.retry_after_s),
         deadline=_nanos(settings.deadline_s),
+    )
+
+
+def _scaling(settings: ScalingSettings, least: int, most: int) -> Scaling:
+    return Scaling(
+        rule=settings.rule if least < most else "none",
+        min_instances=least,
+        max_instances=most,
+        low=Freeness(settings.low),
+        high=Freeness(settings.high),
+        sustain=_nanos(settings.sustain_s),
+        cooldown=_nanos(settings.cooldown_s),
+        lost_grace=_nanos(settings.lost_grace_s),
     )
 
 

@@ -7,11 +7,19 @@ from typing import Any
 import pytest
 
 from llx.core.model import ClassName, PoolName, Tokens
-from llx.core.scheduler.config import SECOND, PoolConfig, PriorityClass, Rescheduling, Slo
+from llx.core.scheduler.config import (
+    SECOND,
+    PoolConfig,
+    PriorityClass,
+    Rescheduling,
+    Scaling,
+    Slo,
+)
 from llx.errors import ConfigError
 from llx.scheduling_settings import (
     PriorityClassSettings,
     ReschedulingSettings,
+    ScalingSettings,
     SchedulingSettings,
     pool_config,
 )
@@ -41,6 +49,20 @@ def test_the_defaults_are_the_cores_but_for_drains_which_the_driver_does() -> No
 def test_every_rule_of_the_core_can_be_set() -> None:
     known = {each.removesuffix("_s") for each in ReschedulingSettings.model_fields}
     assert known == {each.name for each in fields(Rescheduling)}
+
+
+def test_a_range_of_instances_is_scaled_by_the_cores_defaults_and_a_number_is_not() -> None:
+    def scaling(least: int, most: int, **given: float) -> Scaling:
+        settings = SchedulingSettings(scaling=ScalingSettings.model_validate(given))
+        return pool_config(
+            "m", settings, CLASSES, step_tokens=1, max_requests=1, num_instances=(least, most)
+        ).scaling
+
+    assert scaling(1, 4) == Scaling(rule="band", min_instances=1, max_instances=4)
+    assert scaling(3, 3) == Scaling(rule="none", min_instances=3, max_instances=3)
+    other = scaling(1, 2, low=1.5, high=9, sustain_s=0.5, cooldown_s=2, lost_grace_s=1)
+    assert (other.low, other.high, other.sustain) == (1.5, 9, SECOND // 2)
+    assert (other.cooldown, other.lost_grace) == (2 * SECOND, SECOND)
 
 
 def test_units_and_words_become_the_cores() -> None:
@@ -75,13 +97,17 @@ def test_units_and_words_become_the_cores() -> None:
         ({"rescheduling": {"low": 9}}, "low must be below high"),
         ({"rescheduling": {"steps": ["blance"]}}, "no rescheduling rule 'blance'"),
         ({"rescheduling": {"steps": ["drain"]}}, "llx inst drain"),
+        ({"scaling": {"low": 70}}, "scaling.low is above scaling.high"),
+        ({"scaling": {"rule": "bend"}}, "no scaling rule 'bend'"),
+        ({"scaling": {"weight": 0}}, "weight"),
         ({"rescheduling": {"choice": "tallest"}}, "no choice of requests 'tallest'"),
     ],
 )
 def test_what_is_wrong_is_refused_when_the_file_is_read(
     scheduling: dict[str, Any], why: str
 ) -> None:
-    values = {"models": [{"name": "m", "model": "/m", "scheduling": scheduling}]}
+    model = {"name": "m", "model": "/m", "instances": {"min": 1, "max": 2}}
+    values = {"models": [{**model, "scheduling": scheduling}]}
     with pytest.raises(ConfigError) as error:
         read_yaml("c.yaml", ClusterSettings, base=Path("/"), values=values)
     assert why in str(error.value)

@@ -230,6 +230,11 @@ class TestClusters:
         text = "models: [{name: m, model: ./m, instances: {min: 3}}]\n"
         assert load_cluster(write(tmp_path, text)).models[0].instances.max == 3
 
+    def test_a_number_of_instances_is_short_for_both_ends(self, tmp_path):
+        text = "models: [{name: m, model: ./m, instances: 3}]\n"
+        found = load_cluster(write(tmp_path, text)).models[0].instances
+        assert (found.min, found.max) == (3, 3)
+
     def test_dump_loads_back_equal(self, tmp_path):
         settings = load_cluster(EXAMPLE)
         assert load_cluster(write(tmp_path, dump_cluster(settings))) == settings

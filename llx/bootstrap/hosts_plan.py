@@ -74,15 +74,6 @@ class HostsPlan:
         """Whether some model is llx's own tiny one."""
         return any(each.model == TINY_MODEL for each in self.settings.models)
 
-    @property
-    def instance_names(self) -> list[str]:
-        """The instances to start."""
-        return [
-            f"{model.name}-{index}"
-            for model in self.settings.models
-            for index in range(model.instances.min)
-        ]
-
 
 def make_hosts_plan(settings: ClusterSettings, environment: Environment) -> HostsPlan:
     """Make `settings` concrete.

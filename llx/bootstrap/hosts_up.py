@@ -32,7 +32,7 @@ from llx.bootstrap.hosts_world import HostsWorld
 from llx.bootstrap.hub_models import HubPins
 from llx.bootstrap.left_hosts import load_left, save_left, take_over_down_file
 from llx.bootstrap.local_ports import Observer, StepEvent, StepState
-from llx.bootstrap.readiness import Outside, Readiness, rows_of, step
+from llx.bootstrap.readiness import Outside, Readiness, lists_all, rows_of, step
 from llx.bootstrap.wheel import portable_wheel
 from llx.client import ControlClient
 from llx.errors import (
@@ -403,8 +403,7 @@ class _Apply:
 
     def _is_complete(self, status: ClusterStatus) -> bool:
         self._held.require()
-        wanted = set(self._plan.instance_names)
-        return wanted <= {each.name for each in status.instances} and bool(status.gateways)
+        return lists_all(status, self._plan.settings)
 
     # ------------------------------------------------------------------ hosts that leave
 

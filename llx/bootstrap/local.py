@@ -19,7 +19,15 @@ from llx.bootstrap import preflight
 from llx.bootstrap.cluster_dir import PROCS, clear, cluster_lock, running_settings
 from llx.bootstrap.local_ports import Control, LocalPorts, Observer
 from llx.bootstrap.plan import Plan
-from llx.bootstrap.readiness import Outside, Readiness, StartError, reason, step, tail
+from llx.bootstrap.readiness import (
+    Outside,
+    Readiness,
+    StartError,
+    lists_all,
+    reason,
+    step,
+    tail,
+)
 from llx.errors import ConflictError, DeadlineError, UnreachableError
 from llx.settings import differing_keys
 
@@ -240,8 +248,7 @@ class _Up:
             raise
 
     def _is_complete(self, status: ClusterStatus) -> bool:
-        wanted = set(self._plan.instance_names)
-        return wanted <= {each.name for each in status.instances} and bool(status.gateways)
+        return lists_all(status, self._plan.settings)
 
     def _probe(self, status: ClusterStatus, model: str) -> None:
         self._ports.first_token(status.url, model, self._plan.probe_key)

@@ -59,15 +59,6 @@ class Plan:
         """Whether a request of ours would be let in."""
         return self.probe_key is not None or not self.settings.gateway.api_keys
 
-    @property
-    def instance_names(self) -> list[str]:
-        """The instances to start."""
-        return [
-            f"{model.name}-{index}"
-            for model in self.settings.models
-            for index in range(model.instances.min)
-        ]
-
 
 def make_plan(settings: ClusterSettings, environment: Environment) -> Plan:
     """Make `settings` concrete on this machine.

@@ -4,6 +4,7 @@ The part of `up` that is the same for a cluster here and one on hosts. Tells an 
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from llx.errors import (
     RemoteError,
     UnreachableError,
 )
+from llx.settings import ClusterSettings
 
 TAIL_LINES = 20
 
@@ -94,6 +96,16 @@ class Outside:
     log_place: Callable[[str], str]
     clock: Callable[[], float]
     sleep: Callable[[float], None]
+
+
+def lists_all(status: ClusterStatus, settings: ClusterSettings) -> bool:
+    """Whether a status has a gateway and as many instances of each model as its minimum.
+
+    Which ones they are, of a model that is scaled, is the head's to say.
+    """
+    counts = Counter(each.model for each in status.instances)
+    is_listed = all(counts[each.name] >= each.instances.min for each in settings.models)
+    return is_listed and bool(status.gateways)
 
 
 class Readiness:

@@ -32,6 +32,7 @@ from llx.cli import (
     policy,
     queue,
     req,
+    scale,
     sim,
     status,
     top,
@@ -89,6 +90,7 @@ app.add_typer(req.app, name="req")
 app.command("migrate")(migrate.migrate)
 app.command("queue")(queue.queue)
 app.command("explain")(explain.explain)
+app.command("scale")(scale.scale)
 app.add_typer(policy.app, name="policy")
 app.add_typer(mig.app, name="mig")
 app.command("events")(events.events)

@@ -81,7 +81,7 @@ def revert(
 def pause(
     model: PoolOption = None, output: OutputOption = None, context: ContextOption = None
 ) -> None:
-    """Move nothing by rule until `llx policy resume`; requests are placed as ever."""
+    """Move and scale nothing by rule until `llx policy resume`; requests are placed as ever."""
     _steer("pause", model, output, context)
 
 
@@ -90,7 +90,7 @@ def pause(
 def resume(
     model: PoolOption = None, output: OutputOption = None, context: ContextOption = None
 ) -> None:
-    """Move requests by rule again."""
+    """Move requests and scale models by rule again."""
     _steer("resume", model, output, context)
 
 
@@ -99,7 +99,7 @@ def resume(
 def step(
     model: PoolOption = None, output: OutputOption = None, context: ContextOption = None
 ) -> None:
-    """Make one round of moves by rule, also when paused."""
+    """Make one round of moves and scaling by rule, also when paused."""
     _steer("step", model, output, context)
 
 

@@ -1,6 +1,7 @@
 """The tables of clusters, instances, gateways, models and contexts."""
 
 import time
+from collections.abc import Sequence
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -81,13 +82,38 @@ def host_columns() -> list[Column[HostStatus]]:
     ]
 
 
-MODEL_COLUMNS: list[Column[ModelStatus]] = [
-    Column("model", lambda each: each.name),
-    Column("engine", lambda each: each.engine),
-    Column("ready", lambda each: f"{each.instances_ready}/{each.instances_min}", is_number=True),
-    Column("max", lambda each: str(each.instances_max), is_number=True, is_wide_only=True),
-    Column("source", lambda each: each.source),
-]
+def model_columns(models: Sequence[ModelStatus]) -> list[Column[ModelStatus]]:
+    """Of models in the status; what is short only if something is."""
+    short: list[Column[ModelStatus]] = [Column("short of", lambda each: _one_line(each.shortage))]
+    return [
+        Column("model", lambda each: each.name),
+        Column("engine", lambda each: each.engine),
+        Column("ready", _ready, is_number=True),
+        Column("range", _range, is_number=True),
+        Column("source", lambda each: each.source),
+        *(short if any(each.shortage for each in models) else []),
+    ]
+
+
+def scale_columns() -> list[Column[ModelStatus]]:
+    """Of `llx scale`."""
+    return [
+        Column("model", lambda each: each.name),
+        Column("ready", lambda each: str(each.instances_ready), is_number=True),
+        Column("wanted", lambda each: str(each.instances_wanted), is_number=True),
+        Column("min", lambda each: str(each.instances_min), is_number=True),
+        Column("max", lambda each: str(each.instances_max), is_number=True),
+        Column("short of", lambda each: _one_line(each.shortage) or "-"),
+    ]
+
+
+def _ready(model: ModelStatus) -> str:
+    return f"{model.instances_ready}/{model.instances_wanted}"
+
+
+def _range(model: ModelStatus) -> str:
+    least, most = model.instances_min, model.instances_max
+    return f"{least}" if least == most else f"{least}-{most}"
 
 
 def cluster_parts(
@@ -108,7 +134,7 @@ def cluster_parts(
         headline,
         *([table(host_columns(), status.hosts, is_wide=is_wide)] if is_many else []),
         table(gateway_columns(now, shows_host=is_many), status.gateways, is_wide=is_wide),
-        table(MODEL_COLUMNS, status.models, is_wide=is_wide),
+        table(model_columns(status.models), status.models, is_wide=is_wide),
         table(instance_columns(now, shows_host=is_many), status.instances, is_wide=is_wide),
     ]
 

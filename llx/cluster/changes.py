@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from llx.settings import ClusterSettings, differing_keys
+from llx.settings import ClusterSettings, InstanceRange, differing_keys
 
 _LIVE = frozenset(
     {
@@ -111,10 +111,13 @@ def _compare_models(old: ClusterSettings, new: ClusterSettings, found: Changes) 
             else:
                 found.refused.append(f"models.{name}.{key}")
         one, other = before[name].instances, after[name].instances
-        if one.min != other.min:
-            found.words.append(f"model {name}: {one.min} → {other.min} instances")
-        if one.max != other.max:
-            found.words.append(f"model {name}: at most {one.max} → {other.max} instances")
+        if one != other:
+            found.words.append(f"model {name}: {_count(one)} → {_count(other)} instances")
+
+
+def _count(instances: InstanceRange) -> str:
+    least, most = instances.min, instances.max
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _is_live_of_class(key: str) -> bool:

@@ -41,6 +41,7 @@ from llx.cluster.driver import ClusterDriver
 from llx.cluster.event_routes import add_event_routes
 from llx.cluster.migration_routes import User, add_migration_routes, add_snapshot_route
 from llx.cluster.request_routes import add_request_routes
+from llx.cluster.scale_verb import add_scale_route
 from llx.cluster.scheduling_routes import add_scheduling_routes
 from llx.errors import (
     ConfigError,
@@ -101,6 +102,7 @@ def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
     add_snapshot_route(app, driver.status, driver.requests, driver.migrations)
     add_scheduling_routes(app, driver.steering)
     add_event_routes(app, driver.events_path)
+    add_scale_route(app, driver.scale)
     # `llx top` looks once a second, perhaps from afar; lists of requests shrink to a tenth.
     app.add_middleware(GZipMiddleware, minimum_size=_COMPRESS_FROM_BYTES, compresslevel=1)
     app.add_exception_handler(LlxError, _on_llx_error)

@@ -28,6 +28,7 @@ from llx.specs import GatewaySpec, InstanceSpec
 log = get_log(__name__)
 
 _POLL_S = 0.1
+_PATIENCE_S = 86400.0
 
 
 class Converging:
@@ -70,7 +71,7 @@ class Converging:
                 self._actions.own(self._retire_host(host), f"retire-{host.name}")
         for unit in self._fleet.units():
             if unit.is_leaving:
-                self._actions.own(self._retire(unit), f"retire-{unit.name}")
+                self._begin_to_retire(unit)
 
     def plan(self, settings: ClusterSettings) -> list[str]:
         """What `apply` would change, in words.
@@ -82,7 +83,7 @@ class Converging:
         changes = compare(self._fleet.settings, settings)
         self._check(settings, changes.refused, changes.gateway_keys)
         gateways = desired_gateways(settings, self._fleet.line_address)
-        instances = desired_instances(settings)
+        instances = self._desired_instances(settings)
         self._refuse_leaving(
             settings, [*(each.name for each in gateways), *(each.name for each in instances)]
         )
@@ -101,7 +102,7 @@ class Converging:
         """
         words = self.plan(settings)
         gateways = desired_gateways(settings, self._fleet.line_address)
-        instances = desired_instances(settings)
+        instances = self._desired_instances(settings)
         save(settings)
         self._fleet.settings = settings
         self._apply_hosts(desired_hosts(settings))
@@ -141,7 +142,7 @@ class Converging:
         leaving = [name for name in hosts if self._fleet.hosts[name].is_leaving]
         for name in units:
             unit = self._fleet.unit(name)
-            if unit is not None and unit.is_leaving:
+            if unit is not None and unit.is_leaving and not self.can_keep(unit):
                 leaving.append(name)
         if leaving:
             raise ConflictError(
@@ -191,10 +192,33 @@ class Converging:
         for spec in specs:
             unit = self._fleet.instances.get(spec.name)
             if unit is not None:
-                unit.spec = spec
+                unit.spec, unit.is_leaving = spec, False
         self._fleet.instances = self._with(self._fleet.instances, specs)
         for unit in self._leaving(self._fleet.instances, specs):
-            self._actions.own(self._retire(unit), f"retire-{unit.name}")
+            self._begin_to_retire(unit)
+
+    def retire(self, unit: Unit) -> None:
+        """Begin to empty an instance that is one too many, and to end it then."""
+        assert not unit.is_leaving, f"{unit.name} leaves already"
+        unit.is_leaving = True
+        self._begin_to_retire(unit)
+
+    def can_keep(self, unit: Unit) -> bool:
+        """Whether an instance that is being emptied could be used again."""
+        is_ending = unit.state is InstanceState.STOPPING or not unit.known or not unit.host
+        return unit.is_leaving and not is_ending and not self._is_host_emptied(unit)
+
+    def keep(self, unit: Unit) -> None:
+        """Use it again: it `can_keep`."""
+        assert self.can_keep(unit), f"{unit.name} is ending"
+        unit.is_leaving = False
+        self._actions.wake()
+
+    def _desired_instances(self, settings: ClusterSettings) -> list[InstanceSpec]:
+        return desired_instances(settings, [unit.name for unit in self._fleet.staying()])
+
+    def _begin_to_retire(self, unit: Unit) -> None:
+        self._actions.own(self._retire(unit), f"retire-{unit.name}")
 
     def _with(
         self, units: dict[str, Unit], specs: Sequence[InstanceSpec | GatewaySpec]
@@ -217,12 +241,31 @@ class Converging:
         host = self._fleet.hosts.get(unit.host)
         if host is not None:
             await self._wait_for_agent(host)
-        await self._emptying.empty([unit], DRAIN_S)
-        if unit.host:  # the cluster stops, and this with it
-            return
-        self._fleet.instances.pop(unit.name, None)
-        self._fleet.gateways.pop(unit.name, None)
+        while True:
+            await self._emptying.empty(
+                [unit],
+                self._patience_s(unit),
+                is_wanted=lambda: unit.is_leaving and not self._is_host_emptied(unit),
+            )
+            if not (unit.host and unit.is_leaving) or self._fleet.is_stopping:
+                break
+            await asyncio.sleep(_POLL_S)  # all of its host is being emptied, by its own deadline
+        # Else the cluster stops, and this with it; or it is wanted again.
+        if not unit.host and unit.is_leaving:
+            for units in (self._fleet.instances, self._fleet.gateways):
+                if units.get(unit.name) is unit:
+                    del units[unit.name]
         self._actions.wake()
+
+    def _is_host_emptied(self, unit: Unit) -> bool:
+        host = self._fleet.hosts.get(unit.host)
+        return host is not None and (host.is_draining or host.is_leaving)
+
+    def _patience_s(self, unit: Unit) -> float:
+        """How long its streams may go on. What cannot move may finish, if its model stays."""
+        models = {model.name for model in self._fleet.settings.models}
+        stays = isinstance(unit.spec, InstanceSpec) and unit.spec.pool in models
+        return _PATIENCE_S if stays else DRAIN_S
 
     # ------------------------------------------------------------------ gateways
 

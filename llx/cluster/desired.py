@@ -4,6 +4,9 @@ Specs are made here without what only a host knows; its agent fills that in (`ll
 """
 
 import math
+import re
+from collections.abc import Collection, Iterable
+from itertools import count
 
 import msgspec
 
@@ -35,13 +38,55 @@ def desired_hosts(settings: ClusterSettings) -> list[str]:
     return [head.name, *(each.name for each in settings.hosts if each.name != head.name)]
 
 
-def desired_instances(settings: ClusterSettings) -> list[InstanceSpec]:
-    """`instances.min` instances of every model, named ``<pool>-<index>``."""
+def desired_instances(
+    settings: ClusterSettings, before: Collection[str] = ()
+) -> list[InstanceSpec]:
+    """The instances of every model: of `before` as many as its range allows, at least its minimum.
+
+    `before`: names of instances that were desired so far.
+    """
     return [
-        _instance(model, f"{model.name}-{index}", settings)
+        instance_spec(settings, model, name)
         for model in settings.models
-        for index in range(model.instances.min)
+        for name in _names(model, before)
     ]
+
+
+def instance_spec(settings: ClusterSettings, model: ModelSettings, name: str) -> InstanceSpec:
+    """An instance of a model of these settings."""
+    return InstanceSpec(
+        name=name,
+        pool=model.name,
+        engine=model.engine,
+        model=model.model,
+        engine_args=dict(model.engine_args),
+        tensor_parallel=model.tensor_parallel,
+        bind_host="",
+        keys_path="",
+        status_path="",
+        sim=model.sim_spec,
+        migration=settings.migration.spec,
+        hang=settings.runtime.hang,
+    )
+
+
+def instance_index(model: ModelSettings, name: str) -> int | None:
+    """The index in ``<pool>-<index>``; None if that is no instance of the model."""
+    found = re.fullmatch(rf"{re.escape(model.name)}-(0|[1-9]\d{{0,8}})", name)
+    return None if found is None else int(found[1])
+
+
+def unused_name(model: ModelSettings, used: Collection[str]) -> str:
+    """A name for one more instance: that with the lowest free index."""
+    return next(name for i in count() if (name := f"{model.name}-{i}") not in used)
+
+
+def _names(model: ModelSettings, before: Iterable[str]) -> list[str]:
+    indices = [index for name in before if (index := instance_index(model, name)) is not None]
+    kept = [f"{model.name}-{index}" for index in sorted(set(indices))[: model.instances.max]]
+    while len(kept) < model.instances.min:
+        kept.append(unused_name(model, kept))
+    return sorted(kept, key=lambda name: instance_index(model, name) or 0)
 
 
 def desired_gateways(settings: ClusterSettings, scheduler_address: str) -> list[GatewaySpec]:
@@ -118,23 +163,6 @@ def _tenant(tenant: TenantSettings, num_gateways: int) -> TenantSpec:
         max_requests=None if most is None else math.ceil(most / num_gateways),
         requests_per_minute=None if requests is None else requests / num_gateways,
         tokens_per_minute=None if tokens is None else tokens / num_gateways,
-    )
-
-
-def _instance(model: ModelSettings, name: str, settings: ClusterSettings) -> InstanceSpec:
-    return InstanceSpec(
-        name=name,
-        pool=model.name,
-        engine=model.engine,
-        model=model.model,
-        engine_args=dict(model.engine_args),
-        tensor_parallel=model.tensor_parallel,
-        bind_host="",
-        keys_path="",
-        status_path="",
-        sim=model.sim_spec,
-        migration=settings.migration.spec,
-        hang=settings.runtime.hang,
     )
 
 

@@ -43,6 +43,8 @@ from llx.cluster.placing import Placing
 from llx.cluster.request_verbs import RequestVerbs
 from llx.cluster.requests import Requests
 from llx.cluster.rolling import Rolling
+from llx.cluster.scale_verb import ScaleVerb
+from llx.cluster.scaling import Scaling
 from llx.cluster.scheduling.configs import desired_config
 from llx.cluster.scheduling.live import LiveScheduler
 from llx.cluster.scheduling.moves import PolicyMoves
@@ -114,12 +116,23 @@ class ClusterDriver:
         fleet.line.tell_moves(self.migrations.on_seen)
         draining = Draining(fleet, self.migrations, self._publish)
         self._emptying = Emptying(fleet, self._actions, draining, self._publish)
-        self.instances = InstanceVerbs(fleet, self._actions, draining)
-        """What is done to one instance."""
         self._rolling = Rolling(fleet, self._actions)
         self._converging = Converging(
             fleet, agents, self._actions, self._emptying, self._rolling, self._watch
         )
+        self._scaling = Scaling(
+            fleet,
+            self.scheduler,
+            self._placing,
+            self._converging,
+            self._actions,
+            self._policy_book,
+        )
+        self.scheduler.tell_scaling(self._scaling)
+        self.instances = InstanceVerbs(fleet, self._actions, draining, self._scaling.keep)
+        """What is done to one instance."""
+        self.scale = ScaleVerb(fleet, self._converging, self._placing, audit, self._save_settings)
+        """How many instances a model has, as operators say."""
         self._strays: set[tuple[str, str]] = set()
         self._saved: Placements | None = None
         self._since = time.monotonic()
@@ -162,6 +175,7 @@ class ClusterDriver:
         for host in list(self.fleet.hosts.values()):
             self._judging.judge(host, now)
         if not self.fleet.is_stopping:
+            self._scaling.look()
             self._placing.place()
             await self._save()  # before anything starts: a new head must know where
         for unit in self.fleet.units():

@@ -63,16 +63,34 @@ class Emptying:
         self._draining = draining
         self._publish = publish
 
-    async def empty(self, units: Sequence[Unit], deadline_s: float, user: str = "") -> Emptied:
-        """Take all these units from their hosts, at once; they have none afterwards."""
+    async def empty(
+        self,
+        units: Sequence[Unit],
+        deadline_s: float,
+        user: str = "",
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> Emptied:
+        """Take all these units from their hosts, at once; they have none afterwards.
+
+        An instance that is not empty yet is left as it is as soon as that is not wanted any more.
+        """
         done = Emptied()
-        await asyncio.gather(*(self._empty(unit, deadline_s, user, done) for unit in units))
+        await asyncio.gather(
+            *(self._empty(unit, deadline_s, user, is_wanted, done) for unit in units)
+        )
         return done
 
-    async def _empty(self, unit: Unit, deadline_s: float, user: str, done: Emptied) -> None:
+    async def _empty(
+        self,
+        unit: Unit,
+        deadline_s: float,
+        user: str,
+        is_wanted: Callable[[], bool],
+        done: Emptied,
+    ) -> None:
         while unit.is_busy and unit.task is not None:
             await asyncio.wait([unit.task])
-        if not unit.host:
+        if not unit.host or not is_wanted():
             return
         if self._fleet.is_stopping:  # that ends it, too
             done.left.append(unit.name)
@@ -80,17 +98,28 @@ class Emptying:
         if isinstance(unit.spec, GatewaySpec):
             action = self._empty_gateway(unit, deadline_s, done)
         else:
-            action = self._empty_instance(unit, deadline_s, user, done)
+            action = self._empty_instance(unit, deadline_s, user, is_wanted, done)
         await asyncio.wait([self._actions.act(unit, action)])
 
     async def _empty_instance(
-        self, unit: Unit, deadline_s: float, user: str, done: Emptied
+        self,
+        unit: Unit,
+        deadline_s: float,
+        user: str,
+        is_wanted: Callable[[], bool],
+        done: Emptied,
     ) -> None:
         if unit.known:
             unit.state, unit.detail = InstanceState.DRAINING, EMPTY
             self._actions.note("draining", unit, deadline_s=deadline_s)
             why = f"{unit.name} is emptied"
-            drained = await self._draining.drain(unit, deadline_s, user=user, why=why)
+            drained = await self._draining.drain(
+                unit, deadline_s, user=user, why=why, is_wanted=is_wanted
+            )
+            if not is_wanted():
+                unit.state, unit.detail = InstanceState.READY, ""
+                await self._publish()
+                return
             done.moved += drained.moved
             done.finished += drained.finished
             done.not_moved += drained.not_moved

@@ -5,7 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llx import __version__
-from llx.api import ClusterStatus, GatewayStatus, HostStatus, InstanceState, InstanceStatus
+from llx.api import (
+    ClusterStatus,
+    GatewayStatus,
+    HostStatus,
+    InstanceState,
+    InstanceStatus,
+    ModelStatus,
+)
 from llx.cluster.agents import AgentPort
 from llx.cluster.desired import serves_alike
 from llx.cluster.gateway_line import GatewayLine, GatewayView
@@ -22,6 +29,7 @@ from llx.cluster.status import (
     instance_status,
     model_status,
     tell_silence,
+    that_count,
 )
 from llx.cluster.unit import Unit
 from llx.core.model import InstanceId, PoolName, Term
@@ -54,6 +62,7 @@ class Fleet:
         moves: The record of migrations.
         is_stopping: A stop was asked for.
         has_served: All was ready once in this life of the head.
+        shortages: By model: why scaling has not got what it wants.
     """
 
     settings: ClusterSettings
@@ -69,11 +78,22 @@ class Fleet:
     is_stopping: bool = False
     has_served: bool = False
     moves: MoveLog = field(default_factory=MoveLog)
+    shortages: dict[str, str] = field(default_factory=dict)
     started_at: float = field(default_factory=time.time)
 
     def units(self) -> list[Unit]:
         """All gateways and all instances."""
         return [*self.gateways.values(), *self.instances.values()]
+
+    def staying(self, model: str | None = None) -> list[Unit]:
+        """The instances that should run, of one model or of all."""
+        return [
+            unit
+            for unit in self.instances.values()
+            if isinstance(unit.spec, InstanceSpec)
+            and not unit.is_leaving
+            and model in (None, unit.spec.pool)
+        ]
 
     def units_on(self, host: str) -> list[Unit]:
         """What runs, or is to run, on a host."""
@@ -212,7 +232,8 @@ class Fleet:
 
     def is_ready(self) -> bool:
         """Whether everything is there and connected."""
-        states = [self._state(unit) for unit in self.units()]
+        states = [self._state(unit) for unit in self.gateways.values()]
+        states += [each for pool in self._by_model().values() for each in pool]
         is_whole = all(each is InstanceState.READY for each in states) and not self._any_missing()
         return is_whole and are_ready(self.hosts.values())
 
@@ -260,7 +281,7 @@ class Fleet:
             llx_version=__version__,
             vllm_version=infos[0].vllm_version if infos else VLLM_VERSION,
             platform=self.platform,
-            models=[model_status(model, by_model[model.name]) for model in self.settings.models],
+            models=[self.model(model.name) for model in self.settings.models],
             instances=[self.instance(name) for name in self.instances],
             gateways=gateways,
             hosts=[self.host(name) for name in self.hosts],
@@ -291,6 +312,12 @@ class Fleet:
         if silent_s is not None:
             return status.model_copy(update={"detail": tell_silence(silent_s)})
         return status
+
+    def model(self, name: str) -> ModelStatus:
+        """One model of the settings."""
+        (model,) = [each for each in self.settings.models if each.name == name]
+        states = [self._state(unit) for unit in self.staying(name)]
+        return model_status(model, states, self.shortages.get(name, ""))
 
     def unit_status(self, unit: Unit) -> InstanceStatus | GatewayStatus:
         """One instance or gateway."""
@@ -331,12 +358,11 @@ class Fleet:
         return not ready or any(self.missing(unit) for unit in ready)
 
     def _by_model(self) -> dict[str, list[InstanceState]]:
-        found: dict[str, list[InstanceState]] = {each.name: [] for each in self.settings.models}
-        for unit in self.instances.values():
-            assert isinstance(unit.spec, InstanceSpec), f"{unit.name} is an instance"
-            if unit.spec.pool in found and not unit.is_leaving:
-                found[unit.spec.pool].append(self._state(unit))
-        return found
+        """The states that count. What scaling adds to a minimum that is there is not missing."""
+        return {
+            each.name: that_count(map(self._state, self.staying(each.name)), each.instances.min)
+            for each in self.settings.models
+        }
 
     def _state(self, unit: Unit) -> InstanceState:
         """As it counts for the whole: what does not answer is as good as lost."""

@@ -1,6 +1,7 @@
 """What is done to one instance on an operator's word: cordon, drain, restart."""
 
 import asyncio
+from collections.abc import Callable
 
 from llx.api import InstanceState, InstanceStatus, StopReport
 from llx.cluster.actions import Actions
@@ -11,10 +12,20 @@ from llx.errors import ConflictError
 
 
 class InstanceVerbs:
-    """Acts on single instances of a fleet."""
+    """Acts on single instances of a fleet.
 
-    def __init__(self, fleet: Fleet, actions: Actions, draining: Draining) -> None:
+    `keep`: uses an instance again that is being removed, if it is; may raise `ConflictError`.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        actions: Actions,
+        draining: Draining,
+        keep: Callable[[Unit], None],
+    ) -> None:
         self._fleet = fleet
+        self._keep = keep
         self._actions = actions
         self._draining = draining
         self._drained: set[str] = set()
@@ -22,12 +33,16 @@ class InstanceVerbs:
     def cordon(self, name: str, *, is_on: bool, user: str) -> InstanceStatus:
         """Give an instance nothing new from now on, or use it again; outlives the head.
 
-        A restart takes that back, too. To use it again ends a drain that is under way.
+        A restart takes that back, too. To use it again ends a drain that is under way, also that
+        of an instance which is being removed.
 
         Raises:
             NotFoundError: There is none of that name.
+            ConflictError: It is being removed, and that cannot be taken back.
         """
         unit = self._fleet.instance_unit(name)
+        if not is_on:
+            self._keep(unit)
         if unit.is_cordoned is not is_on:
             unit.is_cordoned = is_on
             self._actions.note("cordoned" if is_on else "uncordoned", unit, user=user)

@@ -37,11 +37,20 @@ class PlacedUnit(msgspec.Struct, frozen=True):
 
 
 class Placements(msgspec.Struct, frozen=True):
-    """Where everything is. `leaving`: hosts that are to be emptied and are not yet."""
+    """Where everything is.
+
+    Attributes:
+        instances: By name.
+        gateways: By name.
+        leaving: Hosts that are to be emptied and are not yet.
+        wanted: The instances that should run: of a model whose number is a range, they are as many
+            as scaling has wanted last.
+    """
 
     instances: dict[str, PlacedUnit] = {}
     gateways: dict[str, PlacedUnit] = {}
     leaving: list[str] = []
+    wanted: list[str] = []
 
 
 def load_placements(path: Path) -> Placements:

@@ -1,7 +1,8 @@
 """Giving every unit a host: by what is seen running, else by `llx.core.placement`."""
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from llx.api import HostState, InstanceState
 from llx.cluster.actions import Actions
@@ -11,7 +12,7 @@ from llx.cluster.host_unit import HostUnit
 from llx.cluster.placement_file import PlacedUnit, Placements
 from llx.cluster.unit import Unit
 from llx.core.model import HostName
-from llx.core.placement import Placement, place_gateways, place_instances
+from llx.core.placement import HostRoom, Placement, place_gateways, place_instances
 from llx.specs import InstanceSpec
 
 _UNSURE = frozenset({HostState.LOST, HostState.FAILED})
@@ -30,8 +31,7 @@ class Placing:
             self._take_what_runs(host)
         for unit in self._fleet.units():
             self._leave_if_never_started(unit)
-        hosts = [each for each in self._fleet.hosts.values() if not each.is_leaving]
-        if any(host.state is HostState.STARTING for host in hosts):
+        if self.is_looking():
             return
         if any(not unit.host and not unit.is_leaving for unit in self._fleet.units()):
             self._place()
@@ -42,7 +42,18 @@ class Placing:
             instances=_placed(self._fleet.instances),
             gateways=_placed(self._fleet.gateways),
             leaving=[host.name for host in self._fleet.hosts.values() if host.is_leaving],
+            wanted=[] if self._fleet.is_stopping else [unit.name for unit in self._fleet.staying()],
         )
+
+    def why_no_room(self, specs: Sequence[InstanceSpec]) -> str:
+        """Why these instances could not be placed beside all that there are; empty: they could."""
+        found = self._find(self._fleet.staying(), specs)
+        return next((found.reasons[each.name] for each in specs if each.name in found.reasons), "")
+
+    def is_looking(self) -> bool:
+        """Whether a host is just starting, so that nobody knows yet what there is room for."""
+        hosts = [each for each in self._fleet.hosts.values() if not each.is_leaving]
+        return any(host.state is HostState.STARTING for host in hosts)
 
     def _take_what_runs(self, host: HostUnit) -> None:
         """A unit without a host that runs somewhere is there."""
@@ -65,19 +76,38 @@ class Placing:
 
     def _place(self) -> None:
         fleet = self._fleet
-        hosts = [each for each in fleet.hosts.values() if not each.is_leaving]
         instances = [each for each in fleet.instances.values() if not each.is_leaving]
-        wanted = [
-            wanted_of(unit.spec, self._avoided(unit))
-            for unit in instances
-            if isinstance(unit.spec, InstanceSpec)
-        ]
-        rooms = [host.room(_belonging(instances, host.name)) for host in hosts]
-        found = place_instances(wanted, _kept(instances), rooms)
-        self._apply(instances, found)
+        self._apply(instances, self._find(instances))
         gateways = [each for each in fleet.gateways.values() if not each.is_leaving]
         names = [each.name for each in gateways]
-        self._apply(gateways, place_gateways(names, _kept(gateways), rooms))
+        self._apply(gateways, place_gateways(names, _kept(gateways), self._rooms(instances)))
+
+    def _find(self, instances: list[Unit], more: Sequence[InstanceSpec] = ()) -> Placement:
+        """A host for these and for `more` that are no units yet."""
+        wanted = [
+            wanted_of(unit.spec, self._avoided(unit))
+            for unit in self._least_first(instances)
+            if isinstance(unit.spec, InstanceSpec)
+        ]
+        wanted += [wanted_of(spec) for spec in more]
+        return place_instances(wanted, _kept(instances), self._rooms(instances))
+
+    def _least_first(self, instances: list[Unit]) -> list[Unit]:
+        """What is of the models' declared minimums before what scaling has added."""
+        least = {each.name: each.instances.min for each in self._fleet.settings.models}
+        counts: Counter[str] = Counter()
+        first: list[Unit] = []
+        rest: list[Unit] = []
+        for unit in instances:
+            assert isinstance(unit.spec, InstanceSpec), f"{unit.name} is an instance"
+            counts[unit.spec.pool] += 1
+            is_added = counts[unit.spec.pool] > least.get(unit.spec.pool, 0)
+            (rest if is_added else first).append(unit)
+        return [*first, *rest]
+
+    def _rooms(self, instances: list[Unit]) -> list[HostRoom]:
+        hosts = [each for each in self._fleet.hosts.values() if not each.is_leaving]
+        return [host.room(_belonging(instances, host.name)) for host in hosts]
 
     def _avoided(self, unit: Unit) -> frozenset[HostName]:
         """Hosts that refused it lately, or of which nothing was seen since."""

@@ -134,7 +134,7 @@ def make_fleet(
         )
         for name in [*names, *leaving]
     }
-    instances = _units(desired_instances(seat.settings), known.instances)
+    instances = _units(desired_instances(seat.settings, known.wanted), known.instances)
     gateways = _units(desired_gateways(seat.settings, address), known.gateways)
     fleet = Fleet(
         settings=seat.settings,

@@ -203,14 +203,28 @@ def are_ready(hosts: Iterable[HostUnit]) -> bool:
     return all(host.state is HostState.READY for host in hosts if not host.is_leaving)
 
 
-def model_status(model: ModelSettings, states: Iterable[InstanceState]) -> ModelStatus:
-    """One model."""
+def that_count(states: Iterable[InstanceState], least: int) -> list[InstanceState]:
+    """Of the states of a model's instances those that the cluster's depends on.
+
+    If as many as its minimum are ready, nothing is missing: scaling starts the others.
+    """
+    found = list(states)
+    num_ready = found.count(InstanceState.READY)
+    return [InstanceState.READY] * num_ready if num_ready >= least else found
+
+
+def model_status(
+    model: ModelSettings, states: Sequence[InstanceState], shortage: str
+) -> ModelStatus:
+    """One model; `states` of the instances that should run."""
     return ModelStatus(
         name=model.name,
         source=model.model,
         engine=model.engine.value,
         instances_min=model.instances.min,
         instances_max=model.instances.max,
+        instances_wanted=len(states),
+        shortage=shortage,
         instances_ready=sum(each is InstanceState.READY for each in states),
     )
 

@@ -18,6 +18,7 @@ from llx.bootstrap.facts import Facts, ModelFact, NodeFact, VllmArguments
 from llx.bootstrap.local_ports import LocalPorts
 from llx.bootstrap.plan import make_plan
 from llx.bootstrap.preflight import GIB
+from llx.cluster.desired import desired_instances
 from llx.cluster_file import ClusterSettings
 from llx.errors import UnreachableError
 from llx.settings import Environment, dump_cluster
@@ -140,7 +141,8 @@ class World:
         self.call("launch_head")
         self.inherited = dict(variables)
         (plan.state_dir / SETTINGS_FILE).write_text(dump_cluster(plan.settings))
-        for name in ("head", "gateway-0", *plan.instance_names):
+        instances = [each.name for each in desired_instances(plan.settings)]
+        for name in ("head", "gateway-0", *instances):
             if name not in self.alive:
                 folder = plan.state_dir / PROCS / name
                 folder.mkdir(parents=True, exist_ok=True)
@@ -189,7 +191,7 @@ class World:
         ready = sum(each.state is InstanceState.READY for each in instances)
         model = ModelStatus(
             name="m", source="/m", engine="vllm", instances_min=2, instances_max=2,
-            instances_ready=ready,
+            instances_wanted=2, instances_ready=ready,
         )  # fmt: skip
         return ClusterStatus(
             cluster="c", state=ClusterState.READY, url=URL, term=1, started_at=0.0,

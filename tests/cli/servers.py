@@ -31,6 +31,8 @@ from llx.api import (
     RequestChangeReport,
     RequestList,
     RequestStatus,
+    ScaleReport,
+    ScaleRequest,
     Snapshot,
     StopReport,
 )
@@ -64,7 +66,7 @@ def cluster_status(url="http://127.0.0.1:8000", *, started_at=NOW - 300):
     )  # fmt: skip
     model = ModelStatus(
         name="tiny", source="/models/tiny-1", engine="vllm", instances_min=2, instances_max=4,
-        instances_ready=1,
+        instances_wanted=2, instances_ready=1,
     )  # fmt: skip
     return ClusterStatus(
         cluster="local", state=ClusterState.DEGRADED, url=url, term=3, started_at=started_at,
@@ -167,6 +169,8 @@ class FakeHead(Server):
         """Answers, one after the other; the last one stays."""
         self.policies = PolicyList(policies=[])
         self.updates: list[PolicyUpdate] = []
+        self.scaled: list[ScaleRequest] = []
+        self.scale_changes = ["model tiny: 2 to 4 → 3 instances", "tiny-2 is started"]
         self.explained = Explanation(requests=[])
         self.forgets = False
         """It is not the head that began `moves`."""
@@ -220,6 +224,9 @@ class FakeHead(Server):
                 return self.policies
             case ["policies", *_]:
                 return self.policies
+            case ["models", "tiny", "instances"]:
+                self.scaled.append(ScaleRequest.model_validate_json(body))
+                return ScaleReport(changes=self.scale_changes, model=self.found.models[0])
             case ["explain", given] if any(e.name == given for e in self.explained.requests):
                 return self.explained
         return None

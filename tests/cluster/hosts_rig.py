@@ -211,7 +211,7 @@ class HostsRig:
             "name": name,
             "model": "/m",
             "engine": "sim",
-            "instances": {"min": count, "max": 8},
+            "instances": count,
             "engine_args": {"is_idle": True},
             **more,
         }

@@ -36,8 +36,7 @@ def test_what_changes_live() -> None:
     assert found.words == [
         "host h3 is added",
         "host h2 is removed",
-        "model m: 2 → 3 instances",
-        "model m: at most 4 → 5 instances",
+        "model m: 2 to 4 → 3 to 5 instances",
         "runtime.start_timeout_s changes",
     ]
     assert found.refused == found.gateway_keys == []

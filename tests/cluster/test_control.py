@@ -21,6 +21,7 @@ from llx.api import (
     MigrateRequest,
     MigrationList,
     MigrationStatus,
+    ModelStatus,
     NotChanged,
     PolicyList,
     PolicyUpdate,
@@ -29,6 +30,8 @@ from llx.api import (
     RequestChangeReport,
     RequestList,
     RequestVerb,
+    ScaleReport,
+    ScaleRequest,
     StopReport,
 )
 from llx.cluster.control import MAX_BODY_BYTES, make_app
@@ -58,6 +61,7 @@ class StandIn:
         self.request_verbs = RequestVerbsStandIn(self)
         self.migrations = MigrationsStandIn(self)
         self.steering = SteeringStandIn(self)
+        self.scale = ScaleStandIn(self)
         self.events_path = Path("/nowhere/events.jsonl")
 
     def note_asked(self, *what: object) -> None:
@@ -109,6 +113,19 @@ class StandIn:
     async def stop(self, deadline_s: float, user: str) -> StopReport:
         self.note_asked("stop", deadline_s, user)
         return StopReport(finished=1, cut=0)
+
+
+class ScaleStandIn:
+    def __init__(self, driver: StandIn) -> None:
+        self.driver = driver
+
+    def scale(self, name: str, request: ScaleRequest) -> ScaleReport:
+        self.driver.note_asked("scale", name, request.min, request.max, request.user)
+        model = ModelStatus(
+            name=name, source="/m", engine="sim", instances_min=1, instances_max=2,
+            instances_ready=1, instances_wanted=2,
+        )  # fmt: skip
+        return ScaleReport(changes=["m-1 is started"], model=model)
 
 
 class SteeringStandIn:
@@ -444,6 +461,19 @@ async def test_the_scheduler_is_looked_at_and_steered(
     ]  # fmt: skip
 
 
+async def test_scaling_and_events_reach_what_does_and_keeps_them(
+    http: httpx.AsyncClient, driver: StandIn
+) -> None:
+    body = {"min": 1, "max": 2, "user": "u" * 300}
+    answer = await http.put("/v1/models/m/instances", json=body)
+    assert answer.json()["changes"] == ["m-1 is started"]
+    assert driver.asked == [("scale", "m", 1, 2, "u" * 256)]
+    answer = await http.get("/v1/events?kind=a&kind=b")
+    assert answer.json() == {"api_version": "v1", "events": [], "num_found": 0, "cursor": ""}
+    assert (await http.get("/v1/events?after=x")).status_code == 400
+    assert (await http.get("/v1/events?limit=0")).status_code == 422
+
+
 async def test_long_answers_are_compressed_for_whoever_reads_that(
     http: httpx.AsyncClient,
 ) -> None:
@@ -473,6 +503,7 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
         "/v1/migrations",
         "/v1/migrations/{migration}",
         "/v1/migrations/{migration}/cancel",
+        "/v1/models/{name}/instances",
         "/v1/queues",
         "/v1/policies",
         "/v1/policies/{verb}",

@@ -247,8 +247,12 @@ def test_an_instance_that_is_no_longer_asked_for_finishes_first(rig) -> None:
         assert client.instance("m-1").state is InstanceState.DRAINING
         assert client.instance("m-1").detail == "takes nothing new; 3 requests left"
         assert rig.hosts["h2"].alive() == {"gateway-1", "m-1"}
-        with pytest.raises(ConflictError, match="m-1: still being removed"):
-            put(client, rig.settings())
+        pid = rig.hosts["h2"].pid("m-1")
+        assert put(client, rig.settings()) == ["model m: 1 → 2 instances"]
+        rig.eventually(lambda: client.instance("m-1").state is InstanceState.READY, "it is kept")
+        assert rig.hosts["h2"].pid("m-1") == pid, "and was not started again"
+        assert put(client, fewer) == ["model m: 2 → 1 instances"]
+        rig.eventually(lambda: client.instance("m-1").state is InstanceState.DRAINING, "it drains")
         busy.unlink()
         rig.eventually(lambda: rig.hosts["h2"].alive() == {"gateway-1"}, "it ends when idle", 5)
         rig.eventually(lambda: len(client.status().instances) == 1, "it is gone")

@@ -80,7 +80,7 @@ def cluster(oracle: Path) -> dict:
     model = {
         "name": "oracle",
         "model": str(oracle),
-        "instances": {"min": 2, "max": 4},
+        "instances": {"min": 2},
         "engine_args": ENGINE_ARGS,
     }
     runtime = {"platform": "cpu", "cpu_threads": 1, "wheelhouse": wheelhouse}

@@ -83,7 +83,7 @@ def cluster(tokens=54321):
         started_at=NOW - 3000, llx_version="0.1.0", vllm_version="0.32.0", platform="cuda",
         models=[
             ModelStatus(name="tiny", source="/m", engine="vllm", instances_min=3, instances_max=4,
-                        instances_ready=2)
+                        instances_wanted=3, instances_ready=2)
         ],
         instances=[
             instance("tiny-0", load=load(1988, 24, 3, 1), moved_by="nccl"),

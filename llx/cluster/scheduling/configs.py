@@ -35,6 +35,7 @@ def desired_config(
         step_tokens=step_tokens or _asked(model, sim, "max_num_batched_tokens", _STEP_TOKENS),
         max_requests=max_requests or _asked(model, sim, "max_num_seqs", _MAX_REQUESTS),
         can_move=not any(each.cannot_migrate for each in infos),
+        num_instances=(model.instances.min, model.instances.max),
     )
 
 

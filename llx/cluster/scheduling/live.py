@@ -57,6 +57,7 @@ from llx.core.scheduler.events import (
     Stepped,
     Ticked,
 )
+from llx.core.scheduler.events import InstanceState as WantedState
 from llx.core.scheduler.policies import Policies
 from llx.core.scheduler.scheduler import Scheduler
 from llx.log import get_log
@@ -96,6 +97,16 @@ class MoveOrders(Protocol):
         """Why a move was ordered that is not over."""
 
 
+class ScalingOrders(Protocol):
+    """Starts and ends instances."""
+
+    def grow(self, order: AddInstances) -> None:
+        """Start so many more, soon; one that does not come is told as `StartFailed`."""
+
+    def shrink(self, order: Terminate) -> None:
+        """Begin to empty an instance, and end it then."""
+
+
 class LiveScheduler:
     """Drives the core.
 
@@ -124,6 +135,7 @@ class LiveScheduler:
         self._prefixes = PrefixBook()
         self._members = Members()
         self._configs: dict[PoolName, PoolConfig] = {}
+        self._scaling: ScalingOrders | None = None
         self._asked: dict[RequestId, _Asked] = {}
         """Those that wait."""
         self._paused: set[PoolName] = set()
@@ -205,6 +217,31 @@ class LiveScheduler:
             if isinstance(event, InstanceLeft):
                 self._prefixes.forget(event.instance)
             self.tell(event)
+
+    # ------------------------------------------------------------------ scaling
+
+    def tell_scaling(self, orders: ScalingOrders) -> None:
+        """Who carries out what scaling rules want."""
+        self._scaling = orders
+
+    def starting(self, name: PoolName) -> int:
+        """Instances that the rules have asked for and that have not joined."""
+        pool = self._scheduler.pools.get(name)
+        return 0 if pool is None else pool.scaling.starting
+
+    def in_use(self, name: PoolName) -> frozenset[InstanceId]:
+        """Instances that have joined and are to take requests, those that are lost too."""
+        pool = self._scheduler.pools.get(name)
+        instances = () if pool is None else pool.instances.values()
+        return frozenset(each.name for each in instances if each.wanted is WantedState.UP)
+
+    def is_short(self, name: PoolName) -> bool:
+        """Whether a pool has fewer instances than its minimum, or is less free than its band."""
+        pool = self._scheduler.pools.get(name)
+        if pool is None:
+            return False
+        least = pool.config.scaling.min_instances
+        return pool.scaling.low_since is not None or len(self.in_use(name)) < least
 
     # ------------------------------------------------------------------ instances
 
@@ -317,8 +354,14 @@ class LiveScheduler:
                 self._answer(asked.gateway, refusal)
             case Move():
                 self._later(self._moves.order(command))
-            case AddInstances() | Terminate() | Emptied():
-                pass  # how many there are is the settings' to say
+            case AddInstances():
+                if self._scaling is not None:
+                    self._scaling.grow(command)
+            case Terminate():
+                if self._scaling is not None:
+                    self._scaling.shrink(command)
+            case Emptied():
+                pass  # whoever empties it waits for more: that every gateway knows of it
             case _:
                 assert_never(command)
 

@@ -57,7 +57,7 @@ class PolicyBook:
             return model.scheduling
 
     def paused(self, models: Iterable[str]) -> list[str]:
-        """Those of them of which nothing is moved by rule."""
+        """Those of them of which nothing is moved or scaled by rule."""
         return [each for each in models if self.of(each).is_paused]
 
     def put(self, policies: Mapping[str, ModelPolicy]) -> None:

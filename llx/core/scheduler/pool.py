@@ -107,7 +107,7 @@ class Pool:
         instance = Instance(name, self._num_joined)
         instance.forget(len(self.config.classes))
         self.instances[name] = instance
-        self.scaling.starting = max(0, self.scaling.starting - 1)
+        self.scaling.found()
         self.touch(instance)
 
     def change(self, instance: Instance, state: InstanceState, now: Nanos) -> None:
@@ -125,6 +125,8 @@ class Pool:
         elif before is InstanceState.LOST and state is InstanceState.UP:
             instance.lost_at = None
         else:
+            if instance.wanted is InstanceState.TERMINATING and state is InstanceState.UP:
+                self.scaling.found()  # it is kept, if one more was asked for, instead of a new one
             instance.wanted = state
         if instance.state is before:
             return

@@ -71,7 +71,8 @@ def band(pool: Pool, now: Nanos) -> Scale:
     is_above = count > rules.max_instances
     if state.changed_at is not None and now - state.changed_at < rules.cooldown and not is_above:
         return None
-    wants_more = _lasts(state.low_since, rules.sustain, now) and not (state.starting or has_failed)
+    is_waiting = state.starting or has_failed or _is_unheard(pool, active, now)
+    wants_more = _lasts(state.low_since, rules.sustain, now) and not is_waiting
     if wants_more and may_add > 0:
         why = "less free than the band" if average < rules.low else "a queue stays"
         return Grow(1, _why(pool, why, average))
@@ -106,6 +107,14 @@ def _cost(instance: Instance) -> tuple[int, int, int]:
 def _is_missed(instance: Instance, rules: Scaling, now: Nanos) -> bool:
     """Whether an instance has been lost for so long that it is not counted on."""
     return instance.lost_at is not None and now - instance.lost_at >= rules.lost_grace
+
+
+def _is_unheard(pool: Pool, active: list[Instance], now: Nanos) -> bool:
+    """Whether one of them has joined after the last change and said nothing of its load yet."""
+    changed_at = pool.scaling.changed_at
+    if changed_at is None or now - changed_at >= pool.config.scaling.start_deadline:
+        return False
+    return any(not each.is_known and each.lost_at is None for each in active)
 
 
 def _since(before: Nanos | None, holds: bool, now: Nanos) -> Nanos | None:

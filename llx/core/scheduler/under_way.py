@@ -49,6 +49,10 @@ class ScalingState:
     asked_at: Nanos | None = None
     failed_at: Nanos | None = None
 
+    def found(self) -> None:
+        """One that was asked for, if any was, is there."""
+        self.starting = max(0, self.starting - 1)
+
     def fail(self, count: int, now: Nanos) -> None:
         """So many that were starting will not come; the next is asked for after the cooldown."""
         self.starting = max(0, self.starting - count)

@@ -1,0 +1,119 @@
+"""A model scaled by its load, over simulated engines: no stream feels it, nor a head's death."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from llx.api import InstanceState
+from llx.client import ControlClient
+from llx.specs import ProcessStatus, load_spec
+from tests.e2e.rig import Cluster, Llx, processes_of, sweep
+from tests.e2e.test_scheduling import Client
+
+pytestmark = [pytest.mark.e2e, pytest.mark.node]
+
+SLOTS = 3
+"""Requests that an instance runs together."""
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One simulated instance, or two; a move between them takes seconds."""
+    home = tmp_path_factory.mktemp("scaled")
+    llx, config, port = Llx(home), home / "cluster.yaml", random.randrange(21000, 29000)
+    scaling = {"low": 20, "high": 60, "sustain_s": 1, "cooldown_s": 2}
+    model = {
+        "name": "m",
+        "model": "llx/tiny",
+        "engine": "sim",
+        "instances": {"min": 1, "max": 2},
+        "engine_args": {"max_model_len": 2048},
+        "sim": {"step_base_ms": 20.0, "num_blocks": 256, "max_num_seqs": SLOTS},
+        "scheduling": {"scaling": scaling, "rescheduling": {"steps": []}},
+    }
+    settings = {
+        "cluster": "e2e",
+        "models": [model],
+        "gateway": {"port": port},
+        "control": {"port": 0},
+        "migration": {"bandwidth_mib_s": 0.04},
+        "runtime": {"platform": "cpu"},
+    }
+    config.write_text(json.dumps(settings))
+    done = llx("up", "-y", str(config), timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    try:
+        yield Cluster(llx, f"http://127.0.0.1:{port}", config)
+    finally:
+        done = llx("down", "--deadline", "5s")
+        left = processes_of(home)
+        sweep(home)
+    assert done.returncode == 0, done.stderr
+    assert left == {}
+
+
+async def kill_head_and_go_on(cluster: Cluster) -> None:
+    status = load_spec(cluster.directory / "procs/head/status.json", ProcessStatus)
+    os.kill(status.pid, signal.SIGKILL)
+    done = await asyncio.to_thread(cluster.llx, "up", "-y", str(cluster.config), timeout_s=600)
+    assert done.returncode == 0, done.stderr
+
+
+def running(head: ControlClient) -> dict[str, int]:
+    return {
+        each.name: 0 if each.load is None else each.load.running
+        for each in head.status().instances
+        if each.state is InstanceState.READY
+    }
+
+
+def draining(head: ControlClient) -> list[str]:
+    instances = head.status().instances
+    return [each.name for each in instances if each.state is InstanceState.DRAINING]
+
+
+async def test_load_brings_an_instance_and_takes_it_again_under_three_heads(
+    scaled: Cluster,
+) -> None:
+    async with httpx.AsyncClient(base_url=scaled.url, timeout=240) as http:
+        client = Client(scaled, http)
+        assert list(await client.head(running)) == ["m-0"]
+        # Two of them wait, until a second instance is there; then one on each lasts for long.
+        lengths = [300, 1900, 300, 1900, 900]
+        streams = [asyncio.create_task(client.stream(each, "normal")) for each in lengths]
+        both = {"m-0": SLOTS, "m-1": len(lengths) - SLOTS}
+        await client.until(lambda head: running(head) == both)
+        [added] = events(scaled, "instance.added")
+        assert (added["name"], "a queue stays" in added["why"]) == ("m-1", True)
+        await client.head(lambda head: head.steer("pause"))
+        await kill_head_and_go_on(scaled)
+        model = (await client.head(lambda head: head.status())).models[0]
+        assert model.instances_wanted == 2
+        await client.until(lambda head: sum(running(head).values()) == lengths.count(1900))
+        await client.head(lambda head: head.steer("resume"))
+        [surplus] = await client.until(draining)
+        # What is begun goes on when nothing more is: the first token of `llx up` may have to wait.
+        await client.head(lambda head: head.steer("pause"))
+        await kill_head_and_go_on(scaled)
+        await client.until(lambda head: len(head.status().instances) == 1)
+        [stays] = await client.head(lambda head: [i.name for i in head.status().instances])
+        assert stays != surplus
+        log = (scaled.directory / "procs" / stays / "log").read_text()
+        assert "migration.arrived" in log, "its request has moved"
+        assert await asyncio.gather(*streams) == lengths
+        [gateway] = (await client.head(lambda head: head.status())).gateways
+        assert gateway.failed == 0
+    assert events(scaled, "process.removed") == []
+    assert [each["name"] for each in events(scaled, "instance.surplus")] == [surplus]
+
+
+def events(cluster: Cluster, kind: str) -> list[dict[str, str]]:
+    text = (cluster.directory / "events.jsonl").read_text()
+    lines = [json.loads(each) for each in text.splitlines()]
+    return [each for each in lines if each["kind"] == kind]
