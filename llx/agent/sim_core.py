@@ -41,7 +41,8 @@ from llx.agent.ownership import Ownership
 from llx.agent.sim_kv import SimKv
 from llx.agent.sim_moves import SimMoves
 from llx.agent.sim_request import Live, read_request
-from llx.core.engine_model import EngineModel, Finish, Step, TokenOutput
+from llx.agent.step_log import StepLog
+from llx.core.engine_model import EngineModel, Finish, Step, TokenOutput, work_of
 from llx.core.engine_state import EngineConfig
 from llx.core.model import Epoch, Nanos, RequestId
 from llx.core.token_model import HashedTokens
@@ -65,7 +66,9 @@ RESULTS: Final = MappingProxyType[str, Any](
 """The utilities whose answer never changes."""
 REQUESTS: Final = "llx_requests"
 """The utility that answers with a list of `llx.wire.RequestView`."""
-UTILITIES: Final = frozenset({*RESULTS, REQUESTS})
+STEPS: Final = "llx_steps"
+"""The utility that answers with `llx.wire.StepRows`."""
+UTILITIES: Final = frozenset({*RESULTS, REQUESTS, STEPS})
 """The utilities it answers; the endpoint admits these names and no other."""
 
 _CATCH_UP_NS = 2_000_000
@@ -148,6 +151,7 @@ class SimEngine:
         self._stopping = threading.Event()
         self._stats_sent: dict[int, float] = {}
         self._num_steps = 0
+        self._step_log = StepLog()
         self._outlet: Outlet
         self.kv: Final = SimKv(tokens)
         self.moves: Final = SimMoves(
@@ -204,17 +208,21 @@ class SimEngine:
             self._take_in()
             now = time.monotonic_ns()
             is_on_time = now - step_end < _CATCH_UP_NS
+            self._step_log.begin(now)
             step = self._model.schedule(Nanos(step_end if is_on_time else now))
             self._report(now)
             if step is None:
                 step_end = 0
+                self._step_log.pause()
                 if not self._model.moves.tell():  # whoever is told may give it something to run
                     self._handle(self._commands.get())
                 continue
             step_end = step.started_at + step.duration_ns
             self._note(step)
+            work = work_of(step.chunks)
             outputs = self._model.complete(step)
             self._stopping.wait((step_end - time.monotonic_ns()) / 1e9)
+            self._step_log.note(work, time.monotonic_ns())
             self._emit_tokens(outputs)
         self._take_in()
         self._end_all()
@@ -297,6 +305,10 @@ class SimEngine:
         if header.method == REQUESTS:
             views = self.moves.requests()
             self._outlet.emit(peer, Reply(header.call), lambda: [encode(views)])
+            return
+        if header.method == STEPS:
+            rows = self._step_log.answer()
+            self._outlet.emit(peer, Reply(header.call), lambda: [encode(rows)])
             return
         if header.method not in RESULTS:
             error = f"the simulated engine has no utility {header.method!r}"

@@ -69,6 +69,7 @@ from llx.wire.sessions import (
     Reply,
     RequestView,
 )
+from llx.wire.steps import StepRow, StepRows
 
 __all__ = [
     "MAX_FRAMES",
@@ -122,6 +123,8 @@ __all__ = [
     "Reserved",
     "Route",
     "Ruling",
+    "StepRow",
+    "StepRows",
     "Target",
     "ToInstance",
     "ToLlumlet",

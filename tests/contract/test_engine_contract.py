@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -33,6 +34,7 @@ from llx.wire import (
     Load,
     Ping,
     Reply,
+    StepRows,
 )
 from llx.wire import encode as encode_header
 from tests.contract.conftest import Instance
@@ -357,6 +359,28 @@ def test_utilities_off_the_list_are_refused_unread(peer: Peer, method: str) -> N
     assert "not an admitted utility" in reply.error
     assert result is None
     peer.sync()
+
+
+# ---------------------------------------------------------------- steps
+
+
+def test_what_steps_cost_is_told(peer: Peer) -> None:
+    """All that was computed is in some step, and no time is in two."""
+    before = msgspec.convert(peer.call("llx_steps")[1], StepRows)
+    begun = time.monotonic_ns()
+    streams = [peer.add(f"steps-{k}", PROMPT, max_tokens=30) for k in range(2)]
+    for stream in streams:
+        peer.finish(stream)
+    lasted = time.monotonic_ns() - begun
+    seen = msgspec.convert(peer.call("llx_steps")[1], StepRows)
+    rows = seen.rows[before.first + len(before.rows) - seen.first :]
+    assert sum(each.num_prefill_tokens for each in rows) == 2 * len(PROMPT)
+    assert sum(each.num_decodes for each in rows) == 2 * 29
+    assert sum(each.num_square_tokens for each in rows) == 2 * len(PROMPT) ** 2
+    assert max(each.num_decode_context_tokens for each in rows) >= 2 * (len(PROMPT) + 28)
+    assert all(each.num_context_tokens >= each.num_decode_context_tokens for each in rows)
+    assert all(each.duration_ns > 0 for each in rows)
+    assert sum(each.duration_ns for each in rows) <= lasted
 
 
 # ---------------------------------------------------------------- load reports
