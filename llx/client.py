@@ -170,8 +170,7 @@ class ControlClient:
         return self._request("GET", f"instances/{_quoted(name)}", InstanceStatus)
 
     def steps(self, name: str, first: int = 0) -> InstanceSteps:
-        """What the last steps of an instance cost, from number `first` on: so many as one answer
-        holds.
+        """What the last steps of an instance cost, from number `first` on, as one answer holds.
 
         Raises:
             NotFoundError: There is no such instance.

@@ -42,5 +42,5 @@ class StepLog:
         self._begun_at = None
 
     def answer(self) -> dict[str, Any]:
-        """All that is kept, as a `StepRows` looks when encoded: the core thread makes no objects."""
+        """All that is kept, as an encoded `StepRows` looks: the core thread makes no objects."""
         return {"first": self._count - len(self._rows), "rows": list(self._rows)}

@@ -1,4 +1,4 @@
-"""What an instance's steps cost: asked of it whenever somebody wants to know. The head keeps none."""
+"""What an instance's steps cost: asked of it when somebody wants to know. The head keeps none."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""The ring of an instance's last steps: bounded, and every nanosecond of a busy engine in one step."""
+"""The ring of an instance's last steps: bounded, and no nanosecond in two of them."""
 
 import msgspec
 from hypothesis import given
