@@ -1,11 +1,13 @@
 """`llx calibrate`: a profile of a running model, from what its instances tell of themselves."""
 
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from llx.bench.step_watch import StepWatch
+from llx.core.engine_state import StepTime
 from llx.scheduling_settings import StepTimeSettings
 from llx.sim.link_fit import fit_links
 from llx.sim.live_fit import fit_live, median_error
@@ -15,6 +17,7 @@ _LOOK_EVERY_S: Final = 2.0
 """An instance remembers some thousand steps."""
 _UNLIKE: Final = 3.0
 _ENOUGH: Final = 20
+_LONE: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,30 @@ def fit(watch: StepWatch) -> Calibrated:
         if len(steps) >= _ENOUGH
     }
     unlike = [name for name, each in errors.items() if each > max(0.1, _UNLIKE * found.error)]
-    return Calibrated(
-        make_profile(size.model, sizes, found, links), errors, tuple(unlike), tuple(no_link)
-    )
+    gateway_s = _gateway_s(watch, found.step_time)
+    profile = make_profile(size.model, sizes, found, links, gateway_s)
+    return Calibrated(profile, errors, tuple(unlike), tuple(no_link))
+
+
+def _gateway_s(watch: StepWatch, step_time: StepTime) -> float | None:
+    """What first tokens took beyond the steps of their prompts; None: too few were alone."""
+    if len(watch.lone) < _LONE:
+        return None
+    budget = watch.size.max_num_batched_tokens
+    beyond = [
+        seconds
+        - sum(
+            _chunk_ns(step_time, start, min(count, start + budget))
+            for start in range(0, count, budget)
+        )
+        / 1e9
+        for count, seconds in watch.lone
+    ]
+    return max(0.0, statistics.median(beyond))
+
+
+def _chunk_ns(step_time: StepTime, start: int, end: int) -> int:
+    return step_time.of(end - start, 0, end, end**2 - start**2)
 
 
 def changes_of(step_time: StepTimeSettings) -> dict[str, str]:

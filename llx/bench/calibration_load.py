@@ -35,6 +35,8 @@ _MOVED_OUTPUTS: Final = 400
 _OF_DURATION: Final = 0.04
 """No wave has prompts that take longer to compute."""
 _FIRST_TOKENS: Final = 256
+_LONE: Final = 3
+"""Waves at first of a request for each instance: what a gateway takes is seen where nobody waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ def waves(limits: Limits, num_instances: int, pace: Callable[[], "Pace"]) -> Ite
     draw = random.Random("calibrate")
     batches = [1 << power for power in range(_MOST_AT_ONCE.bit_length())]
     batches = [each for each in batches if each <= min(limits.at_once, _MOST_AT_ONCE)]
+    for _ in range(_LONE):
+        yield Wave(((_FIRST_TOKENS // 4, _OUTPUTS[0]),) * num_instances, 0.0)
     while True:
         for level in (0.25, 0.6, 1.0):
             for batch in draw.sample(batches, len(batches)):
@@ -169,6 +173,10 @@ class CalibrationLoad:
         failed = [each for each in records if each.outcome is Outcome.FAILED]
         if len(failed) == len(records):
             raise RemoteError(f"no request came through: {failed[0].error}")
+        if len({each.instance for each in records}) == len(records):
+            times = ((each.num_prompt, each.ttft_s) for each in records)
+            lone = ((count, time_s) for count, time_s in times if time_s is not None)
+            self._watch.lone.extend(lone)
 
     async def _send_and_move(self) -> None:
         """A few long requests that go back and forth."""

@@ -33,6 +33,8 @@ class StepWatch:
         self.instances: Final = [each.name for each in ready]
         self.movable: Final = [each.name for each in ready if not each.cannot_migrate]
         self.steps: Final[defaultdict[str, list[StepSample]]] = defaultdict(list)
+        self.lone: Final[list[tuple[int, float]]] = []
+        """Prompt tokens and seconds to the first token of requests that an idle instance had."""
         self.size: InstanceSteps
         """As the first instance has it."""
         self._control = control

@@ -166,6 +166,8 @@ def _lines(found: "Calibrated") -> "Iterator[tuple[str, str]]":
     yield "model", profile.model
     yield from _fit_lines(profile)
     yield from _coverage_lines(profile)
+    if profile.link.gateway_ms is not None:
+        yield "gateway", f"{profile.link.gateway_ms:.3g} ms to the first token, beyond steps"
     for transport, link in profile.links.items():
         speed = f"{link.gb_per_s:.3g} GB/s, {link.overhead_ms:.3g} ms a copy"
         yield f"link {transport}", f"{speed}; {link.moves} moves, half within {link.error_p50:.1%}"

@@ -6,6 +6,7 @@ what the scheduler go by. The rest says how well they are known.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import Field
@@ -49,12 +50,13 @@ class Profile(Part):
     Attributes:
         model: Which.
         engine: As a scenario has it.
-        link: Of the transport that most moves took; nothing: not measured.
+        link: Of the transport that most moves took, and the gateway's part; nothing: not measured.
         step_time: As cluster.yaml's `scheduling.step_time`.
         fit: How well engine and step time are known.
         links: By transport.
     """
 
+    api_version: Literal["v1"] = "v1"
     model: str
     engine: EnginePart
     link: LinkPart = LinkPart()
@@ -78,17 +80,23 @@ def load_profile(path: Path) -> Profile:
 
 
 def make_profile(
-    model: str, sizes: Mapping[str, int], fit: LiveFit, links: list[LinkFit]
+    model: str,
+    sizes: Mapping[str, int],
+    fit: LiveFit,
+    links: list[LinkFit],
+    gateway_s: float | None,
 ) -> Profile:
     """Of what was fitted; `sizes`: the engine's, by their names in a scenario."""
     known = {each.transport: _link(each) for each in links}
-    first = next(iter(known.values()), None)
+    link: dict[str, float | None] = (
+        {} if gateway_s is None else {"gateway_ms": round(gateway_s * 1e3, 3)}
+    )
+    for first in list(known.values())[:1]:
+        link |= {"gb_per_s": first.gb_per_s, "overhead_ms": first.overhead_ms}
     return Profile(
         model=model,
         engine=EnginePart(**sizes, prefill_first=False, watermark=0, step=_step(fit)),
-        link=LinkPart()
-        if first is None
-        else LinkPart(gb_per_s=first.gb_per_s, overhead_ms=first.overhead_ms),
+        link=LinkPart(**link),
         step_time=_step_time(fit.prediction),
         fit=_known(fit),
         links=known,

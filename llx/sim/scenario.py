@@ -162,11 +162,12 @@ class EnginePart(Part):
 
 
 class LinkPart(Part):
-    """Between any two instances."""
+    """Between any two instances; `gateway_ms`: between clients and instances."""
 
     gb_per_s: Positive | None = None
     overhead_ms: float | None = Field(default=None, ge=0)
     hop_ms: float | None = Field(default=None, gt=0)
+    gateway_ms: float | None = Field(default=None, ge=0)
 
     def value(self, base: LinkConfig) -> LinkConfig:
         """The link."""
@@ -174,6 +175,7 @@ class LinkPart(Part):
             "bytes_per_s": self.gb_per_s and round(self.gb_per_s * 1e9),
             "overhead": _nanos(self.overhead_ms, 1e6),
             "hop": _nanos(self.hop_ms, 1e6),
+            "gateway": _nanos(self.gateway_ms, 1e6),
         }
         return replace(base, **given(values))
 
