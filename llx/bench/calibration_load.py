@@ -36,7 +36,7 @@ _OF_DURATION: Final = 0.04
 """No wave has prompts that take longer to compute."""
 _FIRST_TOKENS: Final = 256
 _LONE: Final = 3
-"""Waves at first of a request for each instance: what a gateway takes is seen where nobody waits."""
+"""Waves at first of a request for each instance: what a gateway takes shows where nobody waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,16 @@ def waves(limits: Limits, num_instances: int, pace: Callable[[], "Pace"]) -> Ite
     draw = random.Random("calibrate")
     batches = [1 << power for power in range(_MOST_AT_ONCE.bit_length())]
     batches = [each for each in batches if each <= min(limits.at_once, _MOST_AT_ONCE)]
+    fewest, most_outputs = (min(each, limits.longest // 4) for each in _OUTPUTS)
     for _ in range(_LONE):
-        yield Wave(((_FIRST_TOKENS // 4, _OUTPUTS[0]),) * num_instances, 0.0)
+        lone = min(_FIRST_TOKENS // 4, limits.longest // 2), fewest
+        yield Wave((lone,) * num_instances, 0.0)
     while True:
         for level in (0.25, 0.6, 1.0):
             for batch in draw.sample(batches, len(batches)):
                 now = pace()
-                outputs = [draw.randint(*_OUTPUTS) for _ in range(batch * num_instances)]
+                count = batch * num_instances
+                outputs = [draw.randint(fewest, most_outputs) for _ in range(count)]
                 room = int(_OF_MEMORY * limits.capacity / batch) - max(outputs)
                 most = min(limits.longest - max(outputs), room, now.prompt_tokens // batch)
                 top = max(_SHORTEST, most * level)

@@ -30,6 +30,7 @@ class StepWatch:
         ]
         if not ready:
             raise ConflictError(f"no instance of {model} is ready", remedy="llx status")
+        self._siblings = {each.name for each in status.instances if each.model == model}
         self.instances: Final = [each.name for each in ready]
         self.movable: Final = [each.name for each in ready if not each.cannot_migrate]
         self.steps: Final[defaultdict[str, list[StepSample]]] = defaultdict(list)
@@ -77,10 +78,10 @@ class StepWatch:
         return [each for name in self.instances for each in self.steps[name]]
 
     def moves(self) -> tuple[list[MoveSample], int | None]:
-        """Moves between these instances that the head remembers, and the bytes of one KV block."""
+        """Moves of the model that the head remembers, and the bytes of one KV block."""
         found, block_bytes = [], None
         for each in self._control.migrations():
-            is_ours = each.source in self.instances and each.target in self.instances
+            is_ours = {each.source, each.target} <= self._siblings
             if is_ours and each.outcome is MoveOutcome.MOVED and each.rate > 0:
                 spent_s = each.size_bytes / each.rate
                 found.append(MoveSample(each.transport, each.num_stages, each.size_bytes, spent_s))
