@@ -13,24 +13,26 @@ def work_of(output: Any) -> Work:
     requests count as prefills.
     """
     cached, scheduled = output.scheduled_cached_reqs, output.num_scheduled_tokens
-    if output.total_num_scheduled_tokens == len(cached.req_ids) and not output.scheduled_new_reqs:
-        num_decodes = len(cached.req_ids)  # the many steps in which everybody makes a token
-        context = sum(cached.num_computed_tokens) + num_decodes
-        return (0, num_decodes, context, 0, context)
-    num_prefill = num_decodes = prefill_context = decode_context = num_square = 0
-    starts = [
-        *zip(cached.req_ids, cached.num_computed_tokens, strict=True),
-        *((each.req_id, each.num_computed_tokens) for each in output.scheduled_new_reqs),
-    ]
+    num_decodes = len(cached.req_ids)
+    decode_context = sum(cached.num_computed_tokens) + num_decodes
+    if output.total_num_scheduled_tokens == num_decodes and not output.scheduled_new_reqs:
+        return (0, num_decodes, decode_context, 0, decode_context)  # as in most steps
+    starts = [(each.req_id, each.num_computed_tokens) for each in output.scheduled_new_reqs]
+    for index, request in enumerate(cached.req_ids):
+        if scheduled[request] != 1:
+            start = cached.num_computed_tokens[index]
+            starts.append((request, start))
+            num_decodes -= 1
+            decode_context -= start + 1
+    num_prefill = prefill_context = num_square = 0
     for request, start in starts:
-        num_tokens = scheduled[request]
-        end = start + num_tokens
-        if num_tokens == 1 and start:
+        end = start + scheduled[request]
+        if end - start == 1 and start:
             num_decodes += 1
             decode_context += end
-        else:
-            num_prefill += num_tokens
-            prefill_context += end
-            num_square += end**2 - start**2
+            continue
+        num_prefill += end - start
+        prefill_context += end
+        num_square += end**2 - start**2
     context = prefill_context + decode_context
     return (num_prefill, num_decodes, context, num_square, decode_context)
