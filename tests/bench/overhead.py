@@ -87,15 +87,6 @@ def served(argv: list[str], url: str, log: Path) -> Iterator[None]:
             process.wait()
 
 
-def llx_environment(folder: Path) -> dict[str, str]:
-    """For `llx` and the cluster whose state is in `folder`."""
-    return os.environ | {
-        "XDG_STATE_HOME": str(folder / "state"),
-        "LLX_NODE_PREFIX": str(NODE),
-        "PYTHONPATH": str(ROOT),
-    }
-
-
 @contextlib.contextmanager
 def llx_up(
     folder: Path, model: dict[str, Any], migration: dict[str, Any] | None = None
@@ -116,7 +107,11 @@ def llx_up(
     path = folder / "cluster.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML
     llx = [sys.executable, "-m", "llx"]
-    environment = llx_environment(folder)
+    environment = os.environ | {
+        "XDG_STATE_HOME": str(folder / "state"),
+        "LLX_NODE_PREFIX": str(NODE),
+        "PYTHONPATH": str(ROOT),
+    }
     subprocess.run([*llx, "up", "-y", str(path)], env=environment, check=True, stdout=sys.stderr)
     try:
         yield port

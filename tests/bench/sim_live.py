@@ -3,11 +3,14 @@
     .venv/bin/python -m tests.bench.sim_live                      2 instances of vLLM on the CPU
     .venv/bin/python -m tests.bench.sim_live --instances 1 --load 0.4 --rounds 3
 
-One after the other on one cluster: `llx calibrate --load`, whose profile is all that the simulator
-gets, then for each round a Poisson trace of its own, live as `llx bench` holds it and in virtual
-time under the same policy. Ratios are simulated / live; intervals are 95% of a bootstrap over
-stretches of ten requests, as neighbours wait for each other. Exit code 8 if mean or median TTFT is
-certainly off by more than the bound. One JSON line on standard output.
+In turns, so that a machine that drifts drifts for both: the load of `llx calibrate --load`, then a
+Poisson trace live, as `llx bench` holds it. In the end one profile is fitted to all the steps of
+the loads (not of the traces), and every trace run again in virtual time, by it and the same policy.
+
+Ratios are simulated / live; intervals are 95% of a bootstrap over stretches of ten requests, as
+neighbours wait for each other. `trace_steps` holds the model against the steps of the traces
+themselves: where those take longer than predicted, it is not the simulator that is wrong. Exit code
+8 if mean or median TTFT is certainly off by more than the bound. One JSON line on standard output.
 """
 
 import argparse
@@ -22,18 +25,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llx.bench.calibrate import fit
+from llx.bench.calibration_load import CalibrationLoad
 from llx.bench.generator import Generator, Target
 from llx.bench.prompts import Prompts
 from llx.bench.record import Record
 from llx.bench.scenario import Trace, Workload
 from llx.bench.schedule import make_schedule
+from llx.bench.step_watch import StepWatch
 from llx.client import ControlClient
 from llx.sim.cluster import Cluster
 from llx.sim.flags import Flags, planned
-from llx.sim.profile import Profile, load_profile
+from llx.sim.profile import Profile
 from llx.sim.run import installed_policies, prepare
 from tests.bench.intervals import percentile
-from tests.bench.overhead import NODE, llx_environment, llx_up
+from tests.bench.overhead import NODE, llx_up
 from tests.node import ROOT, node_environment
 
 MODEL = "wide"
@@ -176,24 +182,97 @@ def ratios(pairs: list[Pair], what: str) -> dict[str, object]:
     return found
 
 
-def calibrate(folder: Path, duration_s: float) -> Path:
-    profile = folder / "profile.yaml"
-    words = ["calibrate", "--load", "-y", "--duration", f"{duration_s:g}s", "--out", str(profile)]
-    command = [sys.executable, "-m", "llx", *words]
-    subprocess.run(command, env=llx_environment(folder), check=True, stdout=sys.stderr)
-    return profile
+def check_steps(watch: StepWatch, profile: Profile) -> dict[str, float]:
+    """Steps as they were against what the model says of them."""
+    step = profile.engine.step.value()
+    measured, predicted = [], []
+    for each in watch.samples():
+        measured.append(each.duration_ns)
+        predicted.append(
+            step.of(
+                each.num_prefill_tokens,
+                each.num_decodes,
+                each.num_context_tokens,
+                each.num_square_tokens,
+                each.num_decode_context_tokens,
+            )
+        )
+    single = sorted(a / b for a, b in zip(predicted, measured, strict=True))
+    return {
+        "steps": len(measured),
+        "sum_ratio": round(sum(predicted) / sum(measured), 4),
+        "p50_ratio": round(statistics.median(single), 4),
+    }
+
+
+@dataclass
+class Turns:
+    """The rounds on a live cluster, and what they brought."""
+
+    port: int
+    control: ControlClient
+    folder: Path
+    given: argparse.Namespace
+    rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.loads = StepWatch(self.control, MODEL)
+        self.traces = StepWatch(self.control, MODEL)
+        self.rounds: list[tuple[Path, list[Record]]] = []
+
+    def run(self) -> None:
+        for number in range(self.given.rounds):
+            self._load()
+            if not self.rate:
+                self.rate = rate_of(fit(self.loads).profile, self.given.load, self.given.instances)
+            self._trace(number)
+
+    def _load(self) -> None:
+        self.loads.skip()
+        target = Target(f"http://127.0.0.1:{self.port}", MODEL)
+        seconds = self.given.calibrate_s / self.given.rounds
+        load = CalibrationLoad(target, self.control, self.loads, seconds, "", "bench")
+        asyncio.run(load.run(lambda _gone, _steps: None))
+
+    def _trace(self, number: int) -> None:
+        trace = self.folder / f"trace-{number}.jsonl"
+        count = write_trace(trace, number, self.rate, self.given.round_s)
+        self.traces.skip()
+        self.rounds.append((trace, live(trace, count, self.port, number)))
+        self.traces.look()
+
+
+def report(turns: Turns, given: argparse.Namespace) -> dict[str, object]:
+    calibrated = fit(turns.loads)
+    profile, path = calibrated.profile, turns.folder / "profile.yaml"
+    path.write_text(profile.text())
+    pairs = [
+        pair
+        for trace, records in turns.rounds
+        for pair in pair_up(records, simulated(turns.folder, trace, path, given.instances))
+    ]
+    return {
+        "instances": given.instances,
+        "requests": len(pairs),
+        "rate": round(turns.rate, 3),
+        "fit": profile.fit.model_dump(mode="json"),
+        "step": profile.engine.step.model_dump(exclude_defaults=True),
+        "link": profile.link.model_dump(exclude_none=True),
+        "trace_steps": check_steps(turns.traces, profile),
+        "ttft": ratios(pairs, "ttft"),
+        "tpot": ratios(pairs, "tpot"),
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--instances", type=int, default=2, choices=(1, 2))
     parser.add_argument("--load", type=float, default=0.4, help="share of what instances can do")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--round-s", type=float, default=40.0)
-    parser.add_argument("--calibrate-s", type=float, default=60.0)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--round-s", type=float, default=30.0)
+    parser.add_argument("--calibrate-s", type=float, default=80.0, help="of all rounds together")
     parser.add_argument("--bound", type=float, default=0.15)
     given = parser.parse_args()
-    pairs: list[Pair] = []
     with tempfile.TemporaryDirectory(prefix="llx-sim-live-") as name:
         folder = Path(name)
         model, script = folder / "model", str(ROOT / "tests/bench/wide_model.py")
@@ -205,37 +284,19 @@ def main() -> int:
             "instances": {"min": given.instances, "max": given.instances},
             "engine_args": ENGINE_ARGS,
         }
-        with llx_up(folder, entry) as port:
-            path = calibrate(folder, given.calibrate_s)
-            profile = load_profile(path)
-            rate = rate_of(profile, given.load, given.instances)
-            for round_ in range(given.rounds):
-                trace = folder / f"trace-{round_}.jsonl"
-                count = write_trace(trace, round_, rate, given.round_s)
-                records = live(trace, count, port, round_)
-                pairs += pair_up(records, simulated(folder, trace, path, given.instances))
-            with ControlClient.for_cluster(folder / "state/llx/clusters/bench") as control:
-                moves = sum(each.outcome is not None for each in control.migrations())
-    ttft = ratios(pairs, "ttft")
-    print(
-        json.dumps(
-            {
-                "instances": given.instances,
-                "requests": len(pairs),
-                "rate": round(rate, 3),
-                "moves": moves,
-                "fit": profile.fit.model_dump(mode="json"),
-                "step": profile.engine.step.model_dump(exclude_defaults=True),
-                "gateway_ms": profile.link.gateway_ms,
-                "ttft": ttft,
-                "tpot": ratios(pairs, "tpot"),
-            }
-        )
-    )
+        with (
+            llx_up(folder, entry) as port,
+            ControlClient.for_cluster(folder / "state/llx/clusters/bench") as control,
+        ):
+            turns = Turns(port, control, folder, given)
+            turns.run()
+            found = report(turns, given)
+    print(json.dumps(found))
     off = [
         name
-        for name in ("mean", "p50")
-        if ttft[name]["ci95"][0] > 1 + given.bound or ttft[name]["ci95"][1] < 1 - given.bound
+        for name, each in found["ttft"].items()
+        if name in ("mean", "p50")
+        and (each["ci95"][0] > 1 + given.bound or each["ci95"][1] < 1 - given.bound)
     ]
     if off:
         print(f"TTFT is off by more than {given.bound:.0%}: {', '.join(off)}", file=sys.stderr)
