@@ -5,7 +5,7 @@ from typing import Final
 
 from llx.api import InstanceState, InstanceSteps, MoveOutcome
 from llx.client import ControlClient
-from llx.errors import ConflictError, NotFoundError, UnreachableError
+from llx.errors import ConflictError, DeadlineError, NotFoundError, UnreachableError
 from llx.sim.calibration import StepSample
 from llx.sim.link_fit import MoveSample
 
@@ -55,12 +55,12 @@ class StepWatch:
         self._next.clear()
 
     def look(self) -> None:
-        """Gather what is new; an instance that is out of reach for now is left out."""
+        """Gather what is new; an instance that does not answer now may do so the next time."""
         for name in self.instances:
             try:
                 while self._look_at(name):
                     pass
-            except UnreachableError:
+            except (UnreachableError, DeadlineError):
                 continue
 
     def _look_at(self, name: str) -> bool:

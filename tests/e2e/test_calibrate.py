@@ -1,7 +1,10 @@
 """`llx calibrate` on a cluster whose truth is known: the simulated engine's own step time."""
 
+import time
+
 import pytest
 
+from llx.api import MoveOutcome
 from llx.client import ControlClient
 from llx.sim.profile import load_profile
 from tests.e2e.conftest import SIM
@@ -34,3 +37,19 @@ def test_a_load_finds_the_engines_own_step_time_and_policies_go_by_it(cluster, t
     assert [line.split()[-1] for line in shown.splitlines() if "step_time" in line] == ["yes"] * 4
     assert cluster.llx("policy", "revert", "--model", "simulated").returncode == 0
     assert "calibrate" not in cluster.llx("req", "ls").stdout
+
+
+def test_a_load_on_two_instances_moves_requests_and_leaves_none(cluster, tmp_path):
+    with ControlClient.for_cluster(cluster.directory) as control:
+        before = {each.id for each in control.migrations()}
+        words = ["--load", "-y", "--duration", "20s", "--out", str(tmp_path / "p.yaml")]
+        done = cluster.llx("calibrate", "oracle", *words)
+        # A machine that is busy otherwise may not get through enough of it in that time.
+        assert done.returncode in {0, 8}, done.stderr
+        assert "load for 20 s on oracle-0, oracle-1" in done.stderr
+        moved = [each for each in control.migrations() if each.id not in before]
+        assert any(each.outcome is MoveOutcome.MOVED and each.size_bytes for each in moved)
+        deadline = time.monotonic() + 20
+        while control.requests(model="oracle").requests and time.monotonic() < deadline:
+            time.sleep(0.2)  # what was cut at the end is aborted
+        assert control.requests(model="oracle").requests == []
