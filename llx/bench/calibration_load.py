@@ -12,7 +12,7 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +25,8 @@ from llx.bench.step_watch import StepWatch
 from llx.client import ControlClient
 from llx.errors import ConflictError, NotFoundError, RemoteError, UnreachableError
 
+_NAME: Final = "calibrate"
+"""Begins every request's id."""
 _SHORTEST: Final = 8
 _MOST_AT_ONCE: Final = 32
 _OUTPUTS: Final = (8, 40)
@@ -134,18 +136,16 @@ class CalibrationLoad:
         """All of it. What is under way at the end is cut."""
         self._began = time.monotonic()
         has_moves = len(self._watch.movable) > 1
-        for_steps_s = self._duration_s * (1 - _MOVES_SHARE * has_moves)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(for_steps_s):
-                for wave in waves(self._limits, len(self._watch.instances), self._pace):
-                    await self._send(wave)
-                    await self._look(observe)
-        await self._look(observe)
+        end = self._began + self._duration_s * (1 - _MOVES_SHARE * has_moves)
+        for wave in waves(self._limits, len(self._watch.instances), self._pace):
+            is_whole = await _done_by(end, self._send(wave))
+            await self._look(observe)
+            if not is_whole:
+                break
         if has_moves:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._duration_s - for_steps_s):
-                    while True:
-                        await self._send_and_move()
+            end = self._began + self._duration_s
+            while await _done_by(end, self._send_and_move()):
+                pass
             await asyncio.to_thread(self._watch.skip)
 
     async def _look(self, observe: Observe) -> None:
@@ -171,7 +171,7 @@ class CalibrationLoad:
             Planned(i, i * wave.gap_s, (Segment(f"{number}-{i}", prompt),), outputs, self._class)
             for i, (prompt, outputs) in enumerate(wave.requests)
         ]
-        name = f"calibrate-{self._salt}-{number}"
+        name = f"{_NAME}-{self._salt}-{number}"
         await Generator(self._target, schedule, self._prompts, name, records.append).run()
         failed = [each for each in records if each.outcome is Outcome.FAILED]
         if len(failed) == len(records):
@@ -201,15 +201,23 @@ class CalibrationLoad:
         sent.result()
 
     def _move_one(self) -> None:
-        """The shortest or the longest of one instance to another; perhaps there is none."""
+        """One of the load's own requests to another instance; perhaps there is none by then."""
         source, target = self._draw.sample(self._watch.movable, 2)
-        order = MigrateRequest(
-            source=source,
-            target=target,
-            count=1,
-            by=self._draw.choice(["shortest", "longest"]),
-            reuse_prefix=False,
-            user=self._user,
-        )
+        match = f"{_NAME}-{self._salt}"
+        found = self._control.requests(instance=source, match=match, state="running").requests
+        if not found:
+            return
+        request = self._draw.choice(found).id
+        order = MigrateRequest(request=request, target=target, reuse_prefix=False, user=self._user)
         with contextlib.suppress(ConflictError, NotFoundError, UnreachableError):
             self._control.migrate(order)
+
+
+async def _done_by(end: float, work: Coroutine[object, object, None]) -> bool:
+    """Whether it was done at that time; else it is cut."""
+    try:
+        async with asyncio.timeout(end - time.monotonic()):
+            await work
+    except TimeoutError:
+        return False
+    return True
