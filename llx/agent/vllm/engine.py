@@ -27,7 +27,7 @@ from vllm.v1.engine import (
     EngineCoreRequestType,
     FinishReason,
 )
-from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
+from vllm.v1.engine.core import EngineShutdownState
 from vllm.v1.engine.utils import EngineZmqAddresses, SignalCallback
 from vllm.v1.executor import Executor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
@@ -39,13 +39,12 @@ from llx import __version__
 from llx.agent.endpoint import InstanceEndpoint
 from llx.agent.llumlet import EngineFacts, MigrationService
 from llx.agent.ownership import Ownership
-from llx.agent.step_log import StepLog
 from llx.agent.transport.instance import InstanceTransport
 from llx.agent.vllm.arguments import instance_argv
 from llx.agent.vllm.migrating import OnCore, VllmMigratingEngine, open_migration, request_views
+from llx.agent.vllm.recording_core import RecordingEngineCore
 from llx.agent.vllm.scheduler import enable_migration
 from llx.agent.vllm.stamping import StampingQueue
-from llx.agent.vllm.step_work import work_of
 from llx.core.model import Epoch, InstanceId, PoolName, RequestId, blocks_for
 from llx.curve import ClusterKeys
 from llx.errors import EngineError
@@ -106,7 +105,7 @@ class _Claim:
     requests: list[tuple[RequestId, Epoch]]
 
 
-class LlxEngineCore(EngineCoreProc):
+class LlxEngineCore(RecordingEngineCore):
     """vLLM's engine core, served by an `InstanceEndpoint`."""
 
     def __init__(self, vllm_config: Any, spec: InstanceSpec) -> None:
@@ -118,7 +117,6 @@ class LlxEngineCore(EngineCoreProc):
         self._llx_bound = threading.Event()
         self._llx_encoder = MsgpackEncoder()
         self._llx_reported_at = 0.0
-        self._llx_step_log = StepLog()
         self.llx_cannot_migrate = enable_migration(vllm_config)
         self.llx_migrating: VllmMigratingEngine | None = None
         self.llx_llumlet: MigrationService | None = None
@@ -307,23 +305,10 @@ class LlxEngineCore(EngineCoreProc):
         super().abort_requests(ids)
 
     def _process_engine_step(self) -> bool:
-        self._llx_step_log.begin(time.perf_counter_ns())
-        model_executed: bool = super()._process_engine_step()
-        if not self.has_work():
-            self._llx_step_log.pause()
+        model_executed = super()._process_engine_step()
         self._llx_settle()
         self.llx_report(is_forced=not self.scheduler.has_requests())
         return model_executed
-
-    @contextmanager
-    def capture_iteration_details(self, scheduler_output: Any) -> Generator[Any, None, None]:
-        """Around vLLM's waiting for a step's outputs: where it ends, they are known."""
-        with super().capture_iteration_details(scheduler_output) as details:
-            yield details
-        if scheduler_output is None or not scheduler_output.total_num_scheduled_tokens:
-            self._llx_step_log.pause()  # an empty step is none
-        else:
-            self._llx_step_log.note(work_of(scheduler_output), time.perf_counter_ns())
 
     def _llx_settle(self) -> None:
         if self.llx_migrating is not None:
@@ -343,10 +328,6 @@ class LlxEngineCore(EngineCoreProc):
     def llx_requests(self) -> list[dict[str, Any]]:
         """The utility that shows operators what is held here (`RequestView`)."""
         return [msgspec.to_builtins(view) for view in request_views(self)]
-
-    def llx_steps(self) -> dict[str, Any]:
-        """The utility that shows what the last steps cost (`StepRows`)."""
-        return self._llx_step_log.answer()
 
     def llx_report(self, *, is_forced: bool) -> None:
         """Hand the endpoint a fresh load report, at most one per 5 ms unless forced."""
