@@ -34,7 +34,7 @@ _OF_MEMORY: Final = 0.7
 _MOVES_SHARE: Final = 0.2
 _MOVE_EVERY_S: Final = 0.15
 _MOVED_OUTPUTS: Final = 400
-_OF_DURATION: Final = 0.04
+_OF_DURATION: Final = 0.08
 """No wave has prompts that take longer to compute."""
 _FIRST_TOKENS: Final = 256
 _LONE: Final = 3

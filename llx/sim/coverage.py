@@ -14,6 +14,8 @@ _MIXED: Final = 20
 _LENGTHS: Final = 4.0
 _BATCHES: Final = 3.0
 _CONTEXTS: Final = 3.0
+_FAR: Final = 256
+"""Tokens by which contexts differ: what fewer of them cost is less than the noise of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def _missing(prompts: Range, batches: Range, contexts: Range) -> list[str]:
         return found
     if not batches.spans(_BATCHES):
         found.append(f"unlike numbers of requests at a time: it was {batches}")
-    if not contexts.spans(_CONTEXTS):
+    if not contexts.spans(_CONTEXTS) or contexts.most - contexts.least < _FAR:
         found.append(f"short and long requests: all decoded at {contexts} tokens")
     return found
 

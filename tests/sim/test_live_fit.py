@@ -136,6 +136,15 @@ def test_what_was_not_covered_is_refused_and_named(keep, said: str) -> None:
     assert caught.value.remedy == "llx calibrate --load"
 
 
+def test_contexts_near_each_other_tell_nothing_however_unlike_in_proportion() -> None:
+    draw = random.Random(6)
+    steps = [step([draw.randint(10, 200)] * draw.choice([1, 4, 8]), 0) for _ in range(200)]
+    steps += [step([], draw.randint(10, 500)) for _ in range(60)]
+    (missing,) = cover(steps).missing
+    assert missing.startswith("short and long requests: all decoded at 1")
+    assert cover([*steps, *(step([500], 0) for _ in range(6))]).missing == ()
+
+
 def test_one_odd_step_covers_nothing() -> None:
     alike = [step([100], 0)] * 100 + [step([], 50)] * 30
     odd = [*alike, step([4000] * 20, 0), step([], 2000)]
