@@ -20,10 +20,10 @@ ENGINE_ARGS = {
     "enable_prefix_caching": False,
 }
 SIM = {
-    "step_base_ms": 10.0,
-    "step_ms_per_prefill_token": 0.2,
-    "step_ms_per_decode": 1.0,
-    "step_ms_per_context_ktoken": 2.0,
+    "step_base_ms": 20.0,
+    "step_ms_per_prefill_token": 0.4,
+    "step_ms_per_decode": 2.0,
+    "step_ms_per_context_ktoken": 4.0,
     "max_num_seqs": 32,
     "max_num_batched_tokens": 512,
 }

@@ -14,16 +14,16 @@ pytestmark = [pytest.mark.e2e, pytest.mark.node]
 
 def test_a_load_finds_the_engines_own_step_time_and_policies_go_by_it(cluster, tmp_path):
     path = tmp_path / "profile.yaml"
-    words = ["--load", "-y", "--duration", "20s", "--apply", "--out", str(path)]
+    words = ["--load", "-y", "--duration", "30s", "--apply", "--out", str(path)]
     done = cluster.llx("calibrate", "simulated", *words)
     assert done.returncode == 0, done.stderr
     profile = load_profile(path)
     step = profile.engine.step.value()
     for found_ns, truth_ms, share in (
-        (step.base_ns, SIM["step_base_ms"], 0.05),
-        (step.prefill_token_ns, SIM["step_ms_per_prefill_token"], 0.08),
+        (step.base_ns, SIM["step_base_ms"], 0.06),
+        (step.prefill_token_ns, SIM["step_ms_per_prefill_token"], 0.12),
         (step.decode_ns, SIM["step_ms_per_decode"], 0.08),
-        (step.context_ktoken_ns, SIM["step_ms_per_context_ktoken"], 0.15),
+        (step.context_ktoken_ns, SIM["step_ms_per_context_ktoken"], 0.2),
     ):
         assert found_ns == pytest.approx(truth_ms * 1e6, rel=share), profile
     assert profile.engine.max_num_seqs == SIM["max_num_seqs"]
