@@ -100,6 +100,27 @@ class InstanceStatus(_Resource):
     cannot_migrate: str = ""
 
 
+class InstanceSteps(_Resource):
+    """What the last steps of an instance cost, its size, and how many tokens a block has.
+
+    `steps` begin with number `first`; before step `end` there are perhaps more than one answer
+    holds. Each is what `llx.wire.StepRow` names, in that order: prompt tokens, requests decoding,
+    tokens of context, their squares, the decodes' context, nanoseconds.
+    """
+
+    api_version: Literal["v1"] = "v1"
+    instance: str
+    model: str
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    first: int
+    end: int
+    steps: list[tuple[int, int, int, int, int, int]]
+
+
 class GatewayStatus(_Resource):
     """One gateway. Counters run since its start, `restarts` since that of the head."""
 

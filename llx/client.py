@@ -26,6 +26,7 @@ from llx.api import (
     GatewayStatus,
     HostStatus,
     InstanceStatus,
+    InstanceSteps,
     LogSlice,
     MigrateReport,
     MigrateRequest,
@@ -173,6 +174,16 @@ class ControlClient:
             NotFoundError: There is no such instance.
         """
         return self._request("GET", f"instances/{_quoted(name)}", InstanceStatus)
+
+    def steps(self, name: str, first: int = 0) -> InstanceSteps:
+        """What the last steps of an instance cost, from number `first` on, as one answer holds.
+
+        Raises:
+            NotFoundError: There is no such instance.
+            UnreachableError: It is not connected.
+        """
+        path, params = f"instances/{_quoted(name)}/steps", {"first": first}
+        return self._request("GET", path, InstanceSteps, params=params)
 
     def restart_instance(
         self, name: str, *, user: str = "", deadline_s: float = 60.0

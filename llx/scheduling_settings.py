@@ -69,6 +69,15 @@ class StepTimeSettings(_Section):
     per_request_us: float = Field(default=50.0, ge=0)
     per_block_us: float = Field(default=0.16, ge=0)
 
+    def value(self) -> StepTime:
+        """In the core's units."""
+        return StepTime(
+            base=_nanos(self.base_ms, _MILLISECOND),
+            per_prefill_token=_nanos(self.per_prefill_token_us, _MICROSECOND),
+            per_request=_nanos(self.per_request_us, _MICROSECOND),
+            per_block=_nanos(self.per_block_us, _MICROSECOND),
+        )
+
 
 class ReschedulingSettings(_Section):
     """When running requests move."""
@@ -140,7 +149,6 @@ def pool_config(
     Raises:
         ConfigError: The numbers contradict each other.
     """
-    time = scheduling.step_time
     return PoolConfig(
         name=PoolName(name),
         classes=tuple(_class(each) for each in sorted(classes, key=lambda each: each.priority)),
@@ -152,12 +160,7 @@ def pool_config(
         max_requests=max_requests,
         age_after=_nanos(scheduling.age_after_s),
         charge_expires_after=_nanos(scheduling.charge_expires_after_s),
-        step_time=StepTime(
-            base=_nanos(time.base_ms, _MILLISECOND),
-            per_prefill_token=_nanos(time.per_prefill_token_us, _MICROSECOND),
-            per_request=_nanos(time.per_request_us, _MICROSECOND),
-            per_block=_nanos(time.per_block_us, _MICROSECOND),
-        ),
+        step_time=scheduling.step_time.value(),
         rescheduling=_rescheduling(scheduling.rescheduling) if can_move else Rescheduling(steps=()),
         scaling=_scaling(scheduling.scaling, *num_instances),
     )

@@ -43,7 +43,8 @@ from llx.agent.ownership import Ownership
 from llx.agent.sim_kv import SimKv
 from llx.agent.sim_moves import SimMoves
 from llx.agent.sim_request import Live, read_request
-from llx.core.engine_model import EngineModel, Finish, Step, TokenOutput
+from llx.agent.step_log import StepLog
+from llx.core.engine_model import EngineModel, Finish, Step, TokenOutput, work_of
 from llx.core.engine_state import EngineConfig
 from llx.core.model import Epoch, Nanos, RequestId
 from llx.core.token_model import HashedTokens
@@ -67,7 +68,9 @@ RESULTS: Final = MappingProxyType[str, Any](
 """The utilities whose answer never changes."""
 REQUESTS: Final = "llx_requests"
 """The utility that answers with a list of `llx.wire.RequestView`."""
-UTILITIES: Final = frozenset({*RESULTS, REQUESTS, SET_PRIORITY, PIN})
+STEPS: Final = "llx_steps"
+"""The utility that answers with `llx.wire.StepRows`."""
+UTILITIES: Final = frozenset({*RESULTS, REQUESTS, STEPS, SET_PRIORITY, PIN})
 """The utilities it answers; the endpoint admits these names and no other."""
 
 _CATCH_UP_NS = 2_000_000
@@ -151,6 +154,7 @@ class SimEngine:
         self._stopping = threading.Event()
         self._stats_sent: dict[int, float] = {}
         self._num_steps = 0
+        self._step_log = StepLog()
         self._outlet: Outlet
         self.kv: Final = SimKv(tokens)
         self.moves: Final = SimMoves(
@@ -207,17 +211,21 @@ class SimEngine:
             self._take_in()
             now = time.monotonic_ns()
             is_on_time = now - step_end < _CATCH_UP_NS
+            self._step_log.begin(now)
             step = self._model.schedule(Nanos(step_end if is_on_time else now))
             self._report(now)
             if step is None:
                 step_end = 0
+                self._step_log.pause()
                 if not self._model.moves.tell():  # whoever is told may give it something to run
                     self._handle(self._commands.get())
                 continue
             step_end = step.started_at + step.duration_ns
             self._note(step)
+            work = work_of(step.chunks)
             outputs = self._model.complete(step)
             self._stopping.wait((step_end - time.monotonic_ns()) / 1e9)
+            self._step_log.note(work, time.monotonic_ns())
             self._emit_tokens(outputs)
         self._take_in()
         self._end_all()
@@ -308,6 +316,8 @@ class SimEngine:
     def _call(self, method: str, arguments: bytes) -> Any:
         if method == REQUESTS:
             return self.moves.requests()
+        if method == STEPS:
+            return self._step_log.answer()
         if method == SET_PRIORITY:
             request, priority = msgspec.msgpack.decode(arguments, type=tuple[RequestId, int])
             return self.moves.set_priority(request, priority)

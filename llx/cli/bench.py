@@ -101,7 +101,7 @@ def _bench(
     url, control = session.options.url, None
     if url is None:
         control = stack.enter_context(session.control())
-        url = _gateway_url(session, control)
+        url = gateway_url(session, control)
     key = session.environment.api_key
     name = model or scenario.model
     if name is None:
@@ -111,7 +111,7 @@ def _bench(
     return Bench(scenario, target, out, control, session.user)
 
 
-def _gateway_url(session: Session, control: "ControlClient") -> str:
+def gateway_url(session: Session, control: "ControlClient") -> str:
     """Where the cluster's gateway can be reached from here, without a tunnel.
 
     Raises:

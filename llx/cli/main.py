@@ -10,6 +10,7 @@ from typer.completion import completion_init  # type: ignore[attr-defined]
 from llx import __version__
 from llx.cli import (
     bench,
+    calibrate,
     chat,
     completion,
     context,
@@ -104,6 +105,7 @@ app.add_typer(model.app, name="model")
 app.add_typer(verify.app, name="verify")
 app.add_typer(bench.app, name="bench")
 app.add_typer(sim.app, name="sim")
+app.command("calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.add_typer(context.app, name="context")
 app.add_typer(lock.app, name="lock")
 app.command("completion")(completion.completion)

@@ -15,6 +15,7 @@ from llx.cli.sim_options import (
     InstancesOption,
     OutputsOption,
     PolicyOption,
+    ProfileOption,
     RateOption,
     RequestsOption,
     ScaleRateOption,
@@ -60,6 +61,7 @@ def run(
     instances: InstancesOption = None,
     policy: PolicyOption = None,
     seeds: SeedsOption = None,
+    profile: ProfileOption = None,
     jobs: Annotated[
         int, typer.Option("--jobs", min=1, metavar="N", help="So many runs at a time.")
     ] = 1,
@@ -104,6 +106,7 @@ def run(
         instances=instances,
         policies=tuple(policy) if policy else None,
         seeds=seeds,
+        profile=profile,
     )
     plan = planned(scenario, flags)
     has_pictures = _can_draw(report, plot)

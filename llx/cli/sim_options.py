@@ -82,6 +82,14 @@ PolicyOption = Annotated[
         "given, the first is what the others are compared to.",
     ),
 ]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="FILE",
+        help="Engine and link as `llx calibrate` has measured them, instead of the scenario's.",
+    ),
+]
 SeedsOption = Annotated[
     str | None, typer.Option("--seeds", metavar="A-B", help="A run for each. [0]")
 ]

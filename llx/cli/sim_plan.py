@@ -13,6 +13,7 @@ from llx.cli.sim_options import (
     HighOption,
     OutputsOption,
     PolicyOption,
+    ProfileOption,
     RateOption,
     RequestsOption,
     ScaleRateOption,
@@ -62,6 +63,7 @@ def plan(
     headroom: HeadroomOption = None,
     policy: PolicyOption = None,
     seeds: SeedsOption = None,
+    profile: ProfileOption = None,
     output: OutputOption = None,
 ) -> None:
     """Find the fewest instances that meet SLOs, for each policy.
@@ -91,6 +93,7 @@ def plan(
         headroom=headroom,
         policies=tuple(policy) if policy else None,
         seeds=seeds,
+        profile=profile,
     )
     wanted = planned(file, flags)
     supply = prepare(wanted, policies)

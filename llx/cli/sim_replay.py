@@ -11,8 +11,10 @@ from llx.cli.parameters import OutputOption
 from llx.cli.session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llx.core.scheduler.config import PoolConfig
     from llx.recording import Recording
-    from llx.sim.overrides import PolicyRules
     from llx.sim.replay import Choice, Compared, Replayed
 
 EXAMPLE = "Example: llx sim run --requests 200 --record run.jsonl && llx sim replay run.jsonl"
@@ -31,6 +33,14 @@ def replay(
             "--config", metavar="FILE", help="Ask by these rules, as a scenario has them."
         ),
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--profile",
+            metavar="FILE",
+            help="Policies expect of a step what `llx calibrate` has measured.",
+        ),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", metavar="FILE.svg|png", help="Draw the course of the recording."),
@@ -39,10 +49,10 @@ def replay(
 ) -> None:
     """Feed a recording to the scheduler: the same commands, byte for byte, or exit code 8.
 
-    With --policy or --config: which dispatches would have been others. That is no simulation: the
-    events, loads among them, stay those that followed from what was recorded; another policy would
-    have met others. Moves and instances that only the other policy wants do not come about.
-    `llx sim run` tells what would have become of the requests.
+    With --policy, --config or --profile: which dispatches would have been others. That is no
+    simulation: the events, loads among them, stay those that followed from what was recorded;
+    another policy would have met others. Moves and instances that only the other policy wants do
+    not come about. `llx sim run` tells what would have become of the requests.
     """
     from llx.cli.sim_output import progress
     from llx.recording import Recording
@@ -53,7 +63,7 @@ def replay(
     from llx.sim.timeline import Timeline
 
     session, policies = Session(output_name=output), installed_policies()
-    rules = _rules(policy, config, plot)
+    rules = _rules(policy, config, profile, plot)
     if plot is not None:
         pictures().kind_of(plot)
     recording, timeline = Recording(file), Timeline()
@@ -62,7 +72,7 @@ def replay(
         seen = (
             replayed(recording, policies, watch, timeline.observe if plot else None)
             if rules is None
-            else compare(recording, policies, rules.instead, watch)
+            else compare(recording, policies, rules, watch)
         )
     if plot is not None:
         pictures().save(plot, [pictures().timeline_drawing(timeline, file.name)])
@@ -72,15 +82,28 @@ def replay(
         _emit_replayed(session, recording, seen)
 
 
-def _rules(policy: str | None, config: Path | None, plot: Path | None) -> "PolicyRules | None":
+def _rules(
+    policy: str | None, config: Path | None, profile: Path | None, plot: Path | None
+) -> "Callable[[PoolConfig], PoolConfig] | None":
+    """What is to be asked instead of what was recorded; None: nothing."""
+    from dataclasses import replace
+
     from llx.sim.overrides import PolicyRules
+    from llx.sim.profile import load_profile
     from llx.yaml_reader import read_yaml
 
-    if sum(each is not None for each in (policy, config, plot)) > 1:
+    is_other = policy is not None or config is not None or profile is not None
+    if (policy is not None and config is not None) or (plot is not None and is_other):
         raise typer.BadParameter("one of --policy, --config and --plot can be given")
+    if not is_other:
+        return None
+    rules = PolicyRules.model_validate({"from": policy})
     if config is not None:
-        return read_yaml(config, PolicyRules)
-    return None if policy is None else PolicyRules.model_validate({"from": policy})
+        rules = read_yaml(config, PolicyRules)
+    if profile is None:
+        return rules.instead
+    expected = load_profile(profile).step_time.value()
+    return lambda pool: replace(rules.instead(pool), step_time=expected)
 
 
 def _emit_replayed(session: Session, recording: "Recording", seen: "Replayed") -> None:

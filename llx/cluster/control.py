@@ -27,6 +27,7 @@ from llx.api import (
     GatewayStatus,
     HostStatus,
     InstanceStatus,
+    InstanceSteps,
     LogSlice,
     NoteReport,
     NoteRequest,
@@ -43,6 +44,7 @@ from llx.cluster.migration_routes import User, add_migration_routes, add_snapsho
 from llx.cluster.request_routes import add_request_routes
 from llx.cluster.scale_verb import add_scale_route
 from llx.cluster.scheduling_routes import add_scheduling_routes
+from llx.cluster.step_book import read_steps
 from llx.errors import (
     ConfigError,
     ConflictError,
@@ -229,6 +231,11 @@ def _add_instance_routes(app: FastAPI, driver: ClusterDriver) -> None:
     async def instance(name: str) -> InstanceStatus:
         """One instance."""
         return driver.instance(name)
+
+    @app.get(f"/{API_VERSION}/instances/{{name}}/steps")
+    async def steps(name: str, first: Annotated[int, Query(ge=0)] = 0) -> InstanceSteps:
+        """What the last steps of an instance cost."""
+        return await read_steps(driver.fleet, name, first)
 
     @app.post(f"/{API_VERSION}/instances/{{name}}/restart")
     async def restart_instance(

@@ -340,18 +340,7 @@ class EngineModel:
         plan.preempted.append(victim.asked.request)
 
     def _duration(self, chunks: Sequence[Chunk]) -> Nanos:
-        num_decodes = num_prefills = num_context = num_decode_context = num_square = 0
-        for chunk in chunks:
-            num_context += chunk.end
-            if chunk.is_decode:
-                num_decodes += 1
-                num_decode_context += chunk.end
-            else:
-                num_prefills += chunk.end - chunk.start
-                num_square += chunk.end**2 - chunk.start**2
-        return self.config.step_time.of(
-            num_prefills, num_decodes, num_context, num_square, num_decode_context
-        )
+        return self.config.step_time.of(*work_of(chunks))
 
     # ------------------------------------------------------------------ completing
 
@@ -376,6 +365,20 @@ class EngineModel:
     def _end(self, held: Held, why: str) -> None:
         self._state.move(held, State.GONE)
         self.moves.lost(held, why)
+
+
+def work_of(chunks: Sequence[Chunk]) -> tuple[int, int, int, int, int]:
+    """What is in a step, as `StepTime.of` wants to know it."""
+    num_decodes = num_prefills = num_context = num_decode_context = num_square = 0
+    for chunk in chunks:
+        num_context += chunk.end
+        if chunk.is_decode:
+            num_decodes += 1
+            num_decode_context += chunk.end
+        else:
+            num_prefills += chunk.end - chunk.start
+            num_square += chunk.end**2 - chunk.start**2
+    return num_prefills, num_decodes, num_context, num_square, num_decode_context
 
 
 def _status(held: Held) -> RequestStatus:

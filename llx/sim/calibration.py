@@ -14,7 +14,7 @@ from typing import Final
 from llx.core.engine_state import StepTime
 from llx.errors import ConfigError
 
-_KNEES: Final = (1, 16, 32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+KNEES: Final = (1, 16, 32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 """Tokens up to which a step's arithmetic may hide behind reading the weights."""
 _MAX_SWEEPS: Final = 2_000
 _TOLERANCE: Final = 1e-7
@@ -69,15 +69,17 @@ def fit_step_time(samples: Sequence[StepSample]) -> Fit:
         raise ConfigError("no step was measured: there is nothing to calibrate from")
     if any(each.duration_ns <= 0 for each in samples):
         raise ConfigError("a step took no time: durations must be above 0")
-    fits = [_fit_with_knee(samples, knee) for knee in _KNEES]
+    fits = [_fit_with_knee(samples, knee) for knee in KNEES]
     best = min(fits, key=lambda each: _squared_error(each, samples))
     errors = sorted(abs(_predict(best, each) / each.duration_ns - 1) for each in samples)
-    return Fit(best, _quantile(errors, 0.5), _quantile(errors, 0.95), len(samples))
+    return Fit(best, quantile(errors, 0.5), quantile(errors, 0.95), len(samples))
 
 
 def _fit_with_knee(samples: Sequence[StepSample], knee: int) -> StepTime:
     rows = [[term / each.duration_ns for term in _terms(each, knee)] for each in samples]
-    base, token, prefill, decode, context, square, mixed, mixed_context = _least_squares(rows)
+    base, token, prefill, decode, context, square, mixed, mixed_context = least_squares(
+        rows, [1.0] * len(rows)
+    )
     return StepTime(
         base_ns=round(base),
         prefill_token_ns=round(prefill),
@@ -106,8 +108,8 @@ def _terms(step: StepSample, knee: int) -> tuple[float, ...]:
     )
 
 
-def _least_squares(rows: Sequence[Sequence[float]]) -> list[float]:
-    """x >= 0 for which the rows times x are nearest to 1 each: coordinate descent.
+def least_squares(rows: Sequence[Sequence[float]], wanted: Sequence[float]) -> list[float]:
+    """x >= 0 for which the rows times x are nearest to what is wanted: coordinate descent.
 
     The normal equations are convex, so that the descent ends at the one minimum that there is.
     """
@@ -117,7 +119,7 @@ def _least_squares(rows: Sequence[Sequence[float]]) -> list[float]:
     gram = [
         [math.fsum(row[i] * row[j] for row in scaled) for j in range(size)] for i in range(size)
     ]
-    target = [math.fsum(row[i] for row in scaled) for i in range(size)]
+    target = [math.fsum(map(operator.mul, column, wanted)) for column in zip(*scaled, strict=True)]
     found = [0.0] * size
     used = [i for i in range(size) if gram[i][i]]  # of these the diagonal is 1
     for _ in range(_MAX_SWEEPS):
@@ -146,5 +148,6 @@ def _squared_error(step_time: StepTime, samples: Sequence[StepSample]) -> float:
     return math.fsum((_predict(step_time, each) / each.duration_ns - 1) ** 2 for each in samples)
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """Of values in order, by nearest rank."""
     return ordered[math.ceil(len(ordered) * share) - 1]

@@ -194,7 +194,8 @@ class Cluster:
         hop = self._config.link.hop
         match command:
             case Dispatch(request=request, instance=instance):
-                self._kernel.after(hop, self._add, request, instance)
+                on_its_way = Nanos(hop + self._config.link.gateway)
+                self._kernel.after(on_its_way, self._add, request, instance)
             case Hold():
                 pass
             case Refuse(request=request, reason=reason):

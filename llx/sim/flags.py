@@ -9,6 +9,7 @@ from llx.errors import ConfigError
 from llx.sim.overrides import given
 from llx.sim.plan import Plan
 from llx.sim.presets import POLICIES
+from llx.sim.profile import Profile, load_profile
 from llx.sim.scenario import Scenario, load_scenario
 from llx.yaml_reader import read_yaml
 
@@ -30,6 +31,7 @@ class Flags:
     instances: int | None = None
     policies: tuple[str, ...] | None = None
     seeds: str | None = None
+    profile: Path | None = None
 
 
 def overridden(scenario: Scenario, flags: Flags) -> Scenario:
@@ -39,6 +41,8 @@ def overridden(scenario: Scenario, flags: Flags) -> Scenario:
         ConfigError: A value is wrong, or about something that is not there.
     """
     values = scenario.model_dump(by_alias=True, exclude_unset=True)
+    if flags.profile is not None:
+        values |= _measured(load_profile(flags.profile), scenario)
     values |= given(
         {
             "workload": flags.mix and {"mix": flags.mix},
@@ -76,6 +80,16 @@ def planned(path: Path | None, flags: Flags) -> Plan:
     if flags.trace is not None:
         raise ConfigError(f"two traces: {path} and {flags.trace}")
     return overridden(Scenario(), replace(flags, trace=path)).plan()
+
+
+def _measured(profile: Profile, scenario: Scenario) -> dict[str, Any]:
+    """The engine and link of a profile in the place of the scenario's, and what it says of them."""
+    link = scenario.link.model_dump(exclude_none=True) | profile.link.model_dump(exclude_none=True)
+    return {
+        "engine": profile.engine.model_dump(exclude_unset=True),
+        "link": link,
+        "step_time": profile.step_time.model_dump(),
+    }
 
 
 def _trace_by(scenario: Scenario, flags: Flags) -> dict[str, Any] | None:

@@ -16,15 +16,18 @@ class LinkConfig:
         bytes_per_s: Of one instance, out or in.
         overhead: Of each copy beyond its bytes.
         hop: Of a message between any two processes.
+        gateway: Of a request's way from its client to its instance, and of its first token's back,
+            beyond that: HTTP, tokens and text.
     """
 
     bytes_per_s: int = 2_480_000_000
     overhead: Nanos = Nanos(10_000_000)
     hop: Nanos = Nanos(200_000)
+    gateway: Nanos = Nanos(0)
 
     def __post_init__(self) -> None:
         assert self.bytes_per_s > 0, "a link carries something"
-        assert min(self.overhead, self.hop) >= 0, "nothing arrives before it was sent"
+        assert min(self.overhead, self.hop, self.gateway) >= 0, "nothing arrives before it was sent"
 
 
 class Links:

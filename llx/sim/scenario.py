@@ -17,6 +17,7 @@ from llx.core.model import Blocks, ClassName, Nanos, blocks_for
 from llx.core.scheduler.config import PriorityClass, Slo
 from llx.core.scheduler.config import StepTime as Prediction
 from llx.errors import ConfigError
+from llx.scheduling_settings import StepTimeSettings
 from llx.sim.config import ClusterConfig
 from llx.sim.links import LinkConfig
 from llx.sim.overrides import Part, PolicyRules, given
@@ -161,11 +162,12 @@ class EnginePart(Part):
 
 
 class LinkPart(Part):
-    """Between any two instances."""
+    """Between any two instances; `gateway_ms`: between clients and instances."""
 
     gb_per_s: Positive | None = None
     overhead_ms: float | None = Field(default=None, ge=0)
     hop_ms: float | None = Field(default=None, gt=0)
+    gateway_ms: float | None = Field(default=None, ge=0)
 
     def value(self, base: LinkConfig) -> LinkConfig:
         """The link."""
@@ -173,6 +175,7 @@ class LinkPart(Part):
             "bytes_per_s": self.gb_per_s and round(self.gb_per_s * 1e9),
             "overhead": _nanos(self.overhead_ms, 1e6),
             "hop": _nanos(self.hop_ms, 1e6),
+            "gateway": _nanos(self.gateway_ms, 1e6),
         }
         return replace(base, **given(values))
 
@@ -217,10 +220,15 @@ class TracePart(Part):
 
 
 class Scenario(Part):
-    """What is simulated."""
+    """What is simulated.
+
+    `step_time`: what policies expect of a step; without it what the engine's own is, but for the
+    terms that they do not know.
+    """
 
     engine: EnginePart = EnginePart()
     link: LinkPart = LinkPart()
+    step_time: StepTimeSettings | None = None
     instances: Size = 16
     report_every_ms: Positive | None = None
     round_every_ms: Positive | None = None
@@ -287,7 +295,9 @@ class Scenario(Part):
             step_tokens=engine.max_num_batched_tokens,
             max_requests=engine.max_num_seqs,
         )
-        if self.engine.step is not None:
+        if self.step_time is not None:
+            pool = replace(pool, step_time=self.step_time.value())
+        elif self.engine.step is not None:
             pool = replace(pool, step_time=_prediction(engine))
         cluster = replace(
             base,

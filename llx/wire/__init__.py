@@ -73,6 +73,7 @@ from llx.wire.sessions import (
     Reply,
     RequestView,
 )
+from llx.wire.steps import StepRow, StepRows
 
 __all__ = [
     "MAX_FRAMES",
@@ -131,6 +132,8 @@ __all__ = [
     "Reserved",
     "Route",
     "Ruling",
+    "StepRow",
+    "StepRows",
     "Target",
     "ToInstance",
     "ToLlumlet",

@@ -16,6 +16,7 @@ from llx.api import (
     GatewayStatus,
     InstanceState,
     InstanceStatus,
+    InstanceSteps,
     LoadStatus,
     LogSlice,
     MigrateReport,
@@ -172,6 +173,8 @@ class FakeHead(Server):
         self.scaled: list[ScaleRequest] = []
         self.scale_changes = ["model tiny: 2 to 4 → 3 instances", "tiny-2 is started"]
         self.explained = Explanation(requests=[])
+        self.steps: list[tuple[int, int, int, int, int, int]] = []
+        """Of every instance."""
         self.forgets = False
         """It is not the head that began `moves`."""
         self.later: list[dict] = []
@@ -231,6 +234,15 @@ class FakeHead(Server):
                 return self.explained
         return None
 
+    def steps_of(self, name, first):
+        """At most 500 of an instance's steps."""
+        first = min(first, len(self.steps))
+        return InstanceSteps(
+            instance=name, model="tiny", num_blocks=600, block_size=16, max_model_len=2048,
+            max_num_seqs=16, max_num_batched_tokens=512, first=first, end=len(self.steps),
+            steps=self.steps[first : first + 500],
+        )  # fmt: skip
+
     def register(self, state_dir):
         """Be the head of the cluster of that directory."""
         procs = state_dir / "procs" / "head"
@@ -266,6 +278,8 @@ class FakeHead(Server):
                 offset, tail = asked["offset"], asked["tail"]
                 text = "".join(lines[-tail:]) if offset < 0 else self.log[offset:]
                 found = LogSlice(name="x", text=text, next_offset=len(self.log))
+            case ["instances", name, "steps"]:
+                found = self.steps_of(name, int(dict(parse_qsl(query))["first"]))
             case ["instances", name, *_] if name in {i.name for i in self.found.instances}:
                 found = next(i for i in self.found.instances if i.name == name)
             case [*_, name]:

@@ -36,7 +36,7 @@ VERBS = [
     "host", "host ls", "host add",
     "host rm", "host cordon", "host uncordon", "host drain", "model", "model ls", "model add",
     "model pull", "model rm", "lock", "lock show", "lock release", "doctor", "play",
-    "sim", "sim run", "sim replay", "sim calibrate", "sim plan", "top",
+    "sim", "sim run", "sim replay", "sim calibrate", "sim plan", "calibrate", "top",
     "bench", "bench run", "bench compare", "bench report",
 ]  # fmt: skip
 

@@ -492,6 +492,7 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
     assert set(schema["paths"]) == {
         "/v1/status",
         "/v1/instances/{name}",
+        "/v1/instances/{name}/steps",
         "/v1/instances/{name}/restart",
         "/v1/instances/{name}/cordon",
         "/v1/instances/{name}/uncordon",

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,7 @@ from llx.wire import (
     Load,
     Ping,
     Reply,
+    StepRows,
 )
 from llx.wire import encode as encode_header
 from tests.contract.conftest import Instance
@@ -413,6 +415,28 @@ def test_a_pin_is_shown_until_it_is_taken_back_or_the_request_ends(peer: Peer) -
     assert views(peer)["pin"]["pinned"] == before
     peer.abort("pin", epoch=2)
     wait_load(peer, running=0)
+
+
+# ---------------------------------------------------------------- steps
+
+
+def test_what_steps_cost_is_told(peer: Peer) -> None:
+    """All that was computed is in some step, and no time is in two."""
+    before = msgspec.convert(peer.call("llx_steps")[1], StepRows)
+    begun = time.monotonic_ns()
+    streams = [peer.add(f"steps-{k}", PROMPT, max_tokens=30) for k in range(2)]
+    for stream in streams:
+        peer.finish(stream)
+    lasted = time.monotonic_ns() - begun
+    seen = msgspec.convert(peer.call("llx_steps")[1], StepRows)
+    rows = seen.rows[before.first + len(before.rows) - seen.first :]
+    assert sum(each.num_prefill_tokens for each in rows) == 2 * len(PROMPT)
+    assert sum(each.num_decodes for each in rows) == 2 * 29
+    assert sum(each.num_square_tokens for each in rows) == 2 * len(PROMPT) ** 2
+    assert max(each.num_decode_context_tokens for each in rows) >= 2 * (len(PROMPT) + 28)
+    assert all(each.num_context_tokens >= each.num_decode_context_tokens for each in rows)
+    assert all(each.duration_ns > 0 for each in rows)
+    assert sum(each.duration_ns for each in rows) <= lasted
 
 
 # ---------------------------------------------------------------- load reports

@@ -10,6 +10,7 @@ the count of free blocks before and after. Exits non-zero with the first differe
 
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -489,6 +490,25 @@ def check_ends(rig: Rig) -> None:
     check("ends", not rig.core._handle_shutdown())
 
 
+def check_steps(rig: Rig) -> None:
+    """Every token is in one step, and no time in two, though steps may overlap."""
+    rig.idle()
+    before = rig.core.llx_steps()
+    begun = time.perf_counter_ns()
+    requests = [rig.add(prompt_of(40, seed), {"max_tokens": 30}) for seed in (71, 72)]
+    for request in requests:
+        rig.run(request)
+    rig.idle()
+    lasted = time.perf_counter_ns() - begun
+    seen = rig.core.llx_steps()
+    rows = seen["rows"][before["first"] + len(before["rows"]) - seen["first"] :]
+    prefill, decodes = (sum(row[i] for row in rows) for i in (0, 1))
+    check("prompts in steps", prefill == 80, rows)
+    check("decodes in steps", decodes == 58, rows)
+    check("steps take time", all(row[-1] > 0 for row in rows), rows)
+    check("no time is in two", sum(row[-1] for row in rows) <= lasted, (rows, lasted))
+
+
 def main(model: str, mode: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rig = Rig(build(model, mode, Path(folder)))
@@ -496,7 +516,8 @@ def main(model: str, mode: str) -> None:
         print("compatibility", rig.core.llx_migrating.compatibility)
         for part in (check_identity, check_prefix, check_prefill, check_return, check_waiting,
                      check_kept, check_room,
-                     check_requests, check_recovery, check_prefixes, check_ends):  # fmt: skip
+                     check_requests, check_steps, check_recovery, check_prefixes,
+                     check_ends):  # fmt: skip
             part(rig)
         rig.core.shutdown()
 

@@ -175,3 +175,16 @@ def test_copies_take_turns_on_both_ways():
     assert links.copy(a, c, 1_000) == 2 * second + 7
     assert links.copy(c, b, 1_000) == 2 * second + 7
     assert links.copy(b, a, 0) == 3
+
+
+def test_a_gateways_time_is_in_the_first_token_alone():
+    def of(gateway):
+        config = small("llx", num_instances=1)
+        config = replace(config, link=replace(config.link, gateway=Nanos(gateway)))
+        cluster = Cluster(config, iter([SimRequest(Nanos(0), 5, 8, NORMAL)]))
+        cluster.run(0)
+        (record,) = cluster.records
+        return record.first_at - record.request.arrival, record.ended_at - record.first_at
+
+    (first, rest), (later, same) = of(0), of(30_000_000)
+    assert (later - first, same) == (30_000_000, rest)

@@ -184,3 +184,18 @@ def test_policies_have_their_rules_only():
     rules |= {"rescheduling", "scaling"}
     others = {"name", "classes", "step_tokens", "max_requests", "charge_expires_after", "step_time"}
     assert {each.name for each in fields(PoolConfig)} == rules | others
+
+
+def test_policies_may_expect_what_the_engine_does_not_take(tmp_path):
+    step = "engine: {step: {base_ms: 5, decode_us: 100}}"
+    expected = (
+        "step_time: {base_ms: 7, per_prefill_token_us: 1, per_request_us: 2, per_block_us: 3}"
+    )
+    plain, told = (
+        plan_of(tmp_path, text).variants[0].cluster for text in (step, f"{step}\n{expected}")
+    )
+    assert plain.pool.step_time.base == 5_000_000
+    found = told.pool.step_time
+    assert (found.base, found.per_prefill_token) == (7_000_000, 1_000)
+    assert (found.per_request, found.per_block) == (2_000, 3_000)
+    assert told.engine == plain.engine

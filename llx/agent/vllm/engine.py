@@ -27,7 +27,7 @@ from vllm.v1.engine import (
     EngineCoreRequestType,
     FinishReason,
 )
-from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
+from vllm.v1.engine.core import EngineShutdownState
 from vllm.v1.engine.utils import EngineZmqAddresses, SignalCallback
 from vllm.v1.executor import Executor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
@@ -45,6 +45,7 @@ from llx.agent.vllm.arguments import instance_argv
 from llx.agent.vllm.cached_prefixes import CachedPrefixes
 from llx.agent.vllm.migrating import OnCore, VllmMigratingEngine, open_migration
 from llx.agent.vllm.operators import OperatorCalls
+from llx.agent.vllm.recording_core import RecordingEngineCore
 from llx.agent.vllm.scheduler import enable_migration
 from llx.agent.vllm.stamping import StampingQueue
 from llx.core.model import Epoch, InstanceId, PoolName, RequestId, blocks_for
@@ -73,6 +74,7 @@ ALLOWED_CALLS = frozenset(
         "llx_requests",
         SET_PRIORITY,
         PIN,
+        "llx_steps",
     }
 )
 """Utilities that a peer may call. None of them runs code of the caller's choosing."""
@@ -111,7 +113,7 @@ class _Claim:
     requests: list[tuple[RequestId, Epoch]]
 
 
-class LlxEngineCore(OperatorCalls, EngineCoreProc):
+class LlxEngineCore(OperatorCalls, RecordingEngineCore):
     """vLLM's engine core, served by an `InstanceEndpoint`."""
 
     def __init__(self, vllm_config: Any, spec: InstanceSpec) -> None:
@@ -320,7 +322,7 @@ class LlxEngineCore(OperatorCalls, EngineCoreProc):
 
     def _process_engine_step(self) -> bool:
         self.llx_pulse.promise(Slot.STEP, self._llx_step_limit_s)
-        model_executed: bool = super()._process_engine_step()
+        model_executed = super()._process_engine_step()
         self.llx_pulse.rest(Slot.STEP)
         self._llx_settle()
         self.llx_report(is_forced=not self.scheduler.has_requests())
