@@ -182,6 +182,7 @@ def _load(bench: Bench, variant: Variant, schedule: Sequence[Planned]) -> _Load:
         bench.target,
         url=variant.url or bench.target.url,
         extra_body={**bench.target.extra_body, **variant.extra_body},
+        served_as=variant.served_as,
     )
     return _Load(bench.scenario, target, schedule, secrets.token_hex(4))
 
