@@ -5,14 +5,19 @@
 
 Makes the model, brings up `examples/bench/cluster-kv-bound.yaml`, runs the scenarios beside it
 (`llx bench run`), takes the cluster down, and prints what `llx bench compare` says of them as
-Markdown. With `--engine sim` the same on simulated engines of about that pace, which leave the
-cores alone: a rehearsal, no claim about vLLM. Exit code 8 if moves do not shorten the slowest
-first tokens of `kv_bound`, or do not lessen its preemptions: if an interval is not below 1.
+Markdown. Before, a burst tells how long a token takes here while all four are busy: the scenarios'
+rates are for `STEP_MS`, and are made as much smaller or larger as it takes longer or shorter, so
+that KV is as short on a slower machine.
+
+With `--engine sim` the same on simulated engines of about that pace, which leave the cores alone: a
+rehearsal, no claim about vLLM. Exit code 8 if moves do not shorten the slowest first tokens of
+`kv_bound`, or do not lessen its preemptions: if an interval is not below 1.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,6 +44,19 @@ COMPARED: dict[str, list[tuple[str, str, str | None]]] = {
 }
 """Scenarios: which variant is compared with which, and of which class."""
 FIGURES = ("mean_ttft", "p90_ttft", "p99_ttft", "mean_tpot", "p99_tpot", "mean_e2el", "preemptions")
+STEP_MS = 27.0
+"""TPOT for which the scenarios' rates are."""
+BURST: dict[str, Any] = {
+    "name": "pace",
+    "workload": {
+        "requests": 20,
+        "arrivals": {"rate": 100},
+        "lengths": {"prompt": 20, "output": 150},
+    },
+    "warmup": 4,
+    "repetitions": 3,
+}
+"""Five requests an instance: as many as `kv_bound` has room for."""
 MUST_SHRINK = {"kv_bound": ("p99_ttft", "preemptions")}
 SIM = {
     "step_base_ms": 25.0,
@@ -90,11 +108,23 @@ def cluster(folder: Path, engine: str) -> Iterator[None]:
         llx(folder, "down", "-y", "--deadline", "5s")
 
 
-def measure(folder: Path, name: str, repetitions: int | None) -> Results:
-    """Run a scenario on the cluster."""
+def pace_ms(folder: Path) -> float:
+    """Time per token while all engines are busy."""
+    runs = run_scenario(folder, BURST).runs
+    return statistics.median(each.summary["median_tpot_ms"] for each in runs)
+
+
+def measure(folder: Path, name: str, repetitions: int | None, tpot_ms: float) -> Results:
+    """Run a scenario at this machine's pace."""
     scenario = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8"))
-    if repetitions is not None:
-        scenario["repetitions"] = repetitions
+    scenario["workload"]["arrivals"]["rate"] *= STEP_MS / tpot_ms
+    scenario["repetitions"] = repetitions or scenario["repetitions"]
+    return run_scenario(folder, scenario)
+
+
+def run_scenario(folder: Path, scenario: dict[str, Any]) -> Results:
+    """Run it on the cluster; all of it is kept below `folder`."""
+    name = scenario["name"]
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(scenario, sort_keys=False), encoding="utf-8")
     llx(folder, "bench", "run", str(path), "--out", str(folder / name), "-o", "wide")
@@ -149,8 +179,10 @@ def main() -> int:
     folder.mkdir(parents=True)
     missed: list[str] = []
     with cluster(folder, args.engine):
+        tpot_ms = pace_ms(folder)
+        print(f"a token takes {tpot_ms:.1f} ms with all engines busy", flush=True)
         for name in args.scenarios or COMPARED:
-            results = measure(folder, name, args.repetitions)
+            results = measure(folder, name, args.repetitions, tpot_ms)
             found = list(comparisons(results))
             print(table(name, found), end="\n\n", flush=True)
             missed += shortcomings(name, found)
