@@ -3,8 +3,8 @@
     PYTHONPATH=. .node/bin/python tests/bench/deep_model.py FOLDER
 
 On a CPU a step of a model that is deep and narrow takes its time from the number of layers, hardly
-from the tokens that are computed in it: a prompt costs a few steps, as on a GPU, and not a hundred,
-as with a model of the usual shape. Random weights, the tiny model's tokenizer, positions up to
+from the tokens that are computed in it: a prompt costs a few steps, as on a GPU, and not dozens, as
+with a model of the usual shape. Random weights, the tiny model's tokenizer, positions up to
 4,096.
 """
 
