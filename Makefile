@@ -5,6 +5,8 @@
 #   make test         all of that, plus the tests against real vLLM, Ray and SSH to hosts made of
 #                     namespaces; everything but the GPU tier
 #   make demo         a local cluster of two vLLM instances, shown at work
+#   make bench        what moves and priorities bring on four real engines that are short of KV; half
+#                     an hour, by itself on the machine
 #   make wheelhouse   all packages of the node environment, as hosts without internet get them
 #   make locks        refresh the hashed locks of the node environment
 #   make clean        remove both environments, the packages and the caches
@@ -36,7 +38,7 @@ BIN := $(VENV)/bin
 export LLX_NODE_PREFIX := $(NODE)
 export LLX_WHEELHOUSE := $(WHEELHOUSE)
 
-.PHONY: check test lint node wheelhouse host-tools demo locks clean
+.PHONY: check test lint node wheelhouse host-tools demo bench locks clean
 
 check: lint
 	@env -u LLX_NODE_PREFIX $(BIN)/pytest -q -n $(JOBS) -m 'not node and not gpu and not hosts and not slow' $(PYTEST_ARGS)
@@ -66,6 +68,9 @@ host-tools:
 
 demo: node
 	@$(BIN)/llx demo --platform $(NODE_PLATFORM)
+
+bench: node
+	@$(BIN)/python -m tests.bench.live_policies --out build/bench-$$(date +%Y%m%d-%H%M%S)
 
 locks: $(VENV)/.stamp
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[locks]' >&2

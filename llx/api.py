@@ -74,9 +74,10 @@ class LoadStatus(_Resource):
 class InstanceStatus(_Resource):
     """One instance.
 
-    `is_cordoned`: by name; it may be by its host as well. `moving_out`: requests on their way to
-    another one. `moved_by`: how KV last left or came, and why so; empty: none has lately.
-    `cannot_migrate`: why none can move; empty: they can, or nobody knows yet.
+    `is_cordoned`: by name; it may be by its host as well. `preemptions`: since its engine's start;
+    None: not known. `moving_out`: requests on their way to another one. `moved_by`: how KV last
+    left or came, and why so; empty: none has lately. `cannot_migrate`: why none can move; empty:
+    they can, or nobody knows yet.
     """
 
     name: str
@@ -95,6 +96,7 @@ class InstanceStatus(_Resource):
     load: LoadStatus | None = None
     log: str = ""
     is_cordoned: bool = False
+    preemptions: int | None = None
     moving_out: int = 0
     moved_by: str = ""
     cannot_migrate: str = ""

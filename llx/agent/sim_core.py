@@ -153,7 +153,7 @@ class SimEngine:
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._stats_sent: dict[int, float] = {}
-        self._num_steps = 0
+        self._num_steps = self._num_preemptions = 0
         self._step_log = StepLog()
         self._outlet: Outlet
         self.kv: Final = SimKv(tokens)
@@ -330,6 +330,7 @@ class SimEngine:
 
     def _note(self, step: Step) -> None:
         """Remember what planning the step did to requests, for their next outputs."""
+        self._num_preemptions += len(step.preempted)
         for kind, requests in (
             (EventType.PREEMPTED, step.preempted),
             (EventType.SCHEDULED, step.admitted),
@@ -433,6 +434,7 @@ class SimEngine:
             },
             covers=self._ownership.taken(),
             queue_head=self._model.queue_head(),
+            num_preemptions=self._num_preemptions,
         )
         self._outlet.report(message, dict(self._ownership.seen))
 

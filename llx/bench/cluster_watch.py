@@ -27,7 +27,10 @@ class _Line(BaseModel):
 
 
 class InstanceLoad(_Line):
-    """One instance at one time; freeness None: without bound, or not known."""
+    """One instance at one time; freeness None: without bound, or not known.
+
+    `preemptions`: since its engine's start; None: not known.
+    """
 
     name: str
     state: str
@@ -37,6 +40,7 @@ class InstanceLoad(_Line):
     blocks_total: int = 0
     running: int = 0
     waiting: int = 0
+    preemptions: int | None = None
 
 
 class Sight(_Line):
@@ -116,8 +120,12 @@ class ClusterWatch:
 
     async def _look_on(self) -> None:
         while True:
-            self._on_sight(await asyncio.to_thread(self._look))
+            await asyncio.to_thread(self.look)
             await asyncio.sleep(_SAMPLE_S)
+
+    def look(self) -> None:
+        """See how the cluster is at this moment."""
+        self._on_sight(self._look())
 
     def _look(self) -> Sight:
         at_s = self._now()
@@ -219,6 +227,7 @@ def _load_of(status: InstanceStatus) -> InstanceLoad:
             "blocks_total": load.blocks_total,
             "running": load.running,
             "waiting": load.waiting,
+            "preemptions": status.preemptions,
         }
     )
 

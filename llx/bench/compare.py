@@ -15,7 +15,7 @@ from typing import Final
 
 from llx.bench.record import Outcome, Record
 from llx.bench.run_directory import Run
-from llx.bench.summary import percentile
+from llx.bench.summary import Figures, percentile
 from llx.errors import ConfigError
 
 _ROUNDS: Final = 400
@@ -39,6 +39,8 @@ STATISTICS: Final[Mapping[str, Callable[[list[float]], float]]] = {
 }
 RATES: Final = ("request_throughput", "request_goodput", "output_throughput")
 """Of these, more is better."""
+COUNTS: Final[Mapping[str, str]] = {"preemptions": "llx_preemptions"}
+"""Of whole runs, as in their summaries; compared by their means, for they are often none."""
 
 
 class Verdict(StrEnum):
@@ -52,7 +54,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """`other` / `base` of one figure, with its 95 % interval; latencies are in milliseconds."""
+    """`other` / `base` of one figure, with its 95 % interval; latencies are in milliseconds.
+
+    Infinite: `base` is 0, and `other` is not.
+    """
 
     name: str
     base: float
@@ -66,7 +71,7 @@ class Ratio:
 
     @property
     def verdict(self) -> Verdict:
-        """A latency may be at most its bound times the base's, a rate must be at least that."""
+        """A rate must be at least its bound times the base's, anything else at most."""
         if self.bound is None:
             return Verdict.NONE
         if self.is_doubtful:
@@ -81,10 +86,10 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """A repetition: both runs, and their requests that ended well in both."""
+    """A repetition: both runs' figures, and their requests that ended well in both."""
 
-    base: Run
-    other: Run
+    base: Figures
+    other: Figures
     records: tuple[tuple[Record, Record], ...]
 
 
@@ -110,58 +115,77 @@ def parse_bound(text: str) -> tuple[str, float]:
 
 def figure_names() -> list[str]:
     """What is compared."""
-    return [f"{each}_{of}" for of in LATENCIES for each in STATISTICS] + list(RATES)
+    latencies = [f"{each}_{of}" for of in LATENCIES for each in STATISTICS]
+    return [*latencies, *RATES, *COUNTS]
 
 
-def compare(base: Sequence[Run], other: Sequence[Run], bounds: Mapping[str, float]) -> list[Ratio]:
+def compare(
+    base: Sequence[Run],
+    other: Sequence[Run],
+    bounds: Mapping[str, float],
+    priority_class: str | None = None,
+) -> list[Ratio]:
     """The ratio of each figure that both have.
 
     Args:
         base: Runs of one variant.
         other: Runs of another, or of the same one another time.
         bounds: Of some figures, by their names.
+        priority_class: Only requests that asked for it; None: all.
 
     Raises:
-        ConfigError: No repetition of both has the same schedule.
+        ConfigError: No repetition of both has the same schedule, or no request of that class.
     """
-    pairs = _pairs(base, other)
+    pairs = _pairs(base, other, priority_class)
     found = [
         ratio
         for of, value in LATENCIES.items()
         for name, statistic in STATISTICS.items()
         if (ratio := _latency(pairs, f"{name}_{of}", value, statistic, bounds)) is not None
     ]
-    rates = [each for name in RATES if (each := _rate(pairs, name, bounds)) is not None]
+    wholes = [
+        each for name in (*RATES, *COUNTS) if (each := _of_runs(pairs, name, bounds)) is not None
+    ]
     is_few = len(pairs) < _FEW
     return [
         *(replace(each, is_doubtful=is_few or _is_lossy(pairs)) for each in found),
-        *(replace(each, is_doubtful=is_few) for each in rates),
+        *(replace(each, is_doubtful=is_few) for each in wholes),
     ]
 
 
 def _is_lossy(pairs: Sequence[_Pair]) -> bool:
     """Whether fewer of the requests ended well with `other`."""
-    base, other = (
-        math.fsum(side.figure("completed") or 0 for side in sides)
-        for sides in ([each.base for each in pairs], [each.other for each in pairs])
-    )
+    base = math.fsum(each.base.get("completed") or 0 for each in pairs)
+    other = math.fsum(each.other.get("completed") or 0 for each in pairs)
     return other < base * (1 - _MAY_FAIL_MORE)
 
 
-def _pairs(base: Sequence[Run], other: Sequence[Run]) -> list[_Pair]:
-    by_seed = {each.summary["llx_seed"]: each for each in other}
+def _pairs(ones: Sequence[Run], twos: Sequence[Run], priority_class: str | None) -> list[_Pair]:
+    by_seed = {each.summary["llx_seed"]: each for each in twos}
     pairs = []
-    for one in base:
+    for one in ones:
         two = by_seed.get(one.summary["llx_seed"])
         if two is not None and one.summary["llx_is_whole"] and two.summary["llx_is_whole"]:
-            matched = _matched(one.records(), two.records())
-            pairs.append(_Pair(one, two, matched))
+            records = [
+                [e for e in run.records() if priority_class in (None, e.priority_class)]
+                for run in (one, two)
+            ]
+            base, other = (_figures(run, priority_class) for run in (one, two))
+            pairs.append(_Pair(base, other, _matched(*records)))
     if not any(each.records for each in pairs):
+        of_class = "" if priority_class is None else f" of class {priority_class!r}"
         raise ConfigError(
-            "nothing to compare: no two runs have the same seed and requests",
+            f"nothing to compare: no two runs have the same seed and requests{of_class}",
             remedy="run the same scenario both times",
         )
     return pairs
+
+
+def _figures(run: Run, priority_class: str | None) -> Figures:
+    """Of the whole run, or of those of its requests that asked for a class."""
+    if priority_class is not None:
+        return dict(run.summary["llx_classes"].get(priority_class, {}))
+    return {name: run.figure(name) for name in (*RATES, *COUNTS.values(), "completed")}
 
 
 def _matched(one: Sequence[Record], two: Sequence[Record]) -> tuple[tuple[Record, Record], ...]:
@@ -210,18 +234,21 @@ def _latency(
     return _ratio(name, base * 1000, other * 1000, resampled, bounds)
 
 
-def _rate(pairs: Sequence[_Pair], name: str, bounds: Mapping[str, float]) -> Ratio | None:
+def _of_runs(pairs: Sequence[_Pair], name: str, bounds: Mapping[str, float]) -> Ratio | None:
+    """Of a rate the median over repetitions, of a count the mean."""
+    key = COUNTS.get(name, name)
     samples = [
         (a, b)
         for pair in pairs
-        if (a := pair.base.figure(name)) is not None and (b := pair.other.figure(name)) is not None
+        if (a := pair.base.get(key)) is not None and (b := pair.other.get(key)) is not None
     ]
     if not samples:
         return None
     draw = random.Random(_SEED)
+    middle = statistics.fmean if name in COUNTS else statistics.median
 
     def sides(drawn: Sequence[tuple[float, float]]) -> tuple[float, float]:
-        return statistics.median(a for a, _ in drawn), statistics.median(b for _, b in drawn)
+        return middle([a for a, _ in drawn]), middle([b for _, b in drawn])
 
     def resampled() -> float:
         base, other = sides(draw.choices(samples, k=len(samples)))

@@ -46,6 +46,7 @@ class Target:
         model: Its name there.
         api_key: Sent as bearer token.
         extra_body: Further fields of each request's body.
+        served_as: Priority classes to ask for instead of those of the schedule.
         silence_s: A stream that is silent for so long has failed.
     """
 
@@ -53,6 +54,7 @@ class Target:
     model: str
     api_key: Secret | None = None
     extra_body: Mapping[str, object] = field(default_factory=dict)
+    served_as: Mapping[str, str] = field(default_factory=dict)
     silence_s: float = 300.0
 
 
@@ -190,9 +192,9 @@ class Generator:
 
     def _message(self, planned: Planned) -> bytes:
         body = self._body % (planned.num_outputs, self._prompts.ids(planned.segments))
-        class_line = (
-            f"{PRIORITY_HEADER}: {planned.priority_class}\r\n" if planned.priority_class else ""
-        )
+        name = planned.priority_class
+        name = self._target.served_as.get(name, name)
+        class_line = f"{PRIORITY_HEADER}: {name}\r\n" if name else ""
         head = (
             f"{class_line}{REQUEST_ID_HEADER}: {self._name}-{planned.number}\r\n"
             f"content-length: {len(body)}\r\n\r\n"

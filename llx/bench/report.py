@@ -30,6 +30,7 @@ _COLUMNS: Final = (
     ("P99", "p99_e2el_ms", 0),
     ("late P99", "p99_llx_lateness_ms", 2),
     ("moves", "llx_migrations", 0),
+    ("preemptions", "llx_preemptions", 0),
 )
 _STYLE: Final = (
     STYLE

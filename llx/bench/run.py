@@ -22,6 +22,7 @@ from llx.bench.record import Outcome, Record
 from llx.bench.run_directory import Run, create, write_run, write_summary
 from llx.bench.scenario import Scenario, Variant
 from llx.bench.schedule import Planned, make_schedule
+from llx.bench.sights import sight_figures
 from llx.bench.summary import by_class, is_good, summarise
 from llx.client import ControlClient
 from llx.errors import ConfigError, LlxError, RemoteError
@@ -158,6 +159,7 @@ def _run_turn(bench: Bench, turn: _Turn, num_turns: int, runs: list[Run], observ
         if watch is not None:
             with contextlib.suppress(LlxError):  # a run without its moves is still a run
                 measured.moves = watch.moves()
+            watch.look()
         summary = _summary(load, turn, measured, seed)
         lines = (each.as_line(measured.began_at) for each in measured.records)
         runs.append(write_run(bench.directory, summary, lines, measured.timeline, measured.moves))
@@ -180,6 +182,7 @@ def _load(bench: Bench, variant: Variant, schedule: Sequence[Planned]) -> _Load:
         bench.target,
         url=variant.url or bench.target.url,
         extra_body={**bench.target.extra_body, **variant.extra_body},
+        served_as=variant.served_as,
     )
     return _Load(bench.scenario, target, schedule, secrets.token_hex(4))
 
@@ -275,6 +278,7 @@ def _summary(load: _Load, turn: _Turn, measured: _Measured, seed: int) -> Mappin
         "llx_request_ids": f"{load.request_ids}-",
         "llx_is_whole": measured.is_whole,
         "llx_migrations": sum(each.outcome == "moved" for each in measured.moves),
+        **sight_figures([each for each in measured.timeline if isinstance(each, Sight)]),
         "llx_downtime_ms": downtimes,
         "llx_errors": dict(_counted(errors)),
         "llx_classes": by_class(measured.records, measured.duration_s, scenario.slo),

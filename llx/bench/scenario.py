@@ -97,22 +97,30 @@ class Between(_Part):
         return self
 
 
+class Kind(_Part):
+    """Requests of one kind among others: `share` is a weight."""
+
+    share: Annotated[float, Field(gt=0)]
+    prompt: Tokens | Between
+    output: Tokens | Between
+
+
 class Lengths(_Part):
-    """Tokens of prompts and outputs: as drawn here, or a `mix`.
+    """Tokens of prompts and outputs: as drawn here, of several `kinds` of requests, or a `mix`.
 
     Mixes are the Llumnix paper's: s-s … l-l, and sharegpt-like, burstgpt-like.
     """
 
     prompt: Tokens | Between | None = None
     output: Tokens | Between | None = None
+    kinds: tuple[Kind, ...] = ()
     mix: str | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if (self.prompt is None) != (self.output is None) or (self.mix is None) == (
-            self.prompt is None
-        ):
-            raise ValueError("either prompt and output, or mix")
+        ways = (self.prompt is not None, bool(self.kinds), self.mix is not None)
+        if (self.prompt is None) != (self.output is None) or sum(ways) != 1:
+            raise ValueError("either prompt and output, or kinds, or mix")
         if self.mix is not None and self.mix not in (*MIXES, *LIKE):
             raise ValueError(f"no mix {self.mix!r}: it is one of {', '.join((*MIXES, *LIKE))}")
         return self
@@ -178,6 +186,8 @@ class Variant(_Part):
         url: Another server.
         rate: Another rate of arrivals.
         extra_body: Further fields of each request.
+        served_as: The priority class that is asked for instead of one of the workload's; results
+            keep the workload's name.
         policy: Rules of the cluster while it is its turn: dotted keys of a model's `scheduling`, as
             `llx policy set` takes them.
     """
@@ -186,6 +196,7 @@ class Variant(_Part):
     url: str | None = None
     rate: Rate | None = None
     extra_body: dict[str, object] = {}
+    served_as: dict[Name, Name] = {}
     policy: dict[str, JsonValue] = {}
 
 
@@ -240,6 +251,9 @@ class Scenario(_Part):
             raise ValueError("two variants have the same name")
         if any(each.url and each.policy for each in self.variants):
             raise ValueError("a policy is of the cluster: a variant with a url has none")
+        asked = {name for each in self.variants for name in each.served_as}
+        if unknown := sorted(asked - set(self.workload.classes)):
+            raise ValueError(f"served_as: the workload has no class {', '.join(unknown)}")
         if self.workload.trace is not None and any(each.rate for each in self.variants):
             raise ValueError("a trace has its own rate: a variant cannot change it")
         return self

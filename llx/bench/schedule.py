@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from llx.bench.prompts import Segment
-from llx.bench.scenario import Arrivals, Between, Lengths, Prefixes, Sessions, Trace, Workload
+from llx.bench.scenario import Arrivals, Between, Kind, Lengths, Prefixes, Sessions, Trace, Workload
 from llx.errors import ConfigError
 from llx.sim.trace_files import detect, read_trace
 from llx.sim.workload import LIKE, gamma_arrivals, like_lengths, paper_lengths
@@ -127,9 +127,11 @@ def _drawn(
         )
     else:
         draw = random.Random(f"lengths {seed}")
-        pairs = [
-            (_length(lengths.prompt, draw), _length(lengths.output, draw)) for _ in range(count)
-        ]
+        kinds: Sequence[Kind | Lengths] = [lengths] * count
+        if lengths.kinds:
+            weights = [each.share for each in lengths.kinds]
+            kinds = draw.choices(lengths.kinds, weights, k=count)
+        pairs = [(_length(each.prompt, draw), _length(each.output, draw)) for each in kinds]
     return [
         Planned(number, times[number // turns], (Segment(str(number), prompt),), outputs)
         for number, (prompt, outputs) in enumerate(pairs)

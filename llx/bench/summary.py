@@ -143,6 +143,8 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     at = (len(ordered) - 1) * percent / 100
     low = math.floor(at)
     high = min(low + 1, len(ordered) - 1)
+    if at == low or ordered[low] == ordered[high]:  # they may be infinite
+        return ordered[low]
     return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
 
 

@@ -188,6 +188,10 @@ def compare(
             help="OTHER's figure may be so many times BASE's: p99_ttft=1.05; of a rate, at least.",
         ),
     ] = None,
+    priority_class: Annotated[
+        str | None,
+        typer.Option("--class", metavar="CLASS", help="Only requests that asked for this one."),
+    ] = None,
     output: OutputOption = None,
 ) -> None:
     """Compare two benchmarks of one scenario, or two variants of one: ratios and how sure they are.
@@ -205,7 +209,7 @@ def compare(
 
     session = Session(output_name=output)
     bounds = dict(parse_bound(each) for each in bound or ())
-    ratios = compare_runs(_side(base), _side(other), bounds)
+    ratios = compare_runs(_side(base), _side(other), bounds, priority_class)
     emit_ratios(session, ratios)
     broken = [each for each in ratios if each.verdict is Verdict.BROKEN]
     if broken:

@@ -97,6 +97,9 @@ def result_columns() -> list[Column[VariantRow]]:
         number("e2e p99", "p99_e2el_ms", 0, is_wide_only=True),
         number("late p99", "p99_llx_lateness_ms", 2),
         number("moves", "llx_migrations", 0),
+        number("preempted", "llx_preemptions", 0),
+        number("kv used", "llx_kv_used", 2, is_wide_only=True),
+        number("kv spread", "llx_kv_spread", 2, is_wide_only=True),
     ]
 
 

@@ -300,6 +300,7 @@ class Fleet:
         info = self.loads.info(name)
         status = status.model_copy(
             update={
+                "preemptions": self.loads.num_preemptions(name),
                 "moving_out": len(self.moves.leaving(name)),
                 "moved_by": self.moves.moved_by(name),
                 "cannot_migrate": "" if info is None else info.cannot_migrate,

@@ -121,6 +121,11 @@ class LoadWatch:
             return None
         return link.load, time.monotonic() - self._reported_at[link.member.instance]
 
+    def num_preemptions(self, instance: str) -> int | None:
+        """Since its engine's start, by the last report; None: not known."""
+        link = self._links.get(InstanceId(instance))
+        return None if link is None or link.report is None else link.report.num_preemptions
+
     def info(self, instance: str) -> InstanceInfo | None:
         """What the instance said it is."""
         link = self._links.get(InstanceId(instance))

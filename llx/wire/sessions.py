@@ -137,6 +137,8 @@ class Load(Message, frozen=True, tag="load"):
 
     `covers`, to schedulers alone: requests that have come and that no report sent before has told
     of. `queue_head`: blocks that the first waiting request lacks; None: nobody waits, or not known.
+    `num_preemptions`: since the engine's start, where `num_preempted` wait for their blocks right
+    now; None: not known.
     """
 
     session: int
@@ -154,6 +156,7 @@ class Load(Message, frozen=True, tag="load"):
     """Priority integer → running, waiting, blocks demanded by the waiting."""
     covers: list[RequestId] = []
     queue_head: int | None = None
+    num_preemptions: int | None = None
 
     def instance_load(self) -> InstanceLoad:
         """The report as the core's value.

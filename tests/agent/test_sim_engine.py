@@ -412,6 +412,8 @@ def test_preemption_is_told_and_does_not_change_tokens() -> None:
     kinds = [event.type for output in outputs["b"] for event in output.events or ()]
     assert kinds[:2] == [EventType.QUEUED, EventType.SCHEDULED]
     assert kinds[2:4] == [EventType.PREEMPTED, EventType.SCHEDULED]
+    count = kinds.count(EventType.PREEMPTED)
+    rig.outlet.wait_load(lambda load, _: load.num_preemptions == count)
     assert [o.new_token_ids for o in outputs["a"]] == [o.new_token_ids for o in outputs["b"]]
 
 

@@ -13,24 +13,31 @@ from llx.errors import ConfigError
 def runs(tmp_path):
     """Makes runs whose TTFT is 100 ms on average, times a factor."""
 
-    def make(name, factor, repetitions=4, seed=1, throughput=10.0, completed=60):
+    def make(name, factor, repetitions=4, seed=1, throughput=10.0, completed=60, preemptions=()):
         (tmp_path / "runs").mkdir(exist_ok=True)
-        return [one(name, factor, n, seed + n, throughput, completed) for n in range(repetitions)]
+        counts = [*preemptions, *[None] * repetitions]
+        return [
+            one(name, factor, n, seed + n, throughput, completed, counts[n])
+            for n in range(repetitions)
+        ]
 
-    def one(name, factor, repetition, seed, throughput, completed) -> Run:
+    def one(name, factor, repetition, seed, throughput, completed, preemptions) -> Run:
         draw, noise = random.Random(seed), random.Random(f"{name} {seed}")
         lines = []
         for number in range(60):
             ttft = draw.uniform(0.05, 0.15) * factor * noise.uniform(0.95, 1.05)
+            kind = "high" if number % 4 == 0 else ""
+            ttft *= 0.5 if kind and name == "favouring" else 1.0
             record = Record(
-                number, 0.1 * number, 8, 3, first_at=0.1 * number + ttft, num_outputs=3,
+                number, 0.1 * number, 8, 3, kind, first_at=0.1 * number + ttft, num_outputs=3,
                 last_at=0.1 * number + ttft + 0.02, gaps_us=array("I", [10_000, 10_000]),
                 outcome=Outcome.OK,
             )  # fmt: skip
             lines.append(record.as_line(0.0))
         summary = {
             "llx_variant": name, "llx_repetition": repetition, "llx_seed": seed,
-            "llx_is_whole": True, "completed": completed,
+            "llx_is_whole": True, "completed": completed, "llx_preemptions": preemptions,
+            "llx_classes": {"high": {"completed": 15, "request_throughput": 2.5}},
             "request_throughput": throughput * noise.uniform(0.99, 1.01),
         }  # fmt: skip
         return write_run(tmp_path, summary, lines, [], [])
@@ -106,3 +113,32 @@ def test_who_loses_requests_is_not_judged_by_the_rest(runs):
     found = figures(compare(runs("a", 1.0), lossy, {"p99_ttft": 1.0, "request_throughput": 0.9}))
     assert found["p99_ttft"].verdict is Verdict.UNCLEAR
     assert found["request_throughput"].verdict is Verdict.HOLDS
+
+
+def test_preemptions_are_compared_by_their_means(runs):
+    base = runs("a", 1.0, preemptions=[8, 0, 4, 8])
+    other = runs("b", 1.0, preemptions=[1, 0, 2, 2])
+    found = figures(compare(base, other, {"preemptions": 0.9}))["preemptions"]
+    assert (found.base, found.other, found.ratio) == (5, 1.25, 0.25)
+    assert found.verdict is Verdict.HOLDS
+    assert parse_bound("preemptions=1") == ("preemptions", 1.0)
+
+
+def test_no_preemptions_at_all_are_no_better_and_no_worse(runs):
+    none, some = runs("a", 1.0, preemptions=[0] * 4), runs("b", 1.0, preemptions=[0, 0, 1, 0])
+    found = figures(compare(none, none, {}))["preemptions"]
+    assert (found.ratio, found.low, found.high) == (1, 1, 1)
+    found = figures(compare(none, some, {}))["preemptions"]
+    assert (found.low, found.high) == (1, float("inf"))
+    assert "preemptions" not in figures(compare(runs("c", 1.0), some, {}))
+
+
+def test_one_class_alone(runs):
+    base, other = runs("a", 1.0, preemptions=[1] * 4), runs("favouring", 1.0)
+    high = figures(compare(base, other, {}, "high"))
+    assert high["median_ttft"].ratio == pytest.approx(0.5, rel=0.1)
+    assert figures(compare(base, other, {}, ""))["median_ttft"].ratio == pytest.approx(1, rel=0.1)
+    assert high["request_throughput"].base == 2.5
+    assert "preemptions" not in high, "instances count them without regard to classes"
+    with pytest.raises(ConfigError, match="of class 'low'"):
+        compare(base, other, {}, "low")

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from dataclasses import replace
 
 import pytest
 
@@ -79,6 +80,26 @@ async def test_a_silent_stream_fails():
     assert {each.error for each in records} == {"silent for 0.1 s"}
     server.close()
     await server.wait_closed()
+
+
+async def test_a_class_is_served_as_another():
+    heads = []
+
+    async def answer(reader, writer):
+        heads.append((await reader.readuntil(b"\r\n\r\n")).decode().lower())
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    schedule = [replace(each, priority_class="urgent") for each in planned(1)]
+    schedule += [replace(each, number=1) for each in planned(1, every_s=0)]
+    made, records = generator(url, schedule, served_as={"urgent": "reserved"})
+    await made.run()
+    server.close()
+    await server.wait_closed()
+    assert sorted("x-llx-priority" in each for each in heads) == [False, True]
+    assert any("x-llx-priority: reserved\r\n" in each for each in heads)
+    assert {each.priority_class for each in records} == {"urgent", ""}
 
 
 def test_what_is_no_url():

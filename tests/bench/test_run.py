@@ -16,11 +16,14 @@ from llx.api import InstanceState, MoveOutcome
 from llx.bench.run_directory import read_results
 from llx.bench.scenario import load_scenario
 from llx.bench.schedule import make_schedule
+from llx.settings import load_cluster
+from tests.bench.live_policies import COMPARED
 from tests.cli.conftest import head, llx  # noqa: F401 - fixtures
 from tests.cli.servers import FakeHead, cluster_status, migration_status
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples/bench").glob("*.yaml"))
+CLUSTER = ROOT / "examples/bench/cluster-kv-bound.yaml"
+EXAMPLES = sorted({*(ROOT / "examples/bench").glob("*.yaml")} - {CLUSTER})
 SMALL = {
     "name": "small",
     "workload": {
@@ -184,4 +187,24 @@ def test_examples(path, llx, sse_server, tmp_path):  # noqa: F811
 
 
 def test_there_are_examples():
-    assert {each.stem for each in EXAMPLES} >= {"steady", "burst", "trace"}
+    assert {each.stem for each in EXAMPLES} >= {"steady", "burst", "trace", *COMPARED}
+
+
+def test_scenarios_fit_the_cluster_that_is_short_of_kv():
+    """No request is larger than an instance; classes are there, rules are the scheduler's."""
+    settings = load_cluster(CLUSTER)
+    (model,) = settings.models
+    classes = {each.name for each in settings.priority_classes}
+    for name, sides in COMPARED.items():
+        scenario = load_scenario(CLUSTER.with_name(f"{name}.yaml"))
+        longest = model.engine_args["max_model_len"]
+        schedule = make_schedule(scenario.workload, scenario.seed)
+        assert all(each.num_prompt + each.num_outputs <= longest for each in schedule)
+        for variant in scenario.variants:
+            asked = {*scenario.workload.classes} - {*variant.served_as}
+            assert asked | {*variant.served_as.values()} <= classes
+            assert set(variant.policy) <= {"rescheduling.steps"}
+        variants = {each.name for each in scenario.variants}
+        assert {name for base, other, _ in sides for name in (base, other)} <= variants
+    blocks = model.engine_args["num_gpu_blocks_override"] - 1
+    assert blocks * model.engine_args["block_size"] >= longest

@@ -27,6 +27,18 @@ def test_a_seed_makes_the_schedule():
     assert {each.priority_class for each in make_schedule(made, 1)} == {"high", ""}
 
 
+def test_kinds_of_requests():
+    long = {"share": 1, "prompt": 900, "output": {"least": 10, "most": 20}}
+    short = {"share": 3, "prompt": {"least": 16, "most": 64}, "output": 300}
+    made = make_schedule(workload(requests=400, lengths={"kinds": [long, short]}), 1)
+    pairs = [(each.num_prompt, each.num_outputs) for each in made]
+    num_long = sum(prompt == 900 and 10 <= outputs <= 20 for prompt, outputs in pairs)
+    num_short = sum(16 <= prompt <= 64 and outputs == 300 for prompt, outputs in pairs)
+    assert num_long + num_short == 400
+    assert 70 < num_long < 130
+    assert made != make_schedule(workload(requests=400, lengths={"kinds": [long, short]}), 2)
+
+
 def test_a_rate_stretches_the_same_schedule():
     slow, fast = make_schedule(workload(), 1), make_schedule(workload(), 1, rate=20)
     for one, other in zip(slow, fast, strict=True):
@@ -121,6 +133,20 @@ def test_an_empty_trace(tmp_path):
                 "variants: [{name: b}, {name: b}]"
             ),
             "the same name",
+        ),
+        (
+            (
+                "name: a\nworkload: {requests: 1, arrivals: {rate: 1}, lengths: "
+                "{mix: s-s, kinds: [{share: 1, prompt: 1, output: 1}]}}"
+            ),
+            "either prompt and output, or kinds, or mix",
+        ),
+        (
+            (
+                "name: a\nworkload: {requests: 1, arrivals: {rate: 1}, lengths: {mix: s-s}}\n"
+                "variants: [{name: b, served_as: {urgent: normal}}]"
+            ),
+            "the workload has no class urgent",
         ),
     ],
 )

@@ -376,12 +376,14 @@ def check_room(rig: Rig) -> None:
     rig.is_quiet(free, "wrong words")
 
     rig.lost.clear()
+    counted = rig.core._llx_load().num_preemptions
     first = rig.add(prompt_of(300, 12), params)
     rig.until(lambda: len(rig.said(first).tokens) >= 3, "three tokens")
     second = rig.add(prompt_of(310, 13), params)
     rig.until(lambda: len(rig.said(second).tokens) >= 3, "three tokens")
     rig.begin(second)
     rig.until(lambda: bool(rig.lost), "a preemption")
+    check("preempted: counted", rig.core._llx_load().num_preemptions == counted + 1)
     check("preempted: told", rig.lost == [(second, "preempted")], rig.lost)
     check("preempted: no progress", rig.port.progress(second) is None)
     view = next(each for each in rig.core.llx_requests() if each["id"] == second)

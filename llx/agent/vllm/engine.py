@@ -393,6 +393,7 @@ class LlxEngineCore(OperatorCalls, RecordingEngineCore):
             classes={key: (run, wait, need) for key, (run, wait, need) in classes.items()},
             covers=self.llx_ownership.taken(),
             queue_head=self._llx_queue_head(block_size),
+            num_preemptions=getattr(self.scheduler, "llx_num_preemptions", None),
         )
 
     def _llx_queue_head(self, block_size: int) -> int | None:

@@ -41,6 +41,7 @@ class _Migrating(Departures, Arrivals):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._llx_max_active: int = self.max_num_active_reqs
+        self.llx_num_preemptions = 0
         # A step in flight may still write into blocks whose request has ended. vLLM's next owner
         # of them writes behind it on the same stream; what a migration writes comes from outside.
         self.defer_block_free = self.vllm_config.max_concurrent_batches > 1
@@ -73,6 +74,7 @@ class _Migrating(Departures, Arrivals):
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super()._preempt_request(request, *args, **kwargs)
+        self.llx_num_preemptions += 1
         self._llx_lost(request, "preempted")
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
