@@ -20,10 +20,13 @@ from llx.api import (
     MigrateRequest,
     MigrationList,
     MigrationStatus,
+    ModelStatus,
     PolicyList,
     PolicyUpdate,
     QueueList,
     RequestList,
+    ScaleReport,
+    ScaleRequest,
     StopReport,
 )
 from llx.cluster.control import MAX_BODY_BYTES, make_app
@@ -42,6 +45,12 @@ MIGRATION = MigrationStatus(
 )
 
 
+MODEL = ModelStatus(
+    name="m", source="/m", engine="sim", instances_min=2, instances_max=2, instances_ready=1,
+    instances_wanted=2,
+)  # fmt: skip
+
+
 class StandIn:
     """Answers what it was told, remembers what it was asked."""
 
@@ -51,6 +60,7 @@ class StandIn:
         self.instances = InstancesStandIn(self)
         self.migrations = MigrationsStandIn(self)
         self.steering = SteeringStandIn(self)
+        self.scale = ScaleStandIn(self)
 
     def note_asked(self, *what: object) -> None:
         self.asked.append(what)
@@ -101,6 +111,15 @@ class StandIn:
     async def stop(self, deadline_s: float, user: str) -> StopReport:
         self.note_asked("stop", deadline_s, user)
         return StopReport(finished=1, cut=0)
+
+
+class ScaleStandIn:
+    def __init__(self, driver: StandIn) -> None:
+        self.driver = driver
+
+    def scale(self, name: str, request: ScaleRequest) -> ScaleReport:
+        self.driver.note_asked("scale", name, request.min, request.max, request.user)
+        return ScaleReport(changes=["model m: 1 → 2 instances"], model=MODEL)
 
 
 class SteeringStandIn:
@@ -418,6 +437,13 @@ async def test_long_answers_are_compressed_for_whoever_reads_that(
     assert "content-encoding" not in short.headers
 
 
+async def test_a_model_is_scaled(http: httpx.AsyncClient, driver: StandIn) -> None:
+    body = {"min": 2, "max": 2, "user": "ann" * 200}
+    answer = await http.put("/v1/models/m/instances", json=body)
+    assert ScaleReport.model_validate(answer.json()).model == MODEL
+    assert driver.asked == [("scale", "m", 2, 2, ("ann" * 200)[:256])]
+
+
 async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None:
     schema = (await http.get("/openapi.json")).json()
     assert set(schema["paths"]) == {
@@ -436,6 +462,7 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
         "/v1/queues",
         "/v1/policies",
         "/v1/policies/{verb}",
+        "/v1/models/{name}/instances",
         "/v1/explain/{request}",
         "/v1/logs/{name}",
         "/v1/stop",
