@@ -50,6 +50,12 @@ MIGRATION = MigrationStatus(
 )
 
 
+MODEL = ModelStatus(
+    name="m", source="/m", engine="sim", instances_min=2, instances_max=2, instances_ready=1,
+    instances_wanted=2,
+)  # fmt: skip
+
+
 class StandIn:
     """Answers what it was told, remembers what it was asked."""
 
@@ -121,11 +127,7 @@ class ScaleStandIn:
 
     def scale(self, name: str, request: ScaleRequest) -> ScaleReport:
         self.driver.note_asked("scale", name, request.min, request.max, request.user)
-        model = ModelStatus(
-            name=name, source="/m", engine="sim", instances_min=1, instances_max=2,
-            instances_ready=1, instances_wanted=2,
-        )  # fmt: skip
-        return ScaleReport(changes=["m-1 is started"], model=model)
+        return ScaleReport(changes=["model m: 1 → 2 instances"], model=MODEL)
 
 
 class SteeringStandIn:
@@ -466,7 +468,7 @@ async def test_scaling_and_events_reach_what_does_and_keeps_them(
 ) -> None:
     body = {"min": 1, "max": 2, "user": "u" * 300}
     answer = await http.put("/v1/models/m/instances", json=body)
-    assert answer.json()["changes"] == ["m-1 is started"]
+    assert answer.json()["changes"] == ["model m: 1 → 2 instances"]
     assert driver.asked == [("scale", "m", 1, 2, "u" * 256)]
     answer = await http.get("/v1/events?kind=a&kind=b")
     assert answer.json() == {"api_version": "v1", "events": [], "num_found": 0, "cursor": ""}
@@ -485,6 +487,13 @@ async def test_long_answers_are_compressed_for_whoever_reads_that(
     assert int(packed.headers["content-length"]) < len(plain.content) / 3
     short = await http.get("/v1/settings", headers={"accept-encoding": "gzip"})
     assert "content-encoding" not in short.headers
+
+
+async def test_a_model_is_scaled(http: httpx.AsyncClient, driver: StandIn) -> None:
+    body = {"min": 2, "max": 2, "user": "ann" * 200}
+    answer = await http.put("/v1/models/m/instances", json=body)
+    assert ScaleReport.model_validate(answer.json()).model == MODEL
+    assert driver.asked == [("scale", "m", 2, 2, ("ann" * 200)[:256])]
 
 
 async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None:
@@ -508,7 +517,6 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
         "/v1/queues",
         "/v1/policies",
         "/v1/policies/{verb}",
-        "/v1/explain/{request}",
         "/v1/logs/{name}",
         "/v1/stop",
         "/v1/hosts/{name}/cordon",
