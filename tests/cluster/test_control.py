@@ -517,6 +517,7 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
         "/v1/queues",
         "/v1/policies",
         "/v1/policies/{verb}",
+        "/v1/explain/{request}",
         "/v1/logs/{name}",
         "/v1/stop",
         "/v1/hosts/{name}/cordon",
