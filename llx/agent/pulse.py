@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 PULSE: Final = "pulse"
-"""The file beside the process's status: one native 64-bit integer for each slot, nanoseconds of
-``CLOCK_MONOTONIC``, 0 for no promise."""
+"""The file beside the process's status, memory of its shim's: one native 64-bit integer for each
+slot, nanoseconds of ``CLOCK_MONOTONIC``, 0 for no promise."""
 
 
 class Slot(IntEnum):
@@ -33,7 +33,7 @@ class Pulse:
 
     def __init__(self, path: Path) -> None:
         size = len(Slot) * 8
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.ftruncate(fd, size)
             self._memory = mmap.mmap(fd, size)

@@ -11,8 +11,9 @@ keeps in DIR:
                 {"op": "stop", "grace_s": S} (TERM to the child's group, KILL after S; answered
                 when all of it is gone)
     log         the child's stdout and stderr, written by the child itself; log.1: the run before
-    pulse       the child's promises to have moved on by then (`llx.agent.pulse`); one that breaks a
-                promise hangs, frozen or in a step without end: it is killed; `hung` says of what
+    pulse       link to memory of the shim's with the child's promises to have moved on by then
+                (`llx.agent.pulse`); a child that breaks one hangs, frozen or in a step without end:
+                it is killed; `hung` says of what
 
 No way of dying leaves anything behind: the kernel kills the child with the shim
 (PR_SET_PDEATHSIG); a child that ends takes its group along, and whatever left the group is found by
@@ -24,7 +25,7 @@ The first line on the shim's stdout tells the spawner how the start went; nobody
 """
 
 # pathlib would cost every shim a megabyte.
-# ruff: noqa: PTH105, PTH108, PTH109, PTH110, PTH123, PTH208
+# ruff: noqa: PTH105, PTH108, PTH109, PTH110, PTH123, PTH208, PTH211
 
 import contextlib
 import fcntl
@@ -169,8 +170,7 @@ class Shim:
         self._listen()
         try:
             log = self._open_log()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink("pulse")  # of the run before
+            self._lay_pulse()
             self._child = self._start_child(log)
             os.dup2(log, 2)
             os.close(log)
@@ -222,6 +222,14 @@ class Shim:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
         return os.open("log", flags, 0o600)
 
+    def _lay_pulse(self) -> None:
+        """In memory, not on the disk, which may stand still while the child is well."""
+        self._pulse = os.memfd_create("pulse")
+        os.ftruncate(self._pulse, 8 * len(HUNG))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink("pulse")
+        os.symlink(f"/proc/{os.getpid()}/fd/{self._pulse}", "pulse")
+
     def _start_child(self, log: int) -> int:
         problem_read, problem_write = os.pipe()  # closed by a successful exec
         me = os.getpid()
@@ -267,9 +275,10 @@ class Shim:
     # ------------------------------------------------------------------ life
 
     def _timeout_ms(self) -> int:
-        if self._kill_at is None:
-            return int(_LOOK_EVERY_S * 1000)
-        return max(0, math.ceil((self._kill_at - time.monotonic()) * 1000))
+        look_s = _LOOK_EVERY_S
+        if self._kill_at is not None:
+            look_s = min(look_s, max(0.0, self._kill_at - time.monotonic()))
+        return math.ceil(look_s * 1000)
 
     def _has_child_ended(self) -> bool:
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -314,11 +323,7 @@ class Shim:
         self._looked_at = now
         if now < self._trusts_until or self._hung:
             return
-        try:
-            with open("pulse", "rb") as file:
-                dues = struct.unpack(f"={len(HUNG)}q", file.read(8 * len(HUNG)))
-        except (OSError, struct.error):  # no promises
-            return
+        dues = struct.unpack(f"={len(HUNG)}q", os.pread(self._pulse, 8 * len(HUNG), 0))
         broken = [what for what, due in zip(HUNG, dues, strict=True) if 0 < due < now * 1e9]
         if broken:
             self._hung = broken[0]

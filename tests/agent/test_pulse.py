@@ -2,7 +2,9 @@
 
 import os
 import signal
+import struct
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +18,12 @@ from llx.agent.pulse import PULSE, Pulse, Slot
 ROOT = Path(shim.__file__).parents[2]
 ENV = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
 CHILD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from llx.agent.pulse import Pulse, Slot
 
+if sys.argv[2] == "does not stop":
+    signal.signal(signal.SIGTERM, lambda *_: print("stops", flush=True))
 pulse, deed = Pulse(Path(sys.argv[1]) / "pulse"), sys.argv[2]
 for beat in range(100000):
     pulse.promise(Slot.ALIVE, 0.0 if deed == "never promises" else 2.5)
@@ -100,7 +104,28 @@ def test_a_shim_that_was_held_up_itself_blames_nobody(procs: Path) -> None:
 
 
 def test_the_pulse_of_the_run_before_is_not_this_ones(procs: Path) -> None:
-    (procs / "a").mkdir()
-    Pulse(procs / "a" / PULSE).promise(Slot.ALIVE, 0.01)
+    start(procs, "goes on").stop(1)
+    link = procs / "a" / PULSE
+    assert link.is_symlink(), "that of the run before"
     process = spawn(procs / "a", ["sleep", "60"], ENV)
-    assert not within(2.5, lambda: has_ended(process))
+    assert not within(5, lambda: has_ended(process))
+    assert link.read_bytes() == bytes(8 * len(Slot))
+
+
+def test_one_that_hangs_while_it_is_stopped_is_not_waited_for(procs: Path) -> None:
+    process = start(procs, "does not stop")
+    stopping = threading.Thread(target=process.stop, args=(60,))
+    stopping.start()
+    within(10, lambda: "stops" in process.log_path.read_text())
+    os.kill(process.status().child_pid, signal.SIGSTOP)
+    assert within(15, lambda: has_ended(process))
+    stopping.join()
+    assert process.status().hung == "it fell silent"
+
+
+def test_a_pulse_without_a_shim_is_a_file(tmp_path: Path) -> None:
+    pulse = Pulse(tmp_path / PULSE)
+    pulse.promise(Slot.STEP, 10)
+    alive, step = struct.unpack("=2q", (tmp_path / PULSE).read_bytes())
+    assert alive == 0
+    assert 9e9 < step - time.monotonic_ns() <= 10e9
