@@ -62,6 +62,8 @@ def compare(old: ClusterSettings, new: ClusterSettings) -> Changes:
             found.words.append(f"{key} changes, for instances that are started from now on")
         else:
             found.refused.append(key)
+    if new.gateway.tenants and old.num_gateways != new.num_gateways:
+        found.gateway_keys.append("gateway.tenants")  # each gateway's share is another one
     if found.gateway_keys:
         found.words.append(f"gateways start again: {', '.join(found.gateway_keys)}")
     more = new.num_gateways - old.num_gateways

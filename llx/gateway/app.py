@@ -147,16 +147,16 @@ class GatewayApp:
                 f"{self._max_requests} requests are in flight already",
                 retry_after_s=RETRY_AFTER_S,
             )
+        _limit_time(headers, http)
         account = self._accounts.of(tenant.name)
         if refusal := account.enter(time.monotonic()):
             raise _Refused(refusal)
-        http.charge = account.charge
+        http.charge = lambda num_tokens: account.charge(num_tokens, time.monotonic())
         self.num_open += 1
         try:
             body = await _read_body(receive)
             probe = self._look(body)
             self._classify(headers, probe, tenant, http)
-            _limit_time(headers, http)
             pool = self._pool(probe.model)
             self._require_instances([pool])
             inner = _with_request_id(scope, http)

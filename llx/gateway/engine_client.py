@@ -152,7 +152,6 @@ class PoolClient(AsyncMPClient):
         http = context.current.get()
         if http is not None:
             request.priority = http.priority
-            http.charge(len(request.prompt_token_ids or ()))
         request.client_index = 0
         sent = Sent(
             RequestId(request.request_id),
@@ -383,6 +382,8 @@ class PoolClient(AsyncMPClient):
         if sent.http is not None:
             sent.http.instances.append(instance)
         if not sent.why_again:
+            if sent.http is not None:
+                sent.http.charge(sent.prompt_tokens)
             return
         if sent.outputs:
             self.counters.num_recovered += 1

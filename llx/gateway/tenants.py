@@ -17,28 +17,36 @@ _MINUTE_S = 60.0
 
 @dataclass(slots=True)
 class _Bucket:
-    """Filled at `per_minute`, up to that. None: without a limit."""
+    """Filled at `per_minute`, up to that, or to 1 if that is less. None: without a limit."""
 
     per_minute: float | None
     level: float = field(init=False)
-    at: float | None = None
+    at: float = -math.inf
 
     def __post_init__(self) -> None:
-        self.level = self.per_minute or 0.0
+        self.level = self._most
+
+    @property
+    def _most(self) -> float:
+        return max(1.0, self.per_minute or 0.0)
 
     def lacks(self, amount: float, now: float) -> float:
         """Seconds until there is so much; 0 if there is."""
         if self.per_minute is None:
             return 0.0
-        if self.at is not None:
-            gained = max(0.0, now - self.at) * self.per_minute / _MINUTE_S
-            self.level = min(self.per_minute, self.level + gained)
-        self.at = now if self.at is None else max(now, self.at)
+        self._fill(now)
         return max(0.0, amount - self.level) * _MINUTE_S / self.per_minute
 
-    def take(self, amount: float) -> None:
+    def take(self, amount: float, now: float) -> None:
         if self.per_minute is not None:
+            self._fill(now)
             self.level -= amount
+
+    def _fill(self, now: float) -> None:
+        assert self.per_minute is not None, "it has a limit"
+        gained = max(0.0, now - self.at) * self.per_minute / _MINUTE_S
+        self.level = min(self._most, self.level + gained)
+        self.at = max(now, self.at)
 
 
 class TenantAccount:
@@ -60,7 +68,7 @@ class TenantAccount:
             return _too_many(f"{name} has used up its tokens per minute", wait_s)
         if wait_s := self._requests.lacks(1, now):
             return _too_many(f"{name} has used up its requests per minute", wait_s)
-        self._requests.take(1)
+        self._requests.take(1, now)
         self.num_open += 1
         return None
 
@@ -68,9 +76,9 @@ class TenantAccount:
         """A request has ended."""
         self.num_open -= 1
 
-    def charge(self, num_tokens: int) -> None:
+    def charge(self, num_tokens: int, now: float) -> None:
         """So many tokens of its were taken, or made."""
-        self._tokens.take(num_tokens)
+        self._tokens.take(num_tokens, now)
 
 
 class TenantAccounts:

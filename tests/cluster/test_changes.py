@@ -77,6 +77,13 @@ def test_what_only_gateways_take_up() -> None:
     assert found.words[-1].startswith("gateways start again: models.n, ")
 
 
+def test_shares_of_tenants_are_others_when_gateways_come_and_go() -> None:
+    limits = {"tenants": [{"name": "anonymous", "max_requests": 4}]}
+    found = compare(cluster(gateway=limits), cluster(hosts=["h1"], gateway=limits))
+    assert found.gateway_keys == ["gateway.tenants"]
+    assert compare(cluster(), cluster(hosts=["h1"])).gateway_keys == []
+
+
 def test_what_instances_take_up_as_they_are_started() -> None:
     found = compare(cluster(), cluster(migration={"max_out": 2, "bandwidth_mib_s": 100}))
     assert found.words == [

@@ -24,7 +24,7 @@ def test_requests_at_a_time() -> None:
 def test_who_overdraws_waits_until_it_is_paid_back() -> None:
     account = TenantAccount(TenantSpec("t", tokens_per_minute=60))
     assert account.enter(0.0) is None
-    account.charge(90)  # 30 more than a minute's worth
+    account.charge(90, 0.0)  # 30 more than a minute's worth
     refusal = account.enter(0.0)
     assert refusal is not None
     assert refusal.message == "t has used up its tokens per minute"
@@ -37,11 +37,11 @@ def test_one_without_limits_may_do_anything() -> None:
     account = TenantAccounts([TenantSpec("other", max_requests=1)]).of("t")
     for _ in range(1000):
         assert account.enter(0.0) is None
-        account.charge(1 << 20)
+        account.charge(1 << 20, 0.0)
 
 
 @given(
-    st.floats(1, 600),
+    st.floats(0.01, 600),
     st.lists(st.floats(0, 30), min_size=1, max_size=200),
 )
 def test_never_more_than_a_minutes_worth_and_what_has_come_since(
@@ -56,10 +56,19 @@ def test_never_more_than_a_minutes_worth_and_what_has_come_since(
             taken += 1
         else:  # it is told when to come again
             assert refusal.retry_after_s >= 1
-        assert taken <= per_minute + per_minute * now / 60 + 1e-6
+        assert taken <= max(1, per_minute) + per_minute * now / 60 + 1e-6
     # One that does as it is told gets in.
     if (refusal := account.enter(now)) is not None:
         assert account.enter(now + refusal.retry_after_s + 1e-6) is None
+
+
+def test_what_is_charged_late_is_owed_all_the_same() -> None:
+    account = TenantAccount(TenantSpec("t", tokens_per_minute=60))
+    assert account.enter(0.0) is None
+    account.charge(600, 600.0)  # nine minutes' worth more than there was
+    refusal = account.enter(600.0)
+    assert refusal is not None
+    assert 540 <= refusal.retry_after_s <= 542
 
 
 @pytest.mark.parametrize(
