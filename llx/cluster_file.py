@@ -308,6 +308,15 @@ class ControlSettings(Settings):
     port: Port = 8900
 
 
+def _zero_or_seconds(limit_s: float) -> float:
+    if limit_s != 0 and not 2 <= limit_s <= 86400:  # signs of life come twice a second
+        raise PydanticCustomError("hang", "must be 0, or from 2 to 86400")
+    return limit_s
+
+
+HangLimit = Annotated[float, AfterValidator(_zero_or_seconds)]
+
+
 class RuntimeSettings(Settings):
     """Where engines run and how long they may take to start."""
 
@@ -318,8 +327,8 @@ class RuntimeSettings(Settings):
     start_timeout_s: float = Field(default=600, gt=0)
     kv_cache_gib: int = Field(default=1, ge=1)
     cpu_threads: int | None = Field(default=None, ge=1)
-    silent_limit_s: float = Field(default=8, ge=0)
-    step_limit_s: float | None = Field(default=None, ge=0)
+    silent_limit_s: HangLimit = 8
+    step_limit_s: HangLimit | None = None
 
     @property
     def hang(self) -> HangSpec:

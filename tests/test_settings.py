@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llx.cluster.desired import desired_instances
+from llx.cluster.desired import desired_gateways, desired_instances
 from llx.cluster_file import ClusterSettings, ModelSettings
 from llx.errors import ConfigError, NotFoundError
 from llx.migration_settings import MigrationSettings
@@ -27,7 +27,7 @@ from llx.settings import (
     resolve_model,
     with_hosts,
 )
-from llx.specs import EngineKind, MigrationSpec, SimSpec
+from llx.specs import EngineKind, HangSpec, MigrationSpec, SimSpec
 from llx.yaml_reader import read_yaml
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "cluster.yaml"
@@ -252,6 +252,21 @@ class TestClusters:
         model = ModelSettings(name="m", model="./m", engine=EngineKind.SIM, sim={"step_base_ms": 2})
         assert model.sim_spec == SimSpec(step_base_ms=2.0)
         assert ModelSettings(name="m", model="./m").sim_spec is None
+
+
+class TestHangs:
+    @pytest.mark.parametrize("limit", ["0", "2", "86400"])
+    def test_reach_every_process(self, tmp_path, limit):
+        settings = load_cluster(write(tmp_path, MINIMAL + f"runtime: {{step_limit_s: {limit}}}\n"))
+        hang = HangSpec(8, float(limit))
+        assert [each.hang for each in desired_instances(settings)] == [hang]
+        assert [each.hang for each in desired_gateways(settings, "")] == [hang]
+
+    @pytest.mark.parametrize("limit", ["0.1", "-1", "1e10", ".inf", ".nan"])
+    def test_limits_that_make_no_sense(self, tmp_path, limit):
+        text = MINIMAL + f"runtime: {{silent_limit_s: {limit}}}\n"
+        with pytest.raises(ConfigError, match="silent_limit_s: must be 0, or from 2 to 86400"):
+            load_cluster(write(tmp_path, text))
 
 
 class TestMigration:
