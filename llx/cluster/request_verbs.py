@@ -17,7 +17,7 @@ from llx.api import NotChanged, RequestChange, RequestChangeReport, RequestVerb
 from llx.cluster.audit import AuditTrail
 from llx.cluster.fleet import Fleet
 from llx.cluster.movability import why_moving
-from llx.cluster.request_book import Located, find
+from llx.cluster.request_book import Located, RequestIndex
 from llx.cluster.requests import Requests
 from llx.cluster.stream_changes import Outcome, StreamChanges
 from llx.core.model import ClassName, RequestId
@@ -115,10 +115,10 @@ class RequestVerbs:
         return classes[name]
 
     async def _meant(self, verb: RequestVerb, ids: Sequence[str]) -> _Meant:
-        listing, meant = await self._requests.listing(), _Meant()
+        index, meant = RequestIndex(await self._requests.listing()), _Meant()
         for given in dict.fromkeys(ids):
             try:
-                found = find(listing, given)
+                found = index.find(given, suggests=len(ids) == 1)
             except (NotFoundError, ConflictError) as error:
                 kind: Literal["not_found", "conflict"] = (
                     "not_found" if isinstance(error, NotFoundError) else "conflict"

@@ -163,10 +163,16 @@ async def test_of_several_ids_each_has_its_own_fate(rig: Rig) -> None:
     assert [each.id for each in report.changed] == ["cmpl-ab12-0"], "named twice, ended once"
     unknown, gone = report.not_changed
     assert (unknown.given, unknown.error) == ("llx-ab1", "not_found")
-    assert "did you mean llx-ab12" in unknown.remedy
+    assert unknown.remedy == "llx req ls", "what each may mean is not looked for"
     assert (gone.given, gone.error) == ("llx-gone", "conflict")
     assert gone.reason == "llx-gone has ended meanwhile"
     assert [each["name"] for each in rig.events()] == ["llx-ab12"]
+
+
+async def test_what_a_single_unknown_id_may_mean_is_said(rig: Rig) -> None:
+    rig.run("ab12")
+    (unknown,) = (await rig.do(RequestVerb.CANCEL, "llx-ab1")).not_changed
+    assert "did you mean llx-ab12" in unknown.remedy
 
 
 async def test_a_gateway_that_does_not_answer_may_have_it(rig: Rig) -> None:
