@@ -164,14 +164,14 @@ class RequestVerbs:
                 assert_never(verb)
 
     def _sort_out(self, meant: _Meant, outcome: Outcome) -> None:
+        quiet = " or ".join([*outcome.silent, *outcome.unanswered])
         for request in list(meant.requests):
             if request in outcome.done:
                 continue
             if (reason := outcome.not_done.get(request)) is not None:
                 meant.leave_out(request, f"is of that class from now on, but was {reason}")
-            elif outcome.silent:
-                silent = " and ".join(outcome.silent)
-                meant.leave_out(request, f"may be with {silent}, silent now", "unreachable")
+            elif quiet:
+                meant.leave_out(request, f"may be with {quiet}, silent now", "unreachable")
             else:
                 meant.leave_out(request, _ENDED)
 

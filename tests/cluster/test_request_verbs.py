@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llx.api import RequestChange, RequestVerb
+from llx.api import InstanceState, RequestChange, RequestVerb
 from llx.cluster.audit import AuditTrail
 from llx.cluster.fleet import Fleet
 from llx.cluster.request_verbs import RequestVerbs
@@ -87,12 +87,15 @@ class Rig:
             {"models": [{"name": "m", "model": "/m"}], "priority_classes": CLASSES}
         )
         instances = {name: unit(name) for name in ("m-0", "m-1")}
+        gateways = {name: unit(name) for name in ("gateway-0", "gateway-1")}
         line: Any = self.line
         loads: Any = self.loads
-        self.fleet = Fleet(settings, "cpu", Term(7), {}, instances, {}, line, loads, "", folder)
+        self.fleet = Fleet(
+            settings, "cpu", Term(7), {}, instances, gateways, line, loads, "", folder
+        )
         self.requests = Requests(self.fleet, lambda: self.waiting)
         self.trail = folder / "events"
-        streams = StreamChanges(line, Term(7), answer_s=0.1)
+        streams = StreamChanges(line, Term(7), self.fleet.running_gateways, answer_s=0.1)
         self.verbs = RequestVerbs(self.fleet, self.requests, streams, AuditTrail(self.trail))
 
     def run(self, key: str, gateway: bytes = b"g0", **more: Any) -> None:
@@ -182,6 +185,26 @@ async def test_a_gateway_that_does_not_answer_may_have_it(rig: Rig) -> None:
     (left,) = report.not_changed
     assert (left.error, left.reason) == ("unreachable", "llx-a may be with gateway-0, silent now")
     assert rig.events() == []
+
+
+async def test_a_gateway_that_is_not_heard_of_may_have_it(rig: Rig) -> None:
+    """It was silent before, or has not come back to a head that was just restarted."""
+    rig.run("a")
+    rig.run("b", b"g1")
+    del rig.line.gateways[b"g0"]
+    report = await rig.do(RequestVerb.CANCEL, "llx-a", "llx-b")
+    assert [each.name for each in report.changed] == ["llx-b"]
+    (left,) = report.not_changed
+    assert (left.error, left.reason) == ("unreachable", "llx-a may be with gateway-0, silent now")
+
+
+@pytest.mark.parametrize("state", [InstanceState.FAILED, InstanceState.STOPPED])
+async def test_one_that_has_ended_has_nothing(rig: Rig, state: InstanceState) -> None:
+    rig.run("a")
+    del rig.line.gateways[b"g0"]
+    rig.fleet.gateways["gateway-0"].state = state
+    (left,) = (await rig.do(RequestVerb.CANCEL, "llx-a")).not_changed
+    assert left.reason == "llx-a has ended meanwhile"
 
 
 async def test_another_class_is_the_gateways_to_make(rig: Rig) -> None:
