@@ -46,10 +46,9 @@ def events(
     Example: llx events -f --kind instance --kind migration
     """
     session = Session(context_name=context, output_name=output)
-    start = 0.0 if since is None else max(0.0, time.time() - since)
     kinds = tuple(kind or ())
     with session.control() as control:
-        first = control.events(since=start, kinds=kinds, match=match, limit=limit)
+        first = control.events(last_s=since, kinds=kinds, match=match, limit=limit)
     if not follow:
         _show(session, first)
         return
