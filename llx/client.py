@@ -380,7 +380,7 @@ class ControlClient:
     def events(
         self,
         *,
-        since: float = 0.0,
+        last_s: float | None = None,
         after: str = "",
         kinds: Sequence[str] = (),
         match: str = "",
@@ -389,7 +389,7 @@ class ControlClient:
         """What has happened and what was done, the oldest first: the last `limit` at most.
 
         Args:
-            since: Not before that, in seconds of the epoch.
+            last_s: Not older than that, by the head's clock; None: however old.
             after: The `cursor` of an earlier answer: only what has come since.
             kinds: ``instance.failed``, or all kinds below ``instance``; empty: all.
             match: That contain this.
@@ -399,8 +399,10 @@ class ControlClient:
             ConfigError: `after` is no cursor.
         """
         params: dict[str, Any] = {
-            "since": since, "after": after, "kind": list(kinds), "match": match, "limit": limit,
+            "after": after, "kind": list(kinds), "match": match, "limit": limit,
         }  # fmt: skip
+        if last_s is not None:
+            params["last_s"] = last_s
         return self._request("GET", "events", EventList, params=params)
 
     def logs(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S = 0.5
 _AGAIN_S = 2.0
+_GIVE_UP_S = 120.0
+"""A head that is started again, be it on another host, is back sooner."""
 
 
 @command
@@ -46,38 +48,59 @@ def events(
     Example: llx events -f --kind instance --kind migration
     """
     session = Session(context_name=context, output_name=output)
-    start = 0.0 if since is None else max(0.0, time.time() - since)
+    if follow:  # one cluster to the end: which is meant by default may change
+        session = Session(context_name=session.context().name, output_name=output)
     kinds = tuple(kind or ())
     with session.control() as control:
-        first = control.events(since=start, kinds=kinds, match=match, limit=limit)
+        first = control.events(last_s=since, kinds=kinds, match=match, limit=limit)
     if not follow:
         _show(session, first)
         return
     _show_line_by_line(session, first.events)
-    for more in _following(session, first.cursor, kinds, match):
+    for more in follow_events(session, first.cursor, kinds, match):
         _show_line_by_line(session, more)
 
 
-def _following(
-    session: Session, cursor: str, kinds: tuple[str, ...], match: str
+def follow_events(
+    session: Session,
+    cursor: str,
+    kinds: tuple[str, ...] = (),
+    match: str = "",
+    give_up_s: float = _GIVE_UP_S,
 ) -> "Iterator[list[EventStatus]]":
-    """What comes, also past a head that goes away and comes back."""
-    from llx.errors import NotFoundError, RemoteError, UnreachableError
+    """What comes, also past a head that goes away and comes back.
 
-    is_lost = False
+    Raises:
+        NotFoundError: There is no such cluster any more.
+        UnreachableError: It is down, or its head has not answered for `give_up_s`.
+        RemoteError: It refuses a token that was just read, or answers what makes no sense.
+    """
+    from llx.errors import RemoteError, UnreachableError
+
+    lost_at: float | None = None
     while True:
+        settings, has_answered = session.cluster(), False
         try:
-            with session.control() as control:
+            with session.control_of(settings) as control:
                 while True:
-                    time.sleep(_LOOK_EVERY_S)
                     found = control.events(after=cursor, kinds=kinds, match=match, limit=100_000)
-                    cursor, is_lost = found.cursor, False
+                    cursor, has_answered, lost_at = found.cursor, True, None
                     yield found.events
-        except (UnreachableError, RemoteError, NotFoundError) as error:
-            if not is_lost:
+                    time.sleep(_LOOK_EVERY_S)
+        except (UnreachableError, RemoteError) as error:
+            if isinstance(error, RemoteError) and not has_answered:
+                raise
+            now = time.monotonic()
+            if lost_at is None:
+                lost_at = now
                 session.err.print(f"{error.message}; reconnecting", markup=False, soft_wrap=True)
-            is_lost = True
-            time.sleep(_AGAIN_S)
+            elif now >= lost_at + give_up_s:
+                raise UnreachableError(
+                    f"no answer for {give_up_s:g} s: {error.message}",
+                    remedy=error.remedy,
+                    detail=error.detail,
+                ) from None
+            time.sleep(min(_AGAIN_S, lost_at + give_up_s - now))
 
 
 def _show(session: Session, found: "EventList") -> None:

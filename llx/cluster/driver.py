@@ -94,7 +94,7 @@ class ClusterDriver:
         self._placing = Placing(fleet, self._actions)
         self.requests = Requests(fleet, lambda: self.scheduler.waiting())
         """All there are, for operators."""
-        streams = StreamChanges(fleet.line, fleet.term)
+        streams = StreamChanges(fleet.line, fleet.term, fleet.running_gateways)
         self.request_verbs = RequestVerbs(fleet, self.requests, streams, audit)
         """What is done to requests, moves apart."""
         self.migrations = Migrations(fleet, audit, self.requests)

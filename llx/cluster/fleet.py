@@ -42,6 +42,7 @@ from llx.wire import Member
 
 _SILENT_S = 5.0
 """Whoever has not been heard of for so long does not answer; a link may blink."""
+_ENDED = frozenset({InstanceState.STOPPED, InstanceState.FAILED})
 _UNUSABLE = frozenset({InstanceState.STOPPING, InstanceState.STOPPED, InstanceState.FAILED})
 
 
@@ -229,6 +230,14 @@ class Fleet:
         """What a gateway says, unless it has fallen silent."""
         view = self.line.view(unit.name)
         return None if view is None or view.is_silent else view
+
+    def running_gateways(self) -> list[str]:
+        """The gateways that are not known to have ended: they may have requests."""
+        return [
+            name
+            for name, unit in self.gateways.items()
+            if unit.host and unit.state not in _ENDED and unit.retry_at is None
+        ]
 
     def is_ready(self) -> bool:
         """Whether everything is there and connected."""

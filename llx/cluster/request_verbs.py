@@ -6,7 +6,7 @@ stays where it is, so nobody else has to know.
 
 import asyncio
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, assert_never
 
@@ -17,7 +17,7 @@ from llx.api import NotChanged, RequestChange, RequestChangeReport, RequestVerb
 from llx.cluster.audit import AuditTrail
 from llx.cluster.fleet import Fleet
 from llx.cluster.movability import why_moving
-from llx.cluster.request_book import Located, find
+from llx.cluster.request_book import Located, RequestIndex
 from llx.cluster.requests import Requests
 from llx.cluster.stream_changes import Outcome, StreamChanges
 from llx.core.model import ClassName, RequestId
@@ -36,6 +36,11 @@ _EVENTS: Final = {
     RequestVerb.PIN: "request.pinned",
     RequestVerb.UNPIN: "request.unpinned",
 }
+
+
+_Effects = dict[RequestId, dict[str, str]]
+"""For which requests something has come about, or may yet; and what is in doubt, as the event of
+it says: `not_taken`, why the instance goes on with the former priority; `unanswered`, by whom."""
 
 
 @dataclass(slots=True)
@@ -63,6 +68,15 @@ class _Meant:
                 remedy=remedy,
             )
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _NotPinned:
+    """Why a pin has not come about; `is_open`: nobody has said, and it may yet."""
+
+    error: Literal["conflict", "unreachable"]
+    reason: str
+    is_open: bool = False
 
 
 class RequestVerbs:
@@ -93,9 +107,9 @@ class RequestVerbs:
         meant = await self._meant(verb, ask.ids)
         before = dict(meant.requests)
         if before and not ask.is_dry_run:
-            await self._carry_out(verb, meant, wanted, ask.user)
-            for each in meant.requests.values():
-                self._note(verb, each, wanted, ask.user)
+            effects = await self._carry_out(verb, meant, wanted, ask.user)
+            for request, doubts in effects.items():
+                self._note(verb, before[request], wanted, ask.user, doubts)
             if verb is not RequestVerb.CANCEL:
                 now = {each.request: each for each in (await self._requests.listing()).requests}
                 before |= {key: now[key] for key in before if key in now}
@@ -115,10 +129,10 @@ class RequestVerbs:
         return classes[name]
 
     async def _meant(self, verb: RequestVerb, ids: Sequence[str]) -> _Meant:
-        listing, meant = await self._requests.listing(), _Meant()
+        index, meant = RequestIndex(await self._requests.listing()), _Meant()
         for given in dict.fromkeys(ids):
             try:
-                found = find(listing, given)
+                found = index.find(given, suggests=len(ids) == 1)
             except (NotFoundError, ConflictError) as error:
                 kind: Literal["not_found", "conflict"] = (
                     "not_found" if isinstance(error, NotFoundError) else "conflict"
@@ -146,58 +160,75 @@ class RequestVerbs:
 
     async def _carry_out(
         self, verb: RequestVerb, meant: _Meant, wanted: PriorityClassSettings | None, user: str
-    ) -> None:
+    ) -> _Effects:
         requests = list(meant.requests)
         match verb:
             case RequestVerb.CANCEL:
-                self._sort_out(meant, await self._streams.cancel(requests))
+                return self._sort_out(meant, await self._streams.cancel(requests))
             case RequestVerb.SET_PRIORITY:
                 assert wanted is not None, "the verb has a class"
                 name = ClassName(wanted.name)
                 outcome = await self._streams.reclass(requests, name, wanted.priority)
-                self._sort_out(meant, outcome)
+                return self._sort_out(meant, outcome)
             case RequestVerb.PIN:
-                await self._pin(meant, f"by {user or 'an operator'}")
+                return await self._pin(meant, f"by {user or 'an operator'}")
             case RequestVerb.UNPIN:
-                await self._pin(meant, "")
+                return await self._pin(meant, "")
             case _:
                 assert_never(verb)
 
-    def _sort_out(self, meant: _Meant, outcome: Outcome) -> None:
+    def _sort_out(self, meant: _Meant, outcome: Outcome) -> _Effects:
+        quiet = " or ".join([*outcome.silent, *outcome.unanswered])
+        effects: _Effects = {}
         for request in list(meant.requests):
             if request in outcome.done:
-                continue
-            if (reason := outcome.not_done.get(request)) is not None:
+                effects[request] = {}
+            elif (reason := outcome.not_done.get(request)) is not None:
+                effects[request] = {"not_taken": reason}
                 meant.leave_out(request, f"is of that class from now on, but was {reason}")
-            elif outcome.silent:
-                silent = " and ".join(outcome.silent)
-                meant.leave_out(request, f"may be with {silent}, silent now", "unreachable")
+            elif quiet:
+                if outcome.unanswered:
+                    effects[request] = {"unanswered": " or ".join(outcome.unanswered)}
+                meant.leave_out(request, f"may be with {quiet}, silent now", "unreachable")
             else:
                 meant.leave_out(request, _ENDED)
+        return effects
 
-    async def _pin(self, meant: _Meant, words: str) -> None:
-        answers = await asyncio.gather(
-            *(self._pin_one(each, words) for each in meant.requests.values())
-        )
-        for request, (error, reason) in zip(list(meant.requests), answers, strict=True):
-            if reason:
-                meant.leave_out(request, reason, error)
+    async def _pin(self, meant: _Meant, words: str) -> _Effects:
+        located = list(meant.requests.values())
+        answers = await asyncio.gather(*(self._pin_one(each, words) for each in located))
+        effects: _Effects = {}
+        for each, answer in zip(located, answers, strict=True):
+            if answer is None:
+                effects[each.request] = {}
+                continue
+            if answer.is_open:
+                effects[each.request] = {"unanswered": each.instance}
+            meant.leave_out(each.request, answer.reason, answer.error)
+        return effects
 
-    async def _pin_one(
-        self, located: Located, words: str
-    ) -> tuple[Literal["conflict", "unreachable"], str]:
-        """Why it has not come about; empty if it has."""
-        arguments = encode_arguments(located.request, words)
+    async def _pin_one(self, located: Located, words: str) -> _NotPinned | None:
+        """Why it has not come about, if it has not."""
+        arguments, where = encode_arguments(located.request, words), located.instance
         try:
-            frames = await self._fleet.loads.call(located.instance, PIN, arguments, _PIN_S)
+            frames = await self._fleet.loads.call(where, PIN, arguments, _PIN_S)
             why = msgspec.msgpack.decode(b"".join(frames), type=str)
-        except (UnreachableError, RemoteError, TimeoutError, msgspec.DecodeError) as error:
-            said = getattr(error, "message", "") or f"no answer in {_PIN_S:g} s"
-            return "unreachable", f"is on {located.instance}: {said}"
-        return "conflict", f"is not pinned on {located.instance}: {why}" if why else ""
+        except TimeoutError:
+            reason = f"is on {where}: no answer in {_PIN_S:g} s"
+            return _NotPinned("unreachable", reason, is_open=True)
+        except (UnreachableError, RemoteError) as error:
+            return _NotPinned("unreachable", f"is on {where}: {error.message}")
+        except msgspec.DecodeError as error:
+            return _NotPinned("unreachable", f"is on {where}: its answer makes no sense: {error}")
+        return _NotPinned("conflict", f"is not pinned on {where}: {why}") if why else None
 
     def _note(
-        self, verb: RequestVerb, each: Located, wanted: PriorityClassSettings | None, user: str
+        self,
+        verb: RequestVerb,
+        each: Located,
+        wanted: PriorityClassSettings | None,
+        user: str,
+        doubts: Mapping[str, str],
     ) -> None:
         told = {
             "request": each.request,
@@ -207,5 +238,6 @@ class RequestVerbs:
         }
         if wanted is not None:
             told["priority_class"] = wanted.name
+        told.update(doubts)
         log.info(_EVENTS[verb], **told)
         self._audit.record(_EVENTS[verb], user=user, **told)

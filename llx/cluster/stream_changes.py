@@ -1,6 +1,7 @@
 """What operators want changed of requests, said to the gateways that hold their streams.
 
-Every gateway is asked, as nobody keeps a list of who has which request; all of them answer.
+Every gateway that is heard of is asked, as nobody keeps a list of who has which request; all of
+them answer. The others, lately fallen silent or not yet back at a new head, are named.
 """
 
 import asyncio
@@ -24,12 +25,16 @@ class Outcome:
     Attributes:
         done: For which requests it has come about.
         not_done: For which it has not, and why.
-        silent: Gateways that have not answered; one of these may have those that are in neither.
+        silent: Gateways that were not asked, as nothing is heard of them.
+        unanswered: Gateways that were asked and have not answered: it may still come about there.
+
+    One of these gateways may have the requests that are in neither.
     """
 
     done: set[RequestId] = field(default_factory=set)
     not_done: dict[RequestId, str] = field(default_factory=dict)
     silent: list[str] = field(default_factory=list)
+    unanswered: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -47,12 +52,20 @@ class StreamChanges:
     Args:
         line: To the gateways; it tells this object what they answer.
         term: This head's.
+        expected: Gives the names of the gateways that may have requests at that moment.
         answer_s: So long a gateway has for its answer.
     """
 
-    def __init__(self, line: GatewayLine, term: Term, answer_s: float = _ANSWER_S) -> None:
+    def __init__(
+        self,
+        line: GatewayLine,
+        term: Term,
+        expected: Callable[[], Sequence[str]],
+        answer_s: float = _ANSWER_S,
+    ) -> None:
         self._line = line
         self._term = term
+        self._expected = expected
         self._answer_s = answer_s
         self._numbers = itertools.count(1)
         self._open: dict[int, _Open] = {}
@@ -72,7 +85,8 @@ class StreamChanges:
 
     async def _ask(self, change: Callable[[int], Change]) -> Outcome:
         number, gateways = next(self._numbers), self._line.present()
-        found = self._open[number] = _Open(Outcome(), gateways)
+        silent = [each for each in self._expected() if each not in gateways.values()]
+        found = self._open[number] = _Open(Outcome(silent=silent), gateways)
         try:
             for identity in list(gateways):
                 self._line.tell(identity, change(number))
@@ -80,7 +94,7 @@ class StreamChanges:
                 async with asyncio.timeout(self._answer_s):
                     await found.is_over.wait()
         except TimeoutError:
-            found.outcome.silent = list(gateways.values())
+            found.outcome.unanswered = list(gateways.values())
         finally:
             del self._open[number]
         return found.outcome

@@ -7,7 +7,7 @@ has it sent anew when an instance is lost. So a change is made here first, then 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -58,8 +58,7 @@ class Changes:
     async def _carry_out(self, change: Change) -> None:
         match change:
             case CancelRequests():
-                done = [each for each in change.requests if self._cancel(each)]
-                self._answer(Changed(change.change, done, []))
+                self._answer(Changed(change.change, self._cancel(change.requests), []))
             case ReclassRequests():
                 whys = await asyncio.gather(
                     *(self._reclass(each, change) for each in change.requests)
@@ -69,8 +68,13 @@ class Changes:
                 not_done = [(request, why) for request, why in found if why]
                 self._answer(Changed(change.change, done, not_done))
 
-    def _cancel(self, request: RequestId) -> bool:
-        return any(client.cancel(request) for client in self._clients())
+    def _cancel(self, requests: Sequence[RequestId]) -> list[RequestId]:
+        """End those that are here, and say which were: one may end its siblings with it."""
+        clients = self._clients()
+        here = [(each, client) for each in requests for client in clients if client.has(each)]
+        for request, client in here:
+            client.cancel(request)
+        return [request for request, _ in here]
 
     async def _reclass(self, request: RequestId, change: ReclassRequests) -> str | None:
         """Why it has not come about, empty if it has; None: this gateway does not have it."""

@@ -273,15 +273,18 @@ class PoolClient(AsyncMPClient):
 
     # ------------------------------------------------------------------ called for operators
 
-    def cancel(self, request: RequestId) -> bool:
-        """End a request, wherever it is, and tell its client so. False if it is not here.
+    def has(self, request: RequestId) -> bool:
+        """Whether a request is here and has not ended."""
+        return request in self._sent
+
+    def cancel(self, request: RequestId) -> None:
+        """End a request, wherever it is, and tell its client so; nothing, if it has ended.
 
         An answer with several generations ends with any of them, as vLLM does not go on then.
         """
         sent = self._sent.get(request)
         if sent is not None:
             self._end_answer(sent, CANCELLED)
-        return sent is not None
 
     def _end_answer(self, sent: Sent, refusal: Refusal) -> None:
         together = [sent.request]

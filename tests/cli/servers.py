@@ -155,6 +155,7 @@ class FakeHead(Server):
     def __init__(self, status=None):
         super().__init__()
         self.found = status or cluster_status()
+        self.token = TOKEN
         self.asked: list[str] = []
         self.notes: list[dict] = []
         self.log = "one\ntwo\nthree\n"
@@ -248,13 +249,13 @@ class FakeHead(Server):
         procs = state_dir / "procs" / "head"
         procs.mkdir(parents=True, mode=0o700)
         (state_dir / "cluster.yaml").write_text("models: [{name: tiny, model: /m}]\n")
-        (state_dir / "token").write_text(TOKEN)
+        (state_dir / "token").write_text(self.token)
         save_spec(procs / "status.json", ProcessStatus(Phase.READY, addresses=[self.url]))
 
     def answer(self, handler, body):
         path, _, query = handler.path.partition("?")
         self.asked.append(f"{handler.command} {handler.path}")
-        if handler.headers.get("authorization") != f"Bearer {TOKEN}":
+        if handler.headers.get("authorization") != f"Bearer {self.token}":
             error = ErrorBody(error="unauthorized", message="no")
             return self.send(handler, 401, error.model_dump_json())
         words = path.split("/")[2:]

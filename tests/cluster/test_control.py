@@ -1,11 +1,14 @@
 """The control API's edge: token, bodies, errors, schema. The driver behind it is a stand-in."""
 
 import asyncio
+import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from llx.api import (
     ClusterState,
@@ -35,6 +38,7 @@ from llx.api import (
     StopReport,
 )
 from llx.cluster.control import MAX_BODY_BYTES, make_app
+from llx.cluster.event_routes import add_event_routes
 from llx.cluster.request_page import RequestFilter
 from llx.errors import ConflictError, DeadlineError, HostError, NotFoundError
 from llx.secret import Secret
@@ -474,6 +478,23 @@ async def test_scaling_and_events_reach_what_does_and_keeps_them(
     assert answer.json() == {"api_version": "v1", "events": [], "num_found": 0, "cursor": ""}
     assert (await http.get("/v1/events?after=x")).status_code == 400
     assert (await http.get("/v1/events?limit=0")).status_code == 422
+    assert (await http.get("/v1/events?last_s=-1")).status_code == 422
+
+
+async def test_only_the_events_of_so_long_are_given(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    trail = [
+        {"at": time.time() - age_s, "kind": "instance.failed", "user": "", "age_s": age_s}
+        for age_s in (300, 30)
+    ]
+    path.write_text("".join(json.dumps(each) + "\n" for each in trail))
+    app = FastAPI()
+    add_event_routes(app, path)
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        for query, ages in {"": [300, 30], "?last_s=60": [30], "?last_s=0": []}.items():
+            found = (await client.get(f"/v1/events{query}")).json()["events"]
+            assert [each["fields"]["age_s"] for each in found] == ages
 
 
 async def test_long_answers_are_compressed_for_whoever_reads_that(

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llx.cluster.request_book import Listing, Located, find, list_requests
+from llx.cluster.request_book import Listing, Located, RequestIndex, find, list_requests
 from llx.core.model import InstanceId
 from llx.errors import ConflictError, NotFoundError, RemoteError, UnreachableError
 from llx.wire import RequestView
@@ -37,6 +37,8 @@ ALL = listing(
         ("cmpl-mine-0-0123abcd", ["cmpl-mine-0-0123abcd"]),
         ("llx-a", ["cmpl-mine-0-0123abcd"]),
         ("mine", ["cmpl-mine-0-0123abcd"]),
+        ("mine-0", ["cmpl-mine-0-0123abcd"]),
+        ("mine-0-0123abcd", ["cmpl-mine-0-0123abcd"]),
         ("0_chatcmpl-two-89abcdef", ["0_chatcmpl-two-89abcdef"]),
         ("two", ["0_chatcmpl-two-89abcdef", "1_chatcmpl-two-89abcdef"]),
         ("llx-b", ["0_chatcmpl-two-89abcdef", "1_chatcmpl-two-89abcdef"]),
@@ -83,6 +85,25 @@ def test_what_may_be_meant_is_named(given: str, remedy: str) -> None:
         find(ALL, given)
     assert caught.value.remedy.startswith(remedy)
     assert caught.value.remedy.count(" or ") <= 2
+
+
+def test_of_many_only_those_that_begin_alike_are_compared_with() -> None:
+    given = "chatcmpl-same-0000"
+    near = view("hatcmpl-same-0000")
+    others = [view(f"chatcmpl-{n:04}") for n in range(999)]
+    with pytest.raises(NotFoundError) as caught:
+        find(listing(near, *others[:9]), given)
+    assert " hatcmpl-same-0000" in caught.value.remedy
+    with pytest.raises(NotFoundError) as caught:
+        find(listing(near, *others), given)
+    assert "did you mean chatcmpl-" in caught.value.remedy
+    assert " hatcmpl-same-0000" not in caught.value.remedy
+
+
+def test_what_may_be_meant_is_not_looked_for_unless_wanted() -> None:
+    with pytest.raises(NotFoundError) as caught:
+        RequestIndex(ALL).find("batch-1-01", suggests=False)
+    assert caught.value.remedy == "llx req ls"
 
 
 class Loads:

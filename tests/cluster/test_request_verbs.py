@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llx.api import RequestChange, RequestVerb
+from llx.api import InstanceState, RequestChange, RequestVerb
 from llx.cluster.audit import AuditTrail
 from llx.cluster.fleet import Fleet
 from llx.cluster.request_verbs import RequestVerbs
@@ -16,7 +16,7 @@ from llx.cluster.requests import Requests
 from llx.cluster.scheduling.queue_view import Waiting
 from llx.cluster.stream_changes import StreamChanges
 from llx.core.model import ClassName, PoolName, RequestId, Term, Tokens
-from llx.errors import NotFoundError, UnreachableError
+from llx.errors import NotFoundError
 from llx.settings import ClusterSettings
 from llx.wire import CancelRequests, Change, Changed, ReclassRequests, RequestView
 from tests.cluster.test_migrations import unit
@@ -65,17 +65,18 @@ class Loads:
     def __init__(self) -> None:
         self.views: dict[str, list[RequestView]] = {"m-0": [], "m-1": [], "m-2": []}
         self.pins: list[tuple[str, str, str]] = []
-        self.down: set[str] = set()
+        self.mute: set[str] = set()
+        self.forgets = False
 
     async def call(self, instance: str, method: str, payload: Any, _timeout: float) -> Any:
-        if instance in self.down:
-            raise UnreachableError(f"instance {instance} is not connected")
         if method == "llx_requests":
             return [msgspec.msgpack.encode(self.views[instance])]
         assert method == "llx_pin"
         request, words = msgspec.msgpack.decode(payload[0])
+        if instance in self.mute:
+            raise TimeoutError
         self.pins.append((instance, request, words))
-        known = {each.id for each in self.views[instance]}
+        known = set() if self.forgets else {each.id for each in self.views[instance]}
         return [msgspec.msgpack.encode("" if request in known else "it is not here")]
 
 
@@ -87,12 +88,15 @@ class Rig:
             {"models": [{"name": "m", "model": "/m"}], "priority_classes": CLASSES}
         )
         instances = {name: unit(name) for name in ("m-0", "m-1")}
+        gateways = {name: unit(name) for name in ("gateway-0", "gateway-1")}
         line: Any = self.line
         loads: Any = self.loads
-        self.fleet = Fleet(settings, "cpu", Term(7), {}, instances, {}, line, loads, "", folder)
+        self.fleet = Fleet(
+            settings, "cpu", Term(7), {}, instances, gateways, line, loads, "", folder
+        )
         self.requests = Requests(self.fleet, lambda: self.waiting)
         self.trail = folder / "events"
-        streams = StreamChanges(line, Term(7), answer_s=0.1)
+        streams = StreamChanges(line, Term(7), self.fleet.running_gateways, answer_s=0.1)
         self.verbs = RequestVerbs(self.fleet, self.requests, streams, AuditTrail(self.trail))
 
     def run(self, key: str, gateway: bytes = b"g0", **more: Any) -> None:
@@ -163,10 +167,16 @@ async def test_of_several_ids_each_has_its_own_fate(rig: Rig) -> None:
     assert [each.id for each in report.changed] == ["cmpl-ab12-0"], "named twice, ended once"
     unknown, gone = report.not_changed
     assert (unknown.given, unknown.error) == ("llx-ab1", "not_found")
-    assert "did you mean llx-ab12" in unknown.remedy
+    assert unknown.remedy == "llx req ls", "what each may mean is not looked for"
     assert (gone.given, gone.error) == ("llx-gone", "conflict")
     assert gone.reason == "llx-gone has ended meanwhile"
     assert [each["name"] for each in rig.events()] == ["llx-ab12"]
+
+
+async def test_what_a_single_unknown_id_may_mean_is_said(rig: Rig) -> None:
+    rig.run("ab12")
+    (unknown,) = (await rig.do(RequestVerb.CANCEL, "llx-ab1")).not_changed
+    assert "did you mean llx-ab12" in unknown.remedy
 
 
 async def test_a_gateway_that_does_not_answer_may_have_it(rig: Rig) -> None:
@@ -175,7 +185,31 @@ async def test_a_gateway_that_does_not_answer_may_have_it(rig: Rig) -> None:
     report = await rig.do(RequestVerb.CANCEL, "llx-a")
     (left,) = report.not_changed
     assert (left.error, left.reason) == ("unreachable", "llx-a may be with gateway-0, silent now")
-    assert rig.events() == []
+    (event,) = rig.events()
+    assert (event["kind"], event["request"], event["unanswered"]) == (
+        "request.cancelled", "cmpl-a-0", "gateway-0",
+    ), "it may end yet"  # fmt: skip
+
+
+async def test_a_gateway_that_is_not_heard_of_may_have_it(rig: Rig) -> None:
+    """It was silent before, or has not come back to a head that was just restarted."""
+    rig.run("a")
+    rig.run("b", b"g1")
+    del rig.line.gateways[b"g0"]
+    report = await rig.do(RequestVerb.CANCEL, "llx-a", "llx-b")
+    assert [each.name for each in report.changed] == ["llx-b"]
+    (left,) = report.not_changed
+    assert (left.error, left.reason) == ("unreachable", "llx-a may be with gateway-0, silent now")
+    assert [each["name"] for each in rig.events()] == ["llx-b"], "nobody was asked to end the other"
+
+
+@pytest.mark.parametrize("state", [InstanceState.FAILED, InstanceState.STOPPED])
+async def test_one_that_has_ended_has_nothing(rig: Rig, state: InstanceState) -> None:
+    rig.run("a")
+    del rig.line.gateways[b"g0"]
+    rig.fleet.gateways["gateway-0"].state = state
+    (left,) = (await rig.do(RequestVerb.CANCEL, "llx-a")).not_changed
+    assert left.reason == "llx-a has ended meanwhile"
 
 
 async def test_another_class_is_the_gateways_to_make(rig: Rig) -> None:
@@ -193,7 +227,13 @@ async def test_another_class_is_the_gateways_to_make(rig: Rig) -> None:
     assert report.not_changed[0].reason == (
         "llx-c is of that class from now on, but was not taken within 2 s by m-0"
     )
-    assert {each["priority_class"] for each in rig.events()} == {"urgent"}
+    events = rig.events()
+    assert {(each["kind"], each["priority_class"]) for each in events} == {
+        ("request.reclassed", "urgent")
+    }
+    assert {each["name"]: each.get("not_taken") for each in events} == {
+        "llx-a": None, "llx-b": None, "llx-c": "not taken within 2 s by m-0",
+    }  # fmt: skip
 
 
 async def test_a_class_that_is_none_changes_nothing(rig: Rig) -> None:
@@ -211,6 +251,23 @@ async def test_a_pin_names_who_wants_it(rig: Rig) -> None:
     await rig.do(RequestVerb.UNPIN, "llx-a")
     assert rig.loads.pins == [("m-0", "cmpl-a-0", "by ann"), ("m-0", "cmpl-a-0", "")]
     assert [each["kind"] for each in rig.events()] == ["request.pinned", "request.unpinned"]
+
+
+async def test_a_pin_that_nobody_confirms_may_be_there(rig: Rig) -> None:
+    rig.run("a")
+    rig.loads.mute.add("m-0")
+    (left,) = (await rig.do(RequestVerb.PIN, "llx-a")).not_changed
+    assert (left.error, left.reason) == ("unreachable", "llx-a is on m-0: no answer in 3 s")
+    (event,) = rig.events()
+    assert (event["kind"], event["unanswered"]) == ("request.pinned", "m-0")
+
+
+async def test_a_pin_that_is_refused_is_not_there(rig: Rig) -> None:
+    rig.run("a")
+    rig.loads.forgets = True
+    (left,) = (await rig.do(RequestVerb.PIN, "llx-a")).not_changed
+    assert left.reason == "llx-a is not pinned on m-0: it is not here"
+    assert rig.events() == []
 
 
 async def test_what_waits_or_moves_cannot_be_pinned(rig: Rig) -> None:

@@ -1,6 +1,7 @@
 """Changes that operators want: which are carried out where, and what is answered."""
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,21 +36,24 @@ class Link:
 
 
 class Client:
-    """A pool's client with one request, and who has it."""
+    """A pool's client with one request, all generations of one answer, and who has them."""
 
-    def __init__(self, *links: Link, request: RequestId = R) -> None:
-        self.request = request
+    def __init__(self, *links: Link, generations: Sequence[RequestId] = (R,)) -> None:
+        self.generations = set(generations)
         self.links = list(links)
         self.log: list[Any] = []
 
-    def cancel(self, request: RequestId) -> bool:
-        self.log.append(("cancel", request))
-        return request == self.request
+    def has(self, request: RequestId) -> bool:
+        return request in self.generations
+
+    def cancel(self, request: RequestId) -> None:
+        if request in self.generations:
+            self.generations.clear()
 
     def reclass(self, request: RequestId, name: ClassName, priority: int) -> bool:
-        if request == self.request:
+        if request in self.generations:
             self.log.append((name, priority))
-        return request == self.request
+        return request in self.generations
 
     def holders(self, _request: RequestId) -> list[Link]:
         return self.links
@@ -63,9 +67,16 @@ async def answer(change: Any, *clients: Client) -> Changed:
 
 
 async def test_what_is_here_is_cancelled_in_whichever_pool_it_is() -> None:
-    first, second = Client(), Client(request=S)
+    first, second = Client(), Client(generations=[S])
     found = await answer(CancelRequests(Term(1), 3, [S, RequestId("x")]), first, second)
     assert found == Changed(3, [S], [])
+    assert (first.generations, second.generations) == ({R}, set())
+
+
+async def test_generations_that_end_with_the_first_one_are_cancelled_too() -> None:
+    client = Client(generations=[R, S])
+    assert await answer(CancelRequests(Term(1), 3, [R, S]), client) == Changed(3, [R, S], [])
+    assert client.generations == set()
 
 
 async def test_a_request_that_waits_is_reclassed_at_its_gateway_alone() -> None:
