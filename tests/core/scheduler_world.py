@@ -79,6 +79,7 @@ class Told:
 class Waits:
     rank: int
     arrival: int
+    since: int
     order: int
     demand: int
     is_reclassed: bool = False
@@ -179,7 +180,8 @@ class World:
         limit = self.config.classes[rank].queue_limit
         is_full = sum(each.rank == rank for each in self.waiting.values()) >= limit
         demand = blocks_for(num_tokens + 1, BLOCK)
-        self.waiting[request] = Waits(rank, self.now - waited, self.num, demand)
+        came = self.now - waited
+        self.waiting[request] = Waits(rank, came, came, self.num, demand)
         name = self.config.classes[rank].name
         out = self.tell(
             RequestArrived(
@@ -200,7 +202,7 @@ class World:
         waits, self.num = self.waiting[request], self.num + 1
         if rank != waits.rank:
             self.waiting[request] = dataclasses.replace(
-                waits, rank=rank, order=self.num, is_reclassed=True
+                waits, rank=rank, since=self.now, order=self.num, is_reclassed=True
             )
             self.rank_of[request] = rank
         name = ClassName(self.config.classes[rank].name)
@@ -267,6 +269,7 @@ class World:
             if (told.settling_in or told.settling_out) and lasts:
                 self.report(name)  # It reports on change: late, but not for as long as this.
         self.tell(Ticked())
+        assert not any(self.is_overdue(each) for each in self.waiting.values())
 
     def forget_moves(self, name):
         for move in [m for m, each in self.moves.items() if name in (each.source, each.target)]:
@@ -294,6 +297,8 @@ class World:
                 waited = self.waiting.pop(command.request)
                 if command.reason is Refusal.TOO_LARGE:
                     assert waited.demand > TOTAL
+                if command.reason is Refusal.WAITED_TOO_LONG:
+                    assert self.is_overdue(waited)
             case Move():
                 self.check_move(command)
                 self.moves[command.move] = command
@@ -378,6 +383,9 @@ class World:
     def head(self, rank):
         of_class = [each for each in self.waiting.values() if each.rank == rank]
         return min(of_class, key=lambda each: (each.arrival, each.order), default=None)
+
+    def is_overdue(self, waits):
+        return self.now - waits.since >= self.config.classes[waits.rank].max_wait
 
     def urgency(self, waits):
         aged = max(0, waits.rank - (self.now - waits.arrival) // self.config.age_after)

@@ -271,7 +271,7 @@ def test_the_best_prefixes_are_kept_however_many_are_told_of():
 
 
 def queued(number, rank=0, arrival=0):
-    return Queued(RequestId(f"r{number}"), rank, Tokens(1), Nanos(arrival), number)
+    return Queued(RequestId(f"r{number}"), rank, Tokens(1), Nanos(arrival), Nanos(arrival), number)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.booleans()), max_size=60))
@@ -296,6 +296,7 @@ def test_those_withdrawn_take_no_memory():
         queues.add(queued(number))
         queues.remove(queues.find(RequestId(f"r{number}")))
     assert len(queues._queues[0].heap) < 40
+    assert len(queues._queues[0].stays) < 40
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.one_of(st.none(), st.integers(-3, 3)))))

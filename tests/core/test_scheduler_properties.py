@@ -24,12 +24,16 @@ configs = st.builds(
     PoolConfig,
     name=st.just(POOL),
     classes=st.builds(
-        lambda headroom, limit, num: tuple(
-            PriorityClass(ClassName(name), 10 * rank, Blocks(headroom if rank == 0 else 0), limit)
+        lambda headroom, limit, max_wait, num: tuple(
+            PriorityClass(
+                ClassName(name), 10 * rank, Blocks(headroom if rank == 0 else 0), limit,
+                Nanos(max_wait * (rank + 1)),
+            )
             for rank, name in enumerate(["high", "normal", "batch"][:num])
         ),
         st.sampled_from([0, 5]),
         st.integers(1, 4),
+        st.sampled_from([2 * SECOND, 600 * SECOND]),
         st.integers(1, 3),
     ),
     dispatch=st.sampled_from(sorted(DISPATCH)),
@@ -147,7 +151,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         if hasattr(self, "world"):
             for each in self.world.scheduler.pools[POOL].queues.waiting():
                 waits = self.world.waiting[each.request]
-                assert (each.rank, each.arrival) == (waits.rank, waits.arrival)
+                assert (each.rank, each.arrival, each.since) == (
+                    waits.rank, waits.arrival, waits.since
+                )  # fmt: skip
 
     @invariant()
     def what_is_derived_is_right(self):

@@ -195,13 +195,13 @@ def serve_all(pool: Pool, now: Nanos) -> list[Command]:
 
 
 def expire_waiting(pool: Pool, now: Nanos) -> list[Command]:
-    """Refuse those that have waited for too long."""
+    """Refuse those that have waited for too long in their class."""
     out: list[Command] = []
     for rank, each in enumerate(pool.config.classes):
-        while (head := pool.queues.head(rank)) and now - head.arrival >= each.max_wait:
-            pool.unqueue(head)
+        while (longest := pool.queues.longest(rank)) and now - longest.since >= each.max_wait:
+            pool.unqueue(longest)
             after = retry_after(pool, rank)
-            out.append(Refuse(head.request, Refusal.WAITED_TOO_LONG, after))
+            out.append(Refuse(longest.request, Refusal.WAITED_TOO_LONG, after))
     return out
 
 

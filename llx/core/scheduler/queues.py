@@ -17,14 +17,16 @@ from llx.core.scheduler.instance import Instance
 class Queued:
     """A request that waits.
 
-    `arrival` is when it came to the cluster, on this scheduler's clock; `order` its place among all
-    that have waited here. `nominee` is set while it is the head of its queue.
+    `arrival` is when it came to the cluster, on this scheduler's clock, and what its turn goes by;
+    `since` when it came into its class, and what `max_wait` is measured from; `order` its place
+    among all that have waited here. `nominee` is set while it is the head of its queue.
     """
 
     request: RequestId
     rank: int
     tokens: Tokens
     arrival: Nanos
+    since: Nanos
     order: int
     prefix_hits: tuple[tuple[InstanceId, Tokens], ...] = ()
     nominee: Instance | None = None
@@ -38,15 +40,34 @@ class Queued:
         return next((hit for name, hit in self.prefix_hits if name == instance.name), Tokens(0))
 
 
+_Heap = list[tuple[int, int, Queued]]
+
+
 @dataclass(slots=True)
 class _Queue:
-    """One class's requests: by id, and as a heap in which withdrawn ones may linger."""
+    """One class's requests: by id, and as heaps in which withdrawn ones may linger."""
 
     members: dict[RequestId, Queued] = field(default_factory=dict)
-    heap: list[tuple[int, int, Queued]] = field(default_factory=list)
+    heap: _Heap = field(default_factory=list)
+    """By arrival."""
+    stays: _Heap = field(default_factory=list)
+    """By when they came into the class."""
 
-    def head(self) -> Queued | None:
-        heap = self.heap
+    def add(self, queued: Queued) -> None:
+        self.members[queued.request] = queued
+        heappush(self.heap, (queued.arrival, queued.order, queued))
+        heappush(self.stays, (queued.since, queued.order, queued))
+
+    def remove(self, queued: Queued) -> None:
+        members = self.members
+        del members[queued.request]
+        if max(len(self.heap), len(self.stays)) > 2 * len(members) + 16:
+            self.heap = [(each.arrival, each.order, each) for each in members.values()]
+            self.stays = [(each.since, each.order, each) for each in members.values()]
+            heapify(self.heap)
+            heapify(self.stays)
+
+    def first(self, heap: _Heap) -> Queued | None:
         while heap and self.members.get(heap[0][2].request) is not heap[0][2]:
             heappop(heap)
         return heap[0][2] if heap else None
@@ -80,22 +101,22 @@ class Queues:
     def add(self, queued: Queued) -> None:
         """Take a request in. Its place is that of its arrival, whenever it is told of."""
         assert queued.request not in self._ranks, f"{queued.request} waits already"
-        queue = self._queues[queued.rank]
         self._ranks[queued.request] = queued.rank
-        queue.members[queued.request] = queued
-        heappush(queue.heap, (queued.arrival, queued.order, queued))
+        self._queues[queued.rank].add(queued)
 
     def remove(self, queued: Queued) -> None:
         """Take a request out."""
-        queue = self._queues[self._ranks.pop(queued.request)]
-        del queue.members[queued.request]
-        if len(queue.heap) > 2 * len(queue.members) + 16:
-            queue.heap = [(each.arrival, each.order, each) for each in queue.members.values()]
-            heapify(queue.heap)
+        self._queues[self._ranks.pop(queued.request)].remove(queued)
 
     def head(self, rank: int) -> Queued | None:
         """The first of a class."""
-        return self._queues[rank].head()
+        queue = self._queues[rank]
+        return queue.first(queue.heap)
+
+    def longest(self, rank: int) -> Queued | None:
+        """Who has been in a class for the longest time."""
+        queue = self._queues[rank]
+        return queue.first(queue.stays)
 
     def followers(self, rank: int, count: int) -> list[Queued]:
         """At most so many of a class that wait behind its head, as they came to this scheduler."""
@@ -105,7 +126,7 @@ class Queues:
 
     def heads(self, now: Nanos) -> list[Queued]:
         """The first of each class that has any, in the order in which they are to be served."""
-        found = [head for queue in self._queues if queue.heap and (head := queue.head())]
+        found = [head for queue in self._queues if queue.heap and (head := queue.first(queue.heap))]
         if len(found) > 1:
             found.sort(key=lambda each: self.turn(each, now))
         return found
