@@ -14,7 +14,8 @@ the scheduler, no request is lost with it:
   dispatches it by what its own links report (`llx.gateway.roster`). So are others for `_AWAY_S`.
 - One that is held is asked for again every `_RENEW_S`, with the time that it has waited, in all
   and in its class. If that brings no answer for `_SILENT_S`, it is bypassed.
-- Of a scheduler of a new term everything is asked again at once. Answers of an older one count not.
+- Of a scheduler of a new term everything is asked again at once; it takes in what was held before,
+  however many wait by then. Answers of an older one count not.
 
 Whatever was bypassed or given up is withdrawn, and so is what is placed and not wanted.
 """

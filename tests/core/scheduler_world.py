@@ -82,8 +82,8 @@ class Waits:
     since: int
     order: int
     demand: int
-    is_reclassed: bool = False
-    """It went over to its class, however many waited there."""
+    was_held: bool = False
+    """In another class, or by another scheduler: it was let in however many waited there."""
 
 
 class World:
@@ -173,25 +173,33 @@ class World:
             waiting_tokens=Tokens(len(waiting)), classes=classes,
         )  # fmt: skip
 
-    def arrive(self, rank, num_tokens, waited=0):
+    def arrive(self, rank, num_tokens, waited=0, held=None):
         self.num += 1
         request = f"r{self.num}"
         self.rank_of[request] = rank
         limit = self.config.classes[rank].queue_limit
         is_full = sum(each.rank == rank for each in self.waiting.values()) >= limit
+        was_held = held is not None
         demand = blocks_for(num_tokens + 1, BLOCK)
         came = self.now - waited
-        self.waiting[request] = Waits(rank, came, came, self.num, demand)
+        since = self.now - held if was_held else came
+        self.waiting[request] = Waits(rank, came, since, self.num, demand, was_held)
         name = self.config.classes[rank].name
         out = self.tell(
             RequestArrived(
-                POOL, RequestId(request), ClassName(name), Tokens(num_tokens), Nanos(waited)
+                POOL,
+                RequestId(request),
+                ClassName(name),
+                Tokens(num_tokens),
+                Nanos(waited),
+                (),
+                held,
             )
         )
         refused = any(
             isinstance(each, Refuse) and each.reason is Refusal.QUEUE_FULL for each in out
         )
-        assert refused == is_full
+        assert refused == (is_full and not was_held)
         answers = [each for each in out if getattr(each, "request", None) == request]
         assert len(answers) == 1, "an arrival is answered once"
         assert isinstance(answers[0], Dispatch | Hold | Refuse)
@@ -202,7 +210,7 @@ class World:
         waits, self.num = self.waiting[request], self.num + 1
         if rank != waits.rank:
             self.waiting[request] = dataclasses.replace(
-                waits, rank=rank, since=self.now, order=self.num, is_reclassed=True
+                waits, rank=rank, since=self.now, order=self.num, was_held=True
             )
             self.rank_of[request] = rank
         name = ClassName(self.config.classes[rank].name)

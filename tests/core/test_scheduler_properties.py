@@ -72,10 +72,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(self.world.instances)))
 
     @rule(
-        rank=st.integers(0, 2), num_tokens=st.integers(1, 700), waited=st.sampled_from([0, SECOND])
-    )
-    def arrive(self, rank, num_tokens, waited):
-        self.world.arrive(rank % len(self.world.config.classes), num_tokens, waited)
+        rank=st.integers(0, 2), num_tokens=st.integers(1, 700),
+        times=st.sampled_from([(0, None), (SECOND, None), (SECOND, 0), (3 * SECOND, SECOND)]),
+    )  # fmt: skip
+    def arrive(self, rank, num_tokens, times):
+        self.world.arrive(rank % len(self.world.config.classes), num_tokens, *times)
 
     @precondition(lambda self: self.world.instances)
     @rule(data=st.data(), grown=st.integers(0, 3))
@@ -142,7 +143,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             pool = self.world.scheduler.pools[POOL]
             for rank, each in enumerate(pool.config.classes):
                 waiting = [w for w in self.world.waiting.values() if w.rank == rank]
-                came = sum(not waits.is_reclassed for waits in waiting)
+                came = sum(not waits.was_held for waits in waiting)
                 assert came <= each.queue_limit
                 assert pool.queues.length(rank) == len(waiting)
 

@@ -118,7 +118,8 @@ class RequestArrived:
         waited: Since it first came; 0 unless another scheduler had it before.
         prefix_hits: Instances that have some of its KV cached, and how many tokens of it.
         held: Since it came into this class, of one that a scheduler has held before; None: none
-            has, and it came into it when it first came.
+            has, and it came into it when it first came. One that was held is taken in however
+            many wait.
     """
 
     pool: PoolName

@@ -114,7 +114,8 @@ class Scheduler:
         if waiting is not None:
             return self._remind(pool, waiting, rank, now)
         pool.strike(event.request)
-        if pool.queues.length(rank) >= pool.config.classes[rank].queue_limit:
+        is_full = pool.queues.length(rank) >= pool.config.classes[rank].queue_limit
+        if is_full and event.held is None:
             after = placing.retry_after(pool, rank)
             return [Refuse(event.request, Refusal.QUEUE_FULL, after)]
         self._num_arrived += 1

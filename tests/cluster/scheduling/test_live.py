@@ -165,6 +165,16 @@ def test_time_that_was_waited_elsewhere_counts() -> None:
     assert rig.heard() == [(G, placed("old", A))]
 
 
+def test_one_held_before_is_taken_into_a_full_queue() -> None:
+    rig = Rig()
+    for number in range(5):
+        rig.place(f"r{number}")
+    assert isinstance(rig.heard()[-1][1], NotPlaced), "it is full"
+    rig.place("held", waited=10**9, held=10**9)
+    [(_, answer)] = rig.heard()
+    assert isinstance(answer, Held)
+
+
 def test_one_held_before_is_given_the_time_of_its_class_and_not_less() -> None:
     rig = Rig()
     rig.place("old", waited=700 * 10**9)
