@@ -71,7 +71,7 @@ class Placing:
         clears = not pool.is_paused and not _CLEARING.isdisjoint(pool.config.rescheduling.steps)
         return cls(
             pool, queued, ahead, pool.queues.urgency(queued, now),
-            clears and now - queued.arrival < _MOVES_WITHIN,
+            clears and now - queued.since < _MOVES_WITHIN,
         )  # fmt: skip
 
     def room(self, instance: Instance) -> Blocks:

@@ -18,8 +18,9 @@ class Queued:
     """A request that waits.
 
     `arrival` is when it came to the cluster, on this scheduler's clock, and what its turn goes by;
-    `since` when it came into its class, and what `max_wait` is measured from; `order` its place
-    among all that have waited here. `nominee` is set while it is the head of its queue.
+    `since` when it came into its class: `max_wait`, and how long work may move away for it, are
+    measured from there; `order` its place among all that have waited here. `nominee` is set while
+    it is the head of its queue.
     """
 
     request: RequestId
