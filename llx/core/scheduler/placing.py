@@ -198,10 +198,10 @@ def expire_waiting(pool: Pool, now: Nanos) -> list[Command]:
     """Refuse those that have waited for too long in their class."""
     out: list[Command] = []
     for rank, each in enumerate(pool.config.classes):
-        while (longest := pool.queues.longest(rank)) and now - longest.since >= each.max_wait:
-            pool.unqueue(longest)
+        for queued in pool.queues.overdue(rank, Nanos(now - each.max_wait)):
+            pool.unqueue(queued)
             after = retry_after(pool, rank)
-            out.append(Refuse(longest.request, Refusal.WAITED_TOO_LONG, after))
+            out.append(Refuse(queued.request, Refusal.WAITED_TOO_LONG, after))
     return out
 
 

@@ -18,9 +18,9 @@ class Queued:
     """A request that waits.
 
     `arrival` is when it came to the cluster, on this scheduler's clock, and what its turn goes by;
-    `since` when it came into its class: `max_wait`, and how long work may move away for it, are
-    measured from there; `order` its place among all that have waited here. `nominee` is set while
-    it is the head of its queue.
+    `since` when it came into its class, never before `arrival`: `max_wait`, and how long work may
+    move away for it, are measured from there; `order` its place among all that have waited here.
+    `nominee` is set while it is the head of its queue.
     """
 
     request: RequestId
@@ -41,34 +41,15 @@ class Queued:
         return next((hit for name, hit in self.prefix_hits if name == instance.name), Tokens(0))
 
 
-_Heap = list[tuple[int, int, Queued]]
-
-
 @dataclass(slots=True)
 class _Queue:
-    """One class's requests: by id, and as heaps in which withdrawn ones may linger."""
+    """One class's requests: by id, and as a heap in which withdrawn ones may linger."""
 
     members: dict[RequestId, Queued] = field(default_factory=dict)
-    heap: _Heap = field(default_factory=list)
-    """By arrival."""
-    stays: _Heap = field(default_factory=list)
-    """By when they came into the class."""
+    heap: list[tuple[int, int, Queued]] = field(default_factory=list)
 
-    def add(self, queued: Queued) -> None:
-        self.members[queued.request] = queued
-        heappush(self.heap, (queued.arrival, queued.order, queued))
-        heappush(self.stays, (queued.since, queued.order, queued))
-
-    def remove(self, queued: Queued) -> None:
-        members = self.members
-        del members[queued.request]
-        if max(len(self.heap), len(self.stays)) > 2 * len(members) + 16:
-            self.heap = [(each.arrival, each.order, each) for each in members.values()]
-            self.stays = [(each.since, each.order, each) for each in members.values()]
-            heapify(self.heap)
-            heapify(self.stays)
-
-    def first(self, heap: _Heap) -> Queued | None:
+    def head(self) -> Queued | None:
+        heap = self.heap
         while heap and self.members.get(heap[0][2].request) is not heap[0][2]:
             heappop(heap)
         return heap[0][2] if heap else None
@@ -102,22 +83,31 @@ class Queues:
     def add(self, queued: Queued) -> None:
         """Take a request in. Its place is that of its arrival, whenever it is told of."""
         assert queued.request not in self._ranks, f"{queued.request} waits already"
+        queue = self._queues[queued.rank]
         self._ranks[queued.request] = queued.rank
-        self._queues[queued.rank].add(queued)
+        queue.members[queued.request] = queued
+        heappush(queue.heap, (queued.arrival, queued.order, queued))
 
     def remove(self, queued: Queued) -> None:
         """Take a request out."""
-        self._queues[self._ranks.pop(queued.request)].remove(queued)
+        queue = self._queues[self._ranks.pop(queued.request)]
+        del queue.members[queued.request]
+        if len(queue.heap) > 2 * len(queue.members) + 16:
+            queue.heap = [(each.arrival, each.order, each) for each in queue.members.values()]
+            heapify(queue.heap)
 
     def head(self, rank: int) -> Queued | None:
         """The first of a class."""
-        queue = self._queues[rank]
-        return queue.first(queue.heap)
+        return self._queues[rank].head()
 
-    def longest(self, rank: int) -> Queued | None:
-        """Who has been in a class for the longest time."""
-        queue = self._queues[rank]
-        return queue.first(queue.stays)
+    def overdue(self, rank: int, limit: Nanos) -> list[Queued]:
+        """Those that came into a class by then, the oldest first."""
+        head = self.head(rank)
+        if head is None or head.arrival > limit:
+            return []  # nobody came into it before coming at all
+        members = self._queues[rank].members.values()
+        found = [each for each in members if each.since <= limit]
+        return sorted(found, key=lambda each: (each.arrival, each.order))
 
     def followers(self, rank: int, count: int) -> list[Queued]:
         """At most so many of a class that wait behind its head, as they came to this scheduler."""
@@ -127,7 +117,7 @@ class Queues:
 
     def heads(self, now: Nanos) -> list[Queued]:
         """The first of each class that has any, in the order in which they are to be served."""
-        found = [head for queue in self._queues if queue.heap and (head := queue.first(queue.heap))]
+        found = [head for queue in self._queues if queue.heap and (head := queue.head())]
         if len(found) > 1:
             found.sort(key=lambda each: self.turn(each, now))
         return found

@@ -120,7 +120,7 @@ class Scheduler:
             return [Refuse(event.request, Refusal.QUEUE_FULL, after)]
         self._num_arrived += 1
         arrival = Nanos(now - event.waited)
-        since = arrival if event.held is None else Nanos(now - event.held)
+        since = arrival if event.held is None else max(arrival, Nanos(now - event.held))
         queued = Queued(
             event.request, rank, event.num_tokens, arrival, since, self._num_arrived,
             placing.best_prefixes(event.prefix_hits),
