@@ -555,7 +555,7 @@ class QueueStatus(_Resource):
         oldest_s: How long the oldest of them has waited; None: none waits.
         nominated: The instance that the first of them waits for; empty: none.
         limit: More of them than this are refused.
-        max_wait_s: Who has waited so long is refused.
+        max_wait_s: Who has waited so long in this class is refused.
     """
 
     model: str

@@ -48,7 +48,7 @@ EVENTS = [
     InstanceJoined(POOL, ONE),
     InstanceChanged(ONE, InstanceState.CORDONED),
     LoadReported(ONE, LOAD, (RequestId("a"), RequestId("b")), Blocks(7)),
-    RequestArrived(POOL, RequestId('ä"\n'), "high", 300, Nanos(5), ((ONE, 64),)),
+    RequestArrived(POOL, RequestId('ä"\n'), "high", 300, Nanos(5), ((ONE, 64),), Nanos(3)),
     RequestWithdrawn(POOL, RequestId("a")),
     MoveEnded(POOL, MoveId(3), MoveOutcome.KEPT),
     Paused(POOL),
@@ -78,6 +78,16 @@ def test_every_event_comes_back(tmp_path):
     assert [(each.line, each.at) for each in entries] == [(at + 2, at) for at in range(len(EVENTS))]
     assert {each.commands for each in entries} == {command_bytes([SENT])}
     assert (recording.origin, recording.stopped) == ("a test", None)
+
+
+def test_an_arrival_of_before_it_said_how_long_it_was_held(tmp_path):
+    path = tmp_path / "r.jsonl"
+    written(path, [RequestArrived(POOL, RequestId("a"), "high", 300, Nanos(5))])
+    text = path.read_text()
+    assert ',"held":null' in text
+    path.write_text(text.replace(',"held":null', ""))
+    (entry,) = Recording(path).entries()
+    assert entry.event == RequestArrived(POOL, RequestId("a"), "high", 300, Nanos(5), (), None)
 
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

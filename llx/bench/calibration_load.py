@@ -23,7 +23,13 @@ from llx.bench.record import Outcome, Record
 from llx.bench.schedule import Planned
 from llx.bench.step_watch import StepWatch
 from llx.client import ControlClient
-from llx.errors import ConflictError, NotFoundError, RemoteError, UnreachableError
+from llx.errors import (
+    ConflictError,
+    DeadlineError,
+    NotFoundError,
+    RemoteError,
+    UnreachableError,
+)
 
 _NAME: Final = "calibrate"
 """Begins every request's id."""
@@ -146,7 +152,6 @@ class CalibrationLoad:
             end = self._began + self._duration_s
             while await _done_by(end, self._send_and_move()):
                 pass
-            await asyncio.to_thread(self._watch.skip)
 
     async def _look(self, observe: Observe) -> None:
         await asyncio.to_thread(self._watch.look)
@@ -201,16 +206,21 @@ class CalibrationLoad:
         sent.result()
 
     def _move_one(self) -> None:
-        """One of the load's own requests to another instance; perhaps there is none by then."""
+        """One of the load's own requests to another instance; perhaps there is none by then.
+
+        Or nobody answers now: the next move may come about.
+        """
         source, target = self._draw.sample(self._watch.movable, 2)
         match = f"{_NAME}-{self._salt}"
-        found = self._control.requests(instance=source, match=match, state="running").requests
-        if not found:
-            return
-        request = self._draw.choice(found).id
-        order = MigrateRequest(request=request, target=target, reuse_prefix=False, user=self._user)
-        with contextlib.suppress(ConflictError, NotFoundError, UnreachableError):
-            self._control.migrate(order)
+        with contextlib.suppress(ConflictError, DeadlineError, NotFoundError, UnreachableError):
+            found = self._control.requests(instance=source, match=match, state="running").requests
+            if found:
+                request = self._draw.choice(found).id
+                self._control.migrate(
+                    MigrateRequest(
+                        request=request, target=target, reuse_prefix=False, user=self._user
+                    )
+                )
 
 
 async def _done_by(end: float, work: Coroutine[object, object, None]) -> bool:

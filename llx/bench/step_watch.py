@@ -1,13 +1,17 @@
 """What a model's instances tell of their steps and moves, gathered while they serve."""
 
+import time
 from collections import defaultdict
 from typing import Final
 
-from llx.api import InstanceState, InstanceSteps, MoveOutcome
+from llx.api import InstanceState, InstanceSteps, MigrationStatus, MoveOutcome
 from llx.client import ControlClient
 from llx.errors import ConflictError, DeadlineError, NotFoundError, UnreachableError
 from llx.sim.calibration import StepSample
 from llx.sim.link_fit import MoveSample
+
+_TRIES: Final = 6
+_TRY_EVERY_S: Final = 2.0
 
 
 class StepWatch:
@@ -78,9 +82,13 @@ class StepWatch:
         return [each for name in self.instances for each in self.steps[name]]
 
     def moves(self) -> tuple[list[MoveSample], int | None]:
-        """Moves of the model that the head remembers, and the bytes of one KV block."""
+        """Moves of the model that the head remembers, and the bytes of one KV block.
+
+        Raises:
+            UnreachableError: It does not answer, again and again.
+        """
         found, block_bytes = [], None
-        for each in self._control.migrations():
+        for each in self._migrations():
             is_ours = {each.source, each.target} <= self._siblings
             if is_ours and each.outcome is MoveOutcome.MOVED and each.rate > 0:
                 spent_s = each.size_bytes / each.rate
@@ -88,3 +96,12 @@ class StepWatch:
                 if each.blocks_copied:
                     block_bytes = round(each.size_bytes / each.blocks_copied)
         return found, block_bytes
+
+    def _migrations(self) -> list[MigrationStatus]:
+        """Asked for when all is measured, which a head that is away for seconds should not cost."""
+        for _ in range(_TRIES - 1):
+            try:
+                return self._control.migrations()
+            except (UnreachableError, DeadlineError):
+                time.sleep(_TRY_EVERY_S)
+        return self._control.migrations()

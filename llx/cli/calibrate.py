@@ -68,12 +68,15 @@ def calibrate(
     """
     from llx.bench.calibrate import fit, watch_for
     from llx.bench.step_watch import StepWatch
+    from llx.cli.out_file import check_writable, write_result
     from llx.cli.render import emit
 
     session = Session(context_name=context, output_name=output)
     with session.control() as control:
         name = _the_model(control, model)
+        path = out or session.context().state_dir / f"profile-{name}.yaml"
         watch = StepWatch(control, name)
+        check_writable(path)
         with _shown(session) as observe:
             if load:
                 seconds = _LOAD_S if duration is None else duration
@@ -89,8 +92,7 @@ def calibrate(
             else:
                 watch_for(watch, duration or 0.0, observe)
         found = fit(watch)
-        path = out or session.context().state_dir / f"profile-{name}.yaml"
-        path.write_text(found.profile.text())
+        write_result(path, found.profile.text())
         if apply:
             _apply(session, control, found.profile)
     emit(session.out, session.output, found.profile, [str(path)], lambda _: _print(session, found))

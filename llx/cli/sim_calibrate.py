@@ -50,6 +50,7 @@ def calibrate(
     """
     import yaml
 
+    from llx.cli.out_file import write_result
     from llx.sim.calibration import fit_step_time
     from llx.sim.kernel_profiles import kernel_samples
     from llx.sim.scenario import StepPart
@@ -61,7 +62,7 @@ def calibrate(
     if out is None:
         session.out.print(text, end="", highlight=False, markup=False, soft_wrap=True)
     else:
-        out.write_text(text)
+        write_result(out, text)
     session.err.print(
         f"{fit.num_samples} steps; half of them are within {fit.error:.1%} of what was measured, "
         f"95% within {fit.error_p95:.0%}"

@@ -12,9 +12,10 @@ the scheduler, no request is lost with it:
 
 - No first answer within `FIRST_ANSWER_S`, or no line: the request is *bypassed*. The pool's client
   dispatches it by what its own links report (`llx.gateway.roster`). So are others for `_AWAY_S`.
-- One that is held is asked for again every `_RENEW_S`, with the time that it has waited. If that
-  brings no answer for `_SILENT_S`, it is bypassed.
-- Of a scheduler of a new term everything is asked again at once. Answers of an older one count not.
+- One that is held is asked for again every `_RENEW_S`, with the time that it has waited, in all
+  and in its class. If that brings no answer for `_SILENT_S`, it is bypassed.
+- Of a scheduler of a new term everything is asked again at once; it takes in what was held before,
+  however many wait by then. Answers of an older one count not.
 
 Whatever was bypassed or given up is withdrawn, and so is what is placed and not wanted.
 """
@@ -71,7 +72,11 @@ class Wanted:
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """What waits for an answer. `heard_at`: when the scheduler last said something of it."""
+    """What waits for an answer.
+
+    `heard_at`: when the scheduler last said something of it. `held_since`: when it came into its
+    class; None until it has been held.
+    """
 
     wanted: Wanted
     owner: Placeable
@@ -79,6 +84,7 @@ class _Asked:
     timer: asyncio.TimerHandle
     heard_at: float
     is_held: bool = False
+    held_since: float | None = None
     num_misses: int = 0
 
 
@@ -109,7 +115,7 @@ class Placement:
         assert wanted.request not in self._asked, f"{wanted.request} is asked for already"
         ask = next(self._numbers)
         now = time.monotonic()
-        if now < self._away_until or not self._line(_place(wanted, ask, now)):
+        if now < self._away_until or not self._line(_place(wanted, ask, None, now)):
             owner.bypassed(wanted.request)
             return
         timer = self._expect(FIRST_ANSWER_S, wanted.request, ask)
@@ -124,8 +130,11 @@ class Placement:
         """A request is of another class from now on; nothing if it was not asked for."""
         asked = self._asked.get(request)
         if asked is not None:
+            now = time.monotonic()
+            if priority_class != asked.wanted.priority_class and asked.held_since is not None:
+                asked.held_since = now
             asked.wanted = replace(asked.wanted, priority_class=priority_class)
-            self._line(_place(asked.wanted, asked.ask, time.monotonic()))
+            self._ask_again(asked, now)
 
     # ------------------------------------------------------------------ the scheduler's side
 
@@ -140,7 +149,7 @@ class Placement:
         log.info("placement.new_term term=%s waiting=%s", term, len(self._asked))
         now = time.monotonic()
         for asked in self._asked.values():
-            self._line(_place(asked.wanted, asked.ask, now))
+            self._ask_again(asked, now)
 
     def hear(self, answer: PlacementAnswer) -> None:
         """The scheduler answers."""
@@ -169,6 +178,8 @@ class Placement:
 
     def _hold(self, asked: _Asked) -> None:
         asked.heard_at = time.monotonic()
+        if asked.held_since is None:
+            asked.held_since = asked.wanted.since
         if not asked.is_held:
             asked.is_held = True
             asked.timer.cancel()
@@ -197,7 +208,7 @@ class Placement:
         """Ask once more for what could not go where it was placed."""
         asked, now = self._asked[request], time.monotonic()
         asked.heard_at = now
-        self._line(_place(asked.wanted, asked.ask, now))
+        self._ask_again(asked, now)
         asked.timer = self._expect(FIRST_ANSWER_S, request, asked.ask)
 
     def _expect(self, within_s: float, request: RequestId, ask: int) -> asyncio.TimerHandle:
@@ -221,7 +232,7 @@ class Placement:
             log.warning("placement.silent request=%s", request)
             self._give_up(request)
             return
-        self._line(_place(asked.wanted, asked.ask, now))
+        self._ask_again(asked, now)
         asked.timer = self._later(_RENEW_S, self._renew, request)
 
     def _give_up(self, request: RequestId) -> None:
@@ -231,6 +242,9 @@ class Placement:
         asked.owner.bypassed(request)
 
     # ------------------------------------------------------------------ leaves
+
+    def _ask_again(self, asked: _Asked, now: float) -> None:
+        self._line(_place(asked.wanted, asked.ask, asked.held_since, now))
 
     def _take(self, request: RequestId) -> _Asked | None:
         asked = self._asked.pop(request, None)
@@ -244,15 +258,20 @@ class Placement:
         return asyncio.get_running_loop().call_later(after_s, action, *arguments)
 
 
-def _place(wanted: Wanted, ask: int, now: float) -> Place:
+def _place(wanted: Wanted, ask: int, held_since: float | None, now: float) -> Place:
     return Place(
         wanted.pool,
         wanted.request,
         ask,
         wanted.priority_class,
         wanted.num_tokens,
-        Nanos(int((now - wanted.since) * 1e9)),
+        _nanos(now - wanted.since),
         wanted.name,
         wanted.prefix,
         wanted.prefix_block,
+        None if held_since is None else _nanos(now - held_since),
     )
+
+
+def _nanos(seconds: float) -> Nanos:
+    return Nanos(int(seconds * 1e9))

@@ -96,6 +96,7 @@ class Place(Message, frozen=True, tag="place"):
         name: What operators know it by (`Add.name`).
         prefix: Its first blocks as `Prefixes` names them, where the pool is in `Members.by_prefix`.
         prefix_block: Tokens of such a block.
+        held: Since it came into its class, if it has been held; None: not yet.
     """
 
     pool: PoolName
@@ -107,6 +108,7 @@ class Place(Message, frozen=True, tag="place"):
     name: str = ""
     prefix: bytes = b""
     prefix_block: int = 0
+    held: Nanos | None = None
 
 
 class Withdraw(Message, frozen=True, tag="withdraw"):

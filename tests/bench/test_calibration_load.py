@@ -1,11 +1,20 @@
 """The waves of `llx calibrate --load`: within what an instance takes, and unlike each other."""
 
+import asyncio
 import itertools
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llx.bench.calibration_load import Limits, Pace, Wave, waves
+from llx.api import InstanceState, InstanceSteps
+from llx.bench import calibration_load
+from llx.bench.calibration_load import CalibrationLoad, Limits, Pace, Wave, waves
+from llx.bench.generator import Target
+from llx.bench.step_watch import StepWatch
+from llx.errors import DeadlineError, LlxError, UnreachableError
 
 
 def first(limits: Limits, pace: Pace, count: int = 60, instances: int = 2) -> list[Wave]:
@@ -36,3 +45,49 @@ def test_lengths_and_batches_are_unlike_as_a_fit_needs_them() -> None:
     lengths = sorted(prompt for each in found for prompt, _ in each.requests)
     assert lengths[len(lengths) // 10] * 8 < lengths[-len(lengths) // 50]
     assert {each.gap_s > 0 for each in found} == {True, False}
+
+
+class Head:
+    """Of two instances, each a step further at every look; away from the first move on."""
+
+    def __init__(self, failure: LlxError) -> None:
+        self.failure = failure
+        self.num_steps = 0
+        self.num_refused = 0
+
+    def status(self) -> Any:
+        instances = [
+            SimpleNamespace(name=name, model="m", state=InstanceState.READY, cannot_migrate="")
+            for name in ("m-0", "m-1")
+        ]
+        return SimpleNamespace(models=[SimpleNamespace(name="m")], instances=instances)
+
+    def steps(self, name: str, first: int = 0) -> InstanceSteps:
+        if self.num_refused:
+            raise self.failure
+        self.num_steps += 1
+        end = self.num_steps
+        return InstanceSteps(
+            instance=name, model="m", num_blocks=64, block_size=16, max_model_len=64,
+            max_num_seqs=1, max_num_batched_tokens=32, first=min(first, end), end=end,
+            steps=[(0, 1, 9, 0, 9, 1000)] * (end - min(first, end)),
+        )  # fmt: skip
+
+    def requests(self, **_: object) -> Any:
+        self.num_refused += 1
+        raise self.failure
+
+
+@pytest.mark.parametrize("failure", [UnreachableError("away"), DeadlineError("late")])
+def test_what_was_measured_is_kept_though_the_head_is_away_at_the_end(
+    sse_server: str, monkeypatch: pytest.MonkeyPatch, failure: LlxError
+) -> None:
+    monkeypatch.setattr(calibration_load, "_MOVE_EVERY_S", 0.01)
+    monkeypatch.setattr(calibration_load, "_MOVES_SHARE", 0.8)
+    head: Any = Head(failure)
+    watch = StepWatch(head, "m")
+    target = Target(sse_server, "m", None, silence_s=5)
+    load = CalibrationLoad(target, head, watch, 2.0, "batch", "ann")
+    asyncio.run(load.run(lambda _gone, _steps: None))
+    assert head.num_refused >= 2, "it goes on"
+    assert len(watch.samples()) >= 2

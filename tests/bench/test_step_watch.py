@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from llx.api import InstanceState, InstanceSteps, MoveOutcome
+from llx.bench import step_watch
 from llx.bench.step_watch import StepWatch
 from llx.errors import ConflictError, NotFoundError, UnreachableError
 
@@ -17,6 +18,8 @@ class Head:
         self.kept: dict[str, list[int]] = {"m-0": [], "m-1": []}
         self.away: set[str] = set()
         self.moves: list[Any] = []
+        self.misses = 0
+        """So often nobody answers who asks for `moves`."""
 
     def status(self) -> Any:
         states = {
@@ -44,6 +47,9 @@ class Head:
         )  # fmt: skip
 
     def migrations(self) -> list[Any]:
+        if self.misses:
+            self.misses -= 1
+            raise UnreachableError("the head is away")
         return self.moves
 
 
@@ -104,3 +110,16 @@ def test_there_is_nobody_to_be_watched() -> None:
         StepWatch(head, "n")
     with pytest.raises(ConflictError, match="no instance of empty is ready"):
         StepWatch(head, "empty")
+
+
+def test_a_head_that_is_away_for_a_while_is_asked_again_for_its_moves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(step_watch, "_TRY_EVERY_S", 0.0)
+    head: Any = Head()
+    watch = StepWatch(head, "m")
+    head.misses = 3
+    assert watch.moves() == ([], None)
+    head.misses = 1000
+    with pytest.raises(UnreachableError):
+        watch.moves()

@@ -98,6 +98,26 @@ def test_what_was_not_seen_is_named_and_nothing_written(llx, busy_head, tmp_path
     assert busy_head.updates == []
 
 
+@pytest.mark.parametrize("load", [[], ["--load", "--duration", "1s", "-y"]])
+def test_where_no_profile_can_be_written_nothing_is_measured(
+    llx, busy_head, gateway, tmp_path, load
+):
+    path = tmp_path / "missing" / "p.yaml"
+    done = llx("calibrate", *load, "--out", str(path))
+    assert done.exit_code == 2
+    assert f"{path}: cannot be written: No such file or directory" in done.stderr.replace("\n", "")
+    assert gateway.bodies == []
+    assert llx("calibrate", *load, "--out", str(tmp_path)).exit_code == 2
+
+
+def test_a_profile_is_left_as_it_is_by_a_measurement_that_fails(llx, busy_head, tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text("before")
+    busy_head.steps = busy_head.steps[:10]
+    assert llx("calibrate", "--out", str(path)).exit_code == 8
+    assert path.read_text() == "before"
+
+
 def test_of_no_model(llx, busy_head):
     done = llx("calibrate", "huge")
     assert done.exit_code == 4

@@ -11,7 +11,7 @@ indented, after ``=>``. Sizes are blocks of 16 tokens.
               [tokens=N] [covers=REQUEST,…] [block=TOKENS]
                                                          a report; total is 100 unless said
     up | cordon | terminate | lose | leave NAME
-    arrive REQUEST CLASS BLOCKS [hit=NAME:BLOCKS] [waited=S]     withdraw REQUEST
+    arrive REQUEST CLASS BLOCKS [hit=NAME:BLOCKS] [waited=S] [held=S]     withdraw REQUEST
     moved | kept | gone | none MOVE                      how a move has ended
     failed COUNT                                         so many instances do not start
     tick      pause      resume      step
@@ -237,7 +237,7 @@ def typed(table, name, value):
     return value == "true" if kind is bool else kind(value)
 
 
-def arrival(request, label, blocks, hit="", waited="0"):
+def arrival(request, label, blocks, hit="", waited="0", held=None):
     hits = tuple(
         (InstanceId(each.split(":")[0]), Tokens(int(each.split(":")[1]) * BLOCK))
         for each in hit.split(",")
@@ -246,6 +246,7 @@ def arrival(request, label, blocks, hit="", waited="0"):
     return RequestArrived(
         POOL, RequestId(request), ClassName(label), Tokens(int(blocks) * BLOCK - 1),
         Nanos(int(float(waited) * SECOND)), hits,
+        None if held is None else Nanos(int(float(held) * SECOND)),
     )  # fmt: skip
 
 

@@ -79,10 +79,11 @@ class Told:
 class Waits:
     rank: int
     arrival: int
+    since: int
     order: int
     demand: int
-    is_reclassed: bool = False
-    """It went over to its class, however many waited there."""
+    was_held: bool = False
+    """In another class, or by another scheduler: it was let in however many waited there."""
 
 
 class World:
@@ -172,24 +173,33 @@ class World:
             waiting_tokens=Tokens(len(waiting)), classes=classes,
         )  # fmt: skip
 
-    def arrive(self, rank, num_tokens, waited=0):
+    def arrive(self, rank, num_tokens, waited=0, held=None):
         self.num += 1
         request = f"r{self.num}"
         self.rank_of[request] = rank
         limit = self.config.classes[rank].queue_limit
         is_full = sum(each.rank == rank for each in self.waiting.values()) >= limit
+        was_held = held is not None
         demand = blocks_for(num_tokens + 1, BLOCK)
-        self.waiting[request] = Waits(rank, self.now - waited, self.num, demand)
+        came = self.now - waited
+        since = self.now - held if was_held else came
+        self.waiting[request] = Waits(rank, came, since, self.num, demand, was_held)
         name = self.config.classes[rank].name
         out = self.tell(
             RequestArrived(
-                POOL, RequestId(request), ClassName(name), Tokens(num_tokens), Nanos(waited)
+                POOL,
+                RequestId(request),
+                ClassName(name),
+                Tokens(num_tokens),
+                Nanos(waited),
+                (),
+                held,
             )
         )
         refused = any(
             isinstance(each, Refuse) and each.reason is Refusal.QUEUE_FULL for each in out
         )
-        assert refused == is_full
+        assert refused == (is_full and not was_held)
         answers = [each for each in out if getattr(each, "request", None) == request]
         assert len(answers) == 1, "an arrival is answered once"
         assert isinstance(answers[0], Dispatch | Hold | Refuse)
@@ -200,7 +210,7 @@ class World:
         waits, self.num = self.waiting[request], self.num + 1
         if rank != waits.rank:
             self.waiting[request] = dataclasses.replace(
-                waits, rank=rank, order=self.num, is_reclassed=True
+                waits, rank=rank, since=self.now, order=self.num, was_held=True
             )
             self.rank_of[request] = rank
         name = ClassName(self.config.classes[rank].name)
@@ -267,6 +277,7 @@ class World:
             if (told.settling_in or told.settling_out) and lasts:
                 self.report(name)  # It reports on change: late, but not for as long as this.
         self.tell(Ticked())
+        assert not any(self.is_overdue(each) for each in self.waiting.values())
 
     def forget_moves(self, name):
         for move in [m for m, each in self.moves.items() if name in (each.source, each.target)]:
@@ -294,6 +305,8 @@ class World:
                 waited = self.waiting.pop(command.request)
                 if command.reason is Refusal.TOO_LARGE:
                     assert waited.demand > TOTAL
+                if command.reason is Refusal.WAITED_TOO_LONG:
+                    assert self.is_overdue(waited)
             case Move():
                 self.check_move(command)
                 self.moves[command.move] = command
@@ -378,6 +391,9 @@ class World:
     def head(self, rank):
         of_class = [each for each in self.waiting.values() if each.rank == rank]
         return min(of_class, key=lambda each: (each.arrival, each.order), default=None)
+
+    def is_overdue(self, waits):
+        return self.now - waits.since >= self.config.classes[waits.rank].max_wait
 
     def urgency(self, waits):
         aged = max(0, waits.rank - (self.now - waits.arrival) // self.config.age_after)

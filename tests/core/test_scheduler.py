@@ -271,7 +271,7 @@ def test_the_best_prefixes_are_kept_however_many_are_told_of():
 
 
 def queued(number, rank=0, arrival=0):
-    return Queued(RequestId(f"r{number}"), rank, Tokens(1), Nanos(arrival), number)
+    return Queued(RequestId(f"r{number}"), rank, Tokens(1), Nanos(arrival), Nanos(arrival), number)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.booleans()), max_size=60))

@@ -24,12 +24,16 @@ configs = st.builds(
     PoolConfig,
     name=st.just(POOL),
     classes=st.builds(
-        lambda headroom, limit, num: tuple(
-            PriorityClass(ClassName(name), 10 * rank, Blocks(headroom if rank == 0 else 0), limit)
+        lambda headroom, limit, max_wait, num: tuple(
+            PriorityClass(
+                ClassName(name), 10 * rank, Blocks(headroom if rank == 0 else 0), limit,
+                Nanos(max_wait * (rank + 1)),
+            )
             for rank, name in enumerate(["high", "normal", "batch"][:num])
         ),
         st.sampled_from([0, 5]),
         st.integers(1, 4),
+        st.sampled_from([2 * SECOND, 600 * SECOND]),
         st.integers(1, 3),
     ),
     dispatch=st.sampled_from(sorted(DISPATCH)),
@@ -68,10 +72,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(self.world.instances)))
 
     @rule(
-        rank=st.integers(0, 2), num_tokens=st.integers(1, 700), waited=st.sampled_from([0, SECOND])
-    )
-    def arrive(self, rank, num_tokens, waited):
-        self.world.arrive(rank % len(self.world.config.classes), num_tokens, waited)
+        rank=st.integers(0, 2), num_tokens=st.integers(1, 700),
+        times=st.sampled_from([(0, None), (SECOND, None), (SECOND, 0), (3 * SECOND, SECOND)]),
+    )  # fmt: skip
+    def arrive(self, rank, num_tokens, times):
+        self.world.arrive(rank % len(self.world.config.classes), num_tokens, *times)
 
     @precondition(lambda self: self.world.instances)
     @rule(data=st.data(), grown=st.integers(0, 3))
@@ -138,7 +143,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             pool = self.world.scheduler.pools[POOL]
             for rank, each in enumerate(pool.config.classes):
                 waiting = [w for w in self.world.waiting.values() if w.rank == rank]
-                came = sum(not waits.is_reclassed for waits in waiting)
+                came = sum(not waits.was_held for waits in waiting)
                 assert came <= each.queue_limit
                 assert pool.queues.length(rank) == len(waiting)
 
@@ -147,7 +152,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         if hasattr(self, "world"):
             for each in self.world.scheduler.pools[POOL].queues.waiting():
                 waits = self.world.waiting[each.request]
-                assert (each.rank, each.arrival) == (waits.rank, waits.arrival)
+                assert (each.rank, each.arrival, each.since) == (
+                    waits.rank, waits.arrival, waits.since
+                )  # fmt: skip
 
     @invariant()
     def what_is_derived_is_right(self):

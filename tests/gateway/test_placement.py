@@ -120,6 +120,23 @@ async def test_another_class_is_told_at_once_and_again_with_every_renewal(
     assert rig.pool.log == [("placed", R, A)]
 
 
+async def test_a_new_scheduler_hears_how_long_what_was_held_is_in_its_class(rig: Rig) -> None:
+    def told() -> tuple[bool, int | None]:
+        last = rig.sent[-1]
+        assert isinstance(last, Place)
+        return last.waited >= 60e9, None if last.held is None else last.held // 10**9
+
+    ask = rig.ask(since=time.monotonic() - 60)
+    assert told() == (True, None)
+    rig.placement.hear(Held(Term(1), R, ask, 1))
+    rig.placement.hear_term(Term(2))
+    assert told() == (True, 60)
+    rig.placement.reclass(R, ClassName("urgent"))
+    rig.placement.hear(Held(Term(2), R, ask, 1))
+    rig.placement.hear_term(Term(3))
+    assert told() == (True, 0)
+
+
 async def test_without_an_answer_in_time_it_is_bypassed_and_withdrawn(
     rig: Rig, quick: None
 ) -> None:

@@ -196,6 +196,9 @@ def test_kernels_become_a_scenarios_engine(tmp_path):
     assert shown.stdout == out.read_text()
     done = llx("sim", "run", str(out), "--requests", "10", "--instances", "1", "--rate", "1")
     assert done.exit_code == 0, done.stderr
+    done = llx("sim", "calibrate", *tables, "--layers", "2", "--out", str(tmp_path))
+    assert done.exit_code == 2
+    assert "cannot be written: Is a directory" in done.stderr
 
 
 def test_what_is_no_table_is_named(tmp_path):

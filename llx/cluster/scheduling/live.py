@@ -290,6 +290,7 @@ class LiveScheduler:
                 Tokens(max(0, ask.num_tokens)),
                 Nanos(max(0, ask.waited)),
                 hits,
+                None if ask.held is None else Nanos(max(0, ask.held)),
             )
         )
 

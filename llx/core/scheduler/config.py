@@ -33,8 +33,8 @@ class PriorityClass:
         name: Its name.
         priority: The integer that vLLM sees; lower is more urgent.
         headroom: Blocks kept free on an instance where one of it runs.
-        queue_limit: How many of it wait in the central queue; more are refused.
-        max_wait: How long one waits there before it is refused.
+        queue_limit: How many of it wait in the central queue; who comes then is refused.
+        max_wait: How long one waits there before it is refused; counts anew in another class.
         slo: Its promise, for policies that predict.
     """
 

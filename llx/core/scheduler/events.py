@@ -112,10 +112,14 @@ class RequestArrived:
         pool: Of which model.
         request: Its id. One that waits already keeps its place.
         priority_class: A name that the pool does not know counts as its least urgent class. One
-            that waits in another class goes over to this, and keeps its age.
+            that waits in another class goes over to this, and keeps its age; how long it may wait
+            there counts from now.
         num_tokens: To be computed before its next token: prompt, and outputs so far.
         waited: Since it first came; 0 unless another scheduler had it before.
         prefix_hits: Instances that have some of its KV cached, and how many tokens of it.
+        held: Since it came into this class, of one that a scheduler has held before; None: none
+            has, and it came into it when it first came. One that was held is taken in however
+            many wait.
     """
 
     pool: PoolName
@@ -124,6 +128,7 @@ class RequestArrived:
     num_tokens: Tokens
     waited: Nanos = Nanos(0)
     prefix_hits: tuple[tuple[InstanceId, Tokens], ...] = ()
+    held: Nanos | None = None
 
 
 @dataclass(frozen=True, slots=True)

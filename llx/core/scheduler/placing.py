@@ -71,7 +71,7 @@ class Placing:
         clears = not pool.is_paused and not _CLEARING.isdisjoint(pool.config.rescheduling.steps)
         return cls(
             pool, queued, ahead, pool.queues.urgency(queued, now),
-            clears and now - queued.arrival < _MOVES_WITHIN,
+            clears and now - queued.since < _MOVES_WITHIN,
         )  # fmt: skip
 
     def room(self, instance: Instance) -> Blocks:
@@ -195,13 +195,13 @@ def serve_all(pool: Pool, now: Nanos) -> list[Command]:
 
 
 def expire_waiting(pool: Pool, now: Nanos) -> list[Command]:
-    """Refuse those that have waited for too long."""
+    """Refuse those that have waited for too long in their class."""
     out: list[Command] = []
     for rank, each in enumerate(pool.config.classes):
-        while (head := pool.queues.head(rank)) and now - head.arrival >= each.max_wait:
-            pool.unqueue(head)
+        for queued in pool.queues.overdue(rank, Nanos(now - each.max_wait)):
+            pool.unqueue(queued)
             after = retry_after(pool, rank)
-            out.append(Refuse(head.request, Refusal.WAITED_TOO_LONG, after))
+            out.append(Refuse(queued.request, Refusal.WAITED_TOO_LONG, after))
     return out
 
 

@@ -17,14 +17,17 @@ from llx.core.scheduler.instance import Instance
 class Queued:
     """A request that waits.
 
-    `arrival` is when it came to the cluster, on this scheduler's clock; `order` its place among all
-    that have waited here. `nominee` is set while it is the head of its queue.
+    `arrival` is when it came to the cluster, on this scheduler's clock, and what its turn goes by;
+    `since` when it came into its class, never before `arrival`: `max_wait`, and how long work may
+    move away for it, are measured from there; `order` its place among all that have waited here.
+    `nominee` is set while it is the head of its queue.
     """
 
     request: RequestId
     rank: int
     tokens: Tokens
     arrival: Nanos
+    since: Nanos
     order: int
     prefix_hits: tuple[tuple[InstanceId, Tokens], ...] = ()
     nominee: Instance | None = None
@@ -96,6 +99,15 @@ class Queues:
     def head(self, rank: int) -> Queued | None:
         """The first of a class."""
         return self._queues[rank].head()
+
+    def overdue(self, rank: int, limit: Nanos) -> list[Queued]:
+        """Those that came into a class by then, the oldest first."""
+        head = self.head(rank)
+        if head is None or head.arrival > limit:
+            return []  # nobody came into it before coming at all
+        members = self._queues[rank].members.values()
+        found = [each for each in members if each.since <= limit]
+        return sorted(found, key=lambda each: (each.arrival, each.order))
 
     def followers(self, rank: int, count: int) -> list[Queued]:
         """At most so many of a class that wait behind its head, as they came to this scheduler."""

@@ -114,12 +114,15 @@ class Scheduler:
         if waiting is not None:
             return self._remind(pool, waiting, rank, now)
         pool.strike(event.request)
-        if pool.queues.length(rank) >= pool.config.classes[rank].queue_limit:
+        is_full = pool.queues.length(rank) >= pool.config.classes[rank].queue_limit
+        if is_full and event.held is None:
             after = placing.retry_after(pool, rank)
             return [Refuse(event.request, Refusal.QUEUE_FULL, after)]
         self._num_arrived += 1
+        arrival = Nanos(now - event.waited)
+        since = arrival if event.held is None else max(arrival, Nanos(now - event.held))
         queued = Queued(
-            event.request, rank, event.num_tokens, Nanos(now - event.waited), self._num_arrived,
+            event.request, rank, event.num_tokens, arrival, since, self._num_arrived,
             placing.best_prefixes(event.prefix_hits),
         )  # fmt: skip
         pool.enqueue(queued)
@@ -135,14 +138,15 @@ class Scheduler:
     def _remind(self, pool: Pool, waiting: Queued, rank: int, now: Nanos) -> list[Command]:
         """A request that waits is told of again; under another class it goes over to that queue.
 
-        With the age that it has, and however many wait there: it was taken in before.
+        With the age that it has, and however many wait there: it was taken in before. How long it
+        may wait there counts from now.
         """
         if rank == waiting.rank:
             return [placing.hold(pool, waiting)]
         nominee = waiting.nominee
         pool.unqueue(waiting)
         self._num_arrived += 1
-        queued = replace(waiting, rank=rank, order=self._num_arrived, nominee=None)
+        queued = replace(waiting, rank=rank, since=now, order=self._num_arrived, nominee=None)
         pool.enqueue(queued)
         out = self._serve(pool, queued, now)
         return out if nominee is None else [*out, *self._room_at(nominee, now)]

@@ -90,7 +90,8 @@ class Rig:
         cls = ClassName(str(more.pop("cls", "normal")))
         waited = Nanos(int(str(more.pop("waited", 0))))
         prefix = packed(more.pop("prefix", ()))  # type: ignore[call-overload]
-        place = Place(M, RequestId(request), ask, cls, tokens, waited, "", prefix, 16)
+        held = Nanos(int(str(more.pop("held")))) if "held" in more else None
+        place = Place(M, RequestId(request), ask, cls, tokens, waited, "", prefix, 16, held)
         self.live.place(gateway, place)  # type: ignore[arg-type]
 
     def heard(self) -> list[tuple[bytes, PlacementAnswer]]:
@@ -162,6 +163,25 @@ def test_time_that_was_waited_elsewhere_counts() -> None:
     rig.follow(A)
     rig.report(A, free=1)
     assert rig.heard() == [(G, placed("old", A))]
+
+
+def test_one_held_before_is_taken_into_a_full_queue() -> None:
+    rig = Rig()
+    for number in range(5):
+        rig.place(f"r{number}")
+    assert isinstance(rig.heard()[-1][1], NotPlaced), "it is full"
+    rig.place("held", waited=10**9, held=10**9)
+    [(_, answer)] = rig.heard()
+    assert isinstance(answer, Held)
+
+
+def test_one_held_before_is_given_the_time_of_its_class_and_not_less() -> None:
+    rig = Rig()
+    rig.place("old", waited=700 * 10**9)
+    rig.place("moved", waited=700 * 10**9, held=10**9)
+    rig.heard()
+    rig.live.tell(Ticked())
+    assert [(each.request, type(each)) for _, each in rig.heard()] == [("old", NotPlaced)]
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
