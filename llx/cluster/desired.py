@@ -6,7 +6,7 @@ Specs are made here without what only a host knows; its agent fills that in (`ll
 import math
 import re
 from collections.abc import Collection, Iterable
-from itertools import count
+from itertools import count, islice
 
 import msgspec
 
@@ -82,11 +82,11 @@ def unused_name(model: ModelSettings, used: Collection[str]) -> str:
 
 
 def _names(model: ModelSettings, before: Iterable[str]) -> list[str]:
-    indices = [index for name in before if (index := instance_index(model, name)) is not None]
-    kept = [f"{model.name}-{index}" for index in sorted(set(indices))[: model.instances.max]]
-    while len(kept) < model.instances.min:
-        kept.append(unused_name(model, kept))
-    return sorted(kept, key=lambda name: instance_index(model, name) or 0)
+    known = {index for name in before if (index := instance_index(model, name)) is not None}
+    kept = set(sorted(known)[: model.instances.max])
+    free = (index for index in count() if index not in known)
+    missing = islice(free, max(0, model.instances.min - len(kept)))
+    return [f"{model.name}-{index}" for index in sorted([*kept, *missing])]
 
 
 def desired_gateways(settings: ClusterSettings, scheduler_address: str) -> list[GatewaySpec]:
