@@ -147,7 +147,7 @@ class Scaling:
                 is_news = host.viewed_at >= self._actions.ended_at.get((host.name, name), 0.0)
                 if model is None or self._fleet.unit(name) is not None:
                     continue
-                if seen.is_running and is_news and self._may_be(model, name):
+                if seen.is_running and is_news and self._make_place(model, name):
                     unit = self._add(model, name)
                     unit.put_on(host.name)
                     self._actions.note("found", unit, host=host.name)
@@ -160,9 +160,27 @@ class Scaling:
                 self._actions.note("surplus", unit, why=why)
                 self._converging.retire(unit)
 
-    def _may_be(self, model: ModelSettings, name: str) -> bool:
-        is_one = instance_index(model, name) is not None
-        return is_one and len(self._fleet.staying(model.name)) < model.instances.max
+    def _make_place(self, model: ModelSettings, name: str) -> bool:
+        """Whether the range has a place for one that runs; whoever runs nowhere gives up its own.
+
+        Not before every host has said what runs there; until then the driver ends no stray either.
+        """
+        if instance_index(model, name) is None:
+            return False
+        staying = self._fleet.staying(model.name)
+        if len(staying) < model.instances.max:
+            return True
+        idle = [each for each in staying if not each.host and not self._is_seen_running(each)]
+        if self._placing.is_looking() or not idle:
+            return False
+        self._actions.note("surplus", idle[-1], why=f"{name} runs already")
+        self._converging.retire(idle[-1])
+        return True
+
+    def _is_seen_running(self, unit: Unit) -> bool:
+        views = [host.view for host in self._fleet.hosts.values() if host.view is not None]
+        seen = [view.processes.get(unit.name) for view in views]
+        return unit.is_busy or any(each is not None and each.is_running for each in seen)
 
     def _drop_failed(self, model: ModelSettings) -> None:
         """What has failed for good and is not of the minimum makes way for another try."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llx.api import ClusterState, InstanceState, ModelStatus
+from llx.api import ClusterState, HostState, InstanceState, ModelStatus, ScaleRequest
 from llx.client import ControlClient
 from llx.core.scheduler.policies import Policies
 from llx.errors import ConflictError
@@ -16,7 +16,7 @@ from llx.recording import Recording
 from llx.settings import ClusterSettings
 from llx.sim.replay import replay
 from tests.cluster.conftest import write_requests
-from tests.cluster.hosts_rig import HostsRig, events, make_rig, put
+from tests.cluster.hosts_rig import HostsRig, events, host_state, make_rig, put
 
 QUICK = {"low": 10, "high": 60, "sustain_s": 0.4, "cooldown_s": 0.5}
 FULL = {"id": "big", "num_blocks": 95}
@@ -133,6 +133,30 @@ def test_a_head_that_remembers_nothing_takes_in_what_runs(rig) -> None:
     rig.state.placements.unlink()
     with rig.up() as client:
         rig.eventually(lambda: model(client).instances_ready == 2, "both serve")
+        assert {name: host.pid(name) for name, host in _hosts_of(rig, client).items()} == pids
+    assert events(rig, "process.removed") == []
+
+
+def test_what_runs_takes_the_place_of_what_would_be_started(rig) -> None:
+    """m-1 and m-2 serve; without the file the next head begins with m-0 and m-1."""
+    rig.add("h1", "h2")
+    with rig.up(settings(rig, span={"min": 3, "max": 3})) as client:
+        rig.reaches(client, ClusterState.READY)
+        client.cordon_instance("m-0", is_on=True, user="ann")
+        client.scale("m", ScaleRequest(min=2, max=2, user="ann"))
+        rig.eventually(lambda: list(states(client)) == ["m-1", "m-2"], lambda: f"{states(client)}")
+        hosts = _hosts_of(rig, client)
+        pids = {name: host.pid(name) for name, host in hosts.items()}
+        assert hosts["m-1"] is not hosts["m-2"]
+    rig.end_head()
+    rig.state.placements.unlink()
+    hosts["m-1"].line = "cut"
+    with rig.up() as client:
+        rig.eventually(lambda: host_state(client, hosts["m-2"].name) is HostState.READY, "it looks")
+        time.sleep(0.5)
+        hosts["m-1"].line = "up"
+        rig.eventually(lambda: model(client).instances_ready == 2, "both serve")
+        assert list(states(client)) == ["m-1", "m-2"]
         assert {name: host.pid(name) for name, host in _hosts_of(rig, client).items()} == pids
     assert events(rig, "process.removed") == []
 
