@@ -220,7 +220,7 @@ class Scaling:
         return Claim(
             PoolName(model.name),
             num_present=len(self._fleet.staying(model.name)),
-            num_wanted=0 if is_paused else self._missing(model),
+            num_wanted=0 if is_paused else min(self._missing(model), self._room(model)),
             least=model.instances.min,
             weight=self._book.scheduling(model).scaling.weight,
         )
@@ -255,6 +255,12 @@ class Scaling:
             and not (unit.state is InstanceState.READY and self._fleet.is_cordoned(unit))
         ]
         return max(0, self._scheduler.starting(pool) - len(coming))
+
+    def _room(self, model: ModelSettings) -> int:
+        """So many more its maximum allows beside those that run, come or are being emptied."""
+        units = [each for each in self._fleet.instances.values() if self._model_of(each) is model]
+        here = [each for each in units if each.known or not each.is_leaving]
+        return max(0, model.instances.max - sum(each.state not in _NOT_COMING for each in here))
 
     def _trouble(self, model: ModelSettings) -> _Trouble:
         return self._troubles.setdefault(model.name, _Trouble())

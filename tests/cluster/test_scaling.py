@@ -166,9 +166,10 @@ def _hosts_of(rig: HostsRig, client: ControlClient) -> dict[str, Any]:
     return {name: rig.hosts[host] for name, host in where.items() if name.startswith("m-")}
 
 
-def test_demand_that_comes_back_keeps_who_is_being_emptied(rig) -> None:
+@pytest.mark.parametrize("most", [2, 3])
+def test_demand_that_comes_back_keeps_who_is_being_emptied(rig, most: int) -> None:
     rig.add("h1", "h2")
-    with rig.up(settings(rig, span={"min": 1, "max": 3})) as client:
+    with rig.up(settings(rig, span={"min": 1, "max": most})) as client:
         grows(rig, client)
         pid = _hosts_of(rig, client)["m-1"].pid("m-1")
         give(rig, "m-1", {"id": "stuck", "num_blocks": 3, "ends": "kept"})
