@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,26 @@ def test_demand_that_comes_back_keeps_who_is_being_emptied(rig, most: int) -> No
     seen = replay(recording, Policies(), lambda _: None)
     assert (seen.difference, seen.stopped) == (None, None)
     assert {"AddInstances", "Terminate"} <= set(seen.commands)
+
+
+def test_nothing_is_started_beyond_the_maximum_while_one_cannot_be_kept(rig) -> None:
+    """m-1 is being emptied, and so is its host: demand that comes back cannot have it."""
+    rig.add("h1", "h2")
+    with rig.up(settings(rig)) as client, ThreadPoolExecutor(1) as aside:
+        grows(rig, client)
+        give(rig, "m-1", {"id": "stuck", "num_blocks": 3, "ends": "kept"})
+        give(rig, "m-0", {"id": "other", "num_blocks": 20})
+        rig.eventually(lambda: states(client).get("m-1") is InstanceState.DRAINING, "it drains")
+        host = rig.where(client)["m-1"]
+        drain = aside.submit(client.drain_host, host, deadline_s=4, user="ann")
+        rig.eventually(lambda: host_state(client, host) is HostState.DRAINING, "its host drains")
+        give(rig, "m-0", FULL)
+        still = {InstanceState.DRAINING, InstanceState.READY}
+        while (seen := states(client)).get("m-1") in still:
+            assert set(seen) == {"m-0", "m-1"}
+            time.sleep(0.05)
+        assert drain.result().cut == 1
+        rig.eventually(lambda: model(client).instances_ready == 2, "then one is started")
 
 
 def test_an_operator_keeps_who_is_being_emptied(rig) -> None:
