@@ -215,7 +215,7 @@ class Converging:
         self._actions.wake()
 
     def _desired_instances(self, settings: ClusterSettings) -> list[InstanceSpec]:
-        return desired_instances(settings, [unit.name for unit in self._fleet.staying()])
+        return desired_instances(settings, self._fleet.kept_first())
 
     def _begin_to_retire(self, unit: Unit) -> None:
         self._actions.own(self._retire(unit), f"retire-{unit.name}")

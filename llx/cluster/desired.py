@@ -5,8 +5,8 @@ Specs are made here without what only a host knows; its agent fills that in (`ll
 
 import math
 import re
-from collections.abc import Collection, Iterable
-from itertools import count
+from collections.abc import Collection, Iterable, Sequence
+from itertools import count, islice
 
 import msgspec
 
@@ -38,12 +38,11 @@ def desired_hosts(settings: ClusterSettings) -> list[str]:
     return [head.name, *(each.name for each in settings.hosts if each.name != head.name)]
 
 
-def desired_instances(
-    settings: ClusterSettings, before: Collection[str] = ()
-) -> list[InstanceSpec]:
+def desired_instances(settings: ClusterSettings, before: Sequence[str] = ()) -> list[InstanceSpec]:
     """The instances of every model: of `before` as many as its range allows, at least its minimum.
 
-    `before`: names of instances that were desired so far.
+    `before`: names of instances that were desired so far; if a range is too small for those of its
+    model, the first of them stay.
     """
     return [
         instance_spec(settings, model, name)
@@ -82,11 +81,12 @@ def unused_name(model: ModelSettings, used: Collection[str]) -> str:
 
 
 def _names(model: ModelSettings, before: Iterable[str]) -> list[str]:
-    indices = [index for name in before if (index := instance_index(model, name)) is not None]
-    kept = [f"{model.name}-{index}" for index in sorted(set(indices))[: model.instances.max]]
-    while len(kept) < model.instances.min:
-        kept.append(unused_name(model, kept))
-    return sorted(kept, key=lambda name: instance_index(model, name) or 0)
+    found = [index for name in before if (index := instance_index(model, name)) is not None]
+    known = dict.fromkeys(found)
+    kept = list(known)[: model.instances.max]
+    free = (index for index in count() if index not in known)
+    missing = islice(free, max(0, model.instances.min - len(kept)))
+    return [f"{model.name}-{index}" for index in sorted([*kept, *missing])]
 
 
 def desired_gateways(settings: ClusterSettings, scheduler_address: str) -> list[GatewaySpec]:

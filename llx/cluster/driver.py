@@ -246,13 +246,18 @@ class ClusterDriver:
     # ------------------------------------------------------------------ strays
 
     def _end_strays(self) -> None:
-        """End what runs on a host and is not asked for there."""
+        """End what runs on a host and is not asked for there.
+
+        What nobody knows may yet be taken in (`Scaling`) when all hosts have said what runs there.
+        """
         for host in self.fleet.hosts.values():
             if host.view is None or not host.answers:
                 continue
             for name, seen in host.view.processes.items():
                 unit = self.fleet.unit(name)
                 key = host.name, name
+                if unit is None and self._placing.is_looking():
+                    continue
                 is_ours = unit is not None and unit.host in {host.name, ""}
                 is_news = host.viewed_at >= self._actions.ended_at.get(key, 0.0)
                 if seen.is_running and not is_ours and is_news and key not in self._strays:

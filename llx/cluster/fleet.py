@@ -44,6 +44,7 @@ _SILENT_S = 5.0
 """Whoever has not been heard of for so long does not answer; a link may blink."""
 _ENDED = frozenset({InstanceState.STOPPED, InstanceState.FAILED})
 _UNUSABLE = frozenset({InstanceState.STOPPING, InstanceState.STOPPED, InstanceState.FAILED})
+_GONE = frozenset({InstanceState.STOPPED, InstanceState.FAILED, InstanceState.LOST})
 
 
 @dataclass(slots=True)
@@ -95,6 +96,21 @@ class Fleet:
             and not unit.is_leaving
             and model in (None, unit.spec.pool)
         ]
+
+    def kept_first(self) -> list[str]:
+        """The instances that should run, by name: of fewer, the first of each model are kept.
+
+        Whoever serves comes before whoever may yet, and those before whoever has failed or is lost;
+        of equals the lower index.
+        """
+        return [unit.name for unit in sorted(self.staying(), key=self._cost_of_keeping)]
+
+    def _cost_of_keeping(self, unit: Unit) -> tuple[int, int]:
+        state, index = self._state(unit), int(unit.name.rpartition("-")[2])
+        if state in _GONE:
+            return 2, index
+        serves = unit.known and state is not InstanceState.STOPPING and not self.is_cordoned(unit)
+        return (0 if serves else 1), index
 
     def units_on(self, host: str) -> list[Unit]:
         """What runs, or is to run, on a host."""

@@ -44,7 +44,7 @@ class Placements(msgspec.Struct, frozen=True):
         gateways: By name.
         leaving: Hosts that are to be emptied and are not yet.
         wanted: The instances that should run: of a model whose number is a range, they are as many
-            as scaling has wanted last.
+            as scaling has wanted last. Those to be kept first come first.
     """
 
     instances: dict[str, PlacedUnit] = {}

@@ -42,7 +42,7 @@ class Placing:
             instances=_placed(self._fleet.instances),
             gateways=_placed(self._fleet.gateways),
             leaving=[host.name for host in self._fleet.hosts.values() if host.is_leaving],
-            wanted=[] if self._fleet.is_stopping else [unit.name for unit in self._fleet.staying()],
+            wanted=[] if self._fleet.is_stopping else self._fleet.kept_first(),
         )
 
     def why_no_room(self, specs: Sequence[InstanceSpec]) -> str:

@@ -81,7 +81,7 @@ class ScaleVerb:
 
     def _words(self, settings: ClusterSettings) -> list[str]:
         """Who comes and who goes."""
-        before = [unit.name for unit in self._fleet.staying()]
+        before = self._fleet.kept_first()
         after = [spec.name for spec in desired_instances(settings, before)]
         more = [f"{name} is started" for name in after if name not in before]
         return more + [f"{name} is emptied and ended" for name in before if name not in after]
@@ -90,7 +90,7 @@ class ScaleVerb:
         """What runs, or is being emptied, has its room."""
         if self._placing.is_looking():
             return
-        before = [unit.name for unit in self._fleet.staying()]
+        before = self._fleet.kept_first()
         new = [
             spec
             for spec in desired_instances(settings, before)

@@ -147,7 +147,7 @@ class Scaling:
                 is_news = host.viewed_at >= self._actions.ended_at.get((host.name, name), 0.0)
                 if model is None or self._fleet.unit(name) is not None:
                     continue
-                if seen.is_running and is_news and self._may_be(model, name):
+                if seen.is_running and is_news and self._make_place(model, name):
                     unit = self._add(model, name)
                     unit.put_on(host.name)
                     self._actions.note("found", unit, host=host.name)
@@ -160,9 +160,27 @@ class Scaling:
                 self._actions.note("surplus", unit, why=why)
                 self._converging.retire(unit)
 
-    def _may_be(self, model: ModelSettings, name: str) -> bool:
-        is_one = instance_index(model, name) is not None
-        return is_one and len(self._fleet.staying(model.name)) < model.instances.max
+    def _make_place(self, model: ModelSettings, name: str) -> bool:
+        """Whether the range has a place for one that runs; whoever runs nowhere gives up its own.
+
+        Not before every host has said what runs there; until then the driver ends no stray either.
+        """
+        if instance_index(model, name) is None:
+            return False
+        staying = self._fleet.staying(model.name)
+        if len(staying) < model.instances.max:
+            return True
+        idle = [each for each in staying if not each.host and not self._is_seen_running(each)]
+        if self._placing.is_looking() or not idle:
+            return False
+        self._actions.note("surplus", idle[-1], why=f"{name} runs already")
+        self._converging.retire(idle[-1])
+        return True
+
+    def _is_seen_running(self, unit: Unit) -> bool:
+        views = [host.view for host in self._fleet.hosts.values() if host.view is not None]
+        seen = [view.processes.get(unit.name) for view in views]
+        return unit.is_busy or any(each is not None and each.is_running for each in seen)
 
     def _drop_failed(self, model: ModelSettings) -> None:
         """What has failed for good and is not of the minimum makes way for another try."""
@@ -202,7 +220,7 @@ class Scaling:
         return Claim(
             PoolName(model.name),
             num_present=len(self._fleet.staying(model.name)),
-            num_wanted=0 if is_paused else self._missing(model),
+            num_wanted=0 if is_paused else min(self._missing(model), self._room(model)),
             least=model.instances.min,
             weight=self._book.scheduling(model).scaling.weight,
         )
@@ -237,6 +255,12 @@ class Scaling:
             and not (unit.state is InstanceState.READY and self._fleet.is_cordoned(unit))
         ]
         return max(0, self._scheduler.starting(pool) - len(coming))
+
+    def _room(self, model: ModelSettings) -> int:
+        """So many more its maximum allows beside those that run, come or are being emptied."""
+        units = [each for each in self._fleet.instances.values() if self._model_of(each) is model]
+        here = [each for each in units if each.known or not each.is_leaving]
+        return max(0, model.instances.max - sum(each.state not in _NOT_COMING for each in here))
 
     def _trouble(self, model: ModelSettings) -> _Trouble:
         return self._troubles.setdefault(model.name, _Trouble())

@@ -29,8 +29,10 @@ from llx.core.scheduler.commands import (
 )
 from llx.core.scheduler.events import (
     Event,
+    InstanceChanged,
     InstanceJoined,
     InstanceLeft,
+    InstanceState,
     LoadReported,
     MoveEnded,
     MoveOutcome,
@@ -93,6 +95,8 @@ class Cluster:
         self._kernel = Kernel()
         self._scheduler = Scheduler(policies)
         self._members: dict[InstanceId, _Member] = {}
+        self._leaving: list[InstanceId] = []
+        """Being emptied."""
         self._num_joined = 0
         self._num_ended = 0
         self._is_all_here = False
@@ -205,12 +209,11 @@ class Cluster:
             case Move():
                 self._kernel.after(hop, self._move, command)
             case AddInstances(count=count):
-                for _ in range(count):
-                    self._count(1)
-                    self._kernel.after(self._config.start_takes, self._join)
-            case Terminate():
-                pass  # the scheduler empties it, and says when that is done
+                self._grow(count)
+            case Terminate(instance=instance):  # the scheduler empties it, and says when it is
+                self._leaving.append(instance)
             case Emptied(instance=instance):
+                self._leaving.remove(instance)
                 self._leave(instance)
             case _:
                 assert_never(command)
@@ -231,6 +234,15 @@ class Cluster:
         self._num_fragmented += _is_fragmented(pool, self._kernel.now)
 
     # ------------------------------------------------------------------ instances
+
+    def _grow(self, count: int) -> None:
+        """Whoever is being emptied is used again before another starts, as in a live cluster."""
+        kept, self._leaving = self._leaving[:count], self._leaving[count:]
+        for name in kept:
+            self._tell(InstanceChanged(name, InstanceState.UP))
+        for _ in range(count - len(kept)):
+            self._count(1)
+            self._kernel.after(self._config.start_takes, self._join)
 
     def _join(self) -> None:
         name = InstanceId(f"{self._config.pool.name}-{self._num_joined}")

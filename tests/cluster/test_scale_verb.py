@@ -1,12 +1,15 @@
 """`llx scale`, at the head: a fixed number, a range, what is impossible; it is kept."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from llx.api import ClusterState, ScaleRequest
+from llx.api import ClusterState, InstanceState, ScaleRequest
 from llx.client import ControlClient
+from llx.cluster.placement_file import load_placements
 from llx.errors import ConfigError, ConflictError, NotFoundError
 from tests.cluster.hosts_rig import HostsRig, events, make_rig
 
@@ -55,6 +58,39 @@ def test_a_number_a_range_and_a_new_head(rig) -> None:
         ]
         rig.eventually(lambda: names(client) == ["m-0"], "one")
     assert events(rig, "process.removed") == []
+
+
+def end_first(rig: HostsRig, client: ControlClient) -> None:
+    """m-0 ends, and no host takes it again; m-1 serves."""
+    rig.reaches(client, ClusterState.READY)
+    for host in rig.hosts.values():
+        host.refuses = True
+    os.kill(rig.hosts[rig.where(client)["m-0"]].pid("m-0"), signal.SIGKILL)
+    rig.eventually(lambda: client.instance("m-0").state is InstanceState.FAILED, "it has failed")
+
+
+def test_whoever_serves_is_kept_before_whoever_has_failed(rig) -> None:
+    rig.add("h1", "h2")
+    with rig.up(rig.settings()) as client:
+        end_first(rig, client)
+        pid = rig.hosts[rig.where(client)["m-1"]].pid("m-1")
+        assert scale(client, 1, 1) == ["model m: 2 → 1 instances", "m-0 is emptied and ended"]
+        rig.eventually(lambda: names(client) == ["m-1"], "one")
+        assert rig.reaches(client, ClusterState.READY).instances[0].pid == pid
+
+
+def test_a_new_head_with_a_smaller_range_keeps_whoever_serves(rig) -> None:
+    rig.add("h1", "h2")
+    with rig.up(rig.settings()) as client:
+        end_first(rig, client)
+        rig.eventually(
+            lambda: load_placements(rig.state.placements).wanted == ["m-1", "m-0"], "it is kept"
+        )
+        pid = rig.hosts[rig.where(client)["m-1"]].pid("m-1")
+    rig.end_head()
+    with rig.up(rig.settings(models=[rig.model("m", 1)])) as client:
+        rig.eventually(lambda: names(client) == ["m-1"], "one")
+        assert rig.reaches(client, ClusterState.READY).instances[0].pid == pid
 
 
 def test_what_is_impossible_is_refused_and_changes_nothing(rig) -> None:

@@ -3,12 +3,13 @@
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llx.api import ClusterState, InstanceState, ModelStatus
+from llx.api import ClusterState, HostState, InstanceState, ModelStatus, ScaleRequest
 from llx.client import ControlClient
 from llx.core.scheduler.policies import Policies
 from llx.errors import ConflictError
@@ -16,7 +17,7 @@ from llx.recording import Recording
 from llx.settings import ClusterSettings
 from llx.sim.replay import replay
 from tests.cluster.conftest import write_requests
-from tests.cluster.hosts_rig import HostsRig, events, make_rig, put
+from tests.cluster.hosts_rig import HostsRig, events, host_state, make_rig, put
 
 QUICK = {"low": 10, "high": 60, "sustain_s": 0.4, "cooldown_s": 0.5}
 FULL = {"id": "big", "num_blocks": 95}
@@ -137,14 +138,39 @@ def test_a_head_that_remembers_nothing_takes_in_what_runs(rig) -> None:
     assert events(rig, "process.removed") == []
 
 
+def test_what_runs_takes_the_place_of_what_would_be_started(rig) -> None:
+    """m-1 and m-2 serve; without the file the next head begins with m-0 and m-1."""
+    rig.add("h1", "h2")
+    with rig.up(settings(rig, span={"min": 3, "max": 3})) as client:
+        rig.reaches(client, ClusterState.READY)
+        client.cordon_instance("m-0", is_on=True, user="ann")
+        client.scale("m", ScaleRequest(min=2, max=2, user="ann"))
+        rig.eventually(lambda: list(states(client)) == ["m-1", "m-2"], lambda: f"{states(client)}")
+        hosts = _hosts_of(rig, client)
+        pids = {name: host.pid(name) for name, host in hosts.items()}
+        assert hosts["m-1"] is not hosts["m-2"]
+    rig.end_head()
+    rig.state.placements.unlink()
+    hosts["m-1"].line = "cut"
+    with rig.up() as client:
+        rig.eventually(lambda: host_state(client, hosts["m-2"].name) is HostState.READY, "it looks")
+        time.sleep(0.5)
+        hosts["m-1"].line = "up"
+        rig.eventually(lambda: model(client).instances_ready == 2, "both serve")
+        assert list(states(client)) == ["m-1", "m-2"]
+        assert {name: host.pid(name) for name, host in _hosts_of(rig, client).items()} == pids
+    assert events(rig, "process.removed") == []
+
+
 def _hosts_of(rig: HostsRig, client: ControlClient) -> dict[str, Any]:
     where = rig.where(client)
     return {name: rig.hosts[host] for name, host in where.items() if name.startswith("m-")}
 
 
-def test_demand_that_comes_back_keeps_who_is_being_emptied(rig) -> None:
+@pytest.mark.parametrize("most", [2, 3])
+def test_demand_that_comes_back_keeps_who_is_being_emptied(rig, most: int) -> None:
     rig.add("h1", "h2")
-    with rig.up(settings(rig, span={"min": 1, "max": 3})) as client:
+    with rig.up(settings(rig, span={"min": 1, "max": most})) as client:
         grows(rig, client)
         pid = _hosts_of(rig, client)["m-1"].pid("m-1")
         give(rig, "m-1", {"id": "stuck", "num_blocks": 3, "ends": "kept"})
@@ -161,6 +187,26 @@ def test_demand_that_comes_back_keeps_who_is_being_emptied(rig) -> None:
     seen = replay(recording, Policies(), lambda _: None)
     assert (seen.difference, seen.stopped) == (None, None)
     assert {"AddInstances", "Terminate"} <= set(seen.commands)
+
+
+def test_nothing_is_started_beyond_the_maximum_while_one_cannot_be_kept(rig) -> None:
+    """m-1 is being emptied, and so is its host: demand that comes back cannot have it."""
+    rig.add("h1", "h2")
+    with rig.up(settings(rig)) as client, ThreadPoolExecutor(1) as aside:
+        grows(rig, client)
+        give(rig, "m-1", {"id": "stuck", "num_blocks": 3, "ends": "kept"})
+        give(rig, "m-0", {"id": "other", "num_blocks": 20})
+        rig.eventually(lambda: states(client).get("m-1") is InstanceState.DRAINING, "it drains")
+        host = rig.where(client)["m-1"]
+        drain = aside.submit(client.drain_host, host, deadline_s=4, user="ann")
+        rig.eventually(lambda: host_state(client, host) is HostState.DRAINING, "its host drains")
+        give(rig, "m-0", FULL)
+        still = {InstanceState.DRAINING, InstanceState.READY}
+        while (seen := states(client)).get("m-1") in still:
+            assert set(seen) == {"m-0", "m-1"}
+            time.sleep(0.05)
+        assert drain.result().cut == 1
+        rig.eventually(lambda: model(client).instances_ready == 2, "then one is started")
 
 
 def test_an_operator_keeps_who_is_being_emptied(rig) -> None:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from llx.core.engine_state import EngineConfig, StepTime
 from llx.core.model import Blocks, InstanceId, Nanos, Tokens
+from llx.core.scheduler.commands import AddInstances, Emptied, Terminate
 from llx.core.scheduler.config import Scaling
+from llx.core.scheduler.events import InstanceChanged, InstanceJoined
 from llx.core.scheduler.freeness import Freeness
 from llx.sim.cluster import Cluster
 from llx.sim.kernel import Kernel
@@ -147,6 +149,29 @@ def test_instances_come_and_go():
     late = [replace(each, arrival=Nanos(each.arrival + 200 * 10**9)) for each in burst[:20]]
     seen = result(config, [*burst, *late])
     assert 1 < seen.mean_instances < 4
+
+
+def test_whoever_is_being_emptied_is_used_again():
+    """Two have a long request each; one is to go, does not move its own, and load comes back."""
+    scaling = Scaling(
+        "band", 1, 2, Freeness(10.0), Freeness(60.0), Nanos(10**9), Nanos(2 * 10**9)
+    )  # fmt: skip
+    config = paper_cluster("llx", 2)
+    rescheduling = replace(config.pool.rescheduling, steps=())
+    config = replace(config, pool=replace(config.pool, scaling=scaling, rescheduling=rescheduling))
+    long = [SimRequest(Nanos(each), Tokens(100), Tokens(2000)) for each in range(2)]
+    burst = generated("m-m", 12.0, 100, 3)
+    late = [replace(each, arrival=Nanos(each.arrival + 10 * 10**9)) for each in burst]
+    told = []
+
+    def observe(event, now, commands):
+        told.extend([event, *commands])
+
+    Cluster(config, iter([*long, *late]), observe=observe).run(0)
+    kinds = (Terminate, AddInstances, InstanceChanged, Emptied)
+    course = [type(each) for each in told if isinstance(each, kinds)]
+    assert course[:3] == [Terminate, AddInstances, InstanceChanged]
+    assert sum(isinstance(each, InstanceJoined) for each in told) == 2
 
 
 def test_moves_make_one_room_of_two():

@@ -71,7 +71,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class AddInstances:
-    """Start so many more instances."""
+    """So many more instances: first those that are being emptied, used again; then new ones."""
 
     pool: PoolName
     count: int

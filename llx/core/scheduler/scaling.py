@@ -47,7 +47,8 @@ def band(pool: Pool, now: Nanos) -> Scale:
     It is the average of what the instances say now, work on its way and queues' heads included,
     never of what has finished. Below the band for long enough, or a queue for as long: one more.
     Above it for long enough, and nobody waits: one less, the cheapest to empty, provided that what
-    it has fits elsewhere and the average would not fall below the band without it.
+    it has fits elsewhere and the average would not fall below the band without it. One more is
+    one that is being emptied, if there is any: the driver uses that again, also at the maximum.
     """
     rules, state = pool.config.scaling, pool.scaling
     if state.asked_at is not None and now - state.asked_at >= rules.start_deadline:
@@ -73,7 +74,7 @@ def band(pool: Pool, now: Nanos) -> Scale:
         return None
     is_waiting = state.starting or has_failed or _is_unheard(pool, active, now)
     wants_more = _lasts(state.low_since, rules.sustain, now) and not is_waiting
-    if wants_more and may_add > 0:
+    if wants_more and (may_add > 0 or any(map(_may_be_kept, there))):
         why = "less free than the band" if average < rules.low else "a queue stays"
         return Grow(1, _why(pool, why, average))
     wants_less = _lasts(state.high_since, rules.sustain, now) and len(known) > rules.min_instances
@@ -107,6 +108,11 @@ def _cost(instance: Instance) -> tuple[int, int, int]:
 def _is_missed(instance: Instance, rules: Scaling, now: Nanos) -> bool:
     """Whether an instance has been lost for so long that it is not counted on."""
     return instance.lost_at is not None and now - instance.lost_at >= rules.lost_grace
+
+
+def _may_be_kept(instance: Instance) -> bool:
+    """Whether an instance is being emptied and is not empty yet, so that it can be used again."""
+    return instance.state is InstanceState.TERMINATING and not instance.is_emptied
 
 
 def _is_unheard(pool: Pool, active: list[Instance], now: Nanos) -> bool:
