@@ -143,6 +143,7 @@ class Shim:
         self._poll = select.poll()
         self._kill_at: float | None = None
         self._looked_at = self._trusts_until = 0.0
+        self._pulse: int | None = None
         self._hung = ""
         self._child = 0
         self._mark = os.urandom(16).hex()
@@ -223,12 +224,18 @@ class Shim:
         return os.open("log", flags, 0o600)
 
     def _lay_pulse(self) -> None:
-        """In memory, not on the disk, which may stand still while the child is well."""
-        self._pulse = os.memfd_create("pulse")
-        os.ftruncate(self._pulse, 8 * len(HUNG))
+        """In memory, not on the disk, which may stand still while the child is well.
+
+        Without room for that nobody is watched; the record, which is next, needs room more.
+        """
         with contextlib.suppress(FileNotFoundError):
-            os.unlink("pulse")
-        os.symlink(f"/proc/{os.getpid()}/fd/{self._pulse}", "pulse")
+            os.unlink("pulse")  # of the run before
+        with contextlib.suppress(OSError):
+            pulse = os.memfd_create("pulse")
+            os.fchmod(pulse, 0o600)
+            os.ftruncate(pulse, 8 * len(HUNG))
+            os.symlink(f"/proc/{os.getpid()}/fd/{pulse}", "pulse")
+            self._pulse = pulse
 
     def _start_child(self, log: int) -> int:
         problem_read, problem_write = os.pipe()  # closed by a successful exec
@@ -321,7 +328,7 @@ class Shim:
         if now - self._looked_at >= _LATE_S:
             self._trusts_until = now + _LATE_S
         self._looked_at = now
-        if now < self._trusts_until or self._hung:
+        if now < self._trusts_until or self._hung or self._pulse is None:
             return
         dues = struct.unpack(f"={len(HUNG)}q", os.pread(self._pulse, 8 * len(HUNG), 0))
         broken = [what for what, due in zip(HUNG, dues, strict=True) if 0 < due < now * 1e9]
