@@ -7,8 +7,9 @@ import time
 class Budget:
     """Paces whoever takes from it to `bytes_per_s` in all; 0: no limit.
 
-    Each taker books the time that its bytes need behind what is booked already, and waits for its
-    turn: fair by order of arrival, and never more than one chunk ahead.
+    Each taker books the time that its bytes need behind what is booked already, and waits for the
+    end of it: fair by order of arrival. So what has been sent is paid for, and the short last stage
+    of a migration, for which its request stands still, does not wait for the long one before.
     """
 
     def __init__(self, bytes_per_s: int) -> None:
@@ -27,7 +28,6 @@ class Budget:
             return
         with self._lock:
             now = time.monotonic()
-            start = max(now, self._booked_until)
-            self._booked_until = start + size_bytes / self._bytes_per_s
-        if start > now:
-            closing.wait(start - now)
+            self._booked_until = max(now, self._booked_until) + size_bytes / self._bytes_per_s
+            wait_s = self._booked_until - now
+        closing.wait(wait_s)
