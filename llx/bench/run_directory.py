@@ -55,9 +55,10 @@ class Run:
         return [Sight.model_validate(each) for each in found if "done_s" not in each]
 
     def faults(self) -> list[FaultNote]:
-        """What was done to the cluster."""
+        """What was done to the cluster, as it was ordered; each was noted when it was done."""
         found = [json.loads(each) for each in _lines(self.path / "timeline.jsonl")]
-        return [FaultNote.model_validate(each) for each in found if "done_s" in each]
+        notes = [FaultNote.model_validate(each) for each in found if "done_s" in each]
+        return sorted(notes, key=lambda each: each.at_s)
 
     def moves(self) -> list[Move]:
         """Migrations that began in it."""
