@@ -29,8 +29,9 @@ import yaml
 
 from llx.bench.compare import Ratio, compare
 from llx.bench.run_directory import Results, read_results
+from tests.bench.migration import made_model
 from tests.bench.overhead import NODE, free_port
-from tests.node import ROOT, node_environment
+from tests.node import ROOT
 
 EXAMPLES = ROOT / "examples/bench"
 COMPARED: dict[str, list[tuple[str, str, str | None]]] = {
@@ -72,10 +73,7 @@ SIM = {
 
 def cluster_file(folder: Path, engine: str) -> Path:
     """The example, with its model made here and ports of its own."""
-    model = folder / "deep-model"
-    script = str(ROOT / "tests/bench/deep_model.py")
-    argv = [str(NODE / "bin/python"), script, str(model)]
-    subprocess.run(argv, env=node_environment(), check=True, stdout=sys.stderr)
+    model = made_model("deep", folder / "deep-model")
     config = yaml.safe_load((EXAMPLES / "cluster-kv-bound.yaml").read_text(encoding="utf-8"))
     config["models"][0]["model"] = str(model)
     config["gateway"]["port"] = free_port()

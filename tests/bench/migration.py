@@ -66,15 +66,19 @@ class Samples:
     itl: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
+def made_model(shape: str, folder: Path) -> Path:
+    """A model that the node environment makes there (`llama_model.py`)."""
+    script = str(ROOT / "tests/bench/llama_model.py")
+    argv = [str(NODE / "bin/python"), script, shape, str(folder)]
+    subprocess.run(argv, env=node_environment(), check=True, stdout=sys.stderr)
+    return folder
+
+
 @contextlib.contextmanager
 def cluster(
     folder: Path, transport: str, link_mib_s: float | None
 ) -> Iterator[tuple[OpenAIClient, ControlClient]]:
-    model = folder / "model"
-    script = str(ROOT / "tests/bench/wide_model.py")
-    subprocess.run(
-        [str(NODE / "bin/python"), script, str(model)], env=node_environment(), check=True
-    )
+    model = made_model("wide", folder / "model")
     entry = {
         "name": MODEL,
         "model": str(model),

@@ -18,7 +18,6 @@ import asyncio
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -39,8 +38,8 @@ from llx.sim.flags import Flags, planned
 from llx.sim.profile import Profile
 from llx.sim.run import installed_policies, prepare
 from tests.bench.intervals import percentile
-from tests.bench.overhead import NODE, llx_up
-from tests.node import ROOT, node_environment
+from tests.bench.migration import made_model
+from tests.bench.overhead import llx_up
 
 MODEL = "wide"
 ENGINE_ARGS = {
@@ -275,9 +274,7 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="llx-sim-live-") as name:
         folder = Path(name)
-        model, script = folder / "model", str(ROOT / "tests/bench/wide_model.py")
-        make = [str(NODE / "bin/python"), script, str(model)]
-        subprocess.run(make, env=node_environment(), check=True, stdout=sys.stderr)
+        model = made_model("wide", folder / "model")
         entry = {
             "name": MODEL,
             "model": str(model),
