@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,15 +43,6 @@ def eventually(check: Callable[[], bool], what: str, timeout_s: float = 10.0) ->
 
 def says(process: Process, text: str) -> None:
     eventually(lambda: text in process.log_path.read_text(), f"the child says {text!r}")
-
-
-@pytest.fixture
-def procs(tmp_path: Path) -> Iterator[Path]:
-    """A directory of processes; whatever runs there is ended with the test."""
-    yield tmp_path
-    for process in list_processes(tmp_path):
-        process.stop(0)
-        shim.kill_marked(process.status().mark)
 
 
 def test_spawn_returns_a_running_process(procs: Path) -> None:

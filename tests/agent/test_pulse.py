@@ -6,13 +6,12 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llx.agent import shim
-from llx.agent.processes import Process, ProcessState, list_processes, spawn
+from llx.agent.processes import Process, ProcessState, spawn
 from llx.agent.pulse import PULSE, Pulse, Slot
 
 ROOT = Path(shim.__file__).parents[2]
@@ -37,14 +36,6 @@ for beat in range(100000):
             time.sleep(60)
     time.sleep(0.1)
 """
-
-
-@pytest.fixture
-def procs(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path
-    for process in list_processes(tmp_path):
-        process.stop(0)
-        shim.kill_marked(process.status().mark)
 
 
 def start(procs: Path, deed: str) -> Process:
