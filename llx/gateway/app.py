@@ -22,7 +22,7 @@ from llx.gateway import context
 from llx.gateway.answer import Answer, Message, Send, answer, refuse
 from llx.gateway.auth import ApiKeys, PriorityClasses, Tenant
 from llx.gateway.refusals import OF_TAKEN, RETRY_AFTER_S, Refusal
-from llx.gateway.tenants import TenantAccounts
+from llx.gateway.tenants import TenantAccount
 from llx.pins import VLLM_VERSION
 from llx.specs import GatewaySpec
 
@@ -75,7 +75,7 @@ class GatewayApp:
         self._keys = ApiKeys(spec.api_keys)
         self._classes = PriorityClasses(spec.classes)
         self._max_requests = spec.max_requests
-        self._accounts = TenantAccounts(spec.tenants)
+        self._accounts = {each.name: TenantAccount(each) for each in spec.tenants}
         self._probe = msgspec.json.Decoder(_Probe)
         self.num_open = 0
         self.num_refused = 0
@@ -148,10 +148,11 @@ class GatewayApp:
                 retry_after_s=RETRY_AFTER_S,
             )
         _limit_time(headers, http)
-        account = self._accounts.of(tenant.name)
-        if refusal := account.enter(time.monotonic()):
-            raise _Refused(refusal)
-        http.charge = lambda num_tokens: account.charge(num_tokens, time.monotonic())
+        account = self._accounts.get(tenant.name)
+        if account is not None:
+            if refusal := account.enter(time.monotonic()):
+                raise _Refused(refusal)
+            http.charge = lambda num_tokens: account.charge(num_tokens, time.monotonic())
         self.num_open += 1
         try:
             body = await _read_body(receive)
@@ -174,7 +175,8 @@ class GatewayApp:
                 self.num_refused += refusal is not None and refusal.kind not in OF_TAKEN
         finally:
             self.num_open -= 1
-            account.leave()
+            if account is not None:
+                account.leave()
 
     # ------------------------------------------------------------------ decisions
 

@@ -81,17 +81,6 @@ class TenantAccount:
         self._tokens.take(num_tokens, now)
 
 
-class TenantAccounts:
-    """All tenants that have limits."""
-
-    def __init__(self, specs: list[TenantSpec]) -> None:
-        self._accounts = {spec.name: TenantAccount(spec) for spec in specs}
-
-    def of(self, tenant: str) -> TenantAccount:
-        """A tenant's; of one without limits it is new and knows of nothing."""
-        return self._accounts.get(tenant) or TenantAccount(TenantSpec(tenant))
-
-
 def _too_many(message: str, wait_s: float) -> Refusal:
     after_s = max(RETRY_AFTER_S, math.ceil(wait_s))
     return Refusal(HTTPStatus.TOO_MANY_REQUESTS, "TooManyRequests", message, after_s)
