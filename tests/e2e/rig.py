@@ -2,11 +2,15 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,3 +82,21 @@ class Cluster:
     @property
     def directory(self) -> Path:
         return self.llx.home / "state/llx/clusters/e2e"
+
+
+@contextmanager
+def cluster_up(home: Path, settings: dict[str, Any]) -> Iterator[Cluster]:
+    """A cluster with these settings besides its name and ports; `llx down` must leave nothing."""
+    llx, config, port = Llx(home), home / "cluster.yaml", random.randrange(21000, 29000)
+    own = {"cluster": "e2e", "gateway": {"port": port}, "control": {"port": 0}}
+    config.write_text(json.dumps(settings | own))
+    done = llx("up", "-y", str(config), timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    try:
+        yield Cluster(llx, f"http://127.0.0.1:{port}", config)
+    finally:
+        done = llx("down", "--deadline", "5s")
+        left = processes_of(home)
+        sweep(home)
+    assert done.returncode == 0, done.stderr
+    assert left == {}, "`llx down` left processes behind"

@@ -1,7 +1,6 @@
 """Requests that begin alike go to the instance that has that beginning cached; real vLLM."""
 
 import asyncio
-import json
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 
 from llx.api import PolicyUpdate
 from llx.client import ControlClient
-from tests.e2e.rig import Cluster, Llx, processes_of, sweep
+from tests.e2e.rig import Cluster, cluster_up
 
 pytestmark = [pytest.mark.e2e, pytest.mark.node]
 
@@ -30,29 +29,15 @@ ENGINE_ARGS = {
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two instances with prefix caches."""
-    home = tmp_path_factory.mktemp("prefixes")
-    llx, config, port = Llx(home), home / "cluster.yaml", random.randrange(21000, 29000)
     model = {
         "name": "p", "model": "llx/tiny", "instances": {"min": 2}, "engine_args": ENGINE_ARGS,
     }  # fmt: skip
     settings = {
-        "cluster": "e2e",
         "models": [model],
-        "gateway": {"port": port},
-        "control": {"port": 0},
         "runtime": {"platform": "cpu", "cpu_threads": 1},
     }
-    config.write_text(json.dumps(settings))
-    done = llx("up", "-y", str(config), timeout_s=600)
-    assert done.returncode == 0, done.stderr
-    try:
-        yield Cluster(llx, f"http://127.0.0.1:{port}", config)
-    finally:
-        done = llx("down", "--deadline", "5s")
-        left = processes_of(home)
-        sweep(home)
-    assert done.returncode == 0, done.stderr
-    assert left == {}
+    with cluster_up(tmp_path_factory.mktemp("prefixes"), settings) as cluster:
+        yield cluster
 
 
 class Client:

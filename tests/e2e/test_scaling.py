@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import random
 import signal
 from collections.abc import Iterator
 
@@ -13,7 +12,7 @@ import pytest
 from llx.api import InstanceState
 from llx.client import ControlClient
 from llx.specs import ProcessStatus, load_spec
-from tests.e2e.rig import Cluster, Llx, processes_of, sweep
+from tests.e2e.rig import Cluster, cluster_up
 from tests.e2e.test_scheduling import Client
 
 pytestmark = [pytest.mark.e2e, pytest.mark.node]
@@ -25,8 +24,6 @@ SLOTS = 3
 @pytest.fixture(scope="module")
 def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One simulated instance, or two; a move between them takes seconds."""
-    home = tmp_path_factory.mktemp("scaled")
-    llx, config, port = Llx(home), home / "cluster.yaml", random.randrange(21000, 29000)
     scaling = {"low": 20, "high": 60, "sustain_s": 1, "cooldown_s": 2}
     model = {
         "name": "m",
@@ -38,24 +35,12 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "scheduling": {"scaling": scaling, "rescheduling": {"steps": []}},
     }
     settings = {
-        "cluster": "e2e",
         "models": [model],
-        "gateway": {"port": port},
-        "control": {"port": 0},
         "migration": {"bandwidth_mib_s": 0.04},
         "runtime": {"platform": "cpu"},
     }
-    config.write_text(json.dumps(settings))
-    done = llx("up", "-y", str(config), timeout_s=600)
-    assert done.returncode == 0, done.stderr
-    try:
-        yield Cluster(llx, f"http://127.0.0.1:{port}", config)
-    finally:
-        done = llx("down", "--deadline", "5s")
-        left = processes_of(home)
-        sweep(home)
-    assert done.returncode == 0, done.stderr
-    assert left == {}
+    with cluster_up(tmp_path_factory.mktemp("scaled"), settings) as cluster:
+        yield cluster
 
 
 async def kill_head_and_go_on(cluster: Cluster) -> None:

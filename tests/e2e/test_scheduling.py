@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import random
 import signal
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,7 +14,7 @@ import pytest
 from llx.api import MigrateRequest, PolicyUpdate, RequestChange, RequestStatus, RequestVerb
 from llx.client import ControlClient
 from llx.specs import ProcessStatus, load_spec
-from tests.e2e.rig import Cluster, Llx, processes_of, sweep
+from tests.e2e.rig import Cluster, cluster_up
 
 pytestmark = [pytest.mark.e2e, pytest.mark.node]
 
@@ -29,8 +28,6 @@ LONG = 1200
 @pytest.fixture(scope="module")
 def sims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two simulated instances that run two requests each, and move them readily."""
-    home = tmp_path_factory.mktemp("sims")
-    llx, config, port = Llx(home), home / "cluster.yaml", random.randrange(21000, 29000)
     model = {
         "name": "m",
         "model": "llx/tiny",
@@ -46,24 +43,12 @@ def sims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         {"name": "batch", "priority": 20, "queue_limit": BATCH_LIMIT},
     ]
     settings = {
-        "cluster": "e2e",
         "models": [model],
         "priority_classes": classes,
-        "gateway": {"port": port},
-        "control": {"port": 0},
         "runtime": {"platform": "cpu"},
     }
-    config.write_text(json.dumps(settings))
-    done = llx("up", "-y", str(config), timeout_s=600)
-    assert done.returncode == 0, done.stderr
-    try:
-        yield Cluster(llx, f"http://127.0.0.1:{port}", config)
-    finally:
-        done = llx("down", "--deadline", "5s")
-        left = processes_of(home)
-        sweep(home)
-    assert done.returncode == 0, done.stderr
-    assert left == {}
+    with cluster_up(tmp_path_factory.mktemp("sims"), settings) as cluster:
+        yield cluster
 
 
 class Client:
