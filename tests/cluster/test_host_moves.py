@@ -34,10 +34,11 @@ def some(count: int, prefix: str = "r", **more: object) -> list[dict[str, object
 
 
 def test_a_host_is_drained_by_moving_to_other_hosts(rig) -> None:
-    rig.add("h1", "h2", "h3")
-    with rig.up(rig.settings(models=[rig.model("m", 4)])) as client:
+    rig.add("h1", num_gpus=2)
+    rig.add("h2", "h3", num_gpus=1)  # full: what leaves h1 does not come back as a target there
+    with rig.up(rig.settings(models=[rig.model("m", 4, engine="vllm")])) as client:
         rig.reaches(client, ClusterState.READY)
-        assert rig.where(client)["m-3"] == "h1"
+        assert {rig.where(client)[each] for each in ("m-0", "m-3")} == {"h1"}
         give(rig, client, "h1", "m-0", *some(6, "a"))
         give(rig, client, "h1", "m-3", *some(6, "b", ends=["kept", "moved"]))
         report = client.drain_host("h1", deadline_s=30, user="ann")

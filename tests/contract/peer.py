@@ -212,6 +212,10 @@ class Peer:
             assert left > 0, f"{self.name}: nothing came of it in {timeout_s} s"
             self.read(min(left, 0.1))
 
+    def until_load(self, condition: Callable[[Load], bool], timeout_s: float = WAIT_S) -> None:
+        """Until a report like that is the latest; the first may come after the first tokens."""
+        self.until(lambda: bool(self.loads) and condition(self.loads[-1]), timeout_s)
+
     def finish(self, *streams: Stream) -> None:
         self.until(lambda: all(stream.finish is not None for stream in streams))
 

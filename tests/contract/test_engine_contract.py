@@ -64,7 +64,7 @@ def is_idle(load: Load) -> bool:
 
 
 def wait_load(peer: Peer, *, running: int) -> None:
-    peer.until(lambda: bool(peer.loads) and peer.loads[-1].num_running == running)
+    peer.until_load(lambda load: load.num_running == running)
 
 
 # ---------------------------------------------------------------- sessions
@@ -302,7 +302,7 @@ def test_a_silent_peer_loses_its_requests_with_its_lease(engine: Instance, other
         stream = silent.add("silent", PROMPT, max_tokens=LONG)
         silent.until(lambda: len(stream.tokens) > 0)
         wait_load(other, running=1)
-        other.until(lambda: other.loads[-1].num_running == 0, timeout_s=engine.lease_s + WAIT_S)
+        other.until_load(lambda load: load.num_running == 0, timeout_s=engine.lease_s + WAIT_S)
         assert stream.finish is None
 
 
@@ -374,7 +374,7 @@ def test_a_priority_can_be_changed_of_what_runs_and_of_what_waits(peer: Peer) ->
     peer.until(lambda: all(stream.tokens for stream in running))
     first = peer.add("first", PROMPT, max_tokens=LONG, priority=7)
     second = peer.add("second", PROMPT, max_tokens=LONG, priority=7)
-    peer.until(lambda: peer.loads[-1].num_waiting == 2)
+    peer.until_load(lambda load: load.num_waiting == 2)
     assert peer.call("llx_set_priority", "second", 6)[1] is True
     assert peer.call("llx_set_priority", "full-1", 9)[1] is True
     found = views(peer)
@@ -389,7 +389,7 @@ def test_a_priority_can_be_changed_of_what_runs_and_of_what_waits(peer: Peer) ->
     assert first.tokens == []
     for request in ("first", "second", *(f"full-{k}" for k in range(1, 8))):
         peer.abort(request)
-    peer.until(lambda: is_idle(peer.loads[-1]))
+    peer.until_load(is_idle)
 
 
 def test_what_is_not_there_has_neither_priority_nor_pin(peer: Peer) -> None:
@@ -446,21 +446,21 @@ def test_load_reports_follow_changes_and_quote_the_add_they_cover(peer: Peer, ot
     peer.until(lambda: bool(peer.loads))
     assert is_idle(peer.loads[-1])
     streams = [peer.add(f"load-{k}", PROMPT, max_tokens=200, priority=5) for k in range(3)]
-    peer.until(lambda: peer.loads[-1].seen == 3)
-    peer.until(lambda: peer.loads[-1].num_running == 3)
+    peer.until_load(lambda load: load.seen == 3)
+    peer.until_load(lambda load: load.num_running == 3)
     load = peer.loads[-1]
     assert load.free < load.total
     assert load.classes[5][0] == 3
-    other.until(lambda: bool(other.loads) and other.loads[-1].num_running == 3)
+    other.until_load(lambda load: load.num_running == 3)
     assert other.loads[-1].seen == 0
     peer.finish(*streams)
-    peer.until(lambda: is_idle(peer.loads[-1]))
+    peer.until_load(is_idle)
     assert peer.loads[-1].seen == 3
     assert [load.at for load in peer.loads] == sorted(load.at for load in peer.loads)
 
 
 def test_an_idle_instance_is_quiet(peer: Peer) -> None:
-    peer.until(lambda: bool(peer.loads) and is_idle(peer.loads[-1]))
+    peer.until_load(is_idle)
     peer.sync()
     while peer.read(0.1):
         pass
@@ -482,7 +482,7 @@ def test_who_asks_is_told_what_is_in_the_prefix_cache_and_what_becomes_of_it(
     prompt = list(range(300, 400))
     peer.finish(peer.add("prefix-1", prompt, max_tokens=4))
     if not size:  # the simulated engine has none
-        peer.until(lambda: is_idle(peer.loads[-1]))
+        peer.until_load(is_idle)
         assert peer.num_prefix_reports == 0
         return
     peer.until(lambda: len(peer.cached) == len(prompt) // size)
