@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llx.cluster.desired import desired_gateways, desired_instances
+from llx.cluster.driving.desired import desired_gateways, desired_instances
 from llx.cluster_file import ClusterSettings, ModelSettings
 from llx.errors import ConfigError, NotFoundError
 from llx.migration_settings import MigrationSettings

@@ -337,7 +337,7 @@ def _other_clusters(settings: ClusterSettings, facts: HostFacts) -> Iterator[Hos
     theirs = [each for each in facts.llx_processes if each.cluster and state not in each.command]
     for user, name in dict.fromkeys((each.user, each.cluster) for each in theirs):
         group = [each for each in theirs if (each.user, each.cluster) == (user, name)]
-        is_on_hosts = any("llx.cluster.ray_node" in each.command for each in group)
+        is_on_hosts = any("llx.cluster.ray.node" in each.command for each in group)
         if claim is not None and claim.cluster == name != cluster and user == facts.user:
             continue  # said already
         yield HostFinding(

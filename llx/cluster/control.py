@@ -37,14 +37,14 @@ from llx.api import (
     StopRequest,
 )
 from llx.client import ERROR_NAMES
-from llx.cluster.actions import DRAIN_S
-from llx.cluster.driver import ClusterDriver
-from llx.cluster.event_routes import add_event_routes
-from llx.cluster.migration_routes import User, add_migration_routes, add_snapshot_route
-from llx.cluster.request_routes import add_request_routes
-from llx.cluster.scale_verb import add_scale_route
-from llx.cluster.scheduling_routes import add_scheduling_routes
-from llx.cluster.step_book import read_steps
+from llx.cluster.driving.actions import DRAIN_S
+from llx.cluster.driving.driver import ClusterDriver
+from llx.cluster.driving.scale_verb import add_scale_route
+from llx.cluster.events.routes import add_event_routes
+from llx.cluster.fleet.step_book import read_steps
+from llx.cluster.moves.routes import User, add_migration_routes, add_snapshot_route
+from llx.cluster.requests.routes import add_request_routes
+from llx.cluster.scheduling.routes import add_scheduling_routes
 from llx.errors import (
     ConfigError,
     ConflictError,

@@ -17,7 +17,7 @@ from pathlib import Path
 from llx.agent.devices import DeviceLedger, find_devices
 from llx.agent.node import Commands, NodeAgent
 from llx.agent.place import Place, status_path
-from llx.cluster.agents import LocalAgents
+from llx.cluster.fleet.agents import LocalAgents
 from llx.cluster.serve import HeadSeat, bind_control, serve
 from llx.cluster.state_dir import HeadSpec, StateDir
 from llx.errors import LlxError

@@ -24,7 +24,7 @@ class PlacedUnit(msgspec.Struct, frozen=True):
         host: Where.
         addresses: Of an instance: where gateways reach it; empty: it was not ready.
         spec: What was asked for; one that is so no longer is still to be drained.
-        failures: See `llx.cluster.unit.Unit`, also for the others.
+        failures: See `llx.cluster.fleet.unit.Unit`, also for the others.
     """
 
     host: str

@@ -1,6 +1,6 @@
 """The head of a cluster on hosts: an actor of Ray on the head's host, in which the driver runs.
 
-Ray starts its process again whenever it ends; so does the keeper (`llx.cluster.ray_keeper`), should
+Ray starts its process again whenever it ends; so does the keeper (`llx.cluster.ray.keeper`), should
 Ray itself have lost the actor. Each start raises the term. Instances and gateways run on meanwhile.
 Nothing here imports Ray at the top: an actor can be made of any class.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llx.agent.actor import HOST_SPEC, log_to
 from llx.agent.place import status_path
-from llx.cluster.ray_paths import RayPaths
+from llx.cluster.ray.paths import RayPaths
 from llx.cluster.serve import HeadSeat, bind_control, serve
 from llx.cluster.state_dir import StateDir
 from llx.errors import LlxError
@@ -76,7 +76,7 @@ def _run() -> None:
 
 
 async def _serve(spec: HostSpec, state: StateDir, status: StatusFile) -> bool:
-    from llx.cluster.ray_agent import RayAgents
+    from llx.cluster.ray.agent import RayAgents
 
     settings = load_cluster(state.settings)
     with _beating(RayPaths(spec).alive), bind_control(settings.control.port) as listener:

@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llx.cluster.agents import AgentsSource
-from llx.cluster.audit import AuditTrail
-from llx.cluster.desired import desired_gateways, desired_hosts, desired_instances
-from llx.cluster.driver import ClusterDriver
-from llx.cluster.fleet import Fleet
-from llx.cluster.gateway_line import LOOPBACK, GatewayLine
-from llx.cluster.host_unit import HostUnit
-from llx.cluster.load_watch import LoadWatch
+from llx.cluster.driving.desired import desired_gateways, desired_hosts, desired_instances
+from llx.cluster.driving.driver import ClusterDriver
+from llx.cluster.events.audit import AuditTrail
+from llx.cluster.fleet.agents import AgentsSource
+from llx.cluster.fleet.fleet import Fleet
+from llx.cluster.fleet.gateway_line import LOOPBACK, GatewayLine
+from llx.cluster.fleet.host_unit import HostUnit
+from llx.cluster.fleet.load_watch import LoadWatch
+from llx.cluster.fleet.unit import Unit
 from llx.cluster.placement_file import PlacedUnit, load_cordons, load_placements
 from llx.cluster.state_dir import StateDir
-from llx.cluster.unit import Unit
 from llx.core.model import Term
 from llx.curve import ClusterKeys
 from llx.errors import ConflictError

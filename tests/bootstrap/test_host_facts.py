@@ -192,7 +192,7 @@ class TestParse:
                 CPU_HOST,
                 "process\tray\t77\tcafe\tready\t",
                 "llx_process\t77\tann\t\tpython shim.py /home/ann/.llx/clusters/prod/procs/ray -- ",
-                "llx_process\t99\tbob\t\tpython -m llx.cluster.ray_node run /home/bob/.llx/clusters"
+                "llx_process\t99\tbob\t\tpython -m llx.cluster.ray.node run /home/bob/.llx/clusters"
                 "/lab/host.spec.json ",
                 "llx_process\t98\tbob\t\tpython -m llx.gateway.main",
                 "held_gpu\tGPU-1",

@@ -287,7 +287,7 @@ class TestScript:
         }
 
     def test_processes_of_llx_are_seen_whoever_runs_them(self, here):
-        words = ["-m", "llx.cluster.ray_node", "/home/x/.llx/clusters/lab/host.spec.json"]
+        words = ["-m", "llx.cluster.ray.node", "/home/x/.llx/clusters/lab/host.spec.json"]
         code = "import time; time.sleep(60)"
         with subprocess.Popen([sys.executable, "-c", code, *words]) as child:
             try:

@@ -269,7 +269,7 @@ class TestOtherClusters:
         assert finding.problem.startswith("h1 and h2 belong to different clusters")
 
     def test_what_another_user_runs(self):
-        command = "python -m llx.cluster.ray_node run /home/bob/.llx/clusters/lab/host.spec.json"
+        command = "python -m llx.cluster.ray.node run /home/bob/.llx/clusters/lab/host.spec.json"
         known = hosts(1, llx_processes=(LlxProcess(9, "bob", "lab", command),))
         finding = only(found(known))
         assert finding.problem == 'llx cluster "lab" of user bob runs there (pid 9)'
@@ -277,7 +277,7 @@ class TestOtherClusters:
         assert finding.is_fatal
 
     def test_of_the_same_name_too(self):
-        command = "python -m llx.cluster.ray_node run /home/bob/.llx/clusters/prod/host.spec.json"
+        command = "python -m llx.cluster.ray.node run /home/bob/.llx/clusters/prod/host.spec.json"
         known = hosts(1, llx_processes=(LlxProcess(9, "bob", "prod", command),))
         assert only(found(known)).is_fatal
 
@@ -287,12 +287,12 @@ class TestOtherClusters:
         assert not only(found(known)).is_fatal
 
     def test_what_is_known_from_its_claim_is_said_once(self):
-        command = "python -m llx.cluster.ray_node run /home/ann/.llx/clusters/lab/host.spec.json"
+        command = "python -m llx.cluster.ray.node run /home/ann/.llx/clusters/lab/host.spec.json"
         processes = (LlxProcess(9, "ann", "lab", command),)
         only(found(hosts(1, claim=Claim("lab"), llx_processes=processes)))
 
     def test_our_own_processes(self):
-        command = "python -m llx.cluster.ray_node run /home/ann/.llx/clusters/prod/host.spec.json"
+        command = "python -m llx.cluster.ray.node run /home/ann/.llx/clusters/prod/host.spec.json"
         known = hosts(1, llx_processes=(LlxProcess(9, "ann", "prod", command),))
         assert found(known) == []
 

@@ -19,7 +19,7 @@ from llx.bootstrap.hosts_plan import (
 )
 from llx.bootstrap.model_files import HubModel
 from llx.bootstrap.play import standard_values
-from llx.cluster.desired import desired_gateways, desired_instances
+from llx.cluster.driving.desired import desired_gateways, desired_instances
 from llx.errors import ConfigError
 from llx.settings import Environment, Platform, dump_cluster, load_cluster
 from llx.specs import HostSpec

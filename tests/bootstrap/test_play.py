@@ -568,7 +568,7 @@ def test_start_and_stop(scene):
     spec = str(node.spec)
     verbs = [each[2] for each in node.words]
     assert verbs == ["check", "start", "check", "check", "gone", "stop", "gone", "gone"]
-    assert ["-m", "llx.cluster.ray_node", "stop", spec, "--grace", "7"] in node.words
+    assert ["-m", "llx.cluster.ray.node", "stop", spec, "--grace", "7"] in node.words
 
 
 def test_stop_says_when_something_goes_on(scene):

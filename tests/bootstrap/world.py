@@ -18,7 +18,7 @@ from llx.bootstrap.facts import Facts, ModelFact, NodeFact, VllmArguments
 from llx.bootstrap.local_ports import LocalPorts
 from llx.bootstrap.plan import make_plan
 from llx.bootstrap.preflight import GIB
-from llx.cluster.desired import desired_instances
+from llx.cluster.driving.desired import desired_instances
 from llx.cluster_file import ClusterSettings
 from llx.errors import UnreachableError
 from llx.settings import Environment, dump_cluster

@@ -28,7 +28,7 @@ from llx.agent.place import Place
 from llx.agent.processes import ShimRecord, list_processes
 from llx.api import ClusterState, ClusterStatus, HostState
 from llx.client import ControlClient
-from llx.cluster.agents import AgentPort, LocalAgent
+from llx.cluster.fleet.agents import AgentPort, LocalAgent
 from llx.cluster.launch import stop_everything
 from llx.cluster.serve import HeadSeat, bind_control, serve
 from llx.cluster.state_dir import StateDir, write_private

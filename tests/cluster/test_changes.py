@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llx.cluster.changes import compare
+from llx.cluster.driving.changes import compare
 from llx.settings import ClusterSettings
 
 

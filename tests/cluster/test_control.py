@@ -38,8 +38,8 @@ from llx.api import (
     StopReport,
 )
 from llx.cluster.control import MAX_BODY_BYTES, make_app
-from llx.cluster.event_routes import add_event_routes
-from llx.cluster.request_page import RequestFilter
+from llx.cluster.events.routes import add_event_routes
+from llx.cluster.requests.page import RequestFilter
 from llx.errors import ConflictError, DeadlineError, HostError, NotFoundError
 from llx.secret import Secret
 from llx.settings import ClusterSettings

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llx.cluster.desired import desired_instances, instance_index, unused_name
+from llx.cluster.driving.desired import desired_instances, instance_index, unused_name
 from llx.settings import ClusterSettings
 
 

@@ -11,10 +11,10 @@ import pytest
 from llx.agent.processes import attach
 from llx.api import ClusterState, InstanceState, StopReport
 from llx.client import ControlClient
-from llx.cluster.actions import Actions
-from llx.cluster.audit import AuditTrail
-from llx.cluster.ending import Ending
-from llx.cluster.fleet import Fleet
+from llx.cluster.driving.actions import Actions
+from llx.cluster.driving.ending import Ending
+from llx.cluster.events.audit import AuditTrail
+from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.placement_file import StopOrder, load_stop_order
 from llx.cluster.state_dir import StateDir
 from llx.core.model import Term

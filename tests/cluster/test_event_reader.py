@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llx.cluster.audit import AuditTrail
-from llx.cluster.event_reader import EventFilter, read_events
+from llx.cluster.events.audit import AuditTrail
+from llx.cluster.events.reader import EventFilter, read_events
 from llx.errors import ConfigError
 
 

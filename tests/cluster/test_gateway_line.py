@@ -10,7 +10,7 @@ import zmq
 import zmq.asyncio
 
 from llx.agent.link import peer_of_process
-from llx.cluster.gateway_line import GatewayLine
+from llx.cluster.fleet.gateway_line import GatewayLine
 from llx.core.model import ClassName, Epoch, InstanceId, Nanos, PoolName, RequestId, Term
 from llx.curve import ClusterKeys, make_dialer
 from llx.errors import ConflictError
@@ -304,7 +304,7 @@ async def test_what_a_gateway_that_is_gone_wanted_is_forgotten(
     [(_, first, _)] = await asks.soon(1)
     line.sweep()
     assert len(asks.log) == 1, "it is heard of"
-    monkeypatch.setattr("llx.cluster.gateway_line._SILENT_AFTER_S", -1.0)
+    monkeypatch.setattr("llx.cluster.fleet.gateway_line._SILENT_AFTER_S", -1.0)
     line.sweep()
     line.sweep()
     assert asks.log[1:] == [("forget", first, "")], "once"

@@ -8,7 +8,7 @@ from llx import __version__
 from llx.agent.devices import Allocation, Device, DeviceKind, Inventory
 from llx.agent.host_view import HostView
 from llx.api import HostState
-from llx.cluster.host_unit import HostUnit, HostWatch
+from llx.cluster.fleet.host_unit import HostUnit, HostWatch
 from llx.errors import HostError, UnreachableError
 
 

@@ -8,15 +8,15 @@ import msgspec
 import pytest
 
 from llx.api import InstanceState, MigrateRequest, MoveOutcome
-from llx.cluster.audit import AuditTrail
-from llx.cluster.fleet import Fleet
-from llx.cluster.migrations import Migrations
-from llx.cluster.move_log import Move
-from llx.cluster.moving_off import MovingOff
-from llx.cluster.request_book import Located
-from llx.cluster.requests import Requests
+from llx.cluster.events.audit import AuditTrail
+from llx.cluster.fleet.fleet import Fleet
+from llx.cluster.fleet.unit import Unit
+from llx.cluster.moves.migrations import Migrations
+from llx.cluster.moves.move_log import Move
+from llx.cluster.moves.moving_off import MovingOff
+from llx.cluster.requests.book import Located
+from llx.cluster.requests.requests import Requests
 from llx.cluster.scheduling.queue_view import Waiting
-from llx.cluster.unit import Unit
 from llx.core.model import (
     Blocks,
     ClassName,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llx.api import MoveOutcome
-from llx.cluster.move_log import Move, MoveLog
+from llx.cluster.moves.move_log import Move, MoveLog
 from llx.core.model import Epoch, InstanceId, MigrationId, RequestId
 from llx.wire import MigrationNews, MoveSeen
 

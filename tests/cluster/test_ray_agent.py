@@ -11,8 +11,8 @@ from llx.agent.devices import DeviceKind, Inventory
 from llx.agent.host_view import HostView
 from llx.agent.log_file import LogPart
 from llx.agent.processes import ProcessState, ShimRecord
-from llx.cluster import ray_agent
-from llx.cluster.ray_agent import Problem, RayAgent
+from llx.cluster.ray import agent as ray_agent
+from llx.cluster.ray.agent import Problem, RayAgent
 from llx.core.model import Term
 from llx.errors import ConflictError, NotFoundError, UnreachableError
 from llx.specs import EngineKind, InstanceSpec

@@ -15,9 +15,9 @@ import pytest
 import llx
 from llx.agent import shim
 from llx.agent.processes import Process, list_processes, spawn
-from llx.cluster import ray_node
-from llx.cluster.ray_launch import RayNode
-from llx.cluster.ray_paths import RayPaths, ray_environment
+from llx.cluster.ray import node as ray_node
+from llx.cluster.ray.launch import RayNode
+from llx.cluster.ray.paths import RayPaths, ray_environment
 from llx.cluster.state_dir import StateDir
 from llx.errors import ExitCode
 from llx.specs import HostSpec, ProcessStatus, load_spec, save_spec
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 FAKES = Path(__file__).parent / "fakes"
 PYTHON = """#!/bin/sh
 case "$2" in
-llx.cluster.ray_launch|llx.cluster.ray_driver) exec {python} {fakes}/fake_ray.py "$@";;
+llx.cluster.ray.launch|llx.cluster.ray.talks) exec {python} {fakes}/fake_ray.py "$@";;
 esac
 exec {python} "$@"
 """

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llx.cluster.request_book import Listing, Located, RequestIndex, find, list_requests
+from llx.cluster.requests.book import Listing, Located, RequestIndex, find, list_requests
 from llx.core.model import InstanceId
 from llx.errors import ConflictError, NotFoundError, RemoteError, UnreachableError
 from llx.wire import RequestView

@@ -3,7 +3,7 @@
 import pytest
 
 from llx.api import RequestStatus
-from llx.cluster.request_page import RequestFilter
+from llx.cluster.requests.page import RequestFilter
 
 
 def request(key: str, **more: object) -> RequestStatus:

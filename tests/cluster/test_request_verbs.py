@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from llx.api import InstanceState, RequestChange, RequestVerb
-from llx.cluster.audit import AuditTrail
-from llx.cluster.fleet import Fleet
-from llx.cluster.request_verbs import RequestVerbs
-from llx.cluster.requests import Requests
+from llx.cluster.events.audit import AuditTrail
+from llx.cluster.fleet.fleet import Fleet
+from llx.cluster.requests.requests import Requests
+from llx.cluster.requests.stream_changes import StreamChanges
+from llx.cluster.requests.verbs import RequestVerbs
 from llx.cluster.scheduling.queue_view import Waiting
-from llx.cluster.stream_changes import StreamChanges
 from llx.core.model import ClassName, PoolName, RequestId, Term, Tokens
 from llx.errors import NotFoundError
 from llx.settings import ClusterSettings

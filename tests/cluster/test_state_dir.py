@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llx.agent.processes import Process, spawn
-from llx.cluster.audit import AuditTrail
+from llx.cluster.events.audit import AuditTrail
 from llx.cluster.launch import head_process, stop_everything
 from llx.cluster.state_dir import StateDir, write_private
 from llx.curve import ClusterKeys

@@ -3,8 +3,8 @@
 import pytest
 
 from llx.api import ClusterState, InstanceState
-from llx.cluster.status import States, cluster_state
-from llx.cluster.stopping import StopCount
+from llx.cluster.driving.stopping import StopCount
+from llx.cluster.fleet.status import States, cluster_state
 from llx.wire import GatewayReport
 
 S, L, R, P, F = (

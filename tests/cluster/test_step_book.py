@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llx.cluster.step_book import read_steps
+from llx.cluster.fleet.step_book import read_steps
 from llx.errors import DeadlineError, RemoteError, UnreachableError
 
 SIZES = {

@@ -5,7 +5,7 @@ import pytest
 from llx.agent.host_view import Observed
 from llx.agent.processes import ProcessState, ShimRecord
 from llx.api import InstanceState
-from llx.cluster.unit import MAX_FAILURES, Unit, assess, pause_s
+from llx.cluster.fleet.unit import MAX_FAILURES, Unit, assess, pause_s
 from llx.specs import EngineKind, InstanceSpec, Phase, ProcessStatus
 
 SPEC = InstanceSpec("m-0", "m", EngineKind.SIM, "/m", {}, 1, "", "", "")

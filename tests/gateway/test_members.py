@@ -12,8 +12,8 @@ import zmq.asyncio
 
 from llx.agent.endpoint import InstanceEndpoint
 from llx.agent.link import InstanceLink
-from llx.cluster.gateway_line import GatewayLine
-from llx.cluster.stream_changes import StreamChanges
+from llx.cluster.fleet.gateway_line import GatewayLine
+from llx.cluster.requests.stream_changes import StreamChanges
 from llx.core.model import ClassName, InstanceId, PoolName, RequestId, Term, Tokens
 from llx.curve import Authenticator, ClusterKeys, make_listener
 from llx.gateway.members import Membership

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from llx.cluster.desired import desired_gateways
+from llx.cluster.driving.desired import desired_gateways
 from llx.gateway.tenants import TenantAccount
 from llx.settings import ClusterSettings
 from llx.specs import TenantSpec

@@ -105,7 +105,7 @@ class RayCluster:
     # ------------------------------------------------------------------ verbs
 
     def verb(self, host: Host, verb: str, *options: str) -> Any:
-        command = [str(PYTHON), "-m", "llx.cluster.ray_node", verb, str(self.layout.spec)]
+        command = [str(PYTHON), "-m", "llx.cluster.ray.node", verb, str(self.layout.spec)]
         return host.x(*command, *options, user=USER, timeout=120)
 
     def start(self, *hosts: Host) -> None:

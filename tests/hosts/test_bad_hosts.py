@@ -206,7 +206,7 @@ def test_another_cluster_is_there(operator):
 def test_another_cluster_runs_there(operator):
     """Somebody else's, whose claim lies in a home that we do not look into."""
     host = operator.rig["h2"]
-    keeper = ("-m", "llx.cluster.ray_node", "run", "/root/.llx/clusters/lab/host.spec.json")
+    keeper = ("-m", "llx.cluster.ray.node", "run", "/root/.llx/clusters/lab/host.spec.json")
     with running(host, "/usr/bin/python3", "-c", "import time; time.sleep(99)", *keeper):
         words = ("h2", 'llx cluster "lab" of user root runs there (pid ')
         remedy = "llx down it (root's), or leave this host out; a host serves one cluster"

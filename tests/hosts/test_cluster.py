@@ -196,7 +196,7 @@ def ray_kill(head: Host, python: str) -> bool:
     """`ray.kill` of h2's agent, without restart, from a driver on the head."""
     script = (
         "import ray, sys\n"
-        "from llx.cluster.ray_paths import NAMESPACE, actor_name\n"
+        "from llx.cluster.ray.paths import NAMESPACE, actor_name\n"
         "ray.init(address=sys.argv[1], namespace=NAMESPACE, log_to_driver=False)\n"
         "ray.kill(ray.get_actor(actor_name('h2'), namespace=NAMESPACE), no_restart=True)\n"
     )

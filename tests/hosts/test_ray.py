@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from llx.agent.actor import HOST_SPEC
-from llx.cluster.ray_paths import RayPaths, ray_environment
+from llx.cluster.ray.paths import RayPaths, ray_environment
 from tests import node
 from tests.hosts.ray_cluster import (
     BINDS,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol, assert_never
 
 from llx.api import QueueStatus
-from llx.cluster.move_log import Move as Ordered
+from llx.cluster.moves.move_log import Move as Ordered
 from llx.cluster.scheduling.decisions import HELD, Decisions
 from llx.cluster.scheduling.members import Members, Present
 from llx.cluster.scheduling.prefix_book import PrefixBook

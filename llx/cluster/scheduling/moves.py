@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from llx.api import MoveOutcome as Outcome
-from llx.cluster.fleet import Fleet
-from llx.cluster.migrations import Migrations
-from llx.cluster.move_log import Move as Ordered
+from llx.cluster.fleet.fleet import Fleet
+from llx.cluster.moves.migrations import Migrations
+from llx.cluster.moves.move_log import Move as Ordered
 from llx.core.model import MigrationId, PoolName
 from llx.core.scheduler.commands import Move
 from llx.core.scheduler.events import MoveEnded, MoveId, MoveOutcome

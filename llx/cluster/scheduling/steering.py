@@ -14,8 +14,8 @@ from llx.api import (
     PolicyUpdate,
     QueueList,
 )
-from llx.cluster.audit import AuditTrail
-from llx.cluster.fleet import Fleet
+from llx.cluster.events.audit import AuditTrail
+from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.scheduling.configs import desired_config
 from llx.cluster.scheduling.live import LiveScheduler
 from llx.cluster.scheduling.policy_book import ModelPolicy, PolicyBook, with_changes

@@ -1,7 +1,7 @@
-"""Stands in for `llx.cluster.ray_launch` and `ray_driver`: sleeping processes for Ray's.
+"""Stands in for `llx.cluster.ray.launch` and `llx.cluster.ray.talks`: processes that sleep.
 
-fake_ray.py -m llx.cluster.ray_launch SPEC          files beside SPEC, in fake/:
-fake_ray.py -m llx.cluster.ray_driver VERB SPEC     launches, asked: one line each
+fake_ray.py -m llx.cluster.ray.launch SPEC          files beside SPEC, in fake/:
+fake_ray.py -m llx.cluster.ray.talks VERB SPEC     launches, asked: one line each
                                                     fail: how many launches are to fail yet
                                                     answer: the driver's exit code
 """
@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from llx.agent.shim import start_time
-from llx.cluster.ray_launch import RayNode, RayProcess
-from llx.cluster.ray_paths import RayPaths
+from llx.cluster.ray.launch import RayNode, RayProcess
+from llx.cluster.ray.paths import RayPaths
 from llx.specs import HostSpec, load_spec, save_spec
 
 
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     spec_path = Path(argv[-1])
     fake = spec_path.parent / "fake"
     fake.mkdir(exist_ok=True)
-    if argv[1].endswith("ray_driver"):
+    if argv[1].endswith("ray.talks"):
         with (fake / "asked").open("a") as file:
             file.write(f"{argv[2]}\n")
         return number(fake / "answer")

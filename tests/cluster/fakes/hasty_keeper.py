@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from llx.cluster.ray_keeper import Keeper, Patience
+from llx.cluster.ray.keeper import Keeper, Patience
 from llx.log import configure_logging
 from llx.settings import Environment
 from llx.specs import HostSpec, load_spec

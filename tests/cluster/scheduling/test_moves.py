@@ -7,12 +7,12 @@ import pytest
 
 from llx.api import InstanceState
 from llx.api import MoveOutcome as Outcome
-from llx.cluster.audit import AuditTrail
-from llx.cluster.fleet import Fleet
-from llx.cluster.migrations import Migrations
-from llx.cluster.requests import Requests
+from llx.cluster.events.audit import AuditTrail
+from llx.cluster.fleet.fleet import Fleet
+from llx.cluster.fleet.unit import Unit
+from llx.cluster.moves.migrations import Migrations
+from llx.cluster.requests.requests import Requests
 from llx.cluster.scheduling.moves import PolicyMoves
-from llx.cluster.unit import Unit
 from llx.core.model import Blocks, Epoch, InstanceId, MigrationId, Nanos, PoolName, RequestId, Term
 from llx.core.scheduler.commands import Move
 from llx.core.scheduler.decision import Decision

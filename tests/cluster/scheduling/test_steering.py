@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from llx.api import PolicyUpdate
-from llx.cluster.audit import AuditTrail
-from llx.cluster.fleet import Fleet
+from llx.cluster.events.audit import AuditTrail
+from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.scheduling.configs import desired_config
 from llx.cluster.scheduling.live import LiveScheduler
 from llx.cluster.scheduling.policy_book import PolicyBook

@@ -1,0 +1,157 @@
+"""Starts the processes of one Ray node and ends: ``python -m llx.cluster.ray.launch SPEC``.
+
+Run by the keeper, which watches them from then on. Not ``ray start``: that one adds a process that
+counts usage, Ray Client's server and an autoscaler on the head, which cost 190 MiB and four seconds
+and open two ports, and none of which a command line option can turn off. What is used of Ray here
+(`Node`, `RayParams`) is what ``ray start`` itself uses, of the one version that the locks pin.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llx.agent.shim import start_time
+from llx.cluster.ray.paths import HOST_LABEL, NAMESPACE, SCHEDULER, SESSION, RayPaths
+from llx.host_ports import HostPorts
+from llx.log import configure_logging, get_log
+from llx.specs import HostSpec, load_spec, save_spec
+
+log = get_log("llx.cluster.ray")
+
+_OBJECT_STORE_BYTES = 80_000_000
+"""The least that Ray takes; two actors exchange kilobytes."""
+_SCHEDULER_S = 15.0
+
+
+class RayProcess(msgspec.Struct, frozen=True):
+    """A process that may be waited for: a number alone could be somebody else's by then."""
+
+    name: str
+    pid: int
+    started: int
+
+
+class RayNode(msgspec.Struct, frozen=True):
+    """One life of Ray on a host."""
+
+    node_id: str
+    processes: list[RayProcess]
+
+
+def main(argv: list[str]) -> int:
+    """Start a node as the spec file describes it; writes `RayNode`."""
+    configure_logging()
+    spec = load_spec(Path(argv[0]), HostSpec)
+    paths = RayPaths(spec)
+    save_spec(paths.node, _launch(spec))
+    if spec.is_head and not paths.stopped.exists():
+        try:
+            _begin_scheduler(spec)
+        except Exception:
+            log.exception("scheduler.not_made")  # the keeper will miss it
+    return 0
+
+
+def _begin_scheduler(spec: HostSpec) -> None:
+    """Have the scheduler's actor made. While it is being made its maker must not end."""
+    import ray
+
+    connect(spec)
+    ray.wait([make_scheduler(spec).is_serving.remote()], timeout=_SCHEDULER_S)
+
+
+def connect(spec: HostSpec) -> None:
+    """Make this process a driver of the cluster's Ray."""
+    import ray
+
+    ray.init(
+        address=f"{spec.head_address}:{HostPorts(spec.first_port).gcs}",
+        _node_ip_address=spec.address,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        configure_logging=False,
+    )
+
+
+def make_scheduler(spec: HostSpec) -> Any:
+    """The scheduler's actor, made if there is none; does not wait until it serves."""
+    import ray
+
+    from llx.cluster.scheduler_actor import SchedulerActor
+
+    return (
+        ray.remote(SchedulerActor)
+        .options(
+            name=SCHEDULER,
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            max_restarts=-1,
+            num_cpus=0,
+            label_selector={HOST_LABEL: spec.head},
+        )
+        .remote()
+    )
+
+
+def _launch(spec: HostSpec) -> RayNode:
+    from ray._private.node import Node
+
+    class LeanNode(Node):
+        """A node without a dashboard: all that its process would do is to count usage."""
+
+        def start_api_server(self, *, include_dashboard: object, raise_on_failure: object) -> None:
+            del include_dashboard, raise_on_failure
+
+    node = LeanNode(
+        _parameters(spec), head=spec.is_head, shutdown_at_exit=False, spawn_reaper=False
+    )
+    pids = {name: each[0].process.pid for name, each in node.all_processes.items()}
+    return RayNode(
+        str(node.node_id),
+        [RayProcess(name, pid, start_time(pid) or 0) for name, pid in pids.items()],
+    )
+
+
+def _parameters(spec: HostSpec) -> Any:
+    from ray._private.parameter import RayParams
+
+    ports = HostPorts(spec.first_port)
+    first_worker, last_worker = ports.ray_workers
+    parameters = RayParams(
+        node_ip_address=spec.address,
+        node_name=spec.host,
+        session_name=SESSION,
+        temp_dir=str(RayPaths(spec).temp_dir),
+        labels={HOST_LABEL: spec.host},
+        num_cpus=1,
+        num_gpus=0,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        node_manager_port=ports.node_manager,
+        object_manager_port=ports.object_manager,
+        runtime_env_agent_port=ports.runtime_env_agent,
+        dashboard_agent_listen_port=ports.dashboard_agent,
+        metrics_agent_port=ports.dashboard_agent_grpc,
+        metrics_export_port=ports.metrics_export,
+        min_worker_port=first_worker,
+        max_worker_port=last_worker,
+        include_dashboard=False,
+        include_log_monitor=False,
+        no_monitor=True,
+        log_to_stderr=False,
+    )
+    if spec.is_head:
+        parameters.gcs_server_port = ports.gcs
+    else:
+        parameters.gcs_address = f"{spec.head_address}:{ports.gcs}"
+    return parameters
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # Ray's own handlers would end what was started

@@ -1,0 +1,1 @@
+"""Which requests there are and where, and what operators change of them."""

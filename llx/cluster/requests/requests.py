@@ -1,0 +1,76 @@
+"""The requests of a cluster: those that instances have, and those that wait in central queues."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from llx.api import RequestList, RequestStatus
+from llx.cluster.fleet.fleet import Fleet
+from llx.cluster.moves.movability import SERVING, pool_of
+from llx.cluster.requests.book import Listing, Located, add_waiting, find, list_requests
+from llx.cluster.requests.page import RequestFilter
+from llx.cluster.scheduling.queue_view import Waiting
+
+
+class Requests:
+    """Lists them whenever somebody wants to know.
+
+    Args:
+        fleet: Whose instances.
+        waiting: Gives what waits in the central queues at that moment.
+    """
+
+    def __init__(self, fleet: Fleet, waiting: Callable[[], Sequence[Waiting]]) -> None:
+        self._fleet = fleet
+        self._waiting = waiting
+
+    async def listing(self) -> Listing:
+        """All of them, the oldest first."""
+        units = self._fleet.instances.values()
+        serving = [each.name for each in units if each.state in SERVING and each.known]
+        listing = await list_requests(self._fleet.loads, serving)
+        add_waiting(listing, self._waiting(), time.time())
+        listing.requests.sort(key=lambda each: each.view.arrival)
+        return listing
+
+    async def page(self, wanted: RequestFilter) -> RequestList:
+        """A page of them."""
+        listing = await self.listing()
+        page, num_found = wanted.page([self.status(each) for each in listing.requests])
+        return RequestList(requests=page, num_found=num_found, not_asked=listing.not_asked)
+
+    async def get(self, given: str) -> RequestList:
+        """One request by any of its ids, with all its generations.
+
+        Raises:
+            NotFoundError: There is none.
+            ConflictError: The id is that of several requests.
+        """
+        listing = await self.listing()
+        found = [self.status(each) for each in find(listing, given)]
+        return RequestList(requests=found, num_found=len(found), not_asked=listing.not_asked)
+
+    def status(self, located: Located) -> RequestStatus:
+        """A request as the control API shows it."""
+        view, waits = located.view, located.waits
+        classes = {each.priority: each.name for each in self._fleet.settings.priority_classes}
+        move = self._fleet.moves.open_of(located.request)
+        unit = self._fleet.instances.get(located.instance)
+        model = "" if unit is None else pool_of(unit)
+        return RequestStatus(
+            id=view.id,
+            name=view.name,
+            instance=located.instance,
+            model=model if waits is None else waits.model,
+            priority=view.priority,
+            priority_class=classes.get(view.priority, ""),
+            state=view.state,
+            num_prompt=view.num_prompt,
+            num_tokens=view.num_tokens,
+            num_blocks=view.num_blocks,
+            size_bytes=view.size_bytes,
+            arrived_at=view.arrival,
+            pinned=view.pinned,
+            migration="" if move is None else move.id,
+            position=None if waits is None else waits.position,
+            nominated="" if waits is None else waits.nominated,
+        )

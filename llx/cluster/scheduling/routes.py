@@ -1,0 +1,40 @@
+"""The control API's part about the scheduler. What is done is `Steering`'s."""
+
+from typing import Annotated
+
+from fastapi import FastAPI, Query
+
+from llx.api import API_VERSION, Explanation, PolicyList, PolicyUpdate, QueueList
+from llx.cluster.moves.routes import User
+from llx.cluster.scheduling.steering import Steering, SteerVerb
+
+_Model = Annotated[str, Query(max_length=256, description="Of which model; empty: of all.")]
+
+
+def add_scheduling_routes(app: FastAPI, steering: Steering) -> None:
+    """Add them to the application."""
+
+    @app.get(f"/{API_VERSION}/queues")
+    async def queues() -> QueueList:
+        """All central queues."""
+        return steering.queues()
+
+    @app.get(f"/{API_VERSION}/policies")
+    async def policies() -> PolicyList:
+        """How each model is scheduled."""
+        return steering.policies()
+
+    @app.put(f"/{API_VERSION}/policies")
+    async def update(update: PolicyUpdate) -> PolicyList:
+        """Schedule models by other rules, from now on; what waits keeps its place."""
+        return steering.update(update.model_copy(update={"user": update.user[:256]}))
+
+    @app.post(f"/{API_VERSION}/policies/{{verb}}")
+    async def steer(verb: SteerVerb, model: _Model = "", user: User = "") -> PolicyList:
+        """Pause or resume moves by rule, or make one round of them, also when paused."""
+        return steering.steer(verb, model, user)
+
+    @app.get(f"/{API_VERSION}/explain/{{request}}")
+    async def explain(request: str) -> Explanation:
+        """What was decided about a request, and why."""
+        return steering.explain(request)
