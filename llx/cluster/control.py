@@ -39,6 +39,7 @@ from llx.api import (
 from llx.client import ERROR_NAMES
 from llx.cluster.driving.actions import DRAIN_S
 from llx.cluster.driving.driver import ClusterDriver
+from llx.cluster.driving.rollout_verb import add_rollout_routes
 from llx.cluster.driving.scale_verb import add_scale_route
 from llx.cluster.events.routes import add_event_routes
 from llx.cluster.fleet.step_book import read_steps
@@ -105,6 +106,7 @@ def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
     add_scheduling_routes(app, driver.steering)
     add_event_routes(app, driver.events_path)
     add_scale_route(app, driver.scale)
+    add_rollout_routes(app, driver.rollouts)
     # `llx top` looks once a second, perhaps from afar; lists of requests shrink to a tenth.
     app.add_middleware(GZipMiddleware, minimum_size=_COMPRESS_FROM_BYTES, compresslevel=1)
     app.add_exception_handler(LlxError, _on_llx_error)

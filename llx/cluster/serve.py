@@ -18,6 +18,7 @@ from llx.cluster.fleet.host_unit import HostUnit
 from llx.cluster.fleet.load_watch import LoadWatch
 from llx.cluster.fleet.unit import Unit
 from llx.cluster.placement_file import PlacedUnit, load_cordons, load_placements
+from llx.cluster.rollout_file import FIRST, Generations, load_generations
 from llx.cluster.state_dir import StateDir
 from llx.core.model import Term
 from llx.curve import ClusterKeys
@@ -134,8 +135,13 @@ def make_fleet(
         )
         for name in [*names, *leaving]
     }
-    instances = _units(desired_instances(seat.settings, known.wanted), known.instances)
-    gateways = _units(desired_gateways(seat.settings, address), known.gateways)
+    generations = load_generations(seat.state.rollouts)
+    specs = [
+        _spec_of(spec, known.instances.get(spec.name), generations)
+        for spec in desired_instances(seat.settings, known.wanted, generations)
+    ]
+    instances = _units(specs, known.instances)
+    gateways = _units(desired_gateways(seat.settings, address, generations), known.gateways)
     fleet = Fleet(
         settings=seat.settings,
         platform=seat.platform,
@@ -147,9 +153,21 @@ def make_fleet(
         loads=loads,
         line_address=address,
         procs_dir=seat.state.procs,
+        generations=generations,
     )
     line.expect(lambda name: fleet.gateways[name].host if name in fleet.gateways else "")
     return fleet
+
+
+def _spec_of(
+    spec: InstanceSpec, placed: PlacedUnit | None, generations: Generations
+) -> InstanceSpec:
+    """One that a rollout is yet to replace stays what it is."""
+    rollout = generations.get(spec.pool, FIRST).under_way
+    before = None if placed is None else placed.spec
+    if rollout is None or not isinstance(before, InstanceSpec):
+        return spec
+    return before if before.revision == rollout.former_revision else spec
 
 
 def _units(

@@ -101,6 +101,11 @@ class StateDir:
         return self.path / "placement.json"
 
     @property
+    def rollouts(self) -> Path:
+        """As what models were rolled out."""
+        return self.path / "rollouts.json"
+
+    @property
     def cordons(self) -> Path:
         """Hosts that get nothing new."""
         return self.path / "cordons.json"

@@ -34,6 +34,7 @@ from llx.core.streams import Stream, Streams, Verdict
 from llx.errors import UnreachableError
 from llx.gateway import context
 from llx.gateway.clocks import ClockOffset
+from llx.gateway.counters import Counters
 from llx.gateway.pace import MoveLog
 from llx.gateway.placement import Placement, Wanted
 from llx.gateway.prefixes import PromptBlocks
@@ -70,20 +71,6 @@ class _Given:
     epoch: Epoch
     offset: int
     timestamp: float
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the pool has done since the gateway started."""
-
-    num_requests: int = 0
-    num_finished: int = 0
-    num_failed: int = 0
-    num_redispatched: int = 0
-    num_bypassed: int = 0
-    num_recovered: int = 0
-    num_dropped_outputs: int = 0
-    output_tokens: int = 0
 
 
 class PoolClient(AsyncMPClient):
@@ -189,6 +176,11 @@ class PoolClient(AsyncMPClient):
             *[link.call(method, payload, _CALL_TIMEOUT_S) for link in self._roster.ready()]
         )
         return [msgspec.msgpack.decode(frames[0]) if frames else None for frames in replies]
+
+    def give_up(self, reason: str) -> None:
+        """End every request: nobody will ever go on with them."""
+        for request in list(self._sent):
+            self._fail(request, reason)
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Nothing of ours to stop: links belong to the gateway."""

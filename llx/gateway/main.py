@@ -17,13 +17,12 @@ from llx.curve import ClusterKeys
 from llx.errors import ConflictError, LlxError
 from llx.gateway.placement import Placement
 from llx.log import configure_logging
-from llx.specs import GatewaySpec, Phase, StatusFile, load_spec
+from llx.specs import GatewaySpec, Phase, PoolSpec, StatusFile, load_spec
 from llx.wire import GatewayHello
 
 if TYPE_CHECKING:  # imported late, in the functions that need them: they take seconds
     import uvicorn
 
-    from llx.gateway.engine_client import Counters
     from llx.gateway.front_end import FrontEnd
 
 log = logging.getLogger("llx.gateway.main")
@@ -58,8 +57,8 @@ def _run(spec: GatewaySpec, status: StatusFile) -> int:
     from llx.gateway.front_end import FrontEnd
 
     placement = Placement()
-    pools = {pool.name: FrontEnd(pool, placement) for pool in spec.pools}
-    for front_end in pools.values():
+    pools = [FrontEnd(pool, placement) for pool in spec.pools]
+    for front_end in pools:
         status.write(Phase.LOADING, f"preparing {front_end.spec.name}")
         front_end.prepare()
     uvloop.run(_serve(spec, status, listener, pools, placement))
@@ -83,12 +82,14 @@ async def _serve(
     spec: GatewaySpec,
     status: StatusFile,
     listener: socket.socket,
-    pools: "dict[str, FrontEnd]",
+    pools: "list[FrontEnd]",
     placement: Placement,
 ) -> None:
     import uvicorn
 
     from llx.gateway.app import GatewayApp
+    from llx.gateway.front_end import FrontEnd
+    from llx.gateway.generations import Generations
     from llx.gateway.members import Membership, ReportSource
     from llx.gateway.metrics import GatewayMetrics
 
@@ -99,15 +100,16 @@ async def _serve(
         def capture_signals(self) -> Iterator[None]:
             yield
 
-    def counters() -> "Iterator[tuple[str, int, Counters]]":
-        for name, pool in pools.items():
-            if pool.client is not None:
-                yield name, pool.client.num_in_flight, pool.client.counters
+    def make(pool: PoolSpec) -> FrontEnd:
+        front_end = FrontEnd(pool, placement)
+        metrics.add_pool(front_end.metrics)
+        return front_end
 
-    metrics = GatewayMetrics(counters)
-    for pool in pools.values():
+    generations = Generations(pools, make, lambda closed: metrics.drop_pool(closed.metrics))
+    metrics = GatewayMetrics(generations.counters)
+    for pool in pools:
         metrics.add_pool(pool.metrics)
-    app = GatewayApp(spec, pools, metrics)
+    app = GatewayApp(spec, generations.current, metrics)
     config = uvicorn.Config(
         app, lifespan="off", log_config=None, access_log=False, timeout_keep_alive=30
     )
@@ -116,12 +118,12 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, server, status)
     keys = ClusterKeys.load(Path(spec.keys_path))
-    membership = Membership(spec.name, keys, pools, placement)
+    membership = Membership(spec.name, keys, generations, placement)
     port = listener.getsockname()[1]
     host = spec.url_host or spec.host
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     hello = GatewayHello(spec.name, url, os.getpid(), spec.on_host, Term(0), 0)
-    report = ReportSource(spec.name, pools, lambda: app.num_refused)
+    report = ReportSource(spec.name, generations, lambda: app.num_refused)
     line = asyncio.create_task(membership.run(spec.scheduler_address, hello, report))
     pulse = Pulse.beside(spec.status_path)
     beats = asyncio.create_task(_beat(pulse, _SILENCE_TIMES * spec.hang.silent_s))
@@ -135,8 +137,7 @@ async def _serve(
         await asyncio.gather(line, beats, return_exceptions=True)
         pulse.end()
         await membership.close()
-        for pool in pools.values():
-            await pool.close()
+        await generations.close()
 
 
 async def _beat(pulse: Pulse, silent_s: float) -> None:

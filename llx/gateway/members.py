@@ -40,6 +40,7 @@ from llx.wire import (
 
 if TYPE_CHECKING:
     from llx.gateway.front_end import FrontEnd
+    from llx.gateway.generations import Generations
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Membership:
     Args:
         name: The gateway's.
         keys: The cluster's keys.
-        pools: By name.
+        generations: The front ends of all pools.
         placement: Hears the scheduler's answers.
         heartbeat_s: How often the scheduler hears of this gateway.
     """
@@ -66,7 +67,7 @@ class Membership:
         self,
         name: str,
         keys: ClusterKeys,
-        pools: "dict[str, FrontEnd]",
+        generations: "Generations",
         placement: Placement,
         heartbeat_s: float = _HEARTBEAT_S,
     ) -> None:
@@ -75,14 +76,16 @@ class Membership:
         self._heartbeat_s = heartbeat_s
         self._peer = peer_of_process(name)
         self._keys = keys
-        self._pools = pools
+        self._generations = generations
+        self._pools = generations.pools
+        self._list: Members | None = None
         self._context = zmq.asyncio.Context(io_threads=2)
         self._known = (Term(0), 0)
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: zmq.asyncio.Socket | None = None
         self._opening: set[str] = set()
         self._changes = Changes(
-            lambda: [pool.client for pool in pools.values() if pool.client is not None],
+            lambda: [pool.client for pool in self._pools.values() if pool.client is not None],
             self.to_scheduler,
         )
 
@@ -185,12 +188,20 @@ class Membership:
         """Make the links match the list; one of an older (term, version) changes nothing."""
         if (members.term, members.version) <= self._known:
             return
+        self._list = members
+        self._generations.apply(members.pools, self._follow)
+        self._follow()
+        self._known = (members.term, members.version)
+        self._placement.hear_term(members.term)
+
+    def _follow(self) -> None:
+        """Make the links of every front end match the last list."""
+        members = self._list
+        assert members is not None, "nothing is made before the first"
         for name, pool in self._pools.items():
             wanted = {each.instance: each for each in members.members if each.pool == name}
             self._converge(pool, wanted)
             pool.roster.is_by_prefix = name in members.by_prefix
-        self._known = (members.term, members.version)
-        self._placement.hear_term(members.term)
 
     def _converge(self, pool: "FrontEnd", wanted: dict[InstanceId, Member]) -> None:
         for link in pool.roster.links():
@@ -229,8 +240,8 @@ class Membership:
         """
         pool = self._pool(link)
         pool.roster.update()
-        if not pool.is_open and pool.spec.name not in self._opening:
-            self._opening.add(pool.spec.name)
+        if not pool.is_open and pool.spec.key not in self._opening:
+            self._opening.add(pool.spec.key)
             self._spawn(self._open(pool))
 
     def on_down(self, link: InstanceLink, reason: str) -> None:
@@ -266,9 +277,10 @@ class Membership:
                     log.exception("front_end.failed model=%s", pool.spec.name)
                     await asyncio.sleep(_REOPEN_AFTER_S)
                 else:
+                    self._generations.settle()
                     return
         finally:
-            self._opening.discard(pool.spec.name)
+            self._opening.discard(pool.spec.key)
 
     def _pool(self, link: InstanceLink) -> "FrontEnd":
         return self._pools[link.member.pool]
@@ -277,29 +289,33 @@ class Membership:
 class ReportSource:
     """What goes into a `GatewayReport`."""
 
-    def __init__(self, name: str, pools: "dict[str, FrontEnd]", num_refused: Any) -> None:
+    def __init__(self, name: str, generations: "Generations", num_refused: Any) -> None:
         self._name = name
-        self._pools = pools
+        self._generations = generations
         self._num_refused = num_refused
 
     def __call__(self) -> GatewayReport:
         """A report of this moment, over all pools."""
-        clients = [pool.client for pool in self._pools.values() if pool.client is not None]
+        pools = list(self._generations.pools.values())
+        clients = [pool.client for pool in pools if pool.client is not None]
+        counters = [each for _, _, each in self._generations.counters()]
         return GatewayReport(
             gateway=self._name,
             in_flight=sum(client.num_in_flight for client in clients),
-            num_requests=sum(client.counters.num_requests for client in clients),
-            num_finished=sum(client.counters.num_finished for client in clients),
-            num_failed=sum(client.counters.num_failed for client in clients),
+            num_requests=sum(each.num_requests for each in counters),
+            num_finished=sum(each.num_finished for each in counters),
+            num_failed=sum(each.num_failed for each in counters),
             num_refused=self._num_refused(),
-            output_tokens=sum(client.counters.output_tokens for client in clients),
+            output_tokens=sum(each.output_tokens for each in counters),
             connected=[
                 link.member.instance
-                for pool in self._pools.values()
+                for pool in pools
                 for link in pool.roster.links()
                 if link.is_ready
             ],
             moves=[move for client in clients for move in client.moves.last()],
+            open=self._generations.open(),
+            unusable=self._generations.unusable,
         )
 
 

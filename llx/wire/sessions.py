@@ -101,6 +101,8 @@ class InstanceInfo(msgspec.Struct, frozen=True):
     """Why its requests cannot move; empty if they can."""
     prefix_block: int = 0
     """Tokens of a block of its prefix cache; 0: it has none, or does not tell what is in it."""
+    compatibility: str = ""
+    """What must be equal of two instances for requests to move between them; empty: not known."""
 
 
 class Ready(Message, frozen=True, tag="ready"):

@@ -33,6 +33,10 @@ from llx.api import (
     RequestChangeReport,
     RequestList,
     RequestVerb,
+    RolloutList,
+    RolloutReport,
+    RolloutRequest,
+    RolloutStatus,
     ScaleReport,
     ScaleRequest,
     StopReport,
@@ -54,10 +58,29 @@ MIGRATION = MigrationStatus(
 )
 
 
+ROLLOUT = RolloutStatus(model="m", revision=1, generation=0)
+
 MODEL = ModelStatus(
     name="m", source="/m", engine="sim", instances_min=2, instances_max=2, instances_ready=1,
     instances_wanted=2,
 )  # fmt: skip
+
+
+class RolloutsStandIn:
+    def __init__(self, driver: "StandIn") -> None:
+        self._driver = driver
+
+    def statuses(self) -> RolloutList:
+        self._driver.note_asked("rollouts")
+        return RolloutList(rollouts=[])
+
+    def begin(self, name: str, request: RolloutRequest) -> RolloutReport:
+        self._driver.note_asked("rollout", name, request.changes, request.user)
+        return RolloutReport(changes=["x"], rollout=ROLLOUT)
+
+    def steer(self, name: str, verb: str, user: str) -> RolloutReport:
+        self._driver.note_asked("steer_rollout", name, verb, user)
+        return RolloutReport(changes=[], rollout=ROLLOUT)
 
 
 class StandIn:
@@ -72,6 +95,7 @@ class StandIn:
         self.migrations = MigrationsStandIn(self)
         self.steering = SteeringStandIn(self)
         self.scale = ScaleStandIn(self)
+        self.rollouts = RolloutsStandIn(self)
         self.events_path = Path("/nowhere/events.jsonl")
 
     def note_asked(self, *what: object) -> None:
@@ -510,6 +534,20 @@ async def test_long_answers_are_compressed_for_whoever_reads_that(
     assert "content-encoding" not in short.headers
 
 
+async def test_a_model_is_rolled_out(http: httpx.AsyncClient, driver: StandIn) -> None:
+    answer = await http.put("/v1/models/m/rollout", json={"changes": {"a": "1"}, "user": "ann"})
+    assert answer.json()["rollout"]["revision"] == 1
+    answer = await http.post("/v1/models/m/rollout/abort", params={"user": "ann"})
+    assert answer.status_code == 200
+    assert (await http.get("/v1/rollouts")).json()["rollouts"] == []
+    assert driver.asked == [
+        ("rollout", "m", {"a": "1"}, "ann"),
+        ("steer_rollout", "m", "abort", "ann"),
+        ("rollouts",),
+    ]
+    assert (await http.post("/v1/models/m/rollout/forget")).status_code == 422
+
+
 async def test_a_model_is_scaled(http: httpx.AsyncClient, driver: StandIn) -> None:
     body = {"min": 2, "max": 2, "user": "ann" * 200}
     answer = await http.put("/v1/models/m/instances", json=body)
@@ -535,6 +573,9 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
         "/v1/migrations/{migration}",
         "/v1/migrations/{migration}/cancel",
         "/v1/models/{name}/instances",
+        "/v1/models/{name}/rollout",
+        "/v1/models/{name}/rollout/{how}",
+        "/v1/rollouts",
         "/v1/queues",
         "/v1/policies",
         "/v1/policies/{verb}",

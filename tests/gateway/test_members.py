@@ -16,10 +16,12 @@ from llx.cluster.fleet.gateway_line import GatewayLine
 from llx.cluster.requests.stream_changes import StreamChanges
 from llx.core.model import ClassName, InstanceId, PoolName, RequestId, Term, Tokens
 from llx.curve import Authenticator, ClusterKeys, make_listener
+from llx.gateway.generations import Generations
 from llx.gateway.members import Membership
 from llx.gateway.placement import Placement, Wanted
 from llx.gateway.roster import Roster
 from llx.pins import VLLM_VERSION
+from llx.specs import PoolSpec
 from llx.wire import (
     Decoder,
     GatewayHello,
@@ -53,13 +55,18 @@ class Gateway:
         self.roster = roster or Roster(8)
         self.num_reports = 0
         pool: Any = SimpleNamespace(
-            roster=self.roster, spec=SimpleNamespace(name="m"), is_open=True, client=None
+            roster=self.roster, spec=SimpleNamespace(name="m", key="m"), is_open=True, client=None
         )
         self.placement = Placement()
-        self.membership = Membership("gateway-1", KEYS, {"m": pool}, self.placement, heartbeat_s)
+        self.membership = Membership(
+            "gateway-1", KEYS, Generations([pool], self.make), self.placement, heartbeat_s
+        )
         hello = GatewayHello("gateway-1", "http://g", 7, "h1", Term(0), 0)
         report: Any = self.report
         self.line = asyncio.create_task(self.membership.run(address, hello, report))
+
+    def make(self, spec: PoolSpec) -> Any:
+        raise AssertionError(f"nobody has offered {spec.key}")
 
     def report(self) -> GatewayReport:
         self.num_reports += 1

@@ -28,6 +28,7 @@ from llx.api import (
 )
 from llx.cluster.driving.actions import DRAIN_S, GRACE_S, Actions
 from llx.cluster.driving.converge import Converging
+from llx.cluster.driving.desired import pool_offers
 from llx.cluster.driving.draining import Draining
 from llx.cluster.driving.emptying import Emptying
 from llx.cluster.driving.ending import Ending
@@ -35,6 +36,8 @@ from llx.cluster.driving.instance_verbs import InstanceVerbs, figures
 from llx.cluster.driving.judging import Judging
 from llx.cluster.driving.placing import Placing
 from llx.cluster.driving.rolling import Rolling
+from llx.cluster.driving.rollout_verb import RolloutVerb
+from llx.cluster.driving.rollouts import Rollouts
 from llx.cluster.driving.scale_verb import ScaleVerb
 from llx.cluster.driving.scaling import Scaling
 from llx.cluster.events.audit import AuditTrail
@@ -47,6 +50,7 @@ from llx.cluster.placement_file import Placements, save_cordons, save_placements
 from llx.cluster.requests.requests import Requests
 from llx.cluster.requests.stream_changes import StreamChanges
 from llx.cluster.requests.verbs import RequestVerbs
+from llx.cluster.rollout_file import save_generations
 from llx.cluster.scheduling.configs import desired_config
 from llx.cluster.scheduling.live import LiveScheduler
 from llx.cluster.scheduling.moves import PolicyMoves
@@ -54,7 +58,6 @@ from llx.cluster.scheduling.policy_book import PolicyBook
 from llx.cluster.scheduling.recordings import open_recording
 from llx.cluster.scheduling.steering import Steering
 from llx.cluster.state_dir import StateDir, write_private
-from llx.core.model import PoolName
 from llx.errors import ConflictError, LlxError, NotFoundError, UnreachableError
 from llx.log import get_log
 from llx.scheduling_settings import installed_policies
@@ -131,6 +134,17 @@ class ClusterDriver:
         self.scheduler.tell_scaling(self._scaling)
         self.instances = InstanceVerbs(fleet, self._actions, draining, self._scaling.keep)
         """What is done to one instance."""
+        self._rollouts = Rollouts(
+            fleet,
+            self._placing,
+            self._converging,
+            self._actions,
+            self.scheduler,
+            audit,
+            lambda: save_generations(state.rollouts, fleet.generations),
+        )
+        self.rollouts = RolloutVerb(fleet, self._rollouts, self._converging, self._save_settings)
+        """What models' instances are started with, as operators say."""
         self.scale = ScaleVerb(fleet, self._converging, self._placing, audit, self._save_settings)
         """How many instances a model has, as operators say."""
         self._strays: set[tuple[str, str]] = set()
@@ -175,6 +189,7 @@ class ClusterDriver:
         for host in list(self.fleet.hosts.values()):
             self._judging.judge(host, now)
         if not self.fleet.is_stopping:
+            self._rollouts.look()
             self._scaling.look()
             self._placing.place()
             await self._save()  # before anything starts: a new head must know where
@@ -212,7 +227,8 @@ class ClusterDriver:
         self._schedule()
         self.scheduler.follow(self.fleet.present())
         if self.fleet.line.version or self._knows_enough():
-            await self.fleet.line.publish(members, self.scheduler.by_prefix)
+            offers = pool_offers(self.fleet.settings, self.fleet.generations)
+            await self.fleet.line.publish(members, self.scheduler.by_prefix, offers)
             self.scheduler.open()
 
     def _schedule(self) -> None:
@@ -224,13 +240,15 @@ class ClusterDriver:
                 settings,
                 model,
                 book.scheduling(model),
-                [each for each in infos if each.pool == model.name],
+                [each for each in infos if each.pool == pool],
+                pool,
             )
             for model in settings.models
+            for pool in self.fleet.pools(model.name)
         )
         self.fleet.loads.want_prefixes(self.scheduler.by_prefix)
         paused = book.paused(model.name for model in settings.models)
-        self.scheduler.pause(PoolName(each) for each in paused)
+        self.scheduler.pause(pool for each in paused for pool in self.fleet.pools(each))
 
     def _knows_enough(self) -> bool:
         """Whether a first list would take away nothing that was merely not looked for yet."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from llx.core.model import PoolName
 from llx.core.scheduler.config import PoolConfig
 from llx.scheduling_settings import SchedulingSettings, pool_config
 from llx.settings import ClusterSettings, ModelSettings
@@ -17,8 +18,9 @@ def desired_config(
     model: ModelSettings,
     scheduling: SchedulingSettings,
     infos: Iterable[InstanceInfo],
+    pool: PoolName | None = None,
 ) -> PoolConfig:
-    """Of one model, scheduled so, with these instances.
+    """Of one model, scheduled so, with these instances; `pool`: of which of its generations.
 
     What an engine computes in a step and how many requests it runs is, of unlike instances, the
     least that any of them says; before any has said so, what the engine's arguments say. Nothing is
@@ -29,7 +31,7 @@ def desired_config(
     max_requests = min((each.max_num_seqs for each in infos), default=None)
     sim = model.sim_spec
     return pool_config(
-        model.name,
+        pool or model.name,
         scheduling,
         settings.priority_classes,
         step_tokens=step_tokens or _asked(model, sim, "max_num_batched_tokens", _STEP_TOKENS),

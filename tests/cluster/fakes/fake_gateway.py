@@ -32,6 +32,7 @@ class FakeGateway:
         self.finished = 0
         self.known = (Term(0), 0)
         self.connected: list = []
+        self.open: list = []
         self.stop_at: float | None = None
 
     async def run(self) -> None:
@@ -64,8 +65,9 @@ class FakeGateway:
     def report(self) -> GatewayReport:
         total = self.in_flight + self.finished
         return GatewayReport(
-            self.spec.name, self.in_flight, total, self.finished, 0, 7, 70, self.connected
-        )
+            self.spec.name, self.in_flight, total, self.finished, 0, 7, 70, self.connected,
+            open=self.open,
+        )  # fmt: skip
 
     async def receive(self, dealer: zmq.asyncio.Socket) -> None:
         decoder: Decoder = Decoder(FromScheduler)
@@ -74,7 +76,9 @@ class FakeGateway:
             assert isinstance(message, Members)
             if (message.term, message.version) > self.known:
                 self.known = (message.term, message.version)
-                pools = {pool.name for pool in self.spec.pools}
+                pools = {pool.key for pool in self.spec.pools}
+                pools |= {each.spec.key for each in message.pools}
+                self.open = sorted(pools)
                 mine = [each for each in message.members if each.pool in pools]
                 self.connected = [each.instance for each in mine]
                 cordoned = ",".join(each.instance for each in mine if each.is_cordoned)
