@@ -191,10 +191,14 @@ class NodeAgent:
     def start_gateway(self, spec: GatewaySpec) -> None:
         """Start a gateway; it computes on no device, whatever the instances use.
 
+        One that runs, and is asked for with another address of the scheduler, is told of that one.
+
         Raises:
             ConflictError: It runs already.
             RemoteError: It cannot be started; says why.
         """
+        if self._redirect(spec):
+            return
         environment = child_environment(self.environment, Allocation(DeviceKind.CPU, []))
         environment["CUDA_VISIBLE_DEVICES"] = ""
         local = self.place.gateway(spec, self.procs_dir)
@@ -254,6 +258,23 @@ class NodeAgent:
                 raise shortage(ledger.inventory, held, need)
             ledger.claim(name, allocation)
         return allocation
+
+    def _redirect(self, wanted: GatewaySpec) -> bool:
+        """Whether that gateway runs, but for the scheduler's address: now it has this one.
+
+        It watches its own spec.
+        """
+        directory = self.procs_dir / wanted.name
+        process, before = attach(directory), _read_wanted(directory)
+        if process is None or not process.is_alive() or not isinstance(before, GatewaySpec):
+            return False
+        address = wanted.scheduler_address
+        if before == wanted or msgspec.structs.replace(before, scheduler_address=address) != wanted:
+            return False
+        save_spec(directory / "spec.json", self.place.gateway(wanted, self.procs_dir))
+        save_spec(directory / _WANTED_FILE, wanted)
+        log.info("gateway.redirected", gateway=wanted.name, scheduler=address)
+        return True
 
     def _start(
         self,

@@ -116,14 +116,14 @@ def serves_alike(one: GatewaySpec, other: GatewaySpec) -> bool:
     """Whether a gateway of the one spec serves as well as one of the other.
 
     `PoolSpec.max_instances` only says how many instances its metrics tell apart, and `hang` when a
-    gateway that does not serve is ended.
+    gateway that does not serve is ended. Where the scheduler is a running gateway is told.
     """
     return _as_served(one) == _as_served(other)
 
 
 def _as_served(spec: GatewaySpec) -> GatewaySpec:
     pools = [msgspec.structs.replace(pool, max_instances=0) for pool in spec.pools]
-    return msgspec.structs.replace(spec, pools=pools, hang=HangSpec())
+    return msgspec.structs.replace(spec, pools=pools, hang=HangSpec(), scheduler_address="")
 
 
 def _gateway(settings: ClusterSettings, scheduler_address: str) -> GatewaySpec:
