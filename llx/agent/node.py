@@ -40,6 +40,7 @@ from llx.agent.processes import (
 )
 from llx.choices import Platform
 from llx.errors import ConfigError, ConflictError, NotFoundError
+from llx.head_copy import COPY_FILE, HeadCopy
 from llx.log import get_log
 from llx.specs import (
     GatewaySpec,
@@ -233,6 +234,10 @@ class NodeAgent:
             return
         for file in ("shim.json", "status.json"):
             (process.directory / file).unlink(missing_ok=True)
+
+    def keep_copy(self, copy: HeadCopy) -> None:
+        """Keep what the head must remember, for one on another host."""
+        save_spec(self.procs_dir.parent / COPY_FILE, copy)
 
     def read_log(self, name: str, offset: int | None, limit: int, tail: int) -> LogPart:
         """Part of the log of a process of this cluster here; see `llx.agent.log_file.read_log`.

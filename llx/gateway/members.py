@@ -315,9 +315,11 @@ class ReportSource:
 
 
 async def _until_moved(dialled: str, address: Callable[[], str]) -> None:
-    while address() == dialled:
+    while True:
         await asyncio.sleep(_LOOK_FOR_MOVE_S)
-    log.info("members.scheduler_moved former=%s now=%s", dialled, address())
+        if (now := address()) != dialled:
+            log.info("members.scheduler_moved former=%s now=%s", dialled, now)
+            return
 
 
 def _addresses(member: Member) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Where the scheduler is: in the gateway's own spec, which the node agent rewrites when it moves."""
+"""Where the scheduler is, by the gateway's own spec: the node agent rewrites it."""
 
 from pathlib import Path
 

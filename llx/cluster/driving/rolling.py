@@ -84,5 +84,6 @@ def _is_led_elsewhere(unit: Unit) -> bool:
     assert isinstance(unit.spec, GatewaySpec), f"{unit.name} is a gateway"
     started = unit.started if unit.is_ours and unit.pid is not None else None
     return (
-        isinstance(started, GatewaySpec) and started.scheduler_address != unit.spec.scheduler_address
+        isinstance(started, GatewaySpec)
+        and started.scheduler_address != unit.spec.scheduler_address
     )
