@@ -18,6 +18,7 @@ from llx.agent.actor_calls import (
     Answer,
     Failure,
     Forget,
+    KeepCopy,
     Observe,
     ReadLog,
     Release,
@@ -169,6 +170,8 @@ class Desk:
                 node.release(name)
             case Forget(name):
                 node.forget(name)
+            case KeepCopy(copy):
+                node.keep_copy(copy)
             case ReadLog(name, offset, limit, tail):
                 return node.read_log(name, offset, limit, tail)
             case _:

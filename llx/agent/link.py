@@ -137,6 +137,8 @@ class InstanceLink:
         self.engine_ready = b""
         self.is_ready = False
         self.refusal = ""
+        self.newer_term = Term(0)
+        """By which the instance refused this peer's; 0: it did not."""
         self.load: InstanceLoad | None = None
         self.report: Load | None = None
         """What `load` was taken from."""
@@ -342,7 +344,8 @@ class InstanceLink:
                     self.is_ready, self.refusal = True, ""
                     log.info("link.ready instance=%s", self.member.instance)
                     self._events.on_ready(self)
-            case Refused(reason=reason):
+            case Refused(reason=reason, term=term):
+                self.newer_term = max(self.newer_term, term)
                 if reason == NO_SESSION:
                     raise _SessionOver(reason)
                 self.refusal = reason

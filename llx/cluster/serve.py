@@ -14,10 +14,16 @@ from llx.cluster.events.audit import AuditTrail
 from llx.cluster.fleet.agents import AgentsSource
 from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.fleet.gateway_line import LOOPBACK, GatewayLine
-from llx.cluster.fleet.host_unit import HostUnit
+from llx.cluster.fleet.host_unit import START_S, HostUnit
 from llx.cluster.fleet.load_watch import LoadWatch
 from llx.cluster.fleet.unit import Unit
-from llx.cluster.placement_file import PlacedUnit, load_cordons, load_placements
+from llx.cluster.placement_file import (
+    PlacedUnit,
+    load_cordons,
+    load_moved,
+    load_placements,
+    without_hosts,
+)
 from llx.cluster.rollout_file import FIRST, Generations, load_generations
 from llx.cluster.state_dir import StateDir
 from llx.core.model import Term
@@ -119,7 +125,9 @@ def make_fleet(
     seat: HeadSeat, agents: AgentsSource, line: GatewayLine, loads: LoadWatch, address: str
 ) -> Fleet:
     """The fleet of the settings, with what former heads remembered of it."""
-    known = load_placements(seat.state.placements)
+    moved = load_moved(seat.state.moved)
+    away = frozenset(moved.away if moved is not None else ())
+    known = without_hosts(load_placements(seat.state.placements), away)
     cordoned = load_cordons(seat.state.cordons)
     names = desired_hosts(seat.settings)
     placed = [each.host for each in [*known.instances.values(), *known.gateways.values()]]
@@ -129,7 +137,7 @@ def make_fleet(
         name: HostUnit(
             name,
             agents.agent(name),
-            now,
+            now if name not in away else now - START_S,
             is_cordoned=name in cordoned,
             is_leaving=name in leaving,
         )

@@ -16,6 +16,7 @@ from llx.core.model import Term
 from llx.curve import ClusterKeys
 from llx.errors import ConflictError, LlxError
 from llx.gateway.placement import Placement
+from llx.gateway.scheduler_address import SchedulerAddress
 from llx.log import configure_logging
 from llx.specs import GatewaySpec, Phase, PoolSpec, StatusFile, load_spec
 from llx.wire import GatewayHello
@@ -38,8 +39,9 @@ def main(argv: list[str]) -> int:
     spec = load_spec(Path(argv[0]), GatewaySpec)
     status = StatusFile(Path(spec.status_path))
     status.write(Phase.STARTING, "importing vllm")
+    scheduler = SchedulerAddress(Path(argv[0]), spec.scheduler_address)
     try:
-        return _run(spec, status)
+        return _run(spec, status, scheduler)
     except LlxError as error:
         log.error("gateway.failed error=%s", error)
         status.write(Phase.FAILED, error.message)
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> int:
         return 1
 
 
-def _run(spec: GatewaySpec, status: StatusFile) -> int:
+def _run(spec: GatewaySpec, status: StatusFile, scheduler: SchedulerAddress) -> int:
     listener = _bind(spec.host, spec.port)  # before the slow imports: a taken port is told at once
     import uvloop
 
@@ -61,7 +63,7 @@ def _run(spec: GatewaySpec, status: StatusFile) -> int:
     for front_end in pools:
         status.write(Phase.LOADING, f"preparing {front_end.spec.name}")
         front_end.prepare()
-    uvloop.run(_serve(spec, status, listener, pools, placement))
+    uvloop.run(_serve(spec, status, listener, pools, placement, scheduler))
     return 0
 
 
@@ -84,6 +86,7 @@ async def _serve(
     listener: socket.socket,
     pools: "list[FrontEnd]",
     placement: Placement,
+    scheduler: SchedulerAddress,
 ) -> None:
     import uvicorn
 
@@ -124,7 +127,7 @@ async def _serve(
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     hello = GatewayHello(spec.name, url, os.getpid(), spec.on_host, Term(0), 0)
     report = ReportSource(spec.name, generations, lambda: app.num_refused)
-    line = asyncio.create_task(membership.run(spec.scheduler_address, hello, report))
+    line = asyncio.create_task(membership.run(scheduler.now, hello, report))
     pulse = Pulse.beside(spec.status_path)
     beats = asyncio.create_task(_beat(pulse, _SILENCE_TIMES * spec.hang.silent_s))
     status.write(Phase.READY, addresses=[url])

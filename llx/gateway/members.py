@@ -8,6 +8,7 @@ carries the (term, version) the gateway knows, makes it send the list again.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 _HEARTBEAT_S = 0.5
 _LOOK_S = 0.02
 _REOPEN_AFTER_S = 1.0
+_LOOK_FOR_MOVE_S = 1.0
 _MAX_UNSENT = 4096
 
 
@@ -91,11 +93,13 @@ class Membership:
 
     # ------------------------------------------------------------------ the scheduler's line
 
-    async def run(self, address: str, hello: GatewayHello, report: "ReportSource") -> None:
-        """Keep the line until cancelled; if it fails, open it anew.
+    async def run(
+        self, address: Callable[[], str], hello: GatewayHello, report: "ReportSource"
+    ) -> None:
+        """Keep the line until cancelled; if it fails, or leads elsewhere, open it anew.
 
         Args:
-            address: The scheduler's.
+            address: The scheduler's, at that moment.
             hello: Who this gateway is; what it knows is filled in.
             report: Gives a `GatewayReport` of this moment.
         """
@@ -106,19 +110,26 @@ class Membership:
                 log.exception("members.line_failed")
             await asyncio.sleep(_REOPEN_AFTER_S)
 
-    async def _keep_line(self, address: str, hello: GatewayHello, report: "ReportSource") -> None:
-        """Until either direction fails."""
+    async def _keep_line(
+        self, address: Callable[[], str], hello: GatewayHello, report: "ReportSource"
+    ) -> None:
+        """Until either direction fails, or the scheduler is somewhere else."""
         socket = self._context.socket(zmq.DEALER)
         make_dialer(socket, self._keys)
         socket.setsockopt(zmq.IDENTITY, self._peer.encode())
         # Nothing is kept for a scheduler that is away: it wants to know what is, not what was.
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.SNDHWM, _MAX_UNSENT)
-        socket.connect(address)
+        dialled = address()
+        socket.connect(dialled)
         self._socket = socket
         tasks = [
             asyncio.create_task(coroutine)
-            for coroutine in (self._receive(socket), self._beat(socket, hello, report))
+            for coroutine in (
+                self._receive(socket),
+                self._beat(socket, hello, report),
+                _until_moved(dialled, address),
+            )
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -317,6 +328,14 @@ class ReportSource:
             open=self._generations.open(),
             unusable=self._generations.unusable,
         )
+
+
+async def _until_moved(dialled: str, address: Callable[[], str]) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_FOR_MOVE_S)
+        if (now := address()) != dialled:
+            log.info("members.scheduler_moved former=%s now=%s", dialled, now)
+            return
 
 
 def _addresses(member: Member) -> tuple[str, str]:

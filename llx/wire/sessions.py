@@ -117,10 +117,14 @@ NO_SESSION = "no such session: its lease is over, or the instance is another by 
 
 
 class Refused(Message, frozen=True, tag="refused"):
-    """Answers `Hello`: this peer may not join, and why. Or a `Ping` of no session: `NO_SESSION`."""
+    """Answers `Hello`: this peer may not join, and why. Or a `Ping` of no session: `NO_SESSION`.
+
+    `term`: the newest that the instance has heard of, if the peer's is an older one.
+    """
 
     session: int
     reason: str
+    term: Term = Term(0)
 
 
 class Outputs(Message, frozen=True, tag="outputs"):

@@ -63,7 +63,9 @@ class Gateway:
         )
         hello = GatewayHello("gateway-1", "http://g", 7, "h1", Term(0), 0)
         report: Any = self.report
-        self.line = asyncio.create_task(self.membership.run(address, hello, report))
+        self.scheduler = address
+        run = self.membership.run(lambda: self.scheduler, hello, report)
+        self.line = asyncio.create_task(run)
 
     def make(self, spec: PoolSpec) -> Any:
         raise AssertionError(f"nobody has offered {spec.key}")
@@ -229,3 +231,24 @@ async def test_the_line_carries_what_is_asked_and_answered(start: Start, line: G
     await until(lambda: len(told) == 2, "it is answered")
     assert told[1] == ("r", "m-0")
     assert (asked[0].request, asked[0].pool, asked[0].num_tokens) == ("r", "m", 9)
+
+
+async def test_a_gateway_follows_its_scheduler_to_another_address(
+    start: Start, line: GatewayLine
+) -> None:
+    gateway = start(await line.bind(None))
+    await until(lambda: list(line.present().values()) == ["gateway-1"], "its hello")
+    other = GatewayLine(KEYS, Term(2))
+    hearing = asyncio.create_task(other.run())
+    try:
+        gateway.scheduler = await other.bind(None)
+        await until(lambda: list(other.present().values()) == ["gateway-1"], "its hello there")
+        view = line.view("gateway-1")
+        assert view is not None
+        heard_at = view.heard_at
+        await asyncio.sleep(0.2)
+        assert view.heard_at == heard_at, "the former scheduler hears of it no more"
+    finally:
+        hearing.cancel()
+        await asyncio.gather(hearing, return_exceptions=True)
+        other.close()

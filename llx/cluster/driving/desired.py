@@ -154,15 +154,15 @@ def serves_alike(one: GatewaySpec, other: GatewaySpec) -> bool:
     """Whether a gateway of the one spec serves as well as one of the other.
 
     Of pools it has to be started with the models' names and what it makes of their requests: all
-    else it is told while it runs (`llx.wire.PoolOffer`). `hang` says when a gateway that does not
-    serve is ended.
+    else it is told while it runs (`llx.wire.PoolOffer`), and so it is where the scheduler is.
+    `hang` says when a gateway that does not serve is ended.
     """
     return _as_served(one) == _as_served(other)
 
 
 def _as_served(spec: GatewaySpec) -> tuple[GatewaySpec, dict[str, dict[str, Any]]]:
     pools = {pool.name: pool.serve_args for pool in spec.pools}
-    return msgspec.structs.replace(spec, pools=[], hang=HangSpec()), pools
+    return msgspec.structs.replace(spec, pools=[], hang=HangSpec(), scheduler_address=""), pools
 
 
 def _gateway(

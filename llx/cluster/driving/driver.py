@@ -28,6 +28,7 @@ from llx.api import (
 )
 from llx.cluster.driving.actions import DRAIN_S, GRACE_S, Actions
 from llx.cluster.driving.converge import Converging
+from llx.cluster.driving.copies import Copies
 from llx.cluster.driving.desired import pool_offers
 from llx.cluster.driving.draining import Draining
 from llx.cluster.driving.emptying import Emptying
@@ -46,7 +47,7 @@ from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.fleet.host_unit import HostUnit, HostWatch
 from llx.cluster.fleet.unit import Unit
 from llx.cluster.moves.migrations import Migrations
-from llx.cluster.placement_file import Placements, save_cordons, save_placements
+from llx.cluster.placement_file import Placements, load_moved, save_cordons, save_placements
 from llx.cluster.requests.requests import Requests
 from llx.cluster.requests.stream_changes import StreamChanges
 from llx.cluster.requests.verbs import RequestVerbs
@@ -58,6 +59,7 @@ from llx.cluster.scheduling.policy_book import PolicyBook
 from llx.cluster.scheduling.recordings import open_recording
 from llx.cluster.scheduling.steering import Steering
 from llx.cluster.state_dir import StateDir, write_private
+from llx.core.model import is_of_later_seat
 from llx.errors import ConflictError, LlxError, NotFoundError, UnreachableError
 from llx.log import get_log
 from llx.scheduling_settings import installed_policies
@@ -150,6 +152,7 @@ class ClusterDriver:
         self._strays: set[tuple[str, str]] = set()
         self._saved: Placements | None = None
         self._since = time.monotonic()
+        self._copies = Copies(fleet, self._actions, state.path)
         self._ending = Ending(fleet, self._actions, audit, state, self._save)
         self.stopped = self._ending.done
         """Set when everything is stopped: the head's cue to end."""
@@ -159,6 +162,7 @@ class ClusterDriver:
     async def run(self) -> None:
         """Reconcile until cancelled. What was started goes on running."""
         self._audit.record("head.started", term=self.fleet.term)
+        self._note_move()
         self._since = time.monotonic()
         line = asyncio.create_task(self.fleet.line.run())
         rounds = asyncio.create_task(self.scheduler.run())
@@ -182,6 +186,14 @@ class ClusterDriver:
             await asyncio.gather(line, rounds, return_exceptions=True)
             await self._actions.cancel()
 
+    def _note_move(self) -> None:
+        moved = load_moved(self._state.moved)
+        if moved is not None:
+            head = self.fleet.settings.head or ""
+            self._audit.record("head.moved", user=moved.user, name=head, former=moved.former)
+            log.info("head.moved", head=head, former=moved.former, user=moved.user)
+            self._state.moved.unlink(missing_ok=True)
+
     async def _round(self) -> None:
         now = time.monotonic()
         for unit in self.fleet.units():
@@ -198,10 +210,20 @@ class ClusterDriver:
         if not self.fleet.is_stopping:
             self._end_strays()
             self._rolling.look()
+            await self._copies.look()
         self.migrations.sweep()
         self.fleet.line.sweep()
+        self._stand_down_if_superseded()
         await self._publish()
         self.fleet.has_served = self.fleet.has_served or self.fleet.is_ready()
+
+    def _stand_down_if_superseded(self) -> None:
+        """A head on another host has taken over: to end, and stay so, is all that is left to do."""
+        newer = self.fleet.loads.newer_term()
+        if is_of_later_seat(newer, self.fleet.term) and not self.stopped.is_set():
+            log.warning("head.superseded", term=self.fleet.term, by=newer)
+            self._audit.record("head.superseded", term=self.fleet.term, by=newer)
+            self.stopped.set()
 
     async def _wait(self) -> None:
         wake = self.fleet.line.changed

@@ -140,6 +140,10 @@ class LoadWatch:
         link = self._links.get(InstanceId(instance))
         return "" if link is None else link.refusal
 
+    def newer_term(self) -> Term:
+        """The newest by which an instance refuses this head; 0: none does."""
+        return max((link.newer_term for link in self._links.values()), default=Term(0))
+
     def tell_llumlet(self, instance: str, message: ToLlumlet) -> None:
         """Send a message to an instance's llumlet.
 
