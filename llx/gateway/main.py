@@ -17,6 +17,7 @@ from llx.curve import ClusterKeys
 from llx.errors import ConflictError, LlxError
 from llx.gateway.placement import Placement
 from llx.log import configure_logging
+from llx.open_files import raise_file_limit
 from llx.specs import GatewaySpec, Phase, StatusFile, load_spec
 from llx.wire import GatewayHello
 
@@ -53,6 +54,7 @@ def main(argv: list[str]) -> int:
 
 def _run(spec: GatewaySpec, status: StatusFile) -> int:
     listener = _bind(spec.host, spec.port)  # before the slow imports: a taken port is told at once
+    raise_file_limit()
     import uvloop
 
     from llx.gateway.front_end import FrontEnd

@@ -16,7 +16,7 @@ import zmq.asyncio
 
 from llx.agent.link import InstanceLink, peer_of_process, report_interval_s
 from llx.core.model import InstanceId, InstanceLoad, Term
-from llx.curve import ClusterKeys, make_dialer
+from llx.curve import ClusterKeys, make_dialer, make_wide
 from llx.errors import WireError
 from llx.gateway.changes import Changes
 from llx.gateway.placement import Placement
@@ -77,6 +77,7 @@ class Membership:
         self._keys = keys
         self._pools = pools
         self._context = zmq.asyncio.Context(io_threads=2)
+        make_wide(self._context)
         self._known = (Term(0), 0)
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: zmq.asyncio.Socket | None = None
