@@ -51,7 +51,7 @@ def run_sim(spec: InstanceSpec, status: StatusFile, *, lease_s: float = 10.0) ->
     endpoint = InstanceEndpoint(
         keys,
         spec.bind_host,
-        info=_info(spec, config, facts),
+        info=instance_info(spec, config, facts),
         engine_ready=encode(ready_response(config, dtype=facts.dtype, name=spec.name)),
         sink=engine,
         llumlet=llumlet,
@@ -183,7 +183,8 @@ def ready_response(config: EngineConfig, *, dtype: str, name: str) -> EngineCore
     )
 
 
-def _info(spec: InstanceSpec, config: EngineConfig, facts: ModelFacts) -> InstanceInfo:
+def instance_info(spec: InstanceSpec, config: EngineConfig, facts: ModelFacts) -> InstanceInfo:
+    """What an instance of that spec says it is."""
     return InstanceInfo(
         instance=InstanceId(spec.name),
         pool=PoolName(spec.pool_key),

@@ -18,6 +18,7 @@ from llx.errors import ConflictError, LlxError
 from llx.gateway.placement import Placement
 from llx.gateway.scheduler_address import SchedulerAddress
 from llx.log import configure_logging
+from llx.open_files import raise_file_limit
 from llx.specs import GatewaySpec, Phase, PoolSpec, StatusFile, load_spec
 from llx.wire import GatewayHello
 
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> int:
 
 def _run(spec: GatewaySpec, status: StatusFile, scheduler: SchedulerAddress) -> int:
     listener = _bind(spec.host, spec.port)  # before the slow imports: a taken port is told at once
+    raise_file_limit()
     import uvloop
 
     from llx.gateway.front_end import FrontEnd

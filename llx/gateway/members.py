@@ -17,7 +17,7 @@ import zmq.asyncio
 
 from llx.agent.link import InstanceLink, peer_of_process, report_interval_s
 from llx.core.model import InstanceId, InstanceLoad, Term
-from llx.curve import ClusterKeys, make_dialer
+from llx.curve import ClusterKeys, make_dialer, make_wide
 from llx.errors import WireError
 from llx.gateway.changes import Changes
 from llx.gateway.placement import Placement
@@ -82,6 +82,7 @@ class Membership:
         self._pools = generations.pools
         self._list: Members | None = None
         self._context = zmq.asyncio.Context(io_threads=2)
+        make_wide(self._context)
         self._known = (Term(0), 0)
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: zmq.asyncio.Socket | None = None

@@ -14,7 +14,7 @@ import zmq.asyncio
 from llx.agent.link import InstanceLink, peer_of_process, report_interval_s
 from llx.agent.prefix_reports import PrefixFeed
 from llx.core.model import InstanceId, InstanceLoad, PoolName, Term
-from llx.curve import ClusterKeys
+from llx.curve import ClusterKeys, make_wide
 from llx.errors import UnreachableError
 from llx.log import get_log
 from llx.ports import Frame
@@ -66,6 +66,7 @@ class LoadWatch:
         self._term = term
         self._peer = peer_of_process("scheduler")
         self._context = zmq.asyncio.Context()
+        make_wide(self._context)
         self._links: dict[InstanceId, InstanceLink] = {}
         self._reported_at: dict[InstanceId, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
