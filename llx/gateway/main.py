@@ -1,7 +1,6 @@
 """The process of one gateway: ``python -m llx.gateway.main SPEC``."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -91,13 +90,7 @@ async def _serve(
     from llx.gateway.app import GatewayApp
     from llx.gateway.members import Membership, ReportSource
     from llx.gateway.metrics import GatewayMetrics
-
-    class Server(uvicorn.Server):
-        """uvicorn without signal handlers of its own."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
+    from llx.http_server import BoundedServer
 
     def counters() -> "Iterator[tuple[str, int, Counters]]":
         for name, pool in pools.items():
@@ -109,9 +102,9 @@ async def _serve(
         metrics.add_pool(pool.metrics)
     app = GatewayApp(spec, pools, metrics)
     config = uvicorn.Config(
-        app, lifespan="off", log_config=None, access_log=False, timeout_keep_alive=30
+        app, lifespan="off", ws="none", log_config=None, access_log=False, timeout_keep_alive=30
     )
-    server = Server(config)
+    server = BoundedServer(config)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, server, status)

@@ -5,8 +5,8 @@ driver. `POST /v1/stop` is left out where it may be right: it would end the clus
 """
 
 import json
-import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import schemathesis
@@ -42,7 +42,7 @@ def test_no_request_is_an_error_of_the_head(control, rig: HostsRig, mode) -> Non
     @given(case=cases, name=st.none() | st.sampled_from(NAMES))
     def ask(case, name) -> None:
         if name is not None and mode is GenerationMode.POSITIVE:
-            case.path_parameters = {key: name for key in case.path_parameters or {}}
+            case.path_parameters = dict.fromkeys(case.path_parameters or {}, name)
         answer = case.call(headers=token, timeout=ANSWER_S)
         answers[answer.status_code] += 1
         assert answer.status_code < 500 or answer.status_code in EXPECTED_ABOVE_500, (
@@ -50,8 +50,8 @@ def test_no_request_is_an_error_of_the_head(control, rig: HostsRig, mode) -> Non
         )
         assert all(secret not in answer.text for secret in secrets)
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     ask()
     assert sum(answers.values()) >= 50, answers
     assert control.status().cluster == "c"
-    assert len(os.listdir("/proc/self/fd")) < before + 64, "descriptors are left open"
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + 64, "descriptors are left open"
