@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -235,13 +235,7 @@ def _server(driver: ClusterDriver, token: Secret) -> "uvicorn.Server":
     import uvicorn
 
     from llx.cluster.control import make_app
-
-    class Server(uvicorn.Server):
-        """uvicorn without signal handlers of its own."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
+    from llx.http_server import BoundedServer
 
     config = uvicorn.Config(
         make_app(driver, token),
@@ -255,4 +249,4 @@ def _server(driver: ClusterDriver, token: Secret) -> "uvicorn.Server":
         timeout_keep_alive=5,
         timeout_graceful_shutdown=_HTTP_GRACE_S,
     )
-    return Server(config)
+    return BoundedServer(config)

@@ -36,6 +36,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
 MAX_BODY_BYTES = 64 << 20
+BODY_S = 60.0
+"""How long a body may take to come; it has one of `gateway.max_requests` places meanwhile."""
 _TIMEOUT_HEADER = b"x-llx-timeout"
 _LONGEST_S = 86400.0
 FORWARDED = frozenset(
@@ -68,8 +70,13 @@ class GatewayApp:
     """The ASGI application that clients talk to."""
 
     def __init__(
-        self, spec: GatewaySpec, pools: "dict[str, FrontEnd]", metrics: "GatewayMetrics"
+        self,
+        spec: GatewaySpec,
+        pools: "dict[str, FrontEnd]",
+        metrics: "GatewayMetrics",
+        body_s: float = BODY_S,
     ) -> None:
+        self._body_s = body_s
         self._pools = pools
         self._metrics = metrics
         self._keys = ApiKeys(spec.api_keys)
@@ -155,7 +162,7 @@ class GatewayApp:
             http.charge = lambda num_tokens: account.charge(num_tokens, time.monotonic())
         self.num_open += 1
         try:
-            body = await _read_body(receive)
+            body = await _read_body(receive, self._body_s)
             probe = self._look(body)
             self._classify(headers, probe, tenant, http)
             pool = self._pool(probe.model)
@@ -273,7 +280,16 @@ def _with_request_id(scope: Scope, http: context.RequestContext) -> Scope:
     return {**scope, "headers": [*kept, (b"x-request-id", http.client_id.encode())]}
 
 
-async def _read_body(receive: Receive) -> bytes:
+async def _read_body(receive: Receive, limit_s: float) -> bytes:
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _read_parts(receive)
+    except TimeoutError:
+        why = f"no whole body within {limit_s:g} s"
+        raise _refused(408, "RequestTimeout", why) from None
+
+
+async def _read_parts(receive: Receive) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:

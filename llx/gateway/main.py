@@ -1,7 +1,6 @@
 """The process of one gateway: ``python -m llx.gateway.main SPEC``."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -97,13 +96,7 @@ async def _serve(
     from llx.gateway.generations import Generations
     from llx.gateway.members import Membership, ReportSource
     from llx.gateway.metrics import GatewayMetrics
-
-    class Server(uvicorn.Server):
-        """uvicorn without signal handlers of its own."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
+    from llx.http_server import BoundedServer
 
     def make(pool: PoolSpec) -> FrontEnd:
         front_end = FrontEnd(pool, placement)
@@ -116,9 +109,9 @@ async def _serve(
         metrics.add_pool(pool.metrics)
     app = GatewayApp(spec, generations.current, metrics)
     config = uvicorn.Config(
-        app, lifespan="off", log_config=None, access_log=False, timeout_keep_alive=30
+        app, lifespan="off", ws="none", log_config=None, access_log=False, timeout_keep_alive=30
     )
-    server = Server(config)
+    server = BoundedServer(config)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, server, status)

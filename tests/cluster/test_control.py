@@ -41,7 +41,7 @@ from llx.api import (
     ScaleRequest,
     StopReport,
 )
-from llx.cluster.control import MAX_BODY_BYTES, make_app
+from llx.cluster.control import MAX_BODY_BYTES, Guard, Message, make_app
 from llx.cluster.events.routes import add_event_routes
 from llx.cluster.requests.page import RequestFilter
 from llx.errors import ConflictError, DeadlineError, HostError, NotFoundError
@@ -591,3 +591,37 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
     conflict = schema["paths"]["/v1/instances/{name}/restart"]["post"]["responses"]["409"]
     assert "ErrorBody" in str(conflict)
     assert (await http.get("/docs")).status_code == 404
+
+
+async def send_body(driver: StandIn, parts: list[bytes], *, leaves: bool) -> list[int]:
+    """What is answered to a body that comes in these parts and then stops short."""
+    messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+    if leaves:
+        messages.append({"type": "http.disconnect"})
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, object]:
+        if not messages:
+            await asyncio.sleep(60)
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        statuses.extend([message["status"]] if "status" in message else [])
+
+    headers = [
+        (b"authorization", f"Bearer {TOKEN}".encode()),
+        (b"content-type", b"application/json"),
+    ]
+    scope = {"type": "http", "method": "POST", "path": "/v1/hosts/h/drain", "headers": headers,
+             "query_string": b"", "http_version": "1.1", "scheme": "http"}  # fmt: skip
+    guard = Guard(make_app(driver, Secret(TOKEN)), Secret(TOKEN), body_s=0.1)
+    await guard(scope, receive, send)
+    return statuses
+
+
+async def test_half_a_request_is_none(driver: StandIn) -> None:
+    """Even if the half would do: nothing is drained for somebody who has left."""
+    whole = b'{"deadline_s": 1, "user": "ann"}'
+    assert await send_body(driver, [whole], leaves=True) == []
+    assert await send_body(driver, [whole[:9]], leaves=False) == [408]
+    assert driver.asked == []

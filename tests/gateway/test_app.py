@@ -54,7 +54,7 @@ class Page:
         return b"a_metric 1\n"
 
 
-def make(*names, keys=(), max_requests=100, tenants=()):
+def make(*names, keys=(), max_requests=100, tenants=(), **options):
     spec = GatewaySpec(
         name="gateway-0",
         host="127.0.0.1",
@@ -71,7 +71,7 @@ def make(*names, keys=(), max_requests=100, tenants=()):
         tenants=list(tenants),
     )
     pools = {name: Pool(name) for name in names or ("tiny",)}
-    app = GatewayApp(spec, pools, Page())
+    app = GatewayApp(spec, pools, Page(), **options)
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
     return client, pools, app
 
@@ -377,3 +377,19 @@ async def test_a_time_limit_counts_from_the_arrival_not_from_the_end_of_the_body
     http = pools["tiny"].app.calls[0][2]
     assert http.limit_s == 2.5
     assert 2.5 <= http.deadline - before < 3.4
+
+
+async def test_a_body_that_does_not_come_gives_its_place_back():
+    client, _, app = make(max_requests=1, body_s=0.1)
+
+    async def dribbling():
+        yield b"{"
+        await asyncio.sleep(1)
+        yield b"}"
+
+    async with client:
+        answer = await client.post("/v1/completions", content=dribbling())
+        assert answer.status_code == 408
+        assert answer.json()["error"]["type"] == "RequestTimeout"
+        assert app.num_open == 0
+        assert (await client.post("/v1/completions", content=body_of())).status_code == 200
