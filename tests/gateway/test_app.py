@@ -392,4 +392,4 @@ async def test_a_body_that_does_not_come_gives_its_place_back():
         assert answer.status_code == 408
         assert answer.json()["error"]["type"] == "RequestTimeout"
         assert app.num_open == 0
-        assert (await client.post("/v1/completions", content=body_of())).status_code == 200
+        assert (await client.post("/v1/completions", json=body_of())).status_code == 200
