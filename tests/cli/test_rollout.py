@@ -51,7 +51,7 @@ def test_without_a_change_it_shows(llx, head):
     assert [each["moved"] for each in json.loads(llx("rollout", "-o", "json").stdout)] == [3]
     assert llx("rollout", "other").exit_code == 4
     head.rollout_changes = []
-    done = llx("rollout", "tiny", "--set", "a=1", "-y")
+    done = llx("rollout", "tiny", "--set", "seed=1", "-y")
     assert (done.exit_code, done.stderr.strip()) == (0, "nothing changes")
     assert [each.is_dry_run for each in head.rolled] == [True]
 
@@ -83,6 +83,9 @@ def test_of_a_file_the_model_counts(llx, head, tmp_path):
         (["tiny", "--resume", "--again"], "one at a time"),
         (["--again"], "of a MODEL"),
         (["tiny", "--set", "nonsense"], "not KEY=VALUE"),
+        (["tiny", "--set", "max_num_seq=3"], 'did you mean "max_num_seqs"?'),
+        (["tiny", "--set", "engine_args.scheduler_cls=x.y"], "does not go with llx"),
+        (["tiny", "--model", "./nowhere"], "no directory with a model"),
     ],
 )
 def test_contradictions_are_refused(llx, head, words, says):
