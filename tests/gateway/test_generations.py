@@ -31,8 +31,8 @@ class FrontEnd:
         self.is_closed = True
 
 
-def spec(generation: int) -> PoolSpec:
-    return PoolSpec("m", "/m", EngineKind.SIM, {}, {}, 1, 2, generation)
+def spec(generation: int, model: str = "m") -> PoolSpec:
+    return PoolSpec(model, "/m", EngineKind.SIM, {}, {}, 1, 2, generation)
 
 
 OLD, NEW = spec(0), spec(1)
@@ -107,3 +107,12 @@ async def test_arguments_that_vllm_refuses_end_nothing_and_are_told() -> None:
     assert len(rig.made) == 1, "once is enough"
     rig.apply(PoolOffer(OLD))
     assert rig.generations.unusable == {}
+
+
+async def test_models_that_come_or_go_change_nothing() -> None:
+    rig = Rig()
+    rig.apply(PoolOffer(spec(0, "other")))
+    rig.apply()
+    await asyncio.sleep(0.7)
+    assert (rig.made, rig.old.reasons, rig.old.is_closed) == ([], [], False)
+    assert rig.generations.current == {"m": rig.old}
