@@ -13,11 +13,10 @@ from llx.cli.parameters import (
     YesOption,
     parse_duration,
 )
+from llx.cli.rollout_request import make_request
 from llx.cli.session import Session, confirmed
 
 if TYPE_CHECKING:
-    from pydantic import JsonValue
-
     from llx.api import RolloutRequest, RolloutStatus
     from llx.client import ControlClient
 
@@ -104,7 +103,7 @@ def rollout(
     elif verb:
         _steer(session, model, verb, is_dry_run=dry_run, is_yes=yes, is_waiting=wait)
     else:
-        request = _request(session, model, changes or [], weights, file)
+        request = make_request(session, model, changes or [], weights, file)
         request = request.model_copy(
             update={
                 "is_again": again,
@@ -128,47 +127,6 @@ def _verb(
     if model is None and (asked or has_change):
         raise ConfigError("that is of a MODEL", remedy="llx rollout --help")
     return asked[0] if asked else None
-
-
-def _request(
-    session: Session, model: str, changes: list[str], weights: str | None, file: Path | None
-) -> "RolloutRequest":
-    from llx.api import RolloutRequest
-    from llx.errors import ConfigError
-
-    parsed: dict[str, str] = {}
-    for each in changes:
-        key, sign, value = each.partition("=")
-        if not sign or not key:
-            raise ConfigError(f'"{each}" is not KEY=VALUE')
-        parsed[key] = value
-    if weights is not None:
-        parsed["model"] = _quoted_model(session, weights)
-    values = {} if file is None else _values(session, model, file)
-    return RolloutRequest(values=values, changes=parsed, user=session.user)
-
-
-def _quoted_model(session: Session, weights: str) -> str:
-    """As YAML; a directory that is here by its absolute path."""
-    import json
-
-    path = session.environment.cwd / Path(weights).expanduser()
-    return json.dumps(str(path.resolve()) if path.is_dir() else weights)
-
-
-def _values(session: Session, model: str, file: Path) -> "dict[str, JsonValue]":
-    from llx.bootstrap.hosts_plan import model_on_hosts
-    from llx.errors import ConfigError
-    from llx.settings import load_cluster, resolve_model, to_dict
-
-    settings = load_cluster(file)
-    for each in settings.models:
-        if each.name == model:
-            if not settings.hosts:
-                return to_dict(resolve_model(each, session.environment))
-            return to_dict(each.model_copy(update={"model": model_on_hosts(each)}))
-    known = ", ".join(each.name for each in settings.models)
-    raise ConfigError(f'{file}: no model "{model}"', remedy=f"there are: {known}")
 
 
 def _begin(

@@ -54,16 +54,21 @@ class Generations:
         self._past: dict[str, Counters] = {}
 
     def apply(self, offers: Sequence[PoolOffer], changed: Callable[[], None]) -> None:
-        """Have front ends for these pools; `changed` is called when there is another one."""
-        if not offers:
-            return
-        self._offers = {each.spec.key: each for each in offers}
+        """Have front ends for these pools; `changed` is called when there is another one.
+
+        Models that come or go are not its business: for them the gateway is started again.
+        """
+        known = {each.spec.name for each in self.pools.values()}
+        self._offers = {each.spec.key: each for each in offers if each.spec.name in known}
+        models = {each.spec.name for each in self._offers.values()}
         self.unusable = {key: why for key, why in self.unusable.items() if key in self._offers}
         for key, offer in self._offers.items():
             if key not in self.pools and key not in self.unusable:
                 self._begin(f"make {key}", self._add(offer.spec, changed))
         for key in self.pools.keys() - self._offers.keys():
             client = self.pools[key].client
+            if self.pools[key].spec.name not in models:
+                continue
             if client is not None:
                 client.give_up(_OVER)
             self._begin(f"close {key}", self._retire(key))

@@ -263,6 +263,7 @@ class ClusterDriver:
                 model,
                 book.scheduling(model),
                 [each for each in infos if each.pool == pool],
+                self.fleet.generation(model.name),
                 pool,
             )
             for model in settings.models

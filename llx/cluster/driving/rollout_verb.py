@@ -200,8 +200,13 @@ class RolloutVerb:
         settings = self._fleet.settings
         models = [model if each.name == model.name else each for each in settings.models]
         settings = settings.model_copy(update={"models": tuple(models)})
+        before = self._fleet.generation(model.name)
         self._rollouts.put(model.name, generation)
-        self._save(settings)
+        try:
+            self._save(settings)
+        except OSError:  # a full disk: nothing is changed
+            self._rollouts.put(model.name, before)
+            raise
         self._fleet.settings = settings
         self._rollouts.tell_gateways()
 
