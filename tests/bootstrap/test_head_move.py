@@ -155,6 +155,7 @@ def test_what_the_next_head_begins_with() -> None:
     moved = msgspec.json.decode(content(found, "h2", "moved.json"), type=HeadMoved)
     assert moved == HeadMoved("h1", "ann", ["h1"])
     (removed,) = [argv for argv in found.shells["h2"].argvs if argv[0] == "rm"]
+    assert f"{STATE}/tls/host.pem" in removed, "it is of the former authority"
     assert {f"{STATE}/gcs", f"{STATE}/placement.json", f"{STATE}/policies.json"} < set(removed)
 
 
