@@ -321,7 +321,9 @@ def _lay_out(
     """Write all that makes a host the head's; what an earlier head has left there goes."""
     state = layout.state
     gone = [f"{state}/{name}" for name in _OTHER_FILES if name not in files]
-    stale = [f"{layout.procs}/head/status.json", f"{state}/gcs", f"{state}/{COPY_FILE}"]
+    # The host's certificate is the former authority's, and a new one is issued where there is none.
+    stale = [f"{state}/tls/host.pem", f"{layout.procs}/head/status.json", f"{state}/gcs"]
+    stale.append(f"{state}/{COPY_FILE}")
     done = shell.run(["rm", "-rf", "--", *gone, *stale])
     if done.is_success:
         done = shell.run(["mkdir", "-p", "-m", "700", f"{state}/tls"])

@@ -16,6 +16,8 @@ from llx.log import get_log
 
 log = get_log(__name__)
 
+_AGAIN_S = 3.0
+
 _Stamp = tuple[tuple[int, int] | None, ...]
 
 
@@ -64,6 +66,7 @@ class Copies:
             await host.agent.keep_copy(copy)
         except LlxError as error:
             log.warning("copy.not_given", host=host.name, error=error.message)
+            await asyncio.sleep(_AGAIN_S)
         else:
             self._given[host.name] = copy.number
         finally:
