@@ -5,8 +5,8 @@ import msgspec
 from llx.agent.link import encode_arguments
 from llx.api import InstanceSteps
 from llx.cluster.fleet.fleet import Fleet
-from llx.cluster.moves.movability import model_of
 from llx.errors import DeadlineError, RemoteError, UnreachableError
+from llx.specs import model_of_pool
 from llx.wire import StepRows
 
 STEPS_CALL = "llx_steps"
@@ -39,7 +39,7 @@ async def read_steps(fleet: Fleet, name: str, first: int) -> InstanceSteps:
     rows = kept.rows[skipped : skipped + _AT_A_TIME]
     return InstanceSteps(
         instance=name,
-        model=model_of(unit),
+        model=model_of_pool(info.pool),
         num_blocks=info.num_blocks,
         block_size=info.block_size,
         max_model_len=info.max_model_len,
