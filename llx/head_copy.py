@@ -12,7 +12,7 @@ COPY_FILE = "head-copy.json"
 """In a cluster's state directory, on every host but the head's: `HeadCopy`."""
 MOVED_FILE = "moved.json"
 """Likewise on a host that has become the head, until that has started: `HeadMoved`."""
-STATE_FILES = ("cluster.yaml", "placement.json", "cordons.json", "policies.json")
+STATE_FILES = ("cluster.yaml", "placement.json", "rollouts.json", "cordons.json", "policies.json")
 """What is copied, if it is there."""
 
 
