@@ -8,6 +8,7 @@ carries the (term, version) the gateway knows, makes it send the list again.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,6 +21,7 @@ from llx.curve import ClusterKeys, make_dialer
 from llx.errors import WireError
 from llx.gateway.changes import Changes
 from llx.gateway.placement import Placement
+from llx.specs import ApiKeySpec
 from llx.wire import (
     CancelRequests,
     Changed,
@@ -60,6 +62,7 @@ class Membership:
         pools: By name.
         placement: Hears the scheduler's answers.
         heartbeat_s: How often the scheduler hears of this gateway.
+        on_api_keys: Hears who is to be let in, whenever that changes.
     """
 
     def __init__(
@@ -69,7 +72,10 @@ class Membership:
         pools: "dict[str, FrontEnd]",
         placement: Placement,
         heartbeat_s: float = _HEARTBEAT_S,
+        on_api_keys: Callable[[list[ApiKeySpec]], None] | None = None,
     ) -> None:
+        self._on_api_keys = on_api_keys
+        self._api_keys: list[ApiKeySpec] | None = None
         self._placement = placement
         placement.use_line(self.to_scheduler)
         self._heartbeat_s = heartbeat_s
@@ -189,6 +195,10 @@ class Membership:
             wanted = {each.instance: each for each in members.members if each.pool == name}
             self._converge(pool, wanted)
             pool.roster.is_by_prefix = name in members.by_prefix
+        if members.api_keys is not None and members.api_keys != self._api_keys:
+            self._api_keys = members.api_keys
+            if self._on_api_keys is not None:
+                self._on_api_keys(members.api_keys)
         self._known = (members.term, members.version)
         self._placement.hear_term(members.term)
 

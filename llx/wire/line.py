@@ -3,6 +3,7 @@
 import msgspec
 
 from llx.core.model import ClassName, Epoch, InstanceId, Nanos, PoolName, RequestId, Term
+from llx.specs import ApiKeySpec
 from llx.wire.message import Message
 
 
@@ -35,12 +36,15 @@ class Members(Message, frozen=True, tag="members"):
     """The full list of instances; replaces any of a lower (term, version).
 
     `by_prefix`: pools where it matters which instance has the beginning of a prompt cached.
+    `api_keys`: who is let in from now on, in place of what the gateway was started with; None: that
+    stays, while an empty list lets in everybody.
     """
 
     term: Term
     version: int
     members: list[Member]
     by_prefix: list[PoolName] = []
+    api_keys: list[ApiKeySpec] | None = None
 
 
 class MoveSeen(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from llx.gateway.members import Membership
 from llx.gateway.placement import Placement, Wanted
 from llx.gateway.roster import Roster
 from llx.pins import VLLM_VERSION
+from llx.specs import ApiKeySpec
 from llx.wire import (
     Decoder,
     GatewayHello,
@@ -27,6 +28,7 @@ from llx.wire import (
     InstanceInfo,
     Load,
     Member,
+    Members,
     Placed,
     ToScheduler,
 )
@@ -222,3 +224,17 @@ async def test_the_line_carries_what_is_asked_and_answered(start: Start, line: G
     await until(lambda: len(told) == 2, "it is answered")
     assert told[1] == ("r", "m-0")
     assert (asked[0].request, asked[0].pool, asked[0].num_tokens) == ("r", "m", 9)
+
+
+async def test_who_is_let_in_is_heard_when_it_changes(line: GatewayLine) -> None:
+    heard: list[list[ApiKeySpec]] = []
+    pool: Any = SimpleNamespace(roster=Roster(8), spec=SimpleNamespace(name="m"), client=None)
+    membership = Membership("g", KEYS, {"m": pool}, Placement(), on_api_keys=heard.append)
+    ada, bob = ApiKeySpec("ada", "aa"), ApiKeySpec("bob", "bb", "urgent")
+    try:
+        for version, keys in enumerate([None, [ada], [ada], None, [ada, bob], []], 1):
+            membership.apply(Members(Term(1), version, [], [], keys))
+        membership.apply(Members(Term(1), 2, [], [], [bob]))  # of an older version
+        assert heard == [[ada], [ada, bob], []]
+    finally:
+        await membership.close()

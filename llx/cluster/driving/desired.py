@@ -116,22 +116,31 @@ def serves_alike(one: GatewaySpec, other: GatewaySpec) -> bool:
     """Whether a gateway of the one spec serves as well as one of the other.
 
     `PoolSpec.max_instances` only says how many instances its metrics tell apart, and `hang` when a
-    gateway that does not serve is ended.
+    gateway that does not serve is ended. API keys reach a gateway that runs.
     """
     return _as_served(one) == _as_served(other)
 
 
 def _as_served(spec: GatewaySpec) -> GatewaySpec:
     pools = [msgspec.structs.replace(pool, max_instances=0) for pool in spec.pools]
-    return msgspec.structs.replace(spec, pools=pools, hang=HangSpec())
+    return msgspec.structs.replace(spec, pools=pools, hang=HangSpec(), api_keys=[])
 
 
-def _gateway(settings: ClusterSettings, scheduler_address: str) -> GatewaySpec:
+def desired_api_keys(settings: ClusterSettings) -> list[ApiKeySpec]:
+    """Who is let in; gateways that run hear of it with the list of instances.
+
+    Raises:
+        ConfigError: An API key is not given by its hash; `llx up` resolves keys before this.
+    """
     keys = []
     for key in settings.gateway.api_keys:
         if key.sha256 is None:
             raise ConfigError(f'api key of "{key.tenant}" was not resolved to its hash')
         keys.append(ApiKeySpec(key.tenant, key.sha256, key.priority_class))
+    return keys
+
+
+def _gateway(settings: ClusterSettings, scheduler_address: str) -> GatewaySpec:
     return GatewaySpec(
         name=f"{GATEWAY_PREFIX}0",
         host=settings.gateway.host,
@@ -141,7 +150,7 @@ def _gateway(settings: ClusterSettings, scheduler_address: str) -> GatewaySpec:
             PriorityClassSpec(each.name, each.priority, each.default)
             for each in settings.priority_classes
         ],
-        api_keys=keys,
+        api_keys=desired_api_keys(settings),
         max_requests=settings.gateway.max_requests,
         scheduler_address=scheduler_address,
         keys_path="",

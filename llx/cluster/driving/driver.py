@@ -28,6 +28,7 @@ from llx.api import (
 )
 from llx.cluster.driving.actions import DRAIN_S, GRACE_S, Actions
 from llx.cluster.driving.converge import Converging
+from llx.cluster.driving.desired import desired_api_keys
 from llx.cluster.driving.draining import Draining
 from llx.cluster.driving.emptying import Emptying
 from llx.cluster.driving.ending import Ending
@@ -212,7 +213,8 @@ class ClusterDriver:
         self._schedule()
         self.scheduler.follow(self.fleet.present())
         if self.fleet.line.version or self._knows_enough():
-            await self.fleet.line.publish(members, self.scheduler.by_prefix)
+            keys = desired_api_keys(self.fleet.settings)
+            await self.fleet.line.publish(members, self.scheduler.by_prefix, keys)
             self.scheduler.open()
 
     def _schedule(self) -> None:

@@ -21,6 +21,7 @@ from llx.core.model import PoolName, RequestId, Term
 from llx.curve import Authenticator, ClusterKeys, make_listener
 from llx.errors import ConflictError, WireError
 from llx.log import get_log
+from llx.specs import ApiKeySpec
 from llx.wire import (
     Change,
     Changed,
@@ -103,6 +104,7 @@ class GatewayLine:
         self._version = 0
         self._members: list[Member] = []
         self._by_prefix: list[PoolName] = []
+        self._api_keys: list[ApiKeySpec] | None = None
         self._views: dict[str, GatewayView] = {}
         self._host_of: HostOf | None = None
         self._on_moves: OnMoves | None = None
@@ -205,15 +207,21 @@ class GatewayLine:
             if not view.is_silent
         )
 
-    async def publish(self, members: list[Member], by_prefix: Iterable[PoolName] = ()) -> None:
+    async def publish(
+        self,
+        members: list[Member],
+        by_prefix: Iterable[PoolName] = (),
+        api_keys: list[ApiKeySpec] | None = None,
+    ) -> None:
         """Make `members` the list; gateways hear of it if it is another one.
 
-        `by_prefix`: see `Members`.
+        `by_prefix`, `api_keys`: see `Members`.
         """
         pools = sorted(by_prefix)
-        if self._version and (members, pools) == (self._members, self._by_prefix):
+        told = (self._members, self._by_prefix, self._api_keys)
+        if self._version and (members, pools, api_keys) == told:
             return
-        self._members, self._by_prefix = members, pools
+        self._members, self._by_prefix, self._api_keys = members, pools, api_keys
         self._version += 1
         log.info("members.published", version=self._version, instances=_names(members))
         for view in list(self._expected()):
@@ -306,7 +314,7 @@ class GatewayLine:
         log.warning("gateway.not_expected", gateway=hello.gateway, host=hello.host, url=hello.url)
 
     async def _send(self, identity: bytes) -> None:
-        message = Members(self._term, self._version, self._members, self._by_prefix)
+        message = Members(self._term, self._version, self._members, self._by_prefix, self._api_keys)
         try:
             await self._socket.send_multipart([identity, encode(message)])
         except zmq.ZMQError as error:
