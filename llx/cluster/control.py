@@ -52,6 +52,7 @@ from llx.errors import (
     DeadlineError,
     LlxError,
     NotFoundError,
+    RemoteError,
     UnreachableError,
 )
 from llx.log import get_log
@@ -79,6 +80,7 @@ _STATUS_OF: dict[type[LlxError], HTTPStatus] = {
     ConfigError: HTTPStatus.BAD_REQUEST,
     DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
     UnreachableError: HTTPStatus.BAD_GATEWAY,
+    RemoteError: HTTPStatus.BAD_GATEWAY,
 }
 
 
