@@ -53,6 +53,7 @@ from llx.errors import (
     DeadlineError,
     LlxError,
     NotFoundError,
+    RemoteError,
     UnreachableError,
 )
 from llx.log import get_log
@@ -80,6 +81,7 @@ _STATUS_OF: dict[type[LlxError], HTTPStatus] = {
     ConfigError: HTTPStatus.BAD_REQUEST,
     DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
     UnreachableError: HTTPStatus.BAD_GATEWAY,
+    RemoteError: HTTPStatus.BAD_GATEWAY,
 }
 
 

@@ -24,7 +24,7 @@ from llx.gateway.auth import ApiKeys, PriorityClasses, Tenant
 from llx.gateway.refusals import OF_TAKEN, RETRY_AFTER_S, Refusal
 from llx.gateway.tenants import TenantAccount
 from llx.pins import VLLM_VERSION
-from llx.specs import GatewaySpec
+from llx.specs import ApiKeySpec, GatewaySpec
 
 if TYPE_CHECKING:
     from llx.gateway.front_end import FrontEnd
@@ -86,6 +86,11 @@ class GatewayApp:
         self._probe = msgspec.json.Decoder(_Probe)
         self.num_open = 0
         self.num_refused = 0
+
+    def take_keys(self, api_keys: list[ApiKeySpec]) -> None:
+        """Let in who has one of these, and nobody else, from the next request on."""
+        self._keys = ApiKeys(api_keys)
+        log.info("app.keys_taken tenants=%s", ",".join(each.tenant for each in api_keys))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""

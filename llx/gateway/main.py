@@ -115,7 +115,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, server, status)
     keys = ClusterKeys.load(Path(spec.keys_path))
-    membership = Membership(spec.name, keys, generations, placement)
+    membership = Membership(spec.name, keys, generations, placement, on_api_keys=app.take_keys)
     port = listener.getsockname()[1]
     host = spec.url_host or spec.host
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -21,6 +21,7 @@ from llx.curve import ClusterKeys, make_dialer, make_wide
 from llx.errors import WireError
 from llx.gateway.changes import Changes
 from llx.gateway.placement import Placement
+from llx.specs import ApiKeySpec
 from llx.wire import (
     CancelRequests,
     Changed,
@@ -63,6 +64,7 @@ class Membership:
         generations: The front ends of all pools.
         placement: Hears the scheduler's answers.
         heartbeat_s: How often the scheduler hears of this gateway.
+        on_api_keys: Hears who is to be let in, whenever that changes.
     """
 
     def __init__(
@@ -72,7 +74,10 @@ class Membership:
         generations: "Generations",
         placement: Placement,
         heartbeat_s: float = _HEARTBEAT_S,
+        on_api_keys: Callable[[list[ApiKeySpec]], None] | None = None,
     ) -> None:
+        self._on_api_keys = on_api_keys
+        self._api_keys: list[ApiKeySpec] | None = None
         self._placement = placement
         placement.use_line(self.to_scheduler)
         self._heartbeat_s = heartbeat_s
@@ -203,6 +208,10 @@ class Membership:
         self._list = members
         self._generations.apply(members.pools, self._follow)
         self._follow()
+        if members.api_keys is not None and members.api_keys != self._api_keys:
+            self._api_keys = members.api_keys
+            if self._on_api_keys is not None:
+                self._on_api_keys(members.api_keys)
         self._known = (members.term, members.version)
         self._placement.hear_term(members.term)
 

@@ -3,7 +3,7 @@
 import msgspec
 
 from llx.core.model import ClassName, Epoch, InstanceId, Nanos, PoolName, RequestId, Term
-from llx.specs import PoolSpec
+from llx.specs import ApiKeySpec, PoolSpec
 from llx.wire.message import Message
 
 
@@ -48,6 +48,8 @@ class Members(Message, frozen=True, tag="members"):
 
     `by_prefix`: pools where it matters which instance has the beginning of a prompt cached.
     `pools`: all there are.
+    `api_keys`: who is let in from now on, in place of what the gateway was started with; None: that
+    stays, while an empty list lets in everybody.
     """
 
     term: Term
@@ -55,6 +57,7 @@ class Members(Message, frozen=True, tag="members"):
     members: list[Member]
     by_prefix: list[PoolName] = []
     pools: list[PoolOffer] = []
+    api_keys: list[ApiKeySpec] | None = None
 
 
 class MoveSeen(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from schemathesis import GenerationMode
 from tests.cluster.hosts_rig import HostsRig
 
 ANSWER_S = 20.0
-# Two are no fault of the head: an instance that has no llumlet cannot be reached by it (502), and
+# Two are no fault of the head: a fake instance lacks what is asked of it (502), and
 # whoever asks for something within no time at all does not get it (504).
 EXPECTED_ABOVE_500 = {502, 504}
 NAMES = ["h1", "h2", "m", "m-0", "m-1", "gateway-0", "head", "../keys", "m-0/../../token"]

@@ -393,3 +393,17 @@ async def test_a_body_that_does_not_come_gives_its_place_back():
         assert answer.json()["error"]["type"] == "RequestTimeout"
         assert app.num_open == 0
         assert (await client.post("/v1/completions", json=body_of())).status_code == 200
+
+
+async def test_a_revoked_key_is_refused_at_once_and_a_stream_of_another_goes_on():
+    client, pools, app = make(keys=[("ada", "a-key"), ("bob", "b-key")])
+    ada, bob = ({"authorization": f"Bearer {key}"} for key in ("a-key", "b-key"))
+    pools["tiny"].app.hold = asyncio.Event()
+    stream = asyncio.create_task(client.post("/v1/completions", json=body_of(), headers=bob))
+    await asyncio.sleep(0.05)
+    app.take_keys([ApiKeySpec("bob", hashlib.sha256(b"b-key").hexdigest(), "no-such-class")])
+    assert (await client.post("/v1/completions", json=body_of(), headers=ada)).status_code == 401
+    pools["tiny"].app.hold.set()
+    assert (await stream).status_code == 200
+    # Its class is one that this gateway does not know yet.
+    assert (await client.post("/v1/completions", json=body_of(), headers=bob)).status_code == 200

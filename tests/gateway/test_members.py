@@ -21,7 +21,7 @@ from llx.gateway.members import Membership
 from llx.gateway.placement import Placement, Wanted
 from llx.gateway.roster import Roster
 from llx.pins import VLLM_VERSION
-from llx.specs import PoolSpec
+from llx.specs import ApiKeySpec, PoolSpec
 from llx.wire import (
     Decoder,
     GatewayHello,
@@ -29,6 +29,7 @@ from llx.wire import (
     InstanceInfo,
     Load,
     Member,
+    Members,
     Placed,
     ToScheduler,
 )
@@ -252,3 +253,19 @@ async def test_a_gateway_follows_its_scheduler_to_another_address(
         hearing.cancel()
         await asyncio.gather(hearing, return_exceptions=True)
         other.close()
+
+
+async def test_who_is_let_in_is_heard_when_it_changes(line: GatewayLine) -> None:
+    heard: list[list[ApiKeySpec]] = []
+    never: Any = None
+    membership = Membership(
+        "g", KEYS, Generations([], never), Placement(), on_api_keys=heard.append
+    )
+    ada, bob = ApiKeySpec("ada", "aa"), ApiKeySpec("bob", "bb", "urgent")
+    try:
+        for version, keys in enumerate([None, [ada], [ada], None, [ada, bob], []], 1):
+            membership.apply(Members(Term(1), version, [], api_keys=keys))
+        membership.apply(Members(Term(1), 2, [], api_keys=[bob]))  # of an older version
+        assert heard == [[ada], [ada, bob], []]
+    finally:
+        await membership.close()

@@ -154,25 +154,35 @@ def serves_alike(one: GatewaySpec, other: GatewaySpec) -> bool:
     """Whether a gateway of the one spec serves as well as one of the other.
 
     Of pools it has to be started with the models' names and what it makes of their requests: all
-    else it is told while it runs (`llx.wire.PoolOffer`), and so it is where the scheduler is.
-    `hang` says when a gateway that does not serve is ended.
+    else it is told while it runs (`llx.wire.PoolOffer`), and so it is where the scheduler is and
+    who is let in. `hang` says when a gateway that does not serve is ended.
     """
     return _as_served(one) == _as_served(other)
 
 
 def _as_served(spec: GatewaySpec) -> tuple[GatewaySpec, dict[str, dict[str, Any]]]:
     pools = {pool.name: pool.serve_args for pool in spec.pools}
-    return msgspec.structs.replace(spec, pools=[], hang=HangSpec(), scheduler_address=""), pools
+    told: dict[str, Any] = {"pools": [], "scheduler_address": "", "api_keys": []}
+    return msgspec.structs.replace(spec, hang=HangSpec(), **told), pools
 
 
-def _gateway(
-    settings: ClusterSettings, scheduler_address: str, pools: list[PoolSpec]
-) -> GatewaySpec:
+def desired_api_keys(settings: ClusterSettings) -> list[ApiKeySpec]:
+    """Who is let in; gateways that run hear of it with the list of instances.
+
+    Raises:
+        ConfigError: An API key is not given by its hash; `llx up` resolves keys before this.
+    """
     keys = []
     for key in settings.gateway.api_keys:
         if key.sha256 is None:
             raise ConfigError(f'api key of "{key.tenant}" was not resolved to its hash')
         keys.append(ApiKeySpec(key.tenant, key.sha256, key.priority_class))
+    return keys
+
+
+def _gateway(
+    settings: ClusterSettings, scheduler_address: str, pools: list[PoolSpec]
+) -> GatewaySpec:
     return GatewaySpec(
         name=f"{GATEWAY_PREFIX}0",
         host=settings.gateway.host,
@@ -182,7 +192,7 @@ def _gateway(
             PriorityClassSpec(each.name, each.priority, each.default)
             for each in settings.priority_classes
         ],
-        api_keys=keys,
+        api_keys=desired_api_keys(settings),
         max_requests=settings.gateway.max_requests,
         scheduler_address=scheduler_address,
         keys_path="",

@@ -29,7 +29,7 @@ from llx.api import (
 from llx.cluster.driving.actions import DRAIN_S, GRACE_S, Actions
 from llx.cluster.driving.converge import Converging
 from llx.cluster.driving.copies import Copies
-from llx.cluster.driving.desired import pool_offers
+from llx.cluster.driving.desired import desired_api_keys, pool_offers
 from llx.cluster.driving.draining import Draining
 from llx.cluster.driving.emptying import Emptying
 from llx.cluster.driving.ending import Ending
@@ -250,7 +250,8 @@ class ClusterDriver:
         self.scheduler.follow(self.fleet.present())
         if self.fleet.line.version or self._knows_enough():
             offers = pool_offers(self.fleet.settings, self.fleet.generations)
-            await self.fleet.line.publish(members, self.scheduler.by_prefix, offers)
+            keys = desired_api_keys(self.fleet.settings)
+            await self.fleet.line.publish(members, self.scheduler.by_prefix, offers, keys)
             self.scheduler.open()
 
     def _schedule(self) -> None:

@@ -22,6 +22,7 @@ from llx.core.model import PoolName, RequestId, Term
 from llx.curve import Authenticator, ClusterKeys, make_listener
 from llx.errors import ConflictError, WireError
 from llx.log import get_log
+from llx.specs import ApiKeySpec
 from llx.wire import (
     Change,
     Changed,
@@ -211,12 +212,15 @@ class GatewayLine:
         members: list[Member],
         by_prefix: Iterable[PoolName] = (),
         pools: Sequence[PoolOffer] = (),
+        api_keys: list[ApiKeySpec] | None = None,
     ) -> None:
         """Make `members` the list; gateways hear of it if it is another one.
 
-        `by_prefix` and `pools`: see `Members`.
+        `by_prefix`, `pools`, `api_keys`: see `Members`.
         """
-        message = Members(self._term, self._version, members, sorted(by_prefix), list(pools))
+        message = Members(
+            self._term, self._version, members, sorted(by_prefix), list(pools), api_keys
+        )
         if self._version and message == self._list:
             return
         self._list = msgspec.structs.replace(message, version=self._version + 1)

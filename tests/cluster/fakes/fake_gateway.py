@@ -92,6 +92,8 @@ class FakeGateway:
                 names = ",".join(self.connected)
                 print(f"members term={message.term} {names}", flush=True)
                 print(f"cordoned: {cordoned}", flush=True)
+                tenants = [each.tenant for each in message.api_keys or []]
+                print(f"let in: {','.join(tenants)}", flush=True)
 
 
 def main() -> int:
