@@ -262,7 +262,7 @@ def main() -> int:
     parser.add_argument("--outputs", type=int, nargs=2, default=(20, 160), help="tokens, evenly")
     parser.add_argument("--dispatch", default="round_robin")
     parser.add_argument("--low", type=float, default=120.0, help="rescheduling.low")
-    parser.add_argument("--settle", type=float, default=25.0, help="seconds before the first")
+    parser.add_argument("--settle", type=float, default=20.0, help="seconds before the first")
     parser.add_argument("--windows", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="of a window")
     parser.add_argument("--profile", action="store_true", help="of the head's event loop")
