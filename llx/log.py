@@ -78,15 +78,28 @@ def get_log(name: str, **fields: object) -> EventLog:
     return EventLog(logging.getLogger(name), **fields)
 
 
-def configure_logging(level: int = logging.INFO, stream: IO[str] | None = None) -> None:
-    """Send every log line of this process to `stream` (default: standard error), formatted."""
-    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+def configure_logging(
+    level: int = logging.INFO,
+    stream: IO[str] | None = None,
+    *,
+    handler: logging.Handler | None = None,
+) -> None:
+    """Send every log line of this process, formatted, to `stream` (default: standard error).
+
+    Or to where `handler` sends them.
+    """
+    handler = handler or logging.StreamHandler(stream if stream is not None else sys.stderr)
     handler.setFormatter(EventFormatter())
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
+
+
+def quoted_field(value: str) -> str:
+    """A field's value as it stands in a line: in quotes, if it has a space or the like."""
+    return _text(value)
 
 
 def _pair(item: tuple[str, object]) -> str:
