@@ -95,6 +95,8 @@ def configure_logging(
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
+    # What vLLM loads raises the root's level: that must not silence us.
+    logging.getLogger("llx").setLevel(level)
 
 
 def quoted_field(value: str) -> str:
