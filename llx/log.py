@@ -63,7 +63,7 @@ class EventFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line (or lines, with a traceback) of `record`."""
         at = datetime.fromtimestamp(record.created, UTC)
-        time = f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03d}Z"
+        time = f"{at.isoformat(timespec='milliseconds')[:23]}Z"
         message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
         fields: dict[str, object] = getattr(record, _FIELDS, {})
         line = " ".join([time, record.levelname, message, *map(_pair, fields.items())])
