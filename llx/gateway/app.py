@@ -9,7 +9,6 @@ It answers only what must be answered before a pool is known; everything else is
 """
 
 import asyncio
-import logging
 import math
 import secrets
 import time
@@ -23,6 +22,7 @@ from llx.gateway.answer import Answer, Message, Send, answer, refuse
 from llx.gateway.auth import ApiKeys, PriorityClasses, Tenant
 from llx.gateway.refusals import OF_TAKEN, RETRY_AFTER_S, Refusal
 from llx.gateway.tenants import TenantAccount
+from llx.log import get_log
 from llx.pins import VLLM_VERSION
 from llx.specs import ApiKeySpec, GatewaySpec
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llx.gateway.front_end import FrontEnd
     from llx.gateway.metrics import GatewayMetrics
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -40,6 +40,8 @@ BODY_S = 60.0
 """How long a body may take to come; it has one of `gateway.max_requests` places meanwhile."""
 _TIMEOUT_HEADER = b"x-llx-timeout"
 _LONGEST_S = 86400.0
+_OF_NOBODY = {401, 404, 405}
+"""Refusals that no log tells of: whoever has no key must not fill it."""
 FORWARDED = frozenset(
     {
         "/v1/chat/completions",
@@ -107,6 +109,14 @@ class GatewayApp:
             await self._route(scope, receive, send, headers, http)
         except _Refused as refused:
             self.num_refused += 1
+            if refused.refusal.status not in _OF_NOBODY:
+                log.info(
+                    "app.refused",
+                    name=http.request_id,
+                    client=http.client_id,
+                    status=refused.refusal.status,
+                    reason=refused.refusal.message[:200],
+                )
             await refuse(send, http, refused.refusal)
 
     async def _route(
@@ -180,7 +190,7 @@ class GatewayApp:
             except Exception as error:  # whatever vLLM makes of a stream that was to end
                 if not await answered.end_refused():
                     raise
-                log.info("app.ended_refused request=%s error=%r", http.request_id, error)
+                log.info("app.ended_refused", name=http.request_id, error=repr(error))
             finally:
                 context.current.reset(token)
                 refusal = http.refusal
