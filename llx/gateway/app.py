@@ -92,7 +92,7 @@ class GatewayApp:
     def take_keys(self, api_keys: list[ApiKeySpec]) -> None:
         """Let in who has one of these, and nobody else, from the next request on."""
         self._keys = ApiKeys(api_keys)
-        log.info("app.keys_taken tenants=%s", ",".join(each.tenant for each in api_keys))
+        log.info("app.keys_taken", tenants=",".join(each.tenant for each in api_keys))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
