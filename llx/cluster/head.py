@@ -1,8 +1,8 @@
 """The process of the head of a cluster on this machine: ``python -m llx.cluster.head SPEC``.
 
-It ends in one of two ways: asked by a signal, it leaves everything else running; asked through the
-control API, it has stopped everything before. A head that is killed is as good as one that was
-asked by a signal.
+`llx.cluster.head_keeper` starts it again when it is killed. It ends in one of two ways: asked by a
+signal, it leaves everything else running; asked through the control API, it has stopped everything
+before. A head that is killed is as good as one that was asked by a signal.
 """
 
 import asyncio

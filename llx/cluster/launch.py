@@ -46,7 +46,7 @@ def launch_head(spec: HeadSpec, cluster_yaml: str, environment: Mapping[str, str
     write_private(state.settings, cluster_yaml)
     save_spec(state.head_spec, spec)
     (state.head / "status.json").unlink(missing_ok=True)
-    command = [spec.python, "-m", "llx.cluster.head", str(state.head_spec)]
+    command = [spec.python, "-m", "llx.cluster.head_keeper", str(state.head_spec)]
     return spawn(state.head, command, environment)
 
 

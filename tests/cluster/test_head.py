@@ -118,6 +118,28 @@ def test_a_killed_head_leaves_all_running_and_the_next_adopts_it(rig) -> None:
     rig.eventually(lambda: not rig.alive(), "everything is gone")
 
 
+def test_a_killed_head_is_started_again_and_adopts_all(rig) -> None:
+    head = rig.launch()
+    with rig.client() as client:
+        rig.reaches(client, ClusterState.READY)
+    before, keeper = pids(rig), head.status().child_pid
+    (killed,) = children(keeper)
+    os.kill(killed, signal.SIGKILL)
+    rig.eventually(lambda: not Path(f"/proc/{killed}").exists(), "it is gone")
+    with rig.client() as client:
+        assert rig.reaches(client, ClusterState.READY).term == 2
+        assert pids(rig) == before
+        assert head.status().child_pid == keeper
+        client.stop(deadline_s=10)
+    rig.eventually(lambda: not rig.alive(), "everything is gone")
+    assert head.status().exit_code == 0
+    assert "head.killed signal=9 times=1" in rig.log("head")
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_head_ends_only_the_head(rig, number: int) -> None:
     head = rig.launch()
