@@ -288,7 +288,8 @@ class Rollouts:
         self.note("done", model, moved=found.moved, finished=found.finished, cut=found.cut)
 
     def _count(self, unit: Unit, done: Emptied) -> None:
-        assert isinstance(unit.spec, InstanceSpec), f"{unit.name} is an instance"
+        if not isinstance(unit.spec, InstanceSpec):  # a gateway has left
+            return
         rollout = self._fleet.generation(unit.spec.pool).under_way
         if rollout is None or unit.name not in rollout.ends:
             return

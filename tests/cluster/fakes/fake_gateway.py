@@ -90,10 +90,10 @@ class FakeGateway:
                 self.connected = [each.instance for each in mine]
                 cordoned = ",".join(each.instance for each in mine if each.is_cordoned)
                 names = ",".join(self.connected)
-                print(f"members term={message.term} {names}", flush=True)
-                print(f"cordoned: {cordoned}", flush=True)
                 tenants = [each.tenant for each in message.api_keys or []]
                 print(f"let in: {','.join(tenants)}", flush=True)
+                print(f"members term={message.term} {names}", flush=True)
+                print(f"cordoned: {cordoned}", flush=True)
 
 
 def main() -> int:

@@ -221,4 +221,4 @@ def test_nothing_is_scaled_by_rule_while_a_rollout_counts_alone() -> None:
     done = msgspec.structs.replace(rollout, state=RolloutState.DONE)
     over = msgspec.structs.replace(under_way, rollout=done)
     config = desired_config(settings, model, model.scheduling, (), over)
-    assert (config.scaling.rule, config.scaling.max_instances) == ("band", 4)
+    assert (config.scaling.rule, config.scaling.max_instances) == ("demand", 4)
