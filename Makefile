@@ -7,6 +7,7 @@
 #   make demo         a local cluster of two vLLM instances, shown at work
 #   make bench        what moves and priorities bring on four real engines that are short of KV; half
 #                     an hour, by itself on the machine
+#   make fuzz         what `make check` asks of inputs and sockets from outside, thirty times as often
 #   make wheelhouse   all packages of the node environment, as hosts without internet get them
 #   make locks        refresh the hashed locks of the node environment
 #   make clean        remove both environments, the packages and the caches
@@ -38,7 +39,7 @@ BIN := $(VENV)/bin
 export LLX_NODE_PREFIX := $(NODE)
 export LLX_WHEELHOUSE := $(WHEELHOUSE)
 
-.PHONY: check test lint node wheelhouse host-tools demo bench locks clean
+.PHONY: check test lint node wheelhouse host-tools demo bench fuzz locks clean
 
 check: lint
 	@env -u LLX_NODE_PREFIX $(BIN)/pytest -q -n $(JOBS) -m 'not node and not gpu and not hosts and not slow' $(PYTEST_ARGS)
@@ -71,6 +72,9 @@ demo: node
 
 bench: node
 	@$(BIN)/python -m tests.bench.live_policies --out build/bench-$$(date +%Y%m%d-%H%M%S)
+
+fuzz: $(VENV)/.stamp
+	@$(BIN)/pytest -q -n $(JOBS) --hypothesis-profile=fuzz tests/fuzz tests/test_wire.py tests/agent/transport/test_frames.py $(PYTEST_ARGS)
 
 locks: $(VENV)/.stamp
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[locks]' >&2

@@ -77,7 +77,9 @@ class InstanceStatus(_Resource):
     `is_cordoned`: by name; it may be by its host as well. `preemptions`: since its engine's start;
     None: not known. `moving_out`: requests on their way to another one. `moved_by`: how KV last
     left or came, and why so; empty: none has lately. `cannot_migrate`: why none can move; empty:
-    they can, or nobody knows yet.
+    they can, or nobody knows yet. `compatibility`: what must be equal of two instances for requests
+    to move between them, the identity of the weights included; empty: not known yet. `revision`:
+    see `RolloutStatus`.
     """
 
     name: str
@@ -100,6 +102,8 @@ class InstanceStatus(_Resource):
     moving_out: int = 0
     moved_by: str = ""
     cannot_migrate: str = ""
+    revision: int = 0
+    compatibility: str = ""
 
 
 class InstanceSteps(_Resource):
@@ -299,6 +303,70 @@ class ScaleReport(_Resource):
     api_version: Literal["v1"] = "v1"
     changes: list[str]
     model: ModelStatus
+
+
+class RolloutRequest(_Resource):
+    """Body of ``PUT /v1/models/{name}/rollout``: what a model's instances are to be.
+
+    `values`: of a whole model as in cluster.yaml; empty: as it is. `changes`: dotted key → YAML, on
+    top. `deadline_s`: so long an instance that is replaced may have requests. `steady_s`: so long a
+    new one must have been ready before the next step. `is_again`: replace them though nothing
+    differs. `is_apart`: as a generation of its own, to which nothing moves.
+    """
+
+    values: dict[str, JsonValue] = {}
+    changes: dict[str, str] = {}
+    deadline_s: float = 600.0
+    steady_s: float = 3.0
+    is_again: bool = False
+    is_apart: bool = False
+    is_dry_run: bool = False
+    user: str = ""
+
+
+class RolloutStatus(_Resource):
+    """As what a model was rolled out last.
+
+    `revision` counts what its instances were started with, `generation` is the first revision of
+    those between which requests can move. `state`: running, paused, failed (`reason` says why) or
+    done; empty: it never was. `is_back`: it goes back on another one. `is_apart`: the new instances
+    are another generation; `is_switched`: that gets new requests. Of the requests of replaced
+    instances so many `moved`, `finished`, or were `cut` at the deadline.
+    """
+
+    model: str
+    revision: int
+    generation: int
+    state: str = ""
+    reason: str = ""
+    is_back: bool = False
+    is_apart: bool = False
+    is_switched: bool = False
+    instances_wanted: int = 0
+    instances_new: int = 0
+    instances_former: int = 0
+    instances_leaving: int = 0
+    deadline_s: float = 0.0
+    user: str = ""
+    begun_at: float | None = None
+    moved: int = 0
+    finished: int = 0
+    cut: int = 0
+
+
+class RolloutReport(_Resource):
+    """What a rollout changes and how, in words, and how far it is; no words: nothing changes."""
+
+    api_version: Literal["v1"] = "v1"
+    changes: list[str]
+    rollout: RolloutStatus
+
+
+class RolloutList(_Resource):
+    """Of every model."""
+
+    api_version: Literal["v1"] = "v1"
+    rollouts: list[RolloutStatus]
 
 
 class NoteRequest(_Resource):

@@ -41,6 +41,10 @@ from llx.api import (
     RequestChangeReport,
     RequestList,
     RequestVerb,
+    RolloutList,
+    RolloutReport,
+    RolloutRequest,
+    RolloutStatus,
     ScaleReport,
     ScaleRequest,
     SettingsDocument,
@@ -368,6 +372,31 @@ class ControlClient:
         """
         path = f"models/{_quoted(model)}/instances"
         return self._request("PUT", path, ScaleReport, json=request.model_dump())
+
+    def rollout(self, model: str, request: RolloutRequest) -> RolloutReport:
+        """Replace the instances of a model by other ones; returns when that has begun.
+
+        Raises:
+            NotFoundError: There is no such model.
+            ConfigError: What it is to be makes no sense.
+            ConflictError: A rollout of it is under way, there is no room, or the cluster stops.
+        """
+        path = f"models/{_quoted(model)}/rollout"
+        return self._request("PUT", path, RolloutReport, json=request.model_dump())
+
+    def steer_rollout(self, model: str, verb: str, *, user: str = "") -> RolloutReport:
+        """``pause`` a rollout, ``resume`` it, or ``abort`` it: back to what was before.
+
+        Raises:
+            NotFoundError: There is no such model.
+            ConflictError: None is under way, or that is so already.
+        """
+        path = f"models/{_quoted(model)}/rollout/{_quoted(verb)}"
+        return self._request("POST", path, RolloutReport, params={"user": user})
+
+    def rollouts(self) -> list[RolloutStatus]:
+        """As what each model was rolled out last, and how far that is."""
+        return self._request("GET", "rollouts", RolloutList).rollouts
 
     def explain(self, request: str) -> Explanation:
         """What was decided about a request, by any of its ids.

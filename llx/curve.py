@@ -21,6 +21,7 @@ from llx.secret import Secret
 from llx.wire import MAX_MESSAGE_BYTES
 
 _ZAP_DOMAIN = "llx"
+_MAX_SOCKETS = 1 << 15
 _FIELDS = ("listener_public", "listener_secret", "dialer_public", "dialer_secret")
 
 
@@ -81,6 +82,15 @@ class ClusterKeys:
         if mode:
             raise ConfigError(f"{path}: readable by others", remedy=f"chmod 600 {path}")
         return cls(public_a, Secret(secret_a), public_b, Secret(secret_b))
+
+
+def make_wide(context: "zmq.Context[Any]") -> None:
+    """Let a context have sockets for thousands of instances; before its first one.
+
+    A link to an instance has six: two, a monitor of each, and the two that libzmq itself holds for
+    those. By default a context has room for 170 links.
+    """
+    context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
 
 
 def make_listener(socket: "zmq.Socket[Any]", keys: ClusterKeys) -> None:

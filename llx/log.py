@@ -63,7 +63,7 @@ class EventFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line (or lines, with a traceback) of `record`."""
         at = datetime.fromtimestamp(record.created, UTC)
-        time = f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03d}Z"
+        time = f"{at.isoformat(timespec='milliseconds')[:23]}Z"
         message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
         fields: dict[str, object] = getattr(record, _FIELDS, {})
         line = " ".join([time, record.levelname, message, *map(_pair, fields.items())])
@@ -78,15 +78,30 @@ def get_log(name: str, **fields: object) -> EventLog:
     return EventLog(logging.getLogger(name), **fields)
 
 
-def configure_logging(level: int = logging.INFO, stream: IO[str] | None = None) -> None:
-    """Send every log line of this process to `stream` (default: standard error), formatted."""
-    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+def configure_logging(
+    level: int = logging.INFO,
+    stream: IO[str] | None = None,
+    *,
+    handler: logging.Handler | None = None,
+) -> None:
+    """Send every log line of this process, formatted, to `stream` (default: standard error).
+
+    Or to where `handler` sends them.
+    """
+    handler = handler or logging.StreamHandler(stream if stream is not None else sys.stderr)
     handler.setFormatter(EventFormatter())
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
+    # What vLLM loads raises the root's level: that must not silence us.
+    logging.getLogger("llx").setLevel(level)
+
+
+def quoted_field(value: str) -> str:
+    """A field's value as it stands in a line: in quotes, if it has a space or the like."""
+    return _text(value)
 
 
 def _pair(item: tuple[str, object]) -> str:

@@ -101,10 +101,11 @@ class ScalingSettings(_Section):
     `weight`: of two models that want the same devices, how much more of them this one gets.
     """
 
-    rule: str = "band"
+    rule: str = "demand"
     low: float = float(_SCALING.low)
     high: float = float(_SCALING.high)
     sustain_s: float = Field(default=_SCALING.sustain / SECOND, ge=0)
+    grow_after_s: float = Field(default=_SCALING.grow_after / SECOND, ge=0)
     cooldown_s: float = Field(default=_SCALING.cooldown / SECOND, ge=0)
     lost_grace_s: float = Field(default=_SCALING.lost_grace / SECOND, ge=0)
     weight: float = Field(default=1.0, gt=0)
@@ -199,6 +200,7 @@ def _scaling(settings: ScalingSettings, least: int, most: int) -> Scaling:
         low=Freeness(settings.low),
         high=Freeness(settings.high),
         sustain=_nanos(settings.sustain_s),
+        grow_after=_nanos(settings.grow_after_s),
         cooldown=_nanos(settings.cooldown_s),
         lost_grace=_nanos(settings.lost_grace_s),
     )

@@ -28,6 +28,19 @@ class EngineKind(StrEnum):
     SIM = "sim"
 
 
+def generation_key(model: str, generation: int) -> str:
+    """The pool of one generation of a model: between two of them nothing moves.
+
+    No model's name has a ``~``.
+    """
+    return f"{model}~{generation}" if generation else model
+
+
+def model_of_pool(key: str) -> str:
+    """The model of which that pool is a generation."""
+    return key.partition("~")[0]
+
+
 class SimSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The simulated engine's step-time model and size.
 
@@ -109,6 +122,15 @@ class InstanceSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     """First and last port to listen on; None: as the system chooses."""
     migration: MigrationSpec = MigrationSpec()
     hang: HangSpec = HangSpec()
+    revision: int = 0
+    """Counts what a model was rolled out as."""
+    generation: int = 0
+    """The first revision between whose instances and this one requests can move."""
+
+    @property
+    def pool_key(self) -> str:
+        """The pool that it belongs to, see `generation_key`."""
+        return generation_key(self.pool, self.generation)
 
 
 class PriorityClassSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,7 +165,7 @@ class TenantSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PoolSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model pool, as a gateway needs it."""
+    """One model pool, as a gateway needs it; `name` is the model's, as clients say it."""
 
     name: str
     model: str
@@ -152,6 +174,12 @@ class PoolSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     serve_args: dict[str, Any]
     tensor_parallel: int
     max_instances: int
+    generation: int = 0
+
+    @property
+    def key(self) -> str:
+        """Names the pool among all of the cluster."""
+        return generation_key(self.name, self.generation)
 
 
 class GatewaySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="gateway"):

@@ -18,6 +18,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # How long an example takes says how busy the machine is, and nothing of what is tested.
 settings.register_profile("llx", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# `make fuzz`: the same properties, for as long as one has the patience.
+settings.register_profile("fuzz", settings.get_profile("llx"), max_examples=3000)
 settings.load_profile("llx")
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -14,12 +14,13 @@ from llx.secret import Secret
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
     root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    handlers, level, own = list(root.handlers), root.level, logging.getLogger("llx").level
     made = io.StringIO()
     configure_logging(stream=made)
     yield made
     root.handlers[:] = handlers
     root.setLevel(level)
+    logging.getLogger("llx").setLevel(own)
 
 
 def line(stream: io.StringIO) -> str:
@@ -79,3 +80,10 @@ def test_configuring_twice_does_not_double_lines(stream: io.StringIO) -> None:
     get_log("llx.x").info("once")
     assert stream.getvalue().count("once") == 1
     assert isinstance(logging.getLogger().handlers[0].formatter, EventFormatter)
+
+
+def test_a_library_that_raises_the_roots_level_does_not_silence_us(stream: io.StringIO) -> None:
+    logging.getLogger().setLevel(logging.ERROR)
+    get_log("llx.x").info("heard")
+    logging.getLogger("other").info("not heard")
+    assert line(stream) == "INFO heard\n"

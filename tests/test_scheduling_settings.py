@@ -58,7 +58,7 @@ def test_a_range_of_instances_is_scaled_by_the_cores_defaults_and_a_number_is_no
             "m", settings, CLASSES, step_tokens=1, max_requests=1, num_instances=(least, most)
         ).scaling
 
-    assert scaling(1, 4) == Scaling(rule="band", min_instances=1, max_instances=4)
+    assert scaling(1, 4) == Scaling(rule="demand", min_instances=1, max_instances=4)
     assert scaling(3, 3) == Scaling(rule="none", min_instances=3, max_instances=3)
     other = scaling(1, 2, low=1.5, high=9, sustain_s=0.5, cooldown_s=2, lost_grace_s=1)
     assert (other.low, other.high, other.sustain) == (1.5, 9, SECOND // 2)

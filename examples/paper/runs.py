@@ -54,7 +54,7 @@ class Run:
 
     `high_share` of the requests are of the high class. With `is_blind` nobody knows which: what
     becomes of them without priorities. `headroom` is that class's; `band`: whether there are 1 to
-    16 instances, by freeness, instead of 16.
+    16 instances, by freeness and `rule`, instead of 16; one takes `start_s` to start.
     """
 
     experiment: str
@@ -68,6 +68,8 @@ class Run:
     headroom: int = 0
     is_blind: bool = False
     band: tuple[float, float] | None = None
+    rule: str = "band"
+    start_s: float = 10.0
 
     def key(self) -> str:
         """Names it."""
@@ -111,15 +113,23 @@ HEADROOM = {"paper": 692, "llx": 300}
 
 
 def scaling(policies: Sequence[str], seeds: Sequence[int], num_requests: int) -> Iterator[Run]:
-    """Figures 14 and 15: as many instances as a band of freeness asks for, for several bands."""
+    """Figures 14 and 15: as many instances as a band of freeness asks for, for several bands.
+
+    And what they do not show: an engine that takes a minute to start.
+    """
     for seed in seeds:
-        for rate, cv in ((2.0, 1.0), (2.0, 4.0)):
-            for policy in policies:
-                for band in BANDS:
-                    yield Run("scaling", "l-l", rate, policy, seed, num_requests, cv, band=band)
+        for start_s in (10.0, 60.0):
+            for cv in (1.0, 4.0):
+                for policy in policies:
+                    for rule in ("band", "demand") if policy == "llx" else ("band",):
+                        for band in BANDS:
+                            yield Run(
+                                "scaling", "l-l", 2.0, policy, seed, num_requests, cv,
+                                band=band, rule=rule, start_s=start_s,
+                            )  # fmt: skip
 
 
-BANDS = ((5.0, 30.0), (10.0, 60.0), (30.0, 180.0))
+BANDS = ((5.0, 30.0), (10.0, 60.0), (30.0, 180.0), (60.0, 360.0))
 """The paper's is the second. The others make a curve of instances and latency for each policy."""
 
 EXPERIMENTS = {
@@ -140,8 +150,11 @@ def configured(run: Run) -> ClusterConfig:
         config = replace(config, engine=replace(A10_LLAMA_7B, num_blocks=Blocks(792)))
     if run.band is not None:
         low, high = (Freeness(each) for each in run.band)
-        rules = Scaling("band", 1, 16, low, high, Nanos(10 * SECOND), Nanos(10 * SECOND))
-        config = replace(config, num_instances=8, pool=replace(config.pool, scaling=rules))
+        pause = Nanos(10 * SECOND)
+        rules = Scaling(run.rule, 1, 16, low, high, sustain=pause, cooldown=pause)
+        start = Nanos(round(run.start_s * SECOND))
+        pool = replace(config.pool, scaling=rules)
+        config = replace(config, num_instances=8, pool=pool, start_takes=start)
     return config
 
 
@@ -214,7 +227,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _key(line: dict[str, Any]) -> str:
-    return json.dumps(line["run"])
+    run = line["run"]
+    band = run["band"] and tuple(run["band"])
+    return Run(**run | {"band": band}).key()
 
 
 if __name__ == "__main__":

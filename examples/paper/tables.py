@@ -106,25 +106,75 @@ def urgent(lines: Sequence[Line]) -> Iterable[str]:
 
 def scaled(lines: Sequence[Line]) -> Iterable[str]:
     """Instances and latency by band; a policy's curve is to be compared at equal latency."""
-    yield "| rate, CV | policy | band | seeds | instances | prefill mean | prefill P99 |"
-    yield "|---" * 7 + "|"
+    yield "| start, CV | policy | rule | band | seeds | instances | prefill mean | prefill P99 |"
+    yield "|---" * 8 + "|"
     groups: dict[tuple[Any, ...], list[Line]] = {}
-    for each in lines:
+    for each in _scaling(lines):
         run = each["run"]
-        if run["experiment"] == "scaling":
-            key = run["rate"], run["cv"], run["policy"], tuple(run["band"])
-            groups.setdefault(key, []).append(each)
-    for (rate, cv, policy, band), group in sorted(groups.items()):
+        key = run["start_s"], run["cv"], run["policy"], run["rule"], tuple(run["band"])
+        groups.setdefault(key, []).append(each)
+    for (start_s, cv, policy, rule, band), group in sorted(groups.items()):
         instances = _mean([each["instances"] for each in group])
         cells = (
             _mean([_all(each)[name] for each in group]) for name in ("prefill_mean", "prefill_p99")
         )
         limits = f"{band[0]:g}-{band[1]:g}"
         yield (
-            f"| {rate:g}, {cv:g} | {policy} | {limits} | {len(group)} | {instances} | "
-            + " | ".join(cells)
-            + " |"
+            f"| {start_s:g} s, {cv:g} | {policy} | {rule} | {limits} | {len(group)} | {instances} "
+            + "".join(f"| {each} " for each in cells)
+            + "|"
         )
+
+
+def saved(lines: Sequence[Line]) -> Iterable[str]:
+    """Instances that llx saves at the same P99 of prefill: 1 - its own / as many as others need.
+
+    What others need is read off their curve, seed by seed: between two bands the logarithm of P99
+    goes evenly. A seed whose curve does not come down to llx's P99 has no figure.
+    """
+    yield "| start, CV | llx's band | llx's P99 | against | seeds | saved at that P99 |"
+    yield "|---" * 6 + "|"
+    curves: dict[tuple[Any, ...], dict[int, list[tuple[float, float]]]] = {}
+    points: dict[tuple[Any, ...], dict[int, tuple[float, float]]] = {}
+    for each in _scaling(lines):
+        run, point = each["run"], (each["instances"], _all(each)["prefill_p99"])
+        where, who = (run["start_s"], run["cv"]), (run["policy"], run["rule"])
+        if who == ("llx", "demand"):
+            points.setdefault((*where, tuple(run["band"])), {})[run["seed"]] = point
+        else:
+            curves.setdefault((*where, *who), {}).setdefault(run["seed"], []).append(point)
+    for (start_s, cv, band), own in sorted(points.items()):
+        for (other_start, other_cv, policy, rule), seeds in sorted(curves.items()):
+            if (other_start, other_cv) != (start_s, cv):
+                continue
+            shares = [
+                100 * (1 - own[seed][0] / needed)
+                for seed, curve in seeds.items()
+                if seed in own and (needed := _needed(curve, own[seed][1])) is not None
+            ]
+            p99 = _mean([each[1] for each in own.values()])
+            cell = f"{_spread(shares)} %" if shares else "its P99 is never as low"
+            yield (
+                f"| {start_s:g} s, {cv:g} | {band[0]:g}-{band[1]:g} | {p99} | {policy} {rule} | "
+                f"{len(shares)} of {len(own)} | {cell} |"
+            )
+
+
+def _needed(curve: Sequence[tuple[float, float]], p99: float) -> float | None:
+    """Instances at which a curve comes down to a P99; None if it does not."""
+    before: tuple[float, float] | None = None
+    for instances, found in sorted(curve):
+        if found <= p99:
+            if before is None:
+                return instances
+            share = math.log(before[1] / p99) / math.log(before[1] / found)
+            return before[0] + share * (instances - before[0])
+        before = instances, found
+    return None
+
+
+def _scaling(lines: Sequence[Line]) -> list[Line]:
+    return [each for each in lines if each["run"]["experiment"] == "scaling"]
 
 
 def fragmented(lines: Sequence[Line]) -> Iterable[str]:
@@ -163,14 +213,26 @@ def _mean(values: Sequence[float]) -> str:
     return f"{mean:.3g} ± {error:.1g}" if error else f"{mean:.3g}"
 
 
+def _spread(values: Sequence[float]) -> str:
+    """Mean, and the 95 % interval of it by Student's distribution."""
+    mean, count = statistics.fmean(values), len(values)
+    if count == 1:
+        return f"{mean:.0f}"
+    half = _student(count) * statistics.stdev(values) / math.sqrt(count)
+    return f"{mean:.0f} ({mean - half:.0f} to {mean + half:.0f})"
+
+
+def _student(count: int) -> float:
+    return next(_STUDENT[each] for each in sorted(_STUDENT, reverse=True) if each <= count)
+
+
 def _interval(ratios: Sequence[float]) -> str:
     """Geometric mean, and the 95 % interval of it by Student's distribution."""
     logs = [math.log(each) for each in ratios]
     mean, count = statistics.fmean(logs), len(logs)
     if count == 1:
         return f"{ratios[0]:.3g}"
-    point = next(_STUDENT[each] for each in sorted(_STUDENT, reverse=True) if each <= count)
-    half = point * statistics.stdev(logs) / math.sqrt(count)
+    half = _student(count) * statistics.stdev(logs) / math.sqrt(count)
     low, high = math.exp(mean - half), math.exp(mean + half)
     return f"{math.exp(mean):.3g} ({low:.3g}-{high:.3g})"
 
@@ -184,6 +246,7 @@ def main() -> None:
         "llx over the paper's policy, highest rates": paired(lines, HIGHEST),
         "With priorities over without": urgent(lines),
         "Auto-scaling": scaled(lines),
+        "Instances saved at equal P99": saved(lines),
         "Fragmentation": fragmented(lines),
     }
     for title, table in tables.items():

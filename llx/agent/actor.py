@@ -8,6 +8,8 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import assert_never
 
@@ -18,6 +20,7 @@ from llx.agent.actor_calls import (
     Answer,
     Failure,
     Forget,
+    KeepCopy,
     Observe,
     ReadLog,
     Release,
@@ -47,7 +50,7 @@ RAY = "ray"
 TICKET_S = 15.0
 """How long a ticket is good for."""
 
-_LOG_BYTES = 8 << 20
+_LOG_BYTES = 32 << 20
 _CACHES = {
     "CUDA_CACHE_PATH": "cuda",
     "CUTE_DSL_CACHE_DIR": "cute-dsl",
@@ -169,6 +172,8 @@ class Desk:
                 node.release(name)
             case Forget(name):
                 node.forget(name)
+            case KeepCopy(copy):
+                node.keep_copy(copy)
             case ReadLog(name, offset, limit, tail):
                 return node.read_log(name, offset, limit, tail)
             case _:
@@ -229,11 +234,16 @@ def _inherited(directory: Path, own: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def log_to(path: Path) -> None:
-    """Send this process's log lines to a file of 0600; a long one is begun anew."""
-    if path.exists() and path.stat().st_size > _LOG_BYTES:
-        path.replace(path.with_suffix(".1"))
-    path.touch(mode=0o600)
-    configure_logging(stream=path.open("a", buffering=1))
+    """Send this process's log lines to a file of 0600; a full one is moved to ``.1``."""
+    configure_logging(handler=_OwnLog(path, maxBytes=_LOG_BYTES, backupCount=1))
+
+
+class _OwnLog(RotatingFileHandler):
+    """Nobody else may read it."""
+
+    def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).touch(mode=0o600)
+        return super()._open()
 
 
 def _read_term(path: Path, cluster_id: str) -> Term:

@@ -16,6 +16,7 @@ from llx import errors
 from llx.agent.devices import Need
 from llx.core.model import Term
 from llx.errors import LlxError, RemoteError
+from llx.head_copy import HeadCopy
 from llx.specs import GatewaySpec, InstanceSpec
 
 
@@ -65,7 +66,13 @@ class ReadLog(msgspec.Struct, frozen=True, tag=True):
     tail: int
 
 
-AgentCall = Observe | StartInstance | StartGateway | Stop | Release | Forget | ReadLog
+class KeepCopy(msgspec.Struct, frozen=True, tag=True):
+    """Answered by nothing."""
+
+    copy: HeadCopy
+
+
+AgentCall = KeepCopy | Observe | StartInstance | StartGateway | Stop | Release | Forget | ReadLog
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -350,7 +350,9 @@ class InstanceEndpoint:
 
     def _refuse(self, identity: bytes, session: int, reason: str, now: float) -> None:
         """Answer a peer that gets no session; the index is given back when it is sent."""
-        self.emit(self._new_peer(identity, session, now).index, Refused(session, reason))
+        self.emit(
+            self._new_peer(identity, session, now).index, Refused(session, reason, self._term)
+        )
 
     def _refusal(self, identity: bytes, hello: Hello) -> str:
         if identity != hello.peer.encode():

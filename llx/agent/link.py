@@ -54,7 +54,10 @@ from llx.wire import (
 
 log = logging.getLogger(__name__)
 
-_HELLO_EVERY_S = 0.05
+_HELLO_AFTER_S = 0.05
+_HELLO_AT_LEAST_EVERY_S = 1.0
+"""Each hello waits twice as long for its answer as the one before: a process that dials a thousand
+instances at once, or an instance that a hundred dial, is busy enough."""
 _PING_EVERY_S = 1.0
 _REDIAL_AFTER_S = 0.2
 _MOST_REPORTS_PER_S = 5000
@@ -137,6 +140,8 @@ class InstanceLink:
         self.engine_ready = b""
         self.is_ready = False
         self.refusal = ""
+        self.newer_term = Term(0)
+        """By which the instance refused this peer's; 0: it did not."""
         self.load: InstanceLoad | None = None
         self.report: Load | None = None
         """What `load` was taken from."""
@@ -298,9 +303,11 @@ class InstanceLink:
 
     async def _keep_lease(self) -> None:
         hello = Hello(self._peer, self._session, self._role, __version__, VLLM_VERSION, self._term)
+        pause_s = _HELLO_AFTER_S
         while not self.is_ready:
             await self._offer(hello)
-            await asyncio.sleep(_HELLO_EVERY_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _HELLO_AT_LEAST_EVERY_S)
         while True:
             await self._offer(Ping(self._session, self.report_every_s, self.prefixes.ask))
             await asyncio.sleep(_PING_EVERY_S)
@@ -342,7 +349,8 @@ class InstanceLink:
                     self.is_ready, self.refusal = True, ""
                     log.info("link.ready instance=%s", self.member.instance)
                     self._events.on_ready(self)
-            case Refused(reason=reason):
+            case Refused(reason=reason, term=term):
+                self.newer_term = max(self.newer_term, term)
                 if reason == NO_SESSION:
                     raise _SessionOver(reason)
                 self.refusal = reason

@@ -40,6 +40,7 @@ from llx.agent.processes import (
 )
 from llx.choices import Platform
 from llx.errors import ConfigError, ConflictError, NotFoundError
+from llx.head_copy import COPY_FILE, HeadCopy
 from llx.log import get_log
 from llx.specs import (
     GatewaySpec,
@@ -191,10 +192,14 @@ class NodeAgent:
     def start_gateway(self, spec: GatewaySpec) -> None:
         """Start a gateway; it computes on no device, whatever the instances use.
 
+        One that runs, and is asked for with another address of the scheduler, is told of that one.
+
         Raises:
             ConflictError: It runs already.
             RemoteError: It cannot be started; says why.
         """
+        if self._redirect(spec):
+            return
         environment = child_environment(self.environment, Allocation(DeviceKind.CPU, []))
         environment["CUDA_VISIBLE_DEVICES"] = ""
         local = self.place.gateway(spec, self.procs_dir)
@@ -230,6 +235,10 @@ class NodeAgent:
         for file in ("shim.json", "status.json"):
             (process.directory / file).unlink(missing_ok=True)
 
+    def keep_copy(self, copy: HeadCopy) -> None:
+        """Keep what the head must remember, for one on another host."""
+        save_spec(self.procs_dir.parent / COPY_FILE, copy)
+
     def read_log(self, name: str, offset: int | None, limit: int, tail: int) -> LogPart:
         """Part of the log of a process of this cluster here; see `llx.agent.log_file.read_log`.
 
@@ -254,6 +263,23 @@ class NodeAgent:
                 raise shortage(ledger.inventory, held, need)
             ledger.claim(name, allocation)
         return allocation
+
+    def _redirect(self, wanted: GatewaySpec) -> bool:
+        """Whether that gateway runs, but for the scheduler's address: now it has this one.
+
+        It watches its own spec.
+        """
+        directory = self.procs_dir / wanted.name
+        process, before = attach(directory), _read_wanted(directory)
+        if process is None or not process.is_alive() or not isinstance(before, GatewaySpec):
+            return False
+        address = wanted.scheduler_address
+        if before == wanted or msgspec.structs.replace(before, scheduler_address=address) != wanted:
+            return False
+        save_spec(directory / "spec.json", self.place.gateway(wanted, self.procs_dir))
+        save_spec(directory / _WANTED_FILE, wanted)
+        log.info("gateway.redirected", gateway=wanted.name, scheduler=address)
+        return True
 
     def _start(
         self,

@@ -11,7 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llx.core.model import Epoch, RequestId
+from llx.log import get_log
 from llx.wire import Add
+
+log = get_log(__name__)
 
 
 @dataclass(slots=True)
@@ -38,6 +41,13 @@ class Ownership:
         if header.request in self._held:
             return False
         self._held[header.request] = _Entry(peer, header.epoch, len(header.outputs))
+        log.info(
+            "request.added",
+            request=header.request,
+            name=header.name,
+            epoch=header.epoch,
+            num_outputs=len(header.outputs),
+        )
         return True
 
     def taken(self) -> list[RequestId]:
@@ -94,7 +104,11 @@ class Ownership:
 
     def drop(self, request: RequestId) -> None:
         """Forget a request; its late outputs will find no owner."""
-        self._held.pop(request, None)
+        entry = self._held.pop(request, None)
+        if entry is not None:
+            log.info(
+                "request.dropped", request=request, epoch=entry.epoch, num_outputs=entry.num_tokens
+            )
 
     def of_peer(self, peer: int) -> list[RequestId]:
         """Requests that the peer owns; its sequence number is forgotten."""
@@ -129,6 +143,7 @@ class Ownership:
             entry.num_tokens += num_new
             if is_finished:
                 del self._held[request]
+                log.info("request.finished", request=request, num_outputs=entry.num_tokens)
         return stamps
 
     def __len__(self) -> int:

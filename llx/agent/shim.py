@@ -10,7 +10,8 @@ keeps in DIR:
     shim.sock   one JSON object per line: {"op": "status"}, {"op": "signal", "signal": N},
                 {"op": "stop", "grace_s": S} (TERM to the child's group, KILL after S; answered
                 when all of it is gone)
-    log         the child's stdout and stderr, written by the child itself; log.1: the run before
+    log         the child's stdout and stderr, written by the child itself; log.1: what was in it
+                before, of the run before or, once it has 32 MiB, of this one
     pulse       link to memory of the shim's with the child's promises to have moved on by then
                 (`llx.agent.pulse`); a child that breaks one hangs, frozen or in a step without end:
                 it is killed; `hung` says of what
@@ -25,7 +26,7 @@ The first line on the shim's stdout tells the spawner how the start went; nobody
 """
 
 # pathlib would cost every shim a megabyte.
-# ruff: noqa: PTH105, PTH108, PTH109, PTH110, PTH123, PTH208, PTH211
+# ruff: noqa: PTH105, PTH108, PTH109, PTH110, PTH123, PTH202, PTH208, PTH211
 
 import contextlib
 import fcntl
@@ -45,6 +46,7 @@ KEEPS_MARK = {"SPT_NOENV": "1"}
 """To be in the environment of whatever may set its title: setproctitle, of which Ray has a copy,
 then leaves the memory alone that the environment lies in, and ``/proc`` still shows the mark."""
 TAIL_BYTES = 4096
+MAX_LOG_BYTES = 32 << 20
 MAX_GRACE_S = 86400.0
 
 _MAX_LINE = 4096
@@ -145,6 +147,7 @@ class Shim:
         self._looked_at = self._trusts_until = 0.0
         self._pulse: int | None = None
         self._hung = ""
+        self._has_turned = False
         self._child = 0
         self._mark = os.urandom(16).hex()
         self._record: dict[str, object] = {}
@@ -187,6 +190,7 @@ class Shim:
                 self._serve(fd)
             self._escalate()
             self._look_around()
+            self._turn_log()
             self._feel_pulse()
         self._finish()
 
@@ -309,6 +313,26 @@ class Shim:
             self._signal_group(signal.SIGKILL)
             self._kill_at = now + _KILL_AGAIN_S
 
+    def _turn_log(self) -> None:
+        """Move what is in a log that is full to ``log.1``; the child, which appends, goes on.
+
+        A line that is written between the last read and the cut is lost. Without room for the copy
+        the log grows, and the next look tries again.
+        """
+        with contextlib.suppress(OSError):
+            if os.path.getsize("log") < MAX_LOG_BYTES:
+                return
+            try:
+                with open("log", "rb+") as log, open("log.new", "wb") as copy:
+                    for _ in range(4 * MAX_LOG_BYTES >> 20):  # it may write as fast as this reads
+                        if not os.sendfile(copy.fileno(), log.fileno(), None, 1 << 20):
+                            break
+                    os.replace("log.new", "log.1")
+                    os.ftruncate(log.fileno(), 0)
+                self._has_turned = True
+            except OSError:
+                os.unlink("log.new")
+
     def _look_around(self) -> None:
         try:
             os.getcwd()
@@ -418,7 +442,7 @@ class Shim:
             "exit_code": info.si_status if has_exited else None,
             "signal": None if has_exited else info.si_status,
             "hung": self._hung,
-            "stderr_tail": _tail("log"),
+            "stderr_tail": self._tail(),
             "exited_at": time.time(),
         }
         self._write_last_record()
@@ -428,6 +452,10 @@ class Shim:
         for client in list(self._clients.values()):
             if client.awaits_end:
                 self._send(client, self._record)
+
+    def _tail(self) -> str:
+        former = _tail("log.1") if self._has_turned else ""
+        return (former + _tail("log"))[-TAIL_BYTES:]
 
     def _write_first_record(self) -> None:
         self._record = {

@@ -51,7 +51,7 @@ def run_sim(spec: InstanceSpec, status: StatusFile, *, lease_s: float = 10.0) ->
     endpoint = InstanceEndpoint(
         keys,
         spec.bind_host,
-        info=_info(spec, config),
+        info=instance_info(spec, config, facts),
         engine_ready=encode(ready_response(config, dtype=facts.dtype, name=spec.name)),
         sink=engine,
         llumlet=llumlet,
@@ -111,10 +111,10 @@ def _llumlet(
 ) -> MigrationService:
     return MigrationService(
         keys,
-        PoolName(spec.pool),
+        PoolName(spec.pool_key),
         EngineFacts(
             InstanceId(spec.name),
-            sim_compatibility(spec.model, facts, spec.sim or SimSpec()),
+            _compatibility(spec, facts),
             config.block_size,
             config.max_model_len,
         ),
@@ -122,6 +122,10 @@ def _llumlet(
         engine.moves,
         engine,
     )
+
+
+def _compatibility(spec: InstanceSpec, facts: ModelFacts) -> str:
+    return sim_compatibility(spec.model, facts, spec.sim or SimSpec())
 
 
 def make_engine(sim: SimSpec, facts: ModelFacts) -> tuple[SimEngine, EngineConfig]:
@@ -179,10 +183,11 @@ def ready_response(config: EngineConfig, *, dtype: str, name: str) -> EngineCore
     )
 
 
-def _info(spec: InstanceSpec, config: EngineConfig) -> InstanceInfo:
+def instance_info(spec: InstanceSpec, config: EngineConfig, facts: ModelFacts) -> InstanceInfo:
+    """What an instance of that spec says it is."""
     return InstanceInfo(
         instance=InstanceId(spec.name),
-        pool=PoolName(spec.pool),
+        pool=PoolName(spec.pool_key),
         engine=spec.engine,
         llx_version=__version__,
         vllm_version=VLLM_VERSION,
@@ -194,4 +199,5 @@ def _info(spec: InstanceSpec, config: EngineConfig) -> InstanceInfo:
         max_num_batched_tokens=config.max_num_batched_tokens,
         tensor_parallel=spec.tensor_parallel,
         pid=os.getpid(),
+        compatibility=_compatibility(spec, facts),
     )

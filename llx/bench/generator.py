@@ -9,7 +9,6 @@ cannot hide it; how late each request was sent is in its record.
 import asyncio
 import gc
 import json
-import resource
 import ssl
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from llx.bench.record import Outcome, Record
 from llx.bench.schedule import Planned
 from llx.bench.stream import StreamConnection
 from llx.errors import ConfigError
+from llx.open_files import raise_file_limit
 from llx.openai_client import PRIORITY_HEADER, REQUEST_ID_HEADER
 from llx.secret import Secret
 
@@ -33,7 +33,6 @@ _IDLE_LIMIT_S: Final = 3.0
 """Servers close connections idle for longer (uvicorn: after 5 s)."""
 _SWEEP_S: Final = 1.0
 _CONNECT_TIMEOUT_S: Final = 10.0
-_MOST_FILES: Final = 1 << 17
 _SPARE_FILES: Final = 128
 
 
@@ -92,7 +91,7 @@ class Generator:
         self._busy: set[StreamConnection] = set()
         self._opening: set[asyncio.Task[None]] = set()
         self._is_over = asyncio.Event()
-        self._max_streams = _raised_file_limit() - _SPARE_FILES
+        self._max_streams = raise_file_limit() - _SPARE_FILES
 
     async def run(self) -> None:
         """Send everything, and wait for the last answer. Cancelled: cut what is under way."""
@@ -262,13 +261,3 @@ def _parts(target: Target, address: _Address) -> tuple[bytes, bytes]:
     rest = json.dumps(same, separators=(",", ":")).encode().replace(b"%", b"%%")
     head = "\r\n".join(lines) + "\r\n"
     return head.encode(), b'{"max_tokens":%d,"prompt":[%b],' + rest[1:]
-
-
-def _raised_file_limit() -> int:
-    """As many open files as this process may have, and as anybody needs."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-    if most > soft != resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        return most
-    return most if soft == resource.RLIM_INFINITY else soft

@@ -227,7 +227,9 @@ class _Steps:
             )
         if work.plan.hub_token is not None:
             self.play("configure-hub", hub_token=work.plan.hub_token)
-        if work.is_head:
+        if not work.is_head:
+            self.play("configure-member")
+        else:
             self.play(
                 "configure-head",
                 ca_cert=cluster.authority.cert_pem,

@@ -10,6 +10,7 @@ from llx import __version__
 from llx.bootstrap import host_preflight
 from llx.bootstrap.facts import load_vllm_arguments
 from llx.bootstrap.fan_out import fan_out
+from llx.bootstrap.head_move import HeadMove, find_move, refuse_stale_head, survey
 from llx.bootstrap.host_facts import HostFacts, gather
 from llx.bootstrap.hosts_plan import HostsPlan, head_settings, hub_model_of
 from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all, settings_of
@@ -48,6 +49,7 @@ class Outlook:
         before: The settings the cluster runs with, as this machine remembers them.
         is_running: Its head's host says that it is up.
         changes: What the head says that the settings change, in words; None: it was not asked.
+        move: How the head gets to its host, if it is elsewhere.
         warnings: What does not stand in the way but should be known.
     """
 
@@ -63,6 +65,7 @@ class Outlook:
     before: ClusterSettings | None
     is_running: bool
     changes: list[str] | None = None
+    move: HeadMove | None = None
     warnings: list[host_preflight.HostFinding] = field(default_factory=list)
 
     def close(self) -> None:
@@ -77,18 +80,21 @@ def look(
     world: HostsWorld,
     observe: Observer,
     verb: str = "up",
+    *,
+    moves_head: bool = False,
 ) -> Outlook:
     """Connect, gather facts, and refuse what cannot work. Changes nothing on any host.
 
     A `verb` other than ``up`` changes hosts alone: it goes by the settings that this machine
-    remembers.
+    remembers. With `moves_head` the head may be elsewhere so far.
 
     Raises:
         PreflightError: With all findings, of all hosts.
         ConflictError: The cluster runs and the change asked for needs `down` first.
     """
     settings = plan.settings
-    refuse_other_head(before, plan)
+    if not moves_head:
+        refuse_other_head(before, plan)
     refuse_arguments(settings)
     leaving_hosts = _leaving(before, settings)
     _refuse_twins(leaving_hosts, settings, {})
@@ -109,7 +115,7 @@ def look(
                 platform=platform,
                 has_tiny_model=plan.has_tiny_model,
                 copies=host_preflight.copy_sizes(settings),
-                running=[each.name for each in before.hosts] if before and is_running else [],
+                running=_expected(before, settings, is_running=is_running, moves_head=moves_head),
             )
             addresses = _addresses(settings, facts, before)
             _refuse_twins(leaving_hosts, settings, addresses)
@@ -118,6 +124,7 @@ def look(
             fatal = [each for each in findings if each.is_fatal]
             if fatal:
                 raise host_preflight.HostPreflightError(fatal)
+            move = _head_move(plan, crew, facts, moves_head=moves_head)
             say.conclude(_in_short(facts))
         outlook = Outlook(
             plan=plan,
@@ -130,10 +137,11 @@ def look(
             addresses=addresses,
             verb=verb,
             before=before,
-            is_running=is_running,
+            is_running=is_running or move is not None,
+            move=move,
             warnings=[e for e in findings if not e.is_fatal and e.subject not in _QUIET],
         )
-        if is_running:
+        if is_running and move is None:
             outlook.changes = ask_head(outlook, world)
     except BaseException:
         crew.close()
@@ -169,6 +177,8 @@ def describe(outlook: Outlook) -> list[tuple[str, str]]:
     """The plan in words: (what, how), in the order of doing."""
     plan, settings = outlook.plan, outlook.plan.settings
     rows = [("cluster", f"{settings.cluster}, llx {__version__}, {outlook.platform}")]
+    if outlook.move is not None:
+        rows.append(("head", outlook.move.describe()))
     for host in settings.hosts:
         role = "head, " if host.name == plan.head.name else ""
         facts = outlook.facts.get(host.name)
@@ -197,6 +207,39 @@ def describe(outlook: Outlook) -> list[tuple[str, str]]:
     if outlook.changes is not None:
         rows += [("change", each) for each in outlook.changes or ["nothing"]]
     return rows
+
+
+def _expected(
+    before: ClusterSettings | None,
+    settings: ClusterSettings,
+    *,
+    is_running: bool,
+    moves_head: bool,
+) -> list[str]:
+    """Hosts that a running cluster has: one of them out of reach stops nothing."""
+    if moves_head:
+        return [each.name for each in (before or settings).hosts]
+    return [each.name for each in before.hosts] if before and is_running else []
+
+
+def _head_move(
+    plan: HostsPlan, crew: Crew, facts: Mapping[str, HostFacts], *, moves_head: bool
+) -> HeadMove | None:
+    """What it takes to have the head where it is to be; None: it is there.
+
+    Raises:
+        ConflictError: It is elsewhere and shall stay there, or cannot be moved.
+    """
+    head = plan.head.name
+    running = [name for name, each in facts.items() if each.is_cluster_running]
+    sights = survey(crew, [*running, *(name for name in [head] if name not in running)])
+    ids = {sights[name].spec.cluster_id for name in running if name in sights}
+    if ids:
+        sights = {n: each for n, each in sights.items() if each.spec.cluster_id in ids}
+    if not moves_head:
+        refuse_stale_head(sights, head)
+        return None
+    return find_move(crew, sights, head, [each.name for each in plan.settings.hosts])
 
 
 def _fetching(outlook: Outlook, model: ModelSettings) -> str:
@@ -331,6 +374,5 @@ def refuse_other_head(before: ClusterSettings | None, plan: HostsPlan) -> None:
     if was is not None and (was.name, was.address) != (plan.head.name, plan.head.address):
         raise ConflictError(
             f"cluster {plan.settings.cluster}: its head is {was.name}, not {plan.head.name}",
-            remedy=f"set `head: {was.name}`; or `llx down` first (with --forget {was.name} if it "
-            "is gone for good)",
+            remedy=f"set `head: {was.name}`; or `llx up --head {plan.head.name}` moves it",
         )

@@ -22,6 +22,7 @@ from llx.bootstrap.cluster_dir import (
     write_private,
 )
 from llx.bootstrap.fan_out import FanOutError, fan_out
+from llx.bootstrap.head_move import head_of, survey
 from llx.bootstrap.host_claim import Owner, owner_of
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.host_lock import hold
@@ -227,6 +228,7 @@ class _Down:
         self, crew: Crew, stack: contextlib.ExitStack
     ) -> tuple[StopReport | None, dict[str, LlxError]]:
         """Everything of the cluster ends; what the head said, what went wrong."""
+        self._follow_head(crew)
         proceed: Proceed = lambda: None  # noqa: E731 - the head away: there is no lock to lose
         report = None
         shell = crew.shells.get(self._head)
@@ -253,6 +255,13 @@ class _Down:
             proceed=proceed,
         )
         return report, errors
+
+    def _follow_head(self, crew: Crew) -> None:
+        """It may have moved since this machine heard of it last."""
+        newest = head_of(survey(crew, list(crew.shells)))
+        known = {each.name for each in self._settings.hosts}
+        if newest is not None and newest.cluster_id == id_of(self._state_dir):
+            self._head = newest.head if newest.head in known else self._head
 
     @contextlib.contextmanager
     def _control(self, shell: Shell, layout: HostLayout) -> Iterator[ControlClient | None]:

@@ -23,6 +23,7 @@ from llx.bootstrap.cluster_dir import (
 )
 from llx.bootstrap.cluster_secrets import ClusterSecrets, new_secrets, read_secrets
 from llx.bootstrap.fan_out import FanOutError, fan_out, remedies_of
+from llx.bootstrap.head_move import HeadMove, seat_head
 from llx.bootstrap.host_lock import Held, hold
 from llx.bootstrap.host_steps import HostWork, configure_host, prepare_host, start_host
 from llx.bootstrap.hosts_look import Outlook, ask_head
@@ -96,8 +97,16 @@ def apply(
     with cluster_lock(plan.state_dir, outlook.verb):
         head = plan.head.name
         shell, layout = outlook.crew.shells[head], outlook.crew.layouts[head]
-        asker = world.asker
-        with hold(shell, layout, outlook.verb, asker.user, asker.machine, asker.pid) as held:
+        asker, move = world.asker, outlook.move
+        with contextlib.ExitStack() as stack:
+            if move is not None and move.is_former_near:  # whoever is at work there goes first
+                former = outlook.crew.shells[move.former], outlook.crew.layouts[move.former]
+                stack.enter_context(
+                    hold(*former, outlook.verb, asker.user, asker.machine, asker.pid)
+                )
+            held = stack.enter_context(
+                hold(shell, layout, outlook.verb, asker.user, asker.machine, asker.pid)
+            )
             return _Apply(outlook, world, observe, held, farewell).run()
 
 
@@ -128,12 +137,14 @@ class _Apply:
 
     def run(self) -> HostsResult:
         shell, layout = self._crew.shells[self._head], self._crew.layouts[self._head]
+        if self._outlook.move is not None:
+            self._move_head(self._outlook.move)
         cluster = read_secrets(shell, layout)
         if cluster is None:
             self._refuse_running()
             cluster = new_secrets(self._former_id())
         settings = head_settings(self._plan, self._outlook.platform, self._outlook.addresses)
-        if self._is_running:
+        if self._is_running and self._outlook.move is None:
             ask_head(self._outlook, self._world)  # again: somebody may have changed it meanwhile
         write_private(self._plan.state_dir / ID_FILE, cluster.cluster_id)
         take_over_down_file(self._plan.state_dir, self._plan.settings)
@@ -153,6 +164,26 @@ class _Apply:
         if self._crew.errors:
             raise HostsError(self._crew.errors, is_partial=True, cluster=settings.cluster)
         return HostsResult(status, self._is_running, tuple(self._changes))
+
+    def _move_head(self, move: HeadMove) -> None:
+        """The head's host becomes that; the rest of `up` brings the others to it."""
+        outlook = self._outlook
+        with step("head", self._observe) as say:
+            say(f"from {move.former} to {move.host}")
+            seat_head(
+                move,
+                self._crew,
+                head_settings(self._plan, outlook.platform, outlook.addresses),
+                user=str(self._world.asker),
+                log_dir=self._plan.state_dir / "hosts",
+                proceed=self._held.require,
+            )
+            say.conclude(f"from {move.former} to {move.host}")
+        self._changes.append(f"head: {move.former} → {move.host}")
+        error = self._crew.errors.pop(move.former, None)
+        if error is not None:  # that is why it is moved
+            self._observe(StepEvent(_row(move.former), StepState.SKIPPED, error.message))
+            self._changes.append(f"{move.former}: out of reach; `llx up` takes it back")
 
     def _refuse_running(self) -> None:
         """The head has none of the cluster's secrets: nothing of it may be running anywhere."""

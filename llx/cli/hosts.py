@@ -26,10 +26,12 @@ def converge(
     is_yes: bool,
     is_dry_run: bool = False,
     farewell: "Farewell | None" = None,
+    moves_head: bool = False,
 ) -> None:
     """Make the cluster on hosts match `settings`; shows the plan first, and asks.
 
-    `farewell` is how hosts are left that are not in `settings` any more.
+    `farewell` is how hosts are left that are not in `settings` any more. With `moves_head` the head
+    may be elsewhere so far; settings that do not say where it is leave it there.
 
     Raises:
         LlxError: As `hosts_look.look` and `hosts_up.apply` say.
@@ -40,11 +42,14 @@ def converge(
     from llx.bootstrap.hosts_stop import Farewell
     from llx.errors import ConflictError
 
+    state_dir = session.environment.cluster_dir(settings.cluster)
+    before = running_settings(state_dir)
+    if before is not None and settings.head is None and before.head in _names(settings):
+        settings = settings.model_copy(update={"head": before.head})
     plan = make_hosts_plan(settings, session.environment)
     interruptions = Interruptions(last_words=LAST_WORDS)
     checklist = Checklist(session.err)
     world = hosts_world(session, interruptions, host_key_question(session, checklist))
-    before = running_settings(plan.state_dir)
     if before is not None and not before.hosts:
         raise ConflictError(
             f"cluster {settings.cluster} is up on this machine, without hosts",
@@ -53,7 +58,7 @@ def converge(
         )
     with interruptions.installed():
         with checklist.shown():
-            outlook = look(plan, before, world, checklist.observe, verb)
+            outlook = look(plan, before, world, checklist.observe, verb, moves_head=moves_head)
         try:
             _show(session, outlook, is_result=is_dry_run)
             if is_dry_run:
@@ -63,6 +68,10 @@ def converge(
             _apply(session, outlook, farewell or Farewell(), interruptions, checklist)
         finally:
             outlook.close()
+
+
+def _names(settings: "ClusterSettings") -> set[str]:
+    return {each.name for each in settings.hosts}
 
 
 def host_key_question(session: Session, checklist: Checklist) -> Callable[[str, str, str], bool]:

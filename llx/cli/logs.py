@@ -5,7 +5,13 @@ import time
 from typing import TYPE_CHECKING
 
 from llx.cli.failures import command
-from llx.cli.parameters import ContextOption, FollowOption, ProcessArgument, TailOption
+from llx.cli.parameters import (
+    ContextOption,
+    FollowOption,
+    ProcessOption,
+    StoryOption,
+    TailOption,
+)
 from llx.cli.session import Session
 
 if TYPE_CHECKING:
@@ -25,7 +31,8 @@ _LIST = 'cd "$1" 2>/dev/null || exit 0; for each in */log; do stat -c "%Y %n" --
 
 @command
 def logs(
-    name: ProcessArgument,
+    name: ProcessOption = None,
+    request: StoryOption = None,
     follow: FollowOption = False,
     tail: TailOption = 200,
     context: ContextOption = None,
@@ -34,8 +41,20 @@ def logs(
 
     Of a host: its Ray node's and its agent's. The head being gone, or the cluster down, logs are
     read where they lie.
+
+    With `--request`: what all processes on all hosts say of one request, by time, whichever of its
+    ids is given.
     """
-    show_logs(Session(context_name=context), name, tail, is_following=follow)
+    from llx.cli.request_logs import show_request_logs
+    from llx.errors import ConfigError
+
+    if (name is None) is (request is None):
+        raise ConfigError("give either NAME or --request ID", remedy="llx logs --help")
+    session = Session(context_name=context)
+    if request is not None:
+        show_request_logs(session, request, tail, is_following=follow)
+    elif name is not None:
+        show_logs(session, name, tail, is_following=follow)
 
 
 def show_logs(session: Session, name: str, lines: int, *, is_following: bool = False) -> None:

@@ -34,6 +34,7 @@ from llx.cli import (
     policy,
     queue,
     req,
+    rollout,
     scale,
     sim,
     status,
@@ -93,6 +94,7 @@ app.command("migrate")(migrate.migrate)
 app.command("queue")(queue.queue)
 app.command("explain")(explain.explain)
 app.command("scale")(scale.scale)
+app.command("rollout")(rollout.rollout)
 app.add_typer(policy.app, name="policy")
 app.add_typer(mig.app, name="mig")
 app.command("events")(events.events)

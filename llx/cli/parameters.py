@@ -104,11 +104,19 @@ TailOption = Annotated[
     int, typer.Option("--tail", min=0, metavar="N", help="Begin with so many last lines.")
 ]
 FollowOption = Annotated[bool, typer.Option("-f", "--follow", help="Go on with what is added.")]
-ProcessArgument = Annotated[
-    str,
+ProcessOption = Annotated[
+    str | None,
     typer.Argument(
         metavar="NAME",
-        help="head, gateway-0 or an instance.",
+        help="head, gateway-0, an instance or a host.",
         autocompletion=complete_process,
+    ),
+]
+StoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--request",
+        metavar="ID",
+        help="Of one request, by any of its ids: all that is in any log of the cluster.",
     ),
 ]

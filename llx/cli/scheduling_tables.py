@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel
 
-from llx.api import ExplainedRequest, PolicyStatus, QueueStatus
+from llx.api import ExplainedRequest, PolicyStatus, QueueStatus, RolloutStatus
 from llx.cli.render import Column
 
 
@@ -55,6 +55,46 @@ def policy_columns() -> list[Column[PolicyRow]]:
         Column("value", lambda each: each.value),
         Column("changed", lambda each: "yes" if each.is_changed else "-"),
     ]
+
+
+def rollout_columns() -> list[Column[RolloutStatus]]:
+    """Of `llx rollout`."""
+    return [
+        Column("model", lambda each: each.model),
+        Column("revision", lambda each: str(each.revision), is_number=True),
+        Column("generation", lambda each: str(each.generation), is_number=True, is_wide_only=True),
+        Column(
+            "rollout", lambda each: f"back, {each.state}" if each.is_back else each.state or "-"
+        ),
+        Column(
+            "new",
+            lambda each: (
+                f"{each.instances_new}/{each.instances_wanted}"
+                if each.state
+                else str(each.instances_new)
+            ),
+            is_number=True,
+        ),
+        Column("former", lambda each: str(each.instances_former), is_number=True),
+        Column("leaving", lambda each: str(each.instances_leaving), is_number=True),
+        Column("moved", lambda each: str(each.moved), is_number=True),
+        Column("finished", lambda each: str(each.finished), is_number=True),
+        Column("cut", lambda each: str(each.cut), is_number=True),
+        Column("why", lambda each: each.reason or "-"),
+    ]
+
+
+def rollout_text(found: RolloutStatus) -> str:
+    """How far a rollout is, on one line."""
+    parts = [f"{found.instances_new} of {found.instances_wanted} new ready"]
+    if found.is_apart:
+        parts.append("new requests go there" if found.is_switched else "beside the former")
+    if found.instances_former:
+        parts.append(f"{found.instances_former} former")
+    if found.instances_leaving:
+        parts.append(f"{found.instances_leaving} being emptied")
+    parts.append(f"moved {found.moved}, finished {found.finished}, cut {found.cut}")
+    return f"{found.model}: {'; '.join(parts)}"
 
 
 def explained_lines(each: ExplainedRequest) -> Iterator[str]:

@@ -154,7 +154,10 @@ class Session:
         try:
             return self.connect(head)
         except UnreachableError as error:
-            away = "what runs on the other hosts goes on meanwhile"
+            away = (
+                "what runs on the other hosts goes on meanwhile; if it is lost, "
+                "`llx up --head HOST` moves the control plane to another host"
+            )
             raise UnreachableError(
                 f"cluster {settings.cluster}: its head's host is out of reach: {error.message}",
                 remedy="; ".join(filter(None, [error.remedy, away])),

@@ -27,6 +27,14 @@ def up(
         bool, typer.Option("--dry-run", help="Check and show the plan; change nothing.")
     ] = False,
     yes: YesOption = False,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            metavar="HOST",
+            help="Move the control plane to that host; what serves goes on.",
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", help="Local cluster: directory or Hugging Face id.", metavar="M"),
@@ -66,6 +74,9 @@ def up(
     Without FILE: two instances on this machine, on its GPUs if it has some, else on the CPU; of
     --model, or of a tiny model that llx makes itself. On a cluster that is up already: sees that it
     runs as asked, and starts again what has failed. Ctrl-C takes away what was started.
+
+    --head HOST takes over on HOST when the head's host is lost, or moves the control plane there in
+    good order; without FILE, of the cluster meant. Streams go on, and so does all that serves.
     """
     from llx.bootstrap.facts import list_gpus
     from llx.bootstrap.plan import make_plan, plan_local
@@ -73,6 +84,10 @@ def up(
     from llx.specs import EngineKind
 
     session = Session()
+    if head is not None:
+        _refuse_local_flags(model, instances, engine, platform, port, control_port)
+        _move_head(session, head, file, is_yes=yes, is_dry_run=dry_run)
+        return
     if file is not None:
         _refuse_local_flags(model, instances, engine, platform, port, control_port)
         settings = load_cluster(file)
@@ -99,14 +114,31 @@ def up(
         _bring_up(session, plan, is_yes=yes)
 
 
+def _move_head(
+    session: Session, head: str, file: Path | None, *, is_yes: bool, is_dry_run: bool
+) -> None:
+    from llx.cli.hosts import converge
+    from llx.errors import ConfigError, NotFoundError
+    from llx.settings import load_cluster
+
+    settings = load_cluster(file) if file is not None else session.cluster()
+    if not settings.hosts:
+        raise ConfigError(f"cluster {settings.cluster} has no hosts: its head is this machine")
+    names = [each.name for each in settings.hosts]
+    if head not in names:
+        raise NotFoundError(f'no host "{head}"', remedy=f"there are: {', '.join(names)}")
+    settings = settings.model_copy(update={"head": head})
+    converge(session, settings, verb="up", is_yes=is_yes, is_dry_run=is_dry_run, moves_head=True)
+
+
 def _refuse_local_flags(*values: object) -> None:
     from llx.errors import ConfigError
 
     if any(value is not None for value in values):
         raise ConfigError(
             "--model, --instances, --engine, --platform, --port and --control-port shape the "
-            "local cluster; FILE says it all itself",
-            remedy="leave them out, or leave FILE out",
+            "local cluster; FILE says it all itself, and --head is of clusters on hosts",
+            remedy="leave them out, or leave FILE and --head out",
         )
 
 

@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from llx import __version__
 from llx.api import (
@@ -39,6 +40,7 @@ from llx.api import (
 from llx.client import ERROR_NAMES
 from llx.cluster.driving.actions import DRAIN_S
 from llx.cluster.driving.driver import ClusterDriver
+from llx.cluster.driving.rollout_verb import add_rollout_routes
 from llx.cluster.driving.scale_verb import add_scale_route
 from llx.cluster.events.routes import add_event_routes
 from llx.cluster.fleet.step_book import read_steps
@@ -51,6 +53,7 @@ from llx.errors import (
     DeadlineError,
     LlxError,
     NotFoundError,
+    RemoteError,
     UnreachableError,
 )
 from llx.log import get_log
@@ -61,6 +64,8 @@ from llx.yaml_reader import read_yaml
 log = get_log(__name__)
 
 MAX_BODY_BYTES = 256 << 10
+BODY_S = 60.0
+"""How long a body may take to come."""
 MAX_DEADLINE_S = 86400.0
 _COMPRESS_FROM_BYTES = 4096
 
@@ -76,6 +81,7 @@ _STATUS_OF: dict[type[LlxError], HTTPStatus] = {
     ConfigError: HTTPStatus.BAD_REQUEST,
     DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
     UnreachableError: HTTPStatus.BAD_GATEWAY,
+    RemoteError: HTTPStatus.BAD_GATEWAY,
 }
 
 
@@ -105,6 +111,7 @@ def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
     add_scheduling_routes(app, driver.steering)
     add_event_routes(app, driver.events_path)
     add_scale_route(app, driver.scale)
+    add_rollout_routes(app, driver.rollouts)
     # `llx top` looks once a second, perhaps from afar; lists of requests shrink to a tenth.
     app.add_middleware(GZipMiddleware, minimum_size=_COMPRESS_FROM_BYTES, compresslevel=1)
     app.add_exception_handler(LlxError, _on_llx_error)
@@ -117,8 +124,9 @@ def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
 class Guard:
     """Lets in whoever has the token, and bodies of a sane size; HTTP only."""
 
-    def __init__(self, app: AsgiApp, token: Secret) -> None:
+    def __init__(self, app: AsgiApp, token: Secret, body_s: float = BODY_S) -> None:
         self._app = app
+        self._body_s = body_s
         self._expected = b"Bearer " + token.reveal().encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -132,7 +140,15 @@ class Guard:
             )
             await _answer(HTTPStatus.UNAUTHORIZED, refusal)(scope, receive, send)
             return
-        body = await _read_body(receive, headers.get(b"content-length", b""))
+        try:
+            async with asyncio.timeout(self._body_s):
+                body = await _read_body(receive, headers.get(b"content-length", b""))
+        except TimeoutError:
+            refusal = ErrorBody(error="invalid", message=f"no whole body within {self._body_s:g} s")
+            await _answer(HTTPStatus.REQUEST_TIMEOUT, refusal)(scope, receive, send)
+            return
+        except ClientDisconnect:
+            return  # half a request is none
         if body is None:
             refusal = ErrorBody(
                 error="too_large", message=f"a body may have {MAX_BODY_BYTES} bytes"
@@ -157,12 +173,18 @@ class _Replay:
 
 
 async def _read_body(receive: Receive, stated_size: bytes) -> bytes | None:
-    """The whole body; None if it is too large."""
+    """The whole body; None if it is too large.
+
+    Raises:
+        ClientDisconnect: The client left before its body was whole.
+    """
     if stated_size.isdigit() and int(stated_size[:20]) > MAX_BODY_BYTES:
         return None
     body = b""
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
         body += message.get("body", b"")
         if len(body) > MAX_BODY_BYTES:
             return None

@@ -22,6 +22,7 @@ from llx.cluster.serve import HeadSeat, bind_control, serve
 from llx.cluster.state_dir import HeadSpec, StateDir
 from llx.errors import LlxError
 from llx.log import configure_logging, get_log
+from llx.open_files import raise_file_limit
 from llx.settings import ClusterSettings, Environment, Platform, load_cluster
 from llx.specs import GatewaySpec, Phase, StatusFile, load_spec
 
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
     state = StateDir(Path(spec.state_dir))
     status = StatusFile(status_path(state.procs, state.head.name))
     status.write(Phase.STARTING, "starting")
+    raise_file_limit()
     loop = asyncio.new_event_loop()
     try:
         loop.run_until_complete(_serve(spec, state, status, Environment.current().variables))

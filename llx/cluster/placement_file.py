@@ -6,11 +6,13 @@ asked for and has not gone yet is here, too: its streams may finish under the ne
 failures, as nobody should get a clean slate from a head that fell.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
 
 from llx.cluster.state_dir import write_private
+from llx.head_copy import HeadMoved
 from llx.log import get_log
 from llx.specs import GatewaySpec, InstanceSpec
 
@@ -67,6 +69,27 @@ def load_placements(path: Path) -> Placements:
 def save_placements(path: Path, placements: Placements) -> None:
     """Write the file; blocking."""
     write_private(path, msgspec.json.format(msgspec.json.encode(placements), indent=1).decode())
+
+
+def without_hosts(placements: Placements, away: Collection[str]) -> Placements:
+    """`placements` without what is on these hosts: it is to be placed anew."""
+    return Placements(
+        instances={n: e for n, e in placements.instances.items() if e.host not in away},
+        gateways={n: e for n, e in placements.gateways.items() if e.host not in away},
+        leaving=[each for each in placements.leaving if each not in away],
+        wanted=placements.wanted,
+    )
+
+
+def load_moved(path: Path) -> HeadMoved | None:
+    """How this head came to its host; None if it was there before, or the file is damaged."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=HeadMoved)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning("moved.unreadable", path=path, error=error)
+        return None
 
 
 class StopOrder(msgspec.Struct, frozen=True):

@@ -21,6 +21,7 @@ from llx.cluster.state_dir import StateDir
 from llx.errors import LlxError
 from llx.host_ports import HostPorts
 from llx.log import get_log
+from llx.open_files import raise_file_limit
 from llx.settings import Environment, load_cluster
 from llx.specs import HostSpec, Phase, StatusFile, load_spec
 
@@ -56,6 +57,7 @@ def _run() -> None:
         return
     status.write(Phase.STARTING, "starting")
     paths.alive.touch(mode=0o600)
+    raise_file_limit()
     try:
         has_stopped = asyncio.run(_serve(spec, state, status))
     except LlxError as error:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,17 @@ from llx.cluster.events.audit import AuditTrail
 from llx.cluster.fleet.agents import AgentsSource
 from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.fleet.gateway_line import LOOPBACK, GatewayLine
-from llx.cluster.fleet.host_unit import HostUnit
+from llx.cluster.fleet.host_unit import START_S, HostUnit
 from llx.cluster.fleet.load_watch import LoadWatch
 from llx.cluster.fleet.unit import Unit
-from llx.cluster.placement_file import PlacedUnit, load_cordons, load_placements
+from llx.cluster.placement_file import (
+    PlacedUnit,
+    load_cordons,
+    load_moved,
+    load_placements,
+    without_hosts,
+)
+from llx.cluster.rollout_file import FIRST, Generations, load_generations
 from llx.cluster.state_dir import StateDir
 from llx.core.model import Term
 from llx.curve import ClusterKeys
@@ -118,7 +125,9 @@ def make_fleet(
     seat: HeadSeat, agents: AgentsSource, line: GatewayLine, loads: LoadWatch, address: str
 ) -> Fleet:
     """The fleet of the settings, with what former heads remembered of it."""
-    known = load_placements(seat.state.placements)
+    moved = load_moved(seat.state.moved)
+    away = frozenset(moved.away if moved is not None else ())
+    known = without_hosts(load_placements(seat.state.placements), away)
     cordoned = load_cordons(seat.state.cordons)
     names = desired_hosts(seat.settings)
     placed = [each.host for each in [*known.instances.values(), *known.gateways.values()]]
@@ -128,14 +137,19 @@ def make_fleet(
         name: HostUnit(
             name,
             agents.agent(name),
-            now,
+            now if name not in away else now - START_S,
             is_cordoned=name in cordoned,
             is_leaving=name in leaving,
         )
         for name in [*names, *leaving]
     }
-    instances = _units(desired_instances(seat.settings, known.wanted), known.instances)
-    gateways = _units(desired_gateways(seat.settings, address), known.gateways)
+    generations = load_generations(seat.state.rollouts)
+    specs = [
+        _spec_of(spec, known.instances.get(spec.name), generations)
+        for spec in desired_instances(seat.settings, known.wanted, generations)
+    ]
+    instances = _units(specs, known.instances)
+    gateways = _units(desired_gateways(seat.settings, address, generations), known.gateways)
     fleet = Fleet(
         settings=seat.settings,
         platform=seat.platform,
@@ -147,9 +161,21 @@ def make_fleet(
         loads=loads,
         line_address=address,
         procs_dir=seat.state.procs,
+        generations=generations,
     )
     line.expect(lambda name: fleet.gateways[name].host if name in fleet.gateways else "")
     return fleet
+
+
+def _spec_of(
+    spec: InstanceSpec, placed: PlacedUnit | None, generations: Generations
+) -> InstanceSpec:
+    """One that a rollout is yet to replace stays what it is."""
+    rollout = generations.get(spec.pool, FIRST).under_way
+    before = None if placed is None else placed.spec
+    if rollout is None or not isinstance(before, InstanceSpec):
+        return spec
+    return before if before.revision == rollout.former_revision else spec
 
 
 def _units(
@@ -209,13 +235,7 @@ def _server(driver: ClusterDriver, token: Secret) -> "uvicorn.Server":
     import uvicorn
 
     from llx.cluster.control import make_app
-
-    class Server(uvicorn.Server):
-        """uvicorn without signal handlers of its own."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
+    from llx.http_server import BoundedServer
 
     config = uvicorn.Config(
         make_app(driver, token),
@@ -229,4 +249,4 @@ def _server(driver: ClusterDriver, token: Secret) -> "uvicorn.Server":
         timeout_keep_alive=5,
         timeout_graceful_shutdown=_HTTP_GRACE_S,
     )
-    return Server(config)
+    return BoundedServer(config)

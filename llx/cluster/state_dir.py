@@ -5,7 +5,8 @@ head.spec.json  HeadSpec                       events.jsonl   the audit trail
 keys.json       the cluster's CURVE keys       devices.json   who holds which device
 token           of the control API             procs/<name>/  one directory per process
 placement.json  what is where                  cordons.json   hosts that get nothing new
-stopping.json   the cluster is being stopped
+stopping.json   the cluster is being stopped   policies.json  what operators changed
+moved.json      it was another host's head     head-copy.json  of another host's head
 """
 
 import os
@@ -21,6 +22,7 @@ from llx.client import TOKEN_FILE
 from llx.core.model import Term
 from llx.curve import ClusterKeys
 from llx.errors import ConfigError
+from llx.head_copy import MOVED_FILE
 from llx.secret import Secret
 
 
@@ -101,6 +103,11 @@ class StateDir:
         return self.path / "placement.json"
 
     @property
+    def rollouts(self) -> Path:
+        """As what models were rolled out."""
+        return self.path / "rollouts.json"
+
+    @property
     def cordons(self) -> Path:
         """Hosts that get nothing new."""
         return self.path / "cordons.json"
@@ -109,6 +116,11 @@ class StateDir:
     def stopping(self) -> Path:
         """There from the moment a stop is asked for until the cluster is wanted again."""
         return self.path / "stopping.json"
+
+    @property
+    def moved(self) -> Path:
+        """How this head came to its host, until it has started: `HeadMoved`."""
+        return self.path / MOVED_FILE
 
     @property
     def procs(self) -> Path:

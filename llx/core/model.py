@@ -27,6 +27,20 @@ Epoch = NewType("Epoch", int)
 Term = NewType("Term", int)
 """Generation of the scheduler: raised at every start of it, fences the older scheduler."""
 
+TERMS_PER_SEAT = 1_000_000
+"""A scheduler on another host begins at the next multiple. The former one, cut off and starting
+again and again all the while, must not come to the same number."""
+
+
+def is_of_later_seat(term: Term, own: Term) -> bool:
+    """Whether `term` is one of a scheduler on another host than that of `own`, which came later."""
+    return term // TERMS_PER_SEAT > own // TERMS_PER_SEAT
+
+
+def next_seat(highest: Term) -> Term:
+    """What the first term of a scheduler on another host is raised from; `highest` so far."""
+    return Term((highest // TERMS_PER_SEAT + 1) * TERMS_PER_SEAT)
+
 
 @dataclass(frozen=True, slots=True)
 class ClassLoad:

@@ -9,7 +9,6 @@ It answers only what must be answered before a pool is known; everything else is
 """
 
 import asyncio
-import logging
 import math
 import secrets
 import time
@@ -23,21 +22,26 @@ from llx.gateway.answer import Answer, Message, Send, answer, refuse
 from llx.gateway.auth import ApiKeys, PriorityClasses, Tenant
 from llx.gateway.refusals import OF_TAKEN, RETRY_AFTER_S, Refusal
 from llx.gateway.tenants import TenantAccount
+from llx.log import get_log
 from llx.pins import VLLM_VERSION
-from llx.specs import GatewaySpec
+from llx.specs import ApiKeySpec, GatewaySpec
 
 if TYPE_CHECKING:
     from llx.gateway.front_end import FrontEnd
     from llx.gateway.metrics import GatewayMetrics
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
 MAX_BODY_BYTES = 64 << 20
+BODY_S = 60.0
+"""How long a body may take to come; it has one of `gateway.max_requests` places meanwhile."""
 _TIMEOUT_HEADER = b"x-llx-timeout"
 _LONGEST_S = 86400.0
+_OF_NOBODY = {401, 404, 405}
+"""Refusals that no log tells of: whoever has no key must not fill it."""
 FORWARDED = frozenset(
     {
         "/v1/chat/completions",
@@ -68,8 +72,13 @@ class GatewayApp:
     """The ASGI application that clients talk to."""
 
     def __init__(
-        self, spec: GatewaySpec, pools: "dict[str, FrontEnd]", metrics: "GatewayMetrics"
+        self,
+        spec: GatewaySpec,
+        pools: "dict[str, FrontEnd]",
+        metrics: "GatewayMetrics",
+        body_s: float = BODY_S,
     ) -> None:
+        self._body_s = body_s
         self._pools = pools
         self._metrics = metrics
         self._keys = ApiKeys(spec.api_keys)
@@ -79,6 +88,11 @@ class GatewayApp:
         self._probe = msgspec.json.Decoder(_Probe)
         self.num_open = 0
         self.num_refused = 0
+
+    def take_keys(self, api_keys: list[ApiKeySpec]) -> None:
+        """Let in who has one of these, and nobody else, from the next request on."""
+        self._keys = ApiKeys(api_keys)
+        log.info("app.keys_taken", tenants=",".join(each.tenant for each in api_keys))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
@@ -95,6 +109,14 @@ class GatewayApp:
             await self._route(scope, receive, send, headers, http)
         except _Refused as refused:
             self.num_refused += 1
+            if refused.refusal.status not in _OF_NOBODY:
+                log.info(
+                    "app.refused",
+                    name=http.request_id,
+                    client=http.client_id,
+                    status=refused.refusal.status,
+                    reason=refused.refusal.message[:200],
+                )
             await refuse(send, http, refused.refusal)
 
     async def _route(
@@ -155,7 +177,7 @@ class GatewayApp:
             http.charge = lambda num_tokens: account.charge(num_tokens, time.monotonic())
         self.num_open += 1
         try:
-            body = await _read_body(receive)
+            body = await _read_body(receive, self._body_s)
             probe = self._look(body)
             self._classify(headers, probe, tenant, http)
             pool = self._pool(probe.model)
@@ -168,7 +190,7 @@ class GatewayApp:
             except Exception as error:  # whatever vLLM makes of a stream that was to end
                 if not await answered.end_refused():
                     raise
-                log.info("app.ended_refused request=%s error=%r", http.request_id, error)
+                log.info("app.ended_refused", name=http.request_id, error=repr(error))
             finally:
                 context.current.reset(token)
                 refusal = http.refusal
@@ -273,7 +295,16 @@ def _with_request_id(scope: Scope, http: context.RequestContext) -> Scope:
     return {**scope, "headers": [*kept, (b"x-request-id", http.client_id.encode())]}
 
 
-async def _read_body(receive: Receive) -> bytes:
+async def _read_body(receive: Receive, limit_s: float) -> bytes:
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _read_parts(receive)
+    except TimeoutError:
+        why = f"no whole body within {limit_s:g} s"
+        raise _refused(408, "RequestTimeout", why) from None
+
+
+async def _read_parts(receive: Receive) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:

@@ -67,5 +67,6 @@ class PriorityClasses:
             fitting = [spec for spec in self._ordered if spec.priority >= body_priority]
             return fitting[0] if fitting else self._ordered[-1]
         if tenant.priority_class is not None:
-            return self._by_name[tenant.priority_class]
+            # A key may come before the gateway that knows its class: gateways start one by one.
+            return self._by_name.get(tenant.priority_class, self._default)
         return self._default

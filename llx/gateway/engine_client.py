@@ -32,8 +32,9 @@ from llx.core.model import (
 from llx.core.scheduler.commands import Refusal as Reason
 from llx.core.streams import Stream, Streams, Verdict
 from llx.errors import UnreachableError
-from llx.gateway import context
+from llx.gateway import context, story
 from llx.gateway.clocks import ClockOffset
+from llx.gateway.counters import Counters
 from llx.gateway.pace import MoveLog
 from llx.gateway.placement import Placement, Wanted
 from llx.gateway.prefixes import PromptBlocks
@@ -70,20 +71,6 @@ class _Given:
     epoch: Epoch
     offset: int
     timestamp: float
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the pool has done since the gateway started."""
-
-    num_requests: int = 0
-    num_finished: int = 0
-    num_failed: int = 0
-    num_redispatched: int = 0
-    num_bypassed: int = 0
-    num_recovered: int = 0
-    num_dropped_outputs: int = 0
-    output_tokens: int = 0
 
 
 class PoolClient(AsyncMPClient):
@@ -163,6 +150,7 @@ class PoolClient(AsyncMPClient):
         )
         self._sent[sent.request] = sent
         self.counters.num_requests += 1
+        story.accepted(self._pool, sent)
         if http is not None and http.deadline is not None:
             loop, late = asyncio.get_running_loop(), timed_out(http.limit_s)
             sent.deadline = loop.call_at(http.deadline, self._end_answer, sent, late)
@@ -171,6 +159,8 @@ class PoolClient(AsyncMPClient):
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         """End requests wherever they are by now."""
         for request_id in request_ids:
+            if (sent := self._sent.get(RequestId(request_id))) is not None:
+                story.left(sent)
             self._end(RequestId(request_id))
 
     async def call_utility_async(self, method: str, *args: Any) -> Any:
@@ -189,6 +179,11 @@ class PoolClient(AsyncMPClient):
             *[link.call(method, payload, _CALL_TIMEOUT_S) for link in self._roster.ready()]
         )
         return [msgspec.msgpack.decode(frames[0]) if frames else None for frames in replies]
+
+    def give_up(self, reason: str) -> None:
+        """End every request: nobody will ever go on with them."""
+        for request in list(self._sent):
+            self._fail(request, reason)
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Nothing of ours to stop: links belong to the gateway."""
@@ -381,7 +376,7 @@ class PoolClient(AsyncMPClient):
         request, instance = sent.request, link.member.instance
         epoch = self._streams.own(request, instance)
         link.add(request, epoch, demand, sent.payload, sent.name, sent.outputs)
-        log.debug("pool.dispatched request=%s instance=%s epoch=%s", request, instance, epoch)
+        story.dispatched(sent, instance, epoch)
         if sent.http is not None:
             sent.http.instances.append(instance)
         if not sent.why_again:
@@ -392,10 +387,6 @@ class PoolClient(AsyncMPClient):
             self.counters.num_recovered += 1
         else:
             self.counters.num_redispatched += 1
-        log.warning(
-            "pool.placed_again request=%s instance=%s num_outputs=%s reason=%s",
-            request, instance, len(sent.outputs), sent.why_again,
-        )  # fmt: skip
 
     # ------------------------------------------------------------------ ownership
 
@@ -461,6 +452,7 @@ class PoolClient(AsyncMPClient):
                 sent.http.charge(len(output.new_token_ids))
             sent.num_losses = 0
         if output.finish_reason is not None:
+            story.finished(sent, output.finish_reason)
             self._forget(request)
             if output.finish_reason == FinishReason.ERROR:
                 self.counters.num_failed += 1

@@ -122,7 +122,7 @@ class FrontEnd:
             vllm_config,
             log_stats,
             renderer,
-            pool=PoolName(self.spec.name),
+            pool=PoolName(self.spec.key),
             roster=self.roster,
             placement=self._placement,
             num_slots=self._num_slots,

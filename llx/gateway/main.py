@@ -1,13 +1,11 @@
 """The process of one gateway: ``python -m llx.gateway.main SPEC``."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +14,15 @@ from llx.core.model import Term
 from llx.curve import ClusterKeys
 from llx.errors import ConflictError, LlxError
 from llx.gateway.placement import Placement
+from llx.gateway.scheduler_address import SchedulerAddress
 from llx.log import configure_logging
-from llx.specs import GatewaySpec, Phase, StatusFile, load_spec
+from llx.open_files import raise_file_limit
+from llx.specs import GatewaySpec, Phase, PoolSpec, StatusFile, load_spec
 from llx.wire import GatewayHello
 
 if TYPE_CHECKING:  # imported late, in the functions that need them: they take seconds
     import uvicorn
 
-    from llx.gateway.engine_client import Counters
     from llx.gateway.front_end import FrontEnd
 
 log = logging.getLogger("llx.gateway.main")
@@ -39,8 +38,9 @@ def main(argv: list[str]) -> int:
     spec = load_spec(Path(argv[0]), GatewaySpec)
     status = StatusFile(Path(spec.status_path))
     status.write(Phase.STARTING, "importing vllm")
+    scheduler = SchedulerAddress(Path(argv[0]), spec.scheduler_address)
     try:
-        return _run(spec, status)
+        return _run(spec, status, scheduler)
     except LlxError as error:
         log.error("gateway.failed error=%s", error)
         status.write(Phase.FAILED, error.message)
@@ -51,18 +51,19 @@ def main(argv: list[str]) -> int:
         return 1
 
 
-def _run(spec: GatewaySpec, status: StatusFile) -> int:
+def _run(spec: GatewaySpec, status: StatusFile, scheduler: SchedulerAddress) -> int:
     listener = _bind(spec.host, spec.port)  # before the slow imports: a taken port is told at once
+    raise_file_limit()
     import uvloop
 
     from llx.gateway.front_end import FrontEnd
 
     placement = Placement()
-    pools = {pool.name: FrontEnd(pool, placement) for pool in spec.pools}
-    for front_end in pools.values():
+    pools = [FrontEnd(pool, placement) for pool in spec.pools]
+    for front_end in pools:
         status.write(Phase.LOADING, f"preparing {front_end.spec.name}")
         front_end.prepare()
-    uvloop.run(_serve(spec, status, listener, pools, placement))
+    uvloop.run(_serve(spec, status, listener, pools, placement, scheduler))
     return 0
 
 
@@ -83,46 +84,44 @@ async def _serve(
     spec: GatewaySpec,
     status: StatusFile,
     listener: socket.socket,
-    pools: "dict[str, FrontEnd]",
+    pools: "list[FrontEnd]",
     placement: Placement,
+    scheduler: SchedulerAddress,
 ) -> None:
     import uvicorn
 
     from llx.gateway.app import GatewayApp
+    from llx.gateway.front_end import FrontEnd
+    from llx.gateway.generations import Generations
     from llx.gateway.members import Membership, ReportSource
     from llx.gateway.metrics import GatewayMetrics
+    from llx.http_server import BoundedServer
 
-    class Server(uvicorn.Server):
-        """uvicorn without signal handlers of its own."""
+    def make(pool: PoolSpec) -> FrontEnd:
+        front_end = FrontEnd(pool, placement)
+        metrics.add_pool(front_end.metrics)
+        return front_end
 
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    def counters() -> "Iterator[tuple[str, int, Counters]]":
-        for name, pool in pools.items():
-            if pool.client is not None:
-                yield name, pool.client.num_in_flight, pool.client.counters
-
-    metrics = GatewayMetrics(counters)
-    for pool in pools.values():
+    generations = Generations(pools, make, lambda closed: metrics.drop_pool(closed.metrics))
+    metrics = GatewayMetrics(generations.counters)
+    for pool in pools:
         metrics.add_pool(pool.metrics)
-    app = GatewayApp(spec, pools, metrics)
+    app = GatewayApp(spec, generations.current, metrics)
     config = uvicorn.Config(
-        app, lifespan="off", log_config=None, access_log=False, timeout_keep_alive=30
+        app, lifespan="off", ws="none", log_config=None, access_log=False, timeout_keep_alive=30
     )
-    server = Server(config)
+    server = BoundedServer(config)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, server, status)
     keys = ClusterKeys.load(Path(spec.keys_path))
-    membership = Membership(spec.name, keys, pools, placement)
+    membership = Membership(spec.name, keys, generations, placement, on_api_keys=app.take_keys)
     port = listener.getsockname()[1]
     host = spec.url_host or spec.host
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     hello = GatewayHello(spec.name, url, os.getpid(), spec.on_host, Term(0), 0)
-    report = ReportSource(spec.name, pools, lambda: app.num_refused)
-    line = asyncio.create_task(membership.run(spec.scheduler_address, hello, report))
+    report = ReportSource(spec.name, generations, lambda: app.num_refused)
+    line = asyncio.create_task(membership.run(scheduler.now, hello, report))
     pulse = Pulse.beside(spec.status_path)
     beats = asyncio.create_task(_beat(pulse, _SILENCE_TIMES * spec.hang.silent_s))
     status.write(Phase.READY, addresses=[url])
@@ -135,8 +134,7 @@ async def _serve(
         await asyncio.gather(line, beats, return_exceptions=True)
         pulse.end()
         await membership.close()
-        for pool in pools.values():
-            await pool.close()
+        await generations.close()
 
 
 async def _beat(pulse: Pulse, silent_s: float) -> None:

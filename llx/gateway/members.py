@@ -8,6 +8,7 @@ carries the (term, version) the gateway knows, makes it send the list again.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,10 +17,11 @@ import zmq.asyncio
 
 from llx.agent.link import InstanceLink, peer_of_process, report_interval_s
 from llx.core.model import InstanceId, InstanceLoad, Term
-from llx.curve import ClusterKeys, make_dialer
+from llx.curve import ClusterKeys, make_dialer, make_wide
 from llx.errors import WireError
 from llx.gateway.changes import Changes
 from llx.gateway.placement import Placement
+from llx.specs import ApiKeySpec
 from llx.wire import (
     CancelRequests,
     Changed,
@@ -40,12 +42,14 @@ from llx.wire import (
 
 if TYPE_CHECKING:
     from llx.gateway.front_end import FrontEnd
+    from llx.gateway.generations import Generations
 
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 0.5
 _LOOK_S = 0.02
 _REOPEN_AFTER_S = 1.0
+_LOOK_FOR_MOVE_S = 1.0
 _MAX_UNSENT = 4096
 
 
@@ -57,42 +61,51 @@ class Membership:
     Args:
         name: The gateway's.
         keys: The cluster's keys.
-        pools: By name.
+        generations: The front ends of all pools.
         placement: Hears the scheduler's answers.
         heartbeat_s: How often the scheduler hears of this gateway.
+        on_api_keys: Hears who is to be let in, whenever that changes.
     """
 
     def __init__(
         self,
         name: str,
         keys: ClusterKeys,
-        pools: "dict[str, FrontEnd]",
+        generations: "Generations",
         placement: Placement,
         heartbeat_s: float = _HEARTBEAT_S,
+        on_api_keys: Callable[[list[ApiKeySpec]], None] | None = None,
     ) -> None:
+        self._on_api_keys = on_api_keys
+        self._api_keys: list[ApiKeySpec] | None = None
         self._placement = placement
         placement.use_line(self.to_scheduler)
         self._heartbeat_s = heartbeat_s
         self._peer = peer_of_process(name)
         self._keys = keys
-        self._pools = pools
+        self._generations = generations
+        self._pools = generations.pools
+        self._list: Members | None = None
         self._context = zmq.asyncio.Context(io_threads=2)
+        make_wide(self._context)
         self._known = (Term(0), 0)
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: zmq.asyncio.Socket | None = None
         self._opening: set[str] = set()
         self._changes = Changes(
-            lambda: [pool.client for pool in pools.values() if pool.client is not None],
+            lambda: [pool.client for pool in self._pools.values() if pool.client is not None],
             self.to_scheduler,
         )
 
     # ------------------------------------------------------------------ the scheduler's line
 
-    async def run(self, address: str, hello: GatewayHello, report: "ReportSource") -> None:
-        """Keep the line until cancelled; if it fails, open it anew.
+    async def run(
+        self, address: Callable[[], str], hello: GatewayHello, report: "ReportSource"
+    ) -> None:
+        """Keep the line until cancelled; if it fails, or leads elsewhere, open it anew.
 
         Args:
-            address: The scheduler's.
+            address: The scheduler's, at that moment.
             hello: Who this gateway is; what it knows is filled in.
             report: Gives a `GatewayReport` of this moment.
         """
@@ -103,19 +116,26 @@ class Membership:
                 log.exception("members.line_failed")
             await asyncio.sleep(_REOPEN_AFTER_S)
 
-    async def _keep_line(self, address: str, hello: GatewayHello, report: "ReportSource") -> None:
-        """Until either direction fails."""
+    async def _keep_line(
+        self, address: Callable[[], str], hello: GatewayHello, report: "ReportSource"
+    ) -> None:
+        """Until either direction fails, or the scheduler is somewhere else."""
         socket = self._context.socket(zmq.DEALER)
         make_dialer(socket, self._keys)
         socket.setsockopt(zmq.IDENTITY, self._peer.encode())
         # Nothing is kept for a scheduler that is away: it wants to know what is, not what was.
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.SNDHWM, _MAX_UNSENT)
-        socket.connect(address)
+        dialled = address()
+        socket.connect(dialled)
         self._socket = socket
         tasks = [
             asyncio.create_task(coroutine)
-            for coroutine in (self._receive(socket), self._beat(socket, hello, report))
+            for coroutine in (
+                self._receive(socket),
+                self._beat(socket, hello, report),
+                _until_moved(dialled, address),
+            )
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -185,12 +205,24 @@ class Membership:
         """Make the links match the list; one of an older (term, version) changes nothing."""
         if (members.term, members.version) <= self._known:
             return
+        self._list = members
+        self._generations.apply(members.pools, self._follow)
+        self._follow()
+        if members.api_keys is not None and members.api_keys != self._api_keys:
+            self._api_keys = members.api_keys
+            if self._on_api_keys is not None:
+                self._on_api_keys(members.api_keys)
+        self._known = (members.term, members.version)
+        self._placement.hear_term(members.term)
+
+    def _follow(self) -> None:
+        """Make the links of every front end match the last list."""
+        members = self._list
+        assert members is not None, "nothing is made before the first"
         for name, pool in self._pools.items():
             wanted = {each.instance: each for each in members.members if each.pool == name}
             self._converge(pool, wanted)
             pool.roster.is_by_prefix = name in members.by_prefix
-        self._known = (members.term, members.version)
-        self._placement.hear_term(members.term)
 
     def _converge(self, pool: "FrontEnd", wanted: dict[InstanceId, Member]) -> None:
         for link in pool.roster.links():
@@ -229,8 +261,8 @@ class Membership:
         """
         pool = self._pool(link)
         pool.roster.update()
-        if not pool.is_open and pool.spec.name not in self._opening:
-            self._opening.add(pool.spec.name)
+        if not pool.is_open and pool.spec.key not in self._opening:
+            self._opening.add(pool.spec.key)
             self._spawn(self._open(pool))
 
     def on_down(self, link: InstanceLink, reason: str) -> None:
@@ -266,9 +298,10 @@ class Membership:
                     log.exception("front_end.failed model=%s", pool.spec.name)
                     await asyncio.sleep(_REOPEN_AFTER_S)
                 else:
+                    self._generations.settle()
                     return
         finally:
-            self._opening.discard(pool.spec.name)
+            self._opening.discard(pool.spec.key)
 
     def _pool(self, link: InstanceLink) -> "FrontEnd":
         return self._pools[link.member.pool]
@@ -277,30 +310,42 @@ class Membership:
 class ReportSource:
     """What goes into a `GatewayReport`."""
 
-    def __init__(self, name: str, pools: "dict[str, FrontEnd]", num_refused: Any) -> None:
+    def __init__(self, name: str, generations: "Generations", num_refused: Any) -> None:
         self._name = name
-        self._pools = pools
+        self._generations = generations
         self._num_refused = num_refused
 
     def __call__(self) -> GatewayReport:
         """A report of this moment, over all pools."""
-        clients = [pool.client for pool in self._pools.values() if pool.client is not None]
+        pools = list(self._generations.pools.values())
+        clients = [pool.client for pool in pools if pool.client is not None]
+        counters = [each for _, _, each in self._generations.counters()]
         return GatewayReport(
             gateway=self._name,
             in_flight=sum(client.num_in_flight for client in clients),
-            num_requests=sum(client.counters.num_requests for client in clients),
-            num_finished=sum(client.counters.num_finished for client in clients),
-            num_failed=sum(client.counters.num_failed for client in clients),
+            num_requests=sum(each.num_requests for each in counters),
+            num_finished=sum(each.num_finished for each in counters),
+            num_failed=sum(each.num_failed for each in counters),
             num_refused=self._num_refused(),
-            output_tokens=sum(client.counters.output_tokens for client in clients),
+            output_tokens=sum(each.output_tokens for each in counters),
             connected=[
                 link.member.instance
-                for pool in self._pools.values()
+                for pool in pools
                 for link in pool.roster.links()
                 if link.is_ready
             ],
             moves=[move for client in clients for move in client.moves.last()],
+            open=self._generations.open(),
+            unusable=self._generations.unusable,
         )
+
+
+async def _until_moved(dialled: str, address: Callable[[], str]) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_FOR_MOVE_S)
+        if (now := address()) != dialled:
+            log.info("members.scheduler_moved former=%s now=%s", dialled, now)
+            return
 
 
 def _addresses(member: Member) -> tuple[str, str]:

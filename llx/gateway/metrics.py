@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from llx.gateway.engine_client import Counters
+from llx.gateway.counters import Counters
 
 SlotNames = Callable[[], dict[str, str]]
 
@@ -60,6 +60,10 @@ class GatewayMetrics(Collector):
     def add_pool(self, pool: PoolMetrics) -> None:
         """Include a pool's metrics from now on."""
         self._pools.append(pool)
+
+    def drop_pool(self, pool: PoolMetrics) -> None:
+        """Leave a pool's metrics out from now on: it is no more."""
+        self._pools.remove(pool)
 
     def collect(self) -> Iterator[Metric]:
         """Families of every registry, those of the same name merged."""

@@ -42,6 +42,7 @@ class ScalingRules(Part):
     low: float | None = None
     high: float | None = None
     sustain_s: float | None = Field(default=None, ge=0)
+    grow_after_s: float | None = Field(default=None, ge=0)
     cooldown_s: float | None = Field(default=None, ge=0)
 
 

@@ -33,6 +33,7 @@ from llx.wire.line import (
     NotPlaced,
     Place,
     Placed,
+    PoolOffer,
     ReclassRequests,
     Withdraw,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "Place",
     "Placed",
     "PlacementAnswer",
+    "PoolOffer",
     "Prefixes",
     "Ready",
     "ReclassRequests",

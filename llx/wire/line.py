@@ -3,6 +3,7 @@
 import msgspec
 
 from llx.core.model import ClassName, Epoch, InstanceId, Nanos, PoolName, RequestId, Term
+from llx.specs import ApiKeySpec, PoolSpec
 from llx.wire.message import Message
 
 
@@ -14,6 +15,17 @@ class Member(msgspec.Struct, frozen=True):
     address_in: str
     address_out: str
     is_cordoned: bool = False
+
+
+class PoolOffer(msgspec.Struct, frozen=True):
+    """A pool that gateways are to have a front end for.
+
+    Of the pools of a model, the one that `is_current` gets its new requests, from when its front
+    end is open; the others keep the streams that they have.
+    """
+
+    spec: PoolSpec
+    is_current: bool = True
 
 
 class GatewayHello(Message, frozen=True, tag="gateway-hello"):
@@ -35,12 +47,17 @@ class Members(Message, frozen=True, tag="members"):
     """The full list of instances; replaces any of a lower (term, version).
 
     `by_prefix`: pools where it matters which instance has the beginning of a prompt cached.
+    `pools`: all there are.
+    `api_keys`: who is let in from now on, in place of what the gateway was started with; None: that
+    stays, while an empty list lets in everybody.
     """
 
     term: Term
     version: int
     members: list[Member]
     by_prefix: list[PoolName] = []
+    pools: list[PoolOffer] = []
+    api_keys: list[ApiKeySpec] | None = None
 
 
 class MoveSeen(msgspec.Struct, frozen=True):
@@ -62,7 +79,8 @@ class MoveSeen(msgspec.Struct, frozen=True):
 class GatewayReport(Message, frozen=True, tag="gateway-report"):
     """What a gateway has in hand, for `llx status`. Counters run since its start.
 
-    `moves`: the last ones, oldest first; each is repeated in several reports.
+    `moves`: the last ones, oldest first; each is repeated in several reports. `open`: pools whose
+    front end can serve; `unusable`: those whose front end could not be made, and why.
     """
 
     gateway: str
@@ -74,6 +92,8 @@ class GatewayReport(Message, frozen=True, tag="gateway-report"):
     output_tokens: int
     connected: list[InstanceId]
     moves: list[MoveSeen] = []
+    open: list[PoolName] = []
+    unusable: dict[PoolName, str] = {}
 
 
 # ---------------------------------------------------------------- gateway → scheduler: placement

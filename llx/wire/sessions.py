@@ -101,6 +101,8 @@ class InstanceInfo(msgspec.Struct, frozen=True):
     """Why its requests cannot move; empty if they can."""
     prefix_block: int = 0
     """Tokens of a block of its prefix cache; 0: it has none, or does not tell what is in it."""
+    compatibility: str = ""
+    """What must be equal of two instances for requests to move between them; empty: not known."""
 
 
 class Ready(Message, frozen=True, tag="ready"):
@@ -115,10 +117,14 @@ NO_SESSION = "no such session: its lease is over, or the instance is another by 
 
 
 class Refused(Message, frozen=True, tag="refused"):
-    """Answers `Hello`: this peer may not join, and why. Or a `Ping` of no session: `NO_SESSION`."""
+    """Answers `Hello`: this peer may not join, and why. Or a `Ping` of no session: `NO_SESSION`.
+
+    `term`: the newest that the instance has heard of, if the peer's is an older one.
+    """
 
     session: int
     reason: str
+    term: Term = Term(0)
 
 
 class Outputs(Message, frozen=True, tag="outputs"):

@@ -18,6 +18,7 @@ from llx.agent.node import Commands, NodeAgent
 from llx.agent.place import Place, status_path
 from llx.agent.processes import Process, attach, list_processes
 from llx.errors import ConflictError, NotFoundError, RemoteError, WireError
+from llx.gateway.scheduler_address import SchedulerAddress
 from llx.specs import (
     EngineKind,
     GatewaySpec,
@@ -175,6 +176,25 @@ def test_a_start_asked_for_twice_is_one(root: Path) -> None:
     agent = agent_in(root)
     first = start(agent).status()
     assert start(agent).status().child_pid == first.child_pid
+
+
+def test_a_running_gateway_is_told_where_the_scheduler_is_now(root: Path) -> None:
+    agent = agent_in(root)
+    agent.start_gateway(gateway())
+    process = attach(agent.procs_dir / "gateway-0")
+    assert process is not None
+    pid = process.status().child_pid
+    watched = SchedulerAddress(process.directory / "spec.json", "")
+    assert watched.now() == "tcp://127.0.0.1:1"
+    moved = msgspec.structs.replace(gateway(), scheduler_address="tcp://127.0.0.2:1")
+    agent.start_gateway(moved)
+    assert watched.now() == "tcp://127.0.0.2:1"
+    seen = agent.observe()["gateway-0"]
+    assert (seen.record.child_pid, seen.spec) == (pid, moved)
+    with pytest.raises(ConflictError, match="already running"):
+        agent.start_gateway(msgspec.structs.replace(moved, port=9))
+    (process.directory / "spec.json").write_text("{")
+    assert watched.now() == "tcp://127.0.0.2:1", "what cannot be read says nothing"
 
 
 def test_what_runs_has_its_devices_though_the_ledgers_file_is_lost(root: Path) -> None:

@@ -63,6 +63,18 @@ def wait_for(url: str, timeout_s: float, process: "subprocess.Popen[bytes] | Non
     raise TimeoutError(url)
 
 
+def vllm_serve(model: Path, name: str, port: int, engine_args: dict[str, Any]) -> list[str]:
+    """The command line of vLLM's own server, with an engine as llx starts it."""
+    argv = [str(NODE / "bin/python"), "-m", "vllm.entrypoints.launchers.api_server.entry"]
+    argv += [f"--model={model}", f"--served-model-name={name}", "--host=127.0.0.1"]
+    argv += [f"--port={port}", "--scheduling-policy=priority", "--disable-uvicorn-access-log"]
+    for key, value in engine_args.items():
+        flag = key.replace("_", "-")
+        argv.append(f"--{flag}={value}" if not isinstance(value, bool) else
+                    f"--{'' if value else 'no-'}{flag}")  # fmt: skip
+    return argv
+
+
 @contextlib.contextmanager
 def served(argv: list[str], url: str, log: Path) -> Iterator[None]:
     """A plain server process, up for the length of the block."""
@@ -255,13 +267,7 @@ async def vllm_rounds(ports: dict[str, int], rounds: int) -> dict:
 def run_vllm(folder: Path, rounds: int) -> dict:
     model = tiny_model(folder)
     plain = free_port()
-    argv = [str(NODE / "bin/python"), "-m", "vllm.entrypoints.launchers.api_server.entry"]
-    argv += [f"--model={model}", "--served-model-name=m", "--host=127.0.0.1", f"--port={plain}"]
-    argv += ["--scheduling-policy=priority", "--disable-uvicorn-access-log"]
-    for key, value in ENGINE_ARGS.items():
-        flag = key.replace("_", "-")
-        argv.append(f"--{flag}={value}" if not isinstance(value, bool) else
-                    f"--{'' if value else 'no-'}{flag}")  # fmt: skip
+    argv = vllm_serve(model, "m", plain, ENGINE_ARGS)
     with (
         served(argv, f"http://127.0.0.1:{plain}/health", folder / "plain.log"),
         llx_cluster(folder, "vllm", model) as gateway,

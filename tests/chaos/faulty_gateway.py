@@ -19,6 +19,7 @@ from llx.agent.link import InstanceLink
 from llx.core.model import InstanceLoad, PoolName, Term
 from llx.curve import ClusterKeys
 from llx.gateway.engine_client import PoolClient
+from llx.gateway.generations import Generations
 from llx.gateway.members import Membership
 from llx.gateway.placement import Placement
 from llx.gateway.roster import Roster
@@ -70,9 +71,14 @@ class _Gateway:
             num_slots=64,
         )
         pool: Any = SimpleNamespace(
-            roster=self._roster, spec=SimpleNamespace(name=POOL), is_open=True, client=self._client
+            roster=self._roster,
+            spec=SimpleNamespace(name=POOL, key=POOL),
+            is_open=True,
+            client=self._client,
         )
-        self._membership = _ToldMembership("gateway", keys, {POOL: pool}, placement)
+        self._membership = _ToldMembership(
+            "gateway", keys, Generations([pool], lambda _: pool), placement
+        )
         self._membership.control = control
         self._version = 0
 

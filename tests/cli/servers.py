@@ -32,6 +32,10 @@ from llx.api import (
     RequestChangeReport,
     RequestList,
     RequestStatus,
+    RolloutList,
+    RolloutReport,
+    RolloutRequest,
+    RolloutStatus,
     ScaleReport,
     ScaleRequest,
     Snapshot,
@@ -173,6 +177,11 @@ class FakeHead(Server):
         self.updates: list[PolicyUpdate] = []
         self.scaled: list[ScaleRequest] = []
         self.scale_changes = ["model tiny: 2 to 4 → 3 instances", "tiny-2 is started"]
+        self.rolled: list[RolloutRequest] = []
+        self.rollout_changes = ["engine_args.max_num_seqs: 8 → 16", "2 instances are replaced"]
+        self.steered: list[tuple[str, str]] = []
+        self.rollout = [RolloutStatus(model="tiny", revision=0, generation=0)]
+        """At each further look; the last one stays."""
         self.explained = Explanation(requests=[])
         self.steps: list[tuple[int, int, int, int, int, int]] = []
         """Of every instance."""
@@ -231,6 +240,15 @@ class FakeHead(Server):
             case ["models", "tiny", "instances"]:
                 self.scaled.append(ScaleRequest.model_validate_json(body))
                 return ScaleReport(changes=self.scale_changes, model=self.found.models[0])
+            case ["models", "tiny", "rollout"]:
+                self.rolled.append(RolloutRequest.model_validate_json(body))
+                return RolloutReport(changes=self.rollout_changes, rollout=self.rollout[0])
+            case ["models", "tiny", "rollout", verb]:
+                self.steered.append(("tiny", verb))
+                return RolloutReport(changes=[], rollout=self.rollout[0])
+            case ["rollouts"]:
+                found = self.rollout.pop(0) if len(self.rollout) > 1 else self.rollout[0]
+                return RolloutList(rollouts=[found])
             case ["explain", given] if any(e.name == given for e in self.explained.requests):
                 return self.explained
         return None

@@ -27,7 +27,7 @@ NEVER = {
 VERBS = [
     "", "init", "up", "down", "status", "logs", "generate", "chat", "demo", "completion",
     "inst", "inst ls", "inst get", "inst restart", "inst logs", "inst cordon", "inst uncordon",
-    "inst drain", "queue", "explain", "events", "scale",
+    "inst drain", "queue", "explain", "events", "scale", "rollout",
     "policy", "policy show", "policy set", "policy revert",
     "policy pause", "policy resume", "policy step", "req", "req ls", "req get",
     "req cancel", "req set-priority", "req pin", "req unpin",

@@ -33,6 +33,7 @@ from llx.cluster.launch import stop_everything
 from llx.cluster.serve import HeadSeat, bind_control, serve
 from llx.cluster.state_dir import StateDir, write_private
 from llx.errors import ConflictError, UnreachableError
+from llx.head_copy import HeadCopy
 from llx.settings import ClusterSettings, dump_cluster, load_cluster
 from llx.specs import GatewaySpec, InstanceSpec
 
@@ -91,6 +92,9 @@ class Link:
 
     async def forget(self, name: str) -> None:
         await (await self._reach()).forget(name)
+
+    async def keep_copy(self, copy: HeadCopy) -> None:
+        await (await self._reach()).keep_copy(copy)
 
     async def read_log(self, name: str, offset: int | None, limit: int, tail: int) -> LogPart:
         return await (await self._reach()).read_log(name, offset, limit, tail)
@@ -179,6 +183,7 @@ class HostsRig:
         self.hosts: dict[str, FakeHost] = {}
         self.removed: list[str] = []
         self.url = ""
+        self.line_port = 21009
         self._head: _Head | None = None
 
     # -------------------------------------------------- agents source
@@ -231,6 +236,16 @@ class HostsRig:
         """End the head alone; returns whether it says that the cluster was stopped."""
         assert self._head is not None
         return self._head.end()
+
+    def release_head(self) -> "_Head":
+        """The head, which goes on while another one is brought up; whoever gets it ends it."""
+        assert self._head is not None
+        head, self._head = self._head, None
+        return head
+
+    def alive(self) -> set[str]:
+        """What runs on all hosts."""
+        return {name for host in self.hosts.values() for name in host.alive()}
 
     def close(self) -> None:
         if self._head is not None:
@@ -288,7 +303,7 @@ class _Head:
             with bind_control(0) as listener:
                 seat = HeadSeat(
                     load_cluster(rig.state.settings), rig.state, "cpu", rig.state.raise_term(),
-                    rig.state.keep_or_new_token(), f"tcp://{NETWORK}.11:21009",
+                    rig.state.keep_or_new_token(), f"tcp://{NETWORK}.11:{rig.line_port}",
                 )  # fmt: skip
                 serving = serve(
                     seat, rig, listener=listener, ending=self._ending, on_ready=self._on_ready
@@ -309,6 +324,10 @@ class _Head:
         if isinstance(self._result, BaseException):
             raise self._result
         return self._url
+
+    @property
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
 
     def end(self) -> bool:
         with contextlib.suppress(RuntimeError):

@@ -33,11 +33,15 @@ from llx.api import (
     RequestChangeReport,
     RequestList,
     RequestVerb,
+    RolloutList,
+    RolloutReport,
+    RolloutRequest,
+    RolloutStatus,
     ScaleReport,
     ScaleRequest,
     StopReport,
 )
-from llx.cluster.control import MAX_BODY_BYTES, make_app
+from llx.cluster.control import MAX_BODY_BYTES, Guard, Message, make_app
 from llx.cluster.events.routes import add_event_routes
 from llx.cluster.requests.page import RequestFilter
 from llx.errors import ConflictError, DeadlineError, HostError, NotFoundError
@@ -54,10 +58,29 @@ MIGRATION = MigrationStatus(
 )
 
 
+ROLLOUT = RolloutStatus(model="m", revision=1, generation=0)
+
 MODEL = ModelStatus(
     name="m", source="/m", engine="sim", instances_min=2, instances_max=2, instances_ready=1,
     instances_wanted=2,
 )  # fmt: skip
+
+
+class RolloutsStandIn:
+    def __init__(self, driver: "StandIn") -> None:
+        self._driver = driver
+
+    def statuses(self) -> RolloutList:
+        self._driver.note_asked("rollouts")
+        return RolloutList(rollouts=[])
+
+    def begin(self, name: str, request: RolloutRequest) -> RolloutReport:
+        self._driver.note_asked("rollout", name, request.changes, request.user)
+        return RolloutReport(changes=["x"], rollout=ROLLOUT)
+
+    def steer(self, name: str, verb: str, user: str) -> RolloutReport:
+        self._driver.note_asked("steer_rollout", name, verb, user)
+        return RolloutReport(changes=[], rollout=ROLLOUT)
 
 
 class StandIn:
@@ -72,6 +95,7 @@ class StandIn:
         self.migrations = MigrationsStandIn(self)
         self.steering = SteeringStandIn(self)
         self.scale = ScaleStandIn(self)
+        self.rollouts = RolloutsStandIn(self)
         self.events_path = Path("/nowhere/events.jsonl")
 
     def note_asked(self, *what: object) -> None:
@@ -510,6 +534,20 @@ async def test_long_answers_are_compressed_for_whoever_reads_that(
     assert "content-encoding" not in short.headers
 
 
+async def test_a_model_is_rolled_out(http: httpx.AsyncClient, driver: StandIn) -> None:
+    answer = await http.put("/v1/models/m/rollout", json={"changes": {"a": "1"}, "user": "ann"})
+    assert answer.json()["rollout"]["revision"] == 1
+    answer = await http.post("/v1/models/m/rollout/abort", params={"user": "ann"})
+    assert answer.status_code == 200
+    assert (await http.get("/v1/rollouts")).json()["rollouts"] == []
+    assert driver.asked == [
+        ("rollout", "m", {"a": "1"}, "ann"),
+        ("steer_rollout", "m", "abort", "ann"),
+        ("rollouts",),
+    ]
+    assert (await http.post("/v1/models/m/rollout/forget")).status_code == 422
+
+
 async def test_a_model_is_scaled(http: httpx.AsyncClient, driver: StandIn) -> None:
     body = {"min": 2, "max": 2, "user": "ann" * 200}
     answer = await http.put("/v1/models/m/instances", json=body)
@@ -535,6 +573,9 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
         "/v1/migrations/{migration}",
         "/v1/migrations/{migration}/cancel",
         "/v1/models/{name}/instances",
+        "/v1/models/{name}/rollout",
+        "/v1/models/{name}/rollout/{how}",
+        "/v1/rollouts",
         "/v1/queues",
         "/v1/policies",
         "/v1/policies/{verb}",
@@ -550,3 +591,37 @@ async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None
     conflict = schema["paths"]["/v1/instances/{name}/restart"]["post"]["responses"]["409"]
     assert "ErrorBody" in str(conflict)
     assert (await http.get("/docs")).status_code == 404
+
+
+async def send_body(driver: StandIn, parts: list[bytes], *, leaves: bool) -> list[int]:
+    """What is answered to a body that comes in these parts and then stops short."""
+    messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+    if leaves:
+        messages.append({"type": "http.disconnect"})
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, object]:
+        if not messages:
+            await asyncio.sleep(60)
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        statuses.extend([message["status"]] if "status" in message else [])
+
+    headers = [
+        (b"authorization", f"Bearer {TOKEN}".encode()),
+        (b"content-type", b"application/json"),
+    ]
+    scope = {"type": "http", "method": "POST", "path": "/v1/hosts/h/drain", "headers": headers,
+             "query_string": b"", "http_version": "1.1", "scheme": "http"}  # fmt: skip
+    guard = Guard(make_app(driver, Secret(TOKEN)), Secret(TOKEN), body_s=0.1)
+    await guard(scope, receive, send)
+    return statuses
+
+
+async def test_half_a_request_is_none(driver: StandIn) -> None:
+    """Even if the half would do: nothing is drained for somebody who has left."""
+    whole = b'{"deadline_s": 1, "user": "ann"}'
+    assert await send_body(driver, [whole], leaves=True) == []
+    assert await send_body(driver, [whole[:9]], leaves=False) == [408]
+    assert driver.asked == []

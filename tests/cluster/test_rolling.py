@@ -126,3 +126,32 @@ def test_the_only_gateway_is_never_started_again_by_itself(rig) -> None:
         assert client.status().gateways[0].restarts == 0
         client.restart_instance("gateway-0")
         rig.eventually(lambda: put(client, other) == [], "it has the new settings")
+
+
+def test_a_revoked_key_is_told_to_all_gateways_and_none_starts_again(rig) -> None:
+    def keyed(*tenants: str) -> ClusterSettings:
+        keys = [{"tenant": each, "sha256": each.encode().hex().zfill(64)} for each in tenants]
+        return rig.settings(gateway={"host": "0.0.0.0", "api_keys": keys})
+
+    def last_told() -> list[str]:
+        logs = [rig.hosts[f"h{n + 1}"].log(f"gateway-{n}") for n in range(2)]
+        return [log.rpartition("let in: ")[2].strip() for log in logs]
+
+    rig.add("h1", "h2")
+    with rig.up(keyed("ada", "bob")) as client:
+        rig.reaches(client, ClusterState.READY)
+        pids = [rig.hosts[f"h{n + 1}"].pid(f"gateway-{n}") for n in range(2)]
+        rig.eventually(lambda: last_told() == ["ada,bob"] * 2, lambda: str(last_told()))
+        assert put(client, keyed("bob", "eve")) == [
+            "api key of eve is let in", "api key of ada is revoked",
+        ]  # fmt: skip
+        rig.eventually(lambda: last_told() == ["bob,eve"] * 2, lambda: str(last_told()), 3)
+        assert put(client, keyed())[-1] == "no api key is left: gateways let in everybody"
+        rig.eventually(lambda: last_told() == [""] * 2, lambda: str(last_told()), 3)
+        assert [rig.hosts[f"h{n + 1}"].pid(f"gateway-{n}") for n in range(2)] == pids
+        assert [each.restarts for each in client.status().gateways] == [0, 0]
+    # A head that comes back, and a gateway that it did not know, say the same.
+    assert rig.end_head() is False
+    rig.up()
+    rig.eventually(lambda: "term=2" in rig.hosts["h1"].log("gateway-0"), "the new head is heard")
+    assert last_told()[0] == ""

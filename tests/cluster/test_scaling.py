@@ -19,7 +19,7 @@ from llx.sim.replay import replay
 from tests.cluster.conftest import write_requests
 from tests.cluster.hosts_rig import HostsRig, events, host_state, make_rig, put
 
-QUICK = {"low": 10, "high": 60, "sustain_s": 0.4, "cooldown_s": 0.5}
+QUICK = {"low": 10, "high": 60, "sustain_s": 0.4, "grow_after_s": 0.4, "cooldown_s": 0.5}
 FULL = {"id": "big", "num_blocks": 95}
 """5 blocks stay free: below the band. An empty instance has 100 free: above it."""
 
@@ -71,7 +71,7 @@ def test_one_more_under_load_and_one_less_without_the_cheapest(rig) -> None:
         assert set(rig.where(client).values()) == {"h1", "h2"}
         (added,) = events(rig, "instance.added")
         assert added["name"] == "m-1"
-        assert "less free than the band" in str(added["why"])
+        assert "too few for what is there" in str(added["why"])
         give(rig, "m-1", {"id": "one", "num_blocks": 2}, {"id": "two", "num_blocks": 2})
         give(rig, "m-0", {"id": "small", "num_blocks": 2})
         rig.eventually(lambda: list(states(client)) == ["m-1"], lambda: f"{states(client)}")

@@ -8,12 +8,14 @@ import pytest
 
 from llx.cluster.fleet.step_book import read_steps
 from llx.errors import DeadlineError, RemoteError, UnreachableError
+from llx.specs import EngineKind, InstanceSpec
 
 SIZES = {
     "pool": "m", "num_blocks": 9, "block_size": 16, "max_model_len": 64, "max_num_seqs": 4,
     "max_num_batched_tokens": 32,
 }  # fmt: skip
 INFO = SimpleNamespace(**SIZES)
+SPEC = InstanceSpec("m-0", "m", EngineKind.SIM, "/m", {}, 1, "", "", "")
 
 
 def fleet(answer: Any, info: Any = INFO) -> Any:
@@ -26,7 +28,9 @@ def fleet(answer: Any, info: Any = INFO) -> Any:
         return [memoryview(answer)]
 
     loads = SimpleNamespace(info=lambda _: info, call=call)
-    return SimpleNamespace(instance_unit=lambda name: SimpleNamespace(name=name), loads=loads)
+    return SimpleNamespace(
+        instance_unit=lambda name: SimpleNamespace(name=name, spec=SPEC), loads=loads
+    )
 
 
 def kept(first: int, count: int) -> bytes:

@@ -76,7 +76,7 @@ ROUNDS = {"tick": lambda _: Ticked(), "pause": Paused, "resume": Resumed, "step"
 OUTCOMES = {each.value for each in MoveOutcome}
 DURATIONS = {
     "age_after", "charge_expires_after", "rest", "retry_after", "deadline", "sustain", "cooldown",
-    "start_deadline", "lost_grace",
+    "grow_after", "start_deadline", "lost_grace",
 }  # fmt: skip
 
 

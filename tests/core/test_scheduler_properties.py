@@ -48,7 +48,7 @@ configs = st.builds(
         max_moves=st.integers(1, 3),
     ),
     scaling=st.builds(
-        Scaling, rule=st.sampled_from(["none", "band"]), max_instances=st.integers(1, 4),
+        Scaling, rule=st.sampled_from(["none", "band", "demand"]), max_instances=st.integers(1, 4),
         sustain=st.just(Nanos(SECOND)), cooldown=st.just(Nanos(SECOND)),
     ),
 )  # fmt: skip

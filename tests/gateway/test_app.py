@@ -54,7 +54,7 @@ class Page:
         return b"a_metric 1\n"
 
 
-def make(*names, keys=(), max_requests=100, tenants=()):
+def make(*names, keys=(), max_requests=100, tenants=(), **options):
     spec = GatewaySpec(
         name="gateway-0",
         host="127.0.0.1",
@@ -71,7 +71,7 @@ def make(*names, keys=(), max_requests=100, tenants=()):
         tenants=list(tenants),
     )
     pools = {name: Pool(name) for name in names or ("tiny",)}
-    app = GatewayApp(spec, pools, Page())
+    app = GatewayApp(spec, pools, Page(), **options)
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
     return client, pools, app
 
@@ -377,3 +377,33 @@ async def test_a_time_limit_counts_from_the_arrival_not_from_the_end_of_the_body
     http = pools["tiny"].app.calls[0][2]
     assert http.limit_s == 2.5
     assert 2.5 <= http.deadline - before < 3.4
+
+
+async def test_a_body_that_does_not_come_gives_its_place_back():
+    client, _, app = make(max_requests=1, body_s=0.1)
+
+    async def dribbling():
+        yield b"{"
+        await asyncio.sleep(1)
+        yield b"}"
+
+    async with client:
+        answer = await client.post("/v1/completions", content=dribbling())
+        assert answer.status_code == 408
+        assert answer.json()["error"]["type"] == "RequestTimeout"
+        assert app.num_open == 0
+        assert (await client.post("/v1/completions", json=body_of())).status_code == 200
+
+
+async def test_a_revoked_key_is_refused_at_once_and_a_stream_of_another_goes_on():
+    client, pools, app = make(keys=[("ada", "a-key"), ("bob", "b-key")])
+    ada, bob = ({"authorization": f"Bearer {key}"} for key in ("a-key", "b-key"))
+    pools["tiny"].app.hold = asyncio.Event()
+    stream = asyncio.create_task(client.post("/v1/completions", json=body_of(), headers=bob))
+    await asyncio.sleep(0.05)
+    app.take_keys([ApiKeySpec("bob", hashlib.sha256(b"b-key").hexdigest(), "no-such-class")])
+    assert (await client.post("/v1/completions", json=body_of(), headers=ada)).status_code == 401
+    pools["tiny"].app.hold.set()
+    assert (await stream).status_code == 200
+    # Its class is one that this gateway does not know yet.
+    assert (await client.post("/v1/completions", json=body_of(), headers=bob)).status_code == 200

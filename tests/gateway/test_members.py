@@ -16,10 +16,12 @@ from llx.cluster.fleet.gateway_line import GatewayLine
 from llx.cluster.requests.stream_changes import StreamChanges
 from llx.core.model import ClassName, InstanceId, PoolName, RequestId, Term, Tokens
 from llx.curve import Authenticator, ClusterKeys, make_listener
+from llx.gateway.generations import Generations
 from llx.gateway.members import Membership
 from llx.gateway.placement import Placement, Wanted
 from llx.gateway.roster import Roster
 from llx.pins import VLLM_VERSION
+from llx.specs import ApiKeySpec, PoolSpec
 from llx.wire import (
     Decoder,
     GatewayHello,
@@ -27,6 +29,7 @@ from llx.wire import (
     InstanceInfo,
     Load,
     Member,
+    Members,
     Placed,
     ToScheduler,
 )
@@ -53,13 +56,20 @@ class Gateway:
         self.roster = roster or Roster(8)
         self.num_reports = 0
         pool: Any = SimpleNamespace(
-            roster=self.roster, spec=SimpleNamespace(name="m"), is_open=True, client=None
+            roster=self.roster, spec=SimpleNamespace(name="m", key="m"), is_open=True, client=None
         )
         self.placement = Placement()
-        self.membership = Membership("gateway-1", KEYS, {"m": pool}, self.placement, heartbeat_s)
+        self.membership = Membership(
+            "gateway-1", KEYS, Generations([pool], self.make), self.placement, heartbeat_s
+        )
         hello = GatewayHello("gateway-1", "http://g", 7, "h1", Term(0), 0)
         report: Any = self.report
-        self.line = asyncio.create_task(self.membership.run(address, hello, report))
+        self.scheduler = address
+        run = self.membership.run(lambda: self.scheduler, hello, report)
+        self.line = asyncio.create_task(run)
+
+    def make(self, spec: PoolSpec) -> Any:
+        raise AssertionError(f"nobody has offered {spec.key}")
 
     def report(self) -> GatewayReport:
         self.num_reports += 1
@@ -222,3 +232,40 @@ async def test_the_line_carries_what_is_asked_and_answered(start: Start, line: G
     await until(lambda: len(told) == 2, "it is answered")
     assert told[1] == ("r", "m-0")
     assert (asked[0].request, asked[0].pool, asked[0].num_tokens) == ("r", "m", 9)
+
+
+async def test_a_gateway_follows_its_scheduler_to_another_address(
+    start: Start, line: GatewayLine
+) -> None:
+    gateway = start(await line.bind(None))
+    await until(lambda: list(line.present().values()) == ["gateway-1"], "its hello")
+    other = GatewayLine(KEYS, Term(2))
+    hearing = asyncio.create_task(other.run())
+    try:
+        gateway.scheduler = await other.bind(None)
+        await until(lambda: list(other.present().values()) == ["gateway-1"], "its hello there")
+        view = line.view("gateway-1")
+        assert view is not None
+        heard_at = view.heard_at
+        await asyncio.sleep(0.2)
+        assert view.heard_at == heard_at, "the former scheduler hears of it no more"
+    finally:
+        hearing.cancel()
+        await asyncio.gather(hearing, return_exceptions=True)
+        other.close()
+
+
+async def test_who_is_let_in_is_heard_when_it_changes(line: GatewayLine) -> None:
+    heard: list[list[ApiKeySpec]] = []
+    never: Any = None
+    membership = Membership(
+        "g", KEYS, Generations([], never), Placement(), on_api_keys=heard.append
+    )
+    ada, bob = ApiKeySpec("ada", "aa"), ApiKeySpec("bob", "bb", "urgent")
+    try:
+        for version, keys in enumerate([None, [ada], [ada], None, [ada, bob], []], 1):
+            membership.apply(Members(Term(1), version, [], api_keys=keys))
+        membership.apply(Members(Term(1), 2, [], api_keys=[bob]))  # of an older version
+        assert heard == [[ada], [ada, bob], []]
+    finally:
+        await membership.close()

@@ -200,7 +200,7 @@ class LlxEngineCore(OperatorCalls, RecordingEngineCore):
         )
         return MigrationService(
             self.llx_keys,
-            PoolName(self.llx_spec.pool),
+            PoolName(self.llx_spec.pool_key),
             facts,
             self.llx_spec.migration,
             migrating,
@@ -224,7 +224,7 @@ class LlxEngineCore(OperatorCalls, RecordingEngineCore):
         config = self.vllm_config
         return InstanceInfo(
             instance=InstanceId(self.llx_spec.name),
-            pool=PoolName(self.llx_spec.pool),
+            pool=PoolName(self.llx_spec.pool_key),
             engine=self.llx_spec.engine,
             llx_version=__version__,
             vllm_version=vllm_version,
@@ -238,6 +238,7 @@ class LlxEngineCore(OperatorCalls, RecordingEngineCore):
             pid=os.getpid(),
             cannot_migrate=self.llx_cannot_migrate,
             prefix_block=prefix_block,
+            compatibility="" if self.llx_migrating is None else self.llx_migrating.compatibility,
         )
 
     # ------------------------------------------------------------------ core thread

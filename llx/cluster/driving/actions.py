@@ -10,6 +10,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+import msgspec
+
 from llx.agent.processes import ShimRecord
 from llx.api import HostState, InstanceState
 from llx.cluster.driving.desired import need_of
@@ -164,6 +166,16 @@ class Actions:
         self._fleet.line.drop(unit.name)
         if not self._fleet.is_stopping:
             await self.start_again(unit)
+
+    async def redirect(self, unit: Unit) -> None:
+        """Tell a running gateway where the head is now."""
+        assert isinstance(unit.started, GatewaySpec), f"{unit.name} is a gateway that runs"
+        assert isinstance(unit.spec, GatewaySpec), f"{unit.name} is a gateway"
+        address = unit.spec.scheduler_address
+        told = msgspec.structs.replace(unit.started, scheduler_address=address)
+        await self._agent(unit).start_gateway(told)
+        unit.started = told
+        self.note("redirected", unit, host=unit.host)
 
     # ------------------------------------------------------------------ ending
 

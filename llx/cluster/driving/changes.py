@@ -16,12 +16,13 @@ _LIVE = frozenset(
 )
 """Taken up by a running cluster as they are."""
 _GATEWAY_ONLY = (
-    "gateway.api_keys",
     "gateway.max_requests",
     "gateway.tenants",
     "priority_classes",
 )
 """A gateway that is started again takes them up."""
+_KEYS = ("gateway.api_keys",)
+"""Gateways that run hear of them at once."""
 _INSTANCE_ONLY = ("migration", "runtime.silent_limit_s", "runtime.step_limit_s")
 """An instance that is started takes them up; those that run go on as they were."""
 _HOST_FIXED = ("cluster_address", "python")
@@ -54,6 +55,8 @@ def compare(old: ClusterSettings, new: ClusterSettings) -> Changes:
     _compare_hosts(old, new, found)
     _compare_models(old, new, found)
     for key in differing_keys(_bare(old), _bare(new)):
+        if _is_below(key, _KEYS):
+            continue  # told below, at once
         if key in _LIVE or _is_live_of_class(key):
             found.words.append(f"{key} changes")
         elif _is_below(key, _GATEWAY_ONLY):
@@ -64,12 +67,27 @@ def compare(old: ClusterSettings, new: ClusterSettings) -> Changes:
             found.refused.append(key)
     if new.gateway.tenants and old.num_gateways != new.num_gateways:
         found.gateway_keys.append("gateway.tenants")  # each gateway's share is another one
+    found.words += _compare_keys(old, new)
     if found.gateway_keys:
         found.words.append(f"gateways start again: {', '.join(found.gateway_keys)}")
     more = new.num_gateways - old.num_gateways
     if more:
         found.words.append(f"gateways: {old.num_gateways} → {new.num_gateways}")
     return found
+
+
+def _compare_keys(old: ClusterSettings, new: ClusterSettings) -> list[str]:
+    """Of each key whose tenant it is, never what it is."""
+    before, after = ({each.sha256: each for each in it.gateway.api_keys} for it in (old, new))
+    added = [after[key].tenant for key in after if key not in before]
+    revoked = [before[key].tenant for key in before if key not in after]
+    words = [f"api key of {tenant} is let in" for tenant in added]
+    words += [f"api key of {tenant} is revoked" for tenant in revoked]
+    if not words and old.gateway.api_keys != new.gateway.api_keys:
+        words.append("gateway.api_keys changes")
+    if before and not after:
+        words.append("no api key is left: gateways let in everybody")
+    return words
 
 
 def _compare_hosts(old: ClusterSettings, new: ClusterSettings, found: Changes) -> None:

@@ -13,7 +13,7 @@ from llx.api import HostState, InstanceState
 from llx.cluster.driving.actions import DRAIN_S, Actions
 from llx.cluster.driving.changes import compare
 from llx.cluster.driving.desired import desired_gateways, desired_hosts, desired_instances
-from llx.cluster.driving.emptying import Emptying
+from llx.cluster.driving.emptying import Emptied, Emptying
 from llx.cluster.driving.instance_verbs import figures
 from llx.cluster.driving.rolling import Rolling
 from llx.cluster.fleet.agents import AgentsSource
@@ -58,6 +58,7 @@ class Converging:
         self._emptying = emptying
         self._rolling = rolling
         self._watch = watch
+        self._tell_emptied: Callable[[Unit, Emptied], None] = lambda _unit, _done: None
         self._unwatch: dict[str, Callable[[], None]] = {}
 
     def begin(self) -> None:
@@ -73,6 +74,10 @@ class Converging:
             if unit.is_leaving:
                 self._begin_to_retire(unit)
 
+    def tell_emptied(self, tell: Callable[[Unit, Emptied], None]) -> None:
+        """Tell from now on what became of the requests of instances that were retired."""
+        self._tell_emptied = tell
+
     def plan(self, settings: ClusterSettings) -> list[str]:
         """What `apply` would change, in words.
 
@@ -80,9 +85,10 @@ class Converging:
             ConfigError: An API key is not given by its hash.
             ConflictError: A running cluster cannot change that, or not yet.
         """
+        self._refuse_while_rolling()
         changes = compare(self._fleet.settings, settings)
         self._check(settings, changes.refused, changes.gateway_keys)
-        gateways = desired_gateways(settings, self._fleet.line_address)
+        gateways = self._desired_gateways(settings)
         instances = self._desired_instances(settings)
         self._refuse_leaving(
             settings, [*(each.name for each in gateways), *(each.name for each in instances)]
@@ -101,7 +107,7 @@ class Converging:
             ConflictError: Likewise.
         """
         words = self.plan(settings)
-        gateways = desired_gateways(settings, self._fleet.line_address)
+        gateways = self._desired_gateways(settings)
         instances = self._desired_instances(settings)
         save(settings)
         self._fleet.settings = settings
@@ -119,10 +125,11 @@ class Converging:
         name = self._fleet.settings.cluster
         again = f"`llx down --context {name}`, then `llx up` with the new settings"
         if refused:
+            models = [each.split(".")[1] for each in refused if each.startswith("models.")]
             raise ConflictError(
                 f"cluster {name} is running, and these cannot be changed while it does:"
                 f" {', '.join(refused)}",
-                remedy=again,
+                remedy=f"llx rollout {models[0]} --file FILE" if models else again,
             )
         if not gateway_keys:
             return
@@ -134,6 +141,13 @@ class Converging:
                 f"{', '.join(gateway_keys)}: gateways would have to be started again, and cluster"
                 f" {name} has but {len(near)} to take turns: its streams would be cut",
                 remedy=f"{again}; or run two gateways, on two hosts",
+            )
+
+    def _refuse_while_rolling(self) -> None:
+        for name in self._fleet.rolling():
+            raise ConflictError(
+                f"{name} is being rolled out",
+                remedy=f"llx rollout {name}: wait for its end, or --abort it",
             )
 
     def _refuse_leaving(self, settings: ClusterSettings, units: Sequence[str]) -> None:
@@ -215,7 +229,11 @@ class Converging:
         self._actions.wake()
 
     def _desired_instances(self, settings: ClusterSettings) -> list[InstanceSpec]:
-        return desired_instances(settings, self._fleet.kept_first())
+        fleet = self._fleet
+        return desired_instances(settings, fleet.kept_first(), fleet.generations)
+
+    def _desired_gateways(self, settings: ClusterSettings) -> list[GatewaySpec]:
+        return desired_gateways(settings, self._fleet.line_address, self._fleet.generations)
 
     def _begin_to_retire(self, unit: Unit) -> None:
         self._actions.own(self._retire(unit), f"retire-{unit.name}")
@@ -242,11 +260,12 @@ class Converging:
         if host is not None:
             await self._wait_for_agent(host)
         while True:
-            await self._emptying.empty(
+            done = await self._emptying.empty(
                 [unit],
                 self._patience_s(unit),
                 is_wanted=lambda: unit.is_leaving and not self._is_host_emptied(unit),
             )
+            self._tell_emptied(unit, done)
             if not (unit.host and unit.is_leaving) or self._fleet.is_stopping:
                 break
             await asyncio.sleep(_POLL_S)  # all of its host is being emptied, by its own deadline
@@ -263,6 +282,10 @@ class Converging:
 
     def _patience_s(self, unit: Unit) -> float:
         """How long its streams may go on. What cannot move may finish, if its model stays."""
+        if isinstance(unit.spec, InstanceSpec):
+            rollout = self._fleet.generation(unit.spec.pool).under_way
+            if rollout is not None and unit.name in rollout.ends:
+                return max(0.0, rollout.ends[unit.name] - time.time())
         models = {model.name for model in self._fleet.settings.models}
         stays = isinstance(unit.spec, InstanceSpec) and unit.spec.pool in models
         return _PATIENCE_S if stays else DRAIN_S

@@ -7,11 +7,13 @@ import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 from itertools import count, islice
+from typing import Any
 
 import msgspec
 
 from llx.agent.devices import Need
 from llx.agent.place import HERE
+from llx.cluster.rollout_file import FIRST, Generation, Generations
 from llx.core.model import HostName, PoolName
 from llx.core.placement import Wanted
 from llx.errors import ConfigError
@@ -25,7 +27,12 @@ from llx.specs import (
     PoolSpec,
     PriorityClassSpec,
     TenantSpec,
+    generation_key,
 )
+from llx.wire import PoolOffer
+
+NEVER: Generations = {}
+"""No model was ever rolled out."""
 
 GATEWAY_PREFIX = "gateway-"
 
@@ -38,20 +45,24 @@ def desired_hosts(settings: ClusterSettings) -> list[str]:
     return [head.name, *(each.name for each in settings.hosts if each.name != head.name)]
 
 
-def desired_instances(settings: ClusterSettings, before: Sequence[str] = ()) -> list[InstanceSpec]:
+def desired_instances(
+    settings: ClusterSettings, before: Sequence[str] = (), generations: Generations = NEVER
+) -> list[InstanceSpec]:
     """The instances of every model: of `before` as many as its range allows, at least its minimum.
 
     `before`: names of instances that were desired so far; if a range is too small for those of its
-    model, the first of them stay.
+    model, the first of them stay. A model that is being rolled out keeps all that it has.
     """
     return [
-        instance_spec(settings, model, name)
+        instance_spec(settings, model, name, generations.get(model.name, FIRST))
         for model in settings.models
-        for name in _names(model, before)
+        for name in _names(model, before, generations.get(model.name, FIRST))
     ]
 
 
-def instance_spec(settings: ClusterSettings, model: ModelSettings, name: str) -> InstanceSpec:
+def instance_spec(
+    settings: ClusterSettings, model: ModelSettings, name: str, generation: Generation = FIRST
+) -> InstanceSpec:
     """An instance of a model of these settings."""
     return InstanceSpec(
         name=name,
@@ -66,6 +77,8 @@ def instance_spec(settings: ClusterSettings, model: ModelSettings, name: str) ->
         sim=model.sim_spec,
         migration=settings.migration.spec,
         hang=settings.runtime.hang,
+        revision=generation.revision,
+        generation=generation.generation,
     )
 
 
@@ -80,26 +93,51 @@ def unused_name(model: ModelSettings, used: Collection[str]) -> str:
     return next(name for i in count() if (name := f"{model.name}-{i}") not in used)
 
 
-def _names(model: ModelSettings, before: Iterable[str]) -> list[str]:
+def _names(model: ModelSettings, before: Iterable[str], generation: Generation) -> list[str]:
     found = [index for name in before if (index := instance_index(model, name)) is not None]
     known = dict.fromkeys(found)
+    if known and generation.under_way is not None:
+        return [f"{model.name}-{index}" for index in sorted(known)]
     kept = list(known)[: model.instances.max]
     free = (index for index in count() if index not in known)
     missing = islice(free, max(0, model.instances.min - len(kept)))
     return [f"{model.name}-{index}" for index in sorted([*kept, *missing])]
 
 
-def desired_gateways(settings: ClusterSettings, scheduler_address: str) -> list[GatewaySpec]:
+def desired_gateways(
+    settings: ClusterSettings, scheduler_address: str, generations: Generations = NEVER
+) -> list[GatewaySpec]:
     """All gateways, named ``gateway-<index>``, alike but for their names.
 
     Raises:
         ConfigError: An API key is not given by its hash; `llx up` resolves keys before this.
     """
-    first = _gateway(settings, scheduler_address)
+    pools = [each.spec for each in pool_offers(settings, generations)]
+    first = _gateway(settings, scheduler_address, pools)
     return [
         msgspec.structs.replace(first, name=f"{GATEWAY_PREFIX}{index}")
         for index in range(settings.num_gateways)
     ]
+
+
+def pool_offers(settings: ClusterSettings, generations: Generations = NEVER) -> list[PoolOffer]:
+    """All pools, for gateways: of each model the one for new requests first."""
+    found = []
+    for model in settings.models:
+        generation = generations.get(model.name, FIRST)
+        rollout = generation.under_way
+        for key in generation.pools(model.name):
+            if key == generation_key(model.name, generation.generation):
+                spec = _pool(model, generation.generation)
+            else:
+                assert rollout is not None, f"{key}: only a rollout has two"
+                former = rollout.former_model()
+                spec = _pool(
+                    former.model_copy(update={"serve_args": model.serve_args}),
+                    rollout.former_generation,
+                )
+            found.append(PoolOffer(spec, is_current=key == generation.pools(model.name)[0]))
+    return found
 
 
 def need_of(spec: InstanceSpec) -> Need:
@@ -115,33 +153,46 @@ def wanted_of(spec: InstanceSpec, avoids: frozenset[HostName] = frozenset()) -> 
 def serves_alike(one: GatewaySpec, other: GatewaySpec) -> bool:
     """Whether a gateway of the one spec serves as well as one of the other.
 
-    `PoolSpec.max_instances` only says how many instances its metrics tell apart, and `hang` when a
-    gateway that does not serve is ended.
+    Of pools it has to be started with the models' names and what it makes of their requests: all
+    else it is told while it runs (`llx.wire.PoolOffer`), and so it is where the scheduler is and
+    who is let in. `hang` says when a gateway that does not serve is ended.
     """
     return _as_served(one) == _as_served(other)
 
 
-def _as_served(spec: GatewaySpec) -> GatewaySpec:
-    pools = [msgspec.structs.replace(pool, max_instances=0) for pool in spec.pools]
-    return msgspec.structs.replace(spec, pools=pools, hang=HangSpec())
+def _as_served(spec: GatewaySpec) -> tuple[GatewaySpec, dict[str, dict[str, Any]]]:
+    pools = {pool.name: pool.serve_args for pool in spec.pools}
+    told: dict[str, Any] = {"pools": [], "scheduler_address": "", "api_keys": []}
+    return msgspec.structs.replace(spec, hang=HangSpec(), **told), pools
 
 
-def _gateway(settings: ClusterSettings, scheduler_address: str) -> GatewaySpec:
+def desired_api_keys(settings: ClusterSettings) -> list[ApiKeySpec]:
+    """Who is let in; gateways that run hear of it with the list of instances.
+
+    Raises:
+        ConfigError: An API key is not given by its hash; `llx up` resolves keys before this.
+    """
     keys = []
     for key in settings.gateway.api_keys:
         if key.sha256 is None:
             raise ConfigError(f'api key of "{key.tenant}" was not resolved to its hash')
         keys.append(ApiKeySpec(key.tenant, key.sha256, key.priority_class))
+    return keys
+
+
+def _gateway(
+    settings: ClusterSettings, scheduler_address: str, pools: list[PoolSpec]
+) -> GatewaySpec:
     return GatewaySpec(
         name=f"{GATEWAY_PREFIX}0",
         host=settings.gateway.host,
         port=settings.gateway.port,
-        pools=[_pool(model) for model in settings.models],
+        pools=pools,
         classes=[
             PriorityClassSpec(each.name, each.priority, each.default)
             for each in settings.priority_classes
         ],
-        api_keys=keys,
+        api_keys=desired_api_keys(settings),
         max_requests=settings.gateway.max_requests,
         scheduler_address=scheduler_address,
         keys_path="",
@@ -166,7 +217,7 @@ def _tenant(tenant: TenantSettings, num_gateways: int) -> TenantSpec:
     )
 
 
-def _pool(model: ModelSettings) -> PoolSpec:
+def _pool(model: ModelSettings, generation: int) -> PoolSpec:
     return PoolSpec(
         name=model.name,
         model=model.model,
@@ -175,4 +226,5 @@ def _pool(model: ModelSettings) -> PoolSpec:
         serve_args=dict(model.serve_args),
         tensor_parallel=model.tensor_parallel,
         max_instances=model.instances.max,
+        generation=generation,
     )

@@ -28,6 +28,8 @@ from llx.api import (
 )
 from llx.cluster.driving.actions import DRAIN_S, GRACE_S, Actions
 from llx.cluster.driving.converge import Converging
+from llx.cluster.driving.copies import Copies
+from llx.cluster.driving.desired import desired_api_keys, pool_offers
 from llx.cluster.driving.draining import Draining
 from llx.cluster.driving.emptying import Emptying
 from llx.cluster.driving.ending import Ending
@@ -35,6 +37,8 @@ from llx.cluster.driving.instance_verbs import InstanceVerbs, figures
 from llx.cluster.driving.judging import Judging
 from llx.cluster.driving.placing import Placing
 from llx.cluster.driving.rolling import Rolling
+from llx.cluster.driving.rollout_verb import RolloutVerb
+from llx.cluster.driving.rollouts import Rollouts
 from llx.cluster.driving.scale_verb import ScaleVerb
 from llx.cluster.driving.scaling import Scaling
 from llx.cluster.events.audit import AuditTrail
@@ -43,10 +47,11 @@ from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.fleet.host_unit import HostUnit, HostWatch
 from llx.cluster.fleet.unit import Unit
 from llx.cluster.moves.migrations import Migrations
-from llx.cluster.placement_file import Placements, save_cordons, save_placements
+from llx.cluster.placement_file import Placements, load_moved, save_cordons, save_placements
 from llx.cluster.requests.requests import Requests
 from llx.cluster.requests.stream_changes import StreamChanges
 from llx.cluster.requests.verbs import RequestVerbs
+from llx.cluster.rollout_file import save_generations
 from llx.cluster.scheduling.configs import desired_config
 from llx.cluster.scheduling.live import LiveScheduler
 from llx.cluster.scheduling.moves import PolicyMoves
@@ -54,7 +59,7 @@ from llx.cluster.scheduling.policy_book import PolicyBook
 from llx.cluster.scheduling.recordings import open_recording
 from llx.cluster.scheduling.steering import Steering
 from llx.cluster.state_dir import StateDir, write_private
-from llx.core.model import PoolName
+from llx.core.model import is_of_later_seat
 from llx.errors import ConflictError, LlxError, NotFoundError, UnreachableError
 from llx.log import get_log
 from llx.scheduling_settings import installed_policies
@@ -131,11 +136,23 @@ class ClusterDriver:
         self.scheduler.tell_scaling(self._scaling)
         self.instances = InstanceVerbs(fleet, self._actions, draining, self._scaling.keep)
         """What is done to one instance."""
+        self._rollouts = Rollouts(
+            fleet,
+            self._placing,
+            self._converging,
+            self._actions,
+            self.scheduler,
+            audit,
+            lambda: save_generations(state.rollouts, fleet.generations),
+        )
+        self.rollouts = RolloutVerb(fleet, self._rollouts, self._converging, self._save_settings)
+        """What models' instances are started with, as operators say."""
         self.scale = ScaleVerb(fleet, self._converging, self._placing, audit, self._save_settings)
         """How many instances a model has, as operators say."""
         self._strays: set[tuple[str, str]] = set()
         self._saved: Placements | None = None
         self._since = time.monotonic()
+        self._copies = Copies(fleet, self._actions, state.path)
         self._ending = Ending(fleet, self._actions, audit, state, self._save)
         self.stopped = self._ending.done
         """Set when everything is stopped: the head's cue to end."""
@@ -145,6 +162,7 @@ class ClusterDriver:
     async def run(self) -> None:
         """Reconcile until cancelled. What was started goes on running."""
         self._audit.record("head.started", term=self.fleet.term)
+        self._note_move()
         self._since = time.monotonic()
         line = asyncio.create_task(self.fleet.line.run())
         rounds = asyncio.create_task(self.scheduler.run())
@@ -168,6 +186,14 @@ class ClusterDriver:
             await asyncio.gather(line, rounds, return_exceptions=True)
             await self._actions.cancel()
 
+    def _note_move(self) -> None:
+        moved = load_moved(self._state.moved)
+        if moved is not None:
+            head = self.fleet.settings.head or ""
+            self._audit.record("head.moved", user=moved.user, name=head, former=moved.former)
+            log.info("head.moved", head=head, former=moved.former, user=moved.user)
+            self._state.moved.unlink(missing_ok=True)
+
     async def _round(self) -> None:
         now = time.monotonic()
         for unit in self.fleet.units():
@@ -175,6 +201,7 @@ class ClusterDriver:
         for host in list(self.fleet.hosts.values()):
             self._judging.judge(host, now)
         if not self.fleet.is_stopping:
+            self._rollouts.look()
             self._scaling.look()
             self._placing.place()
             await self._save()  # before anything starts: a new head must know where
@@ -183,10 +210,20 @@ class ClusterDriver:
         if not self.fleet.is_stopping:
             self._end_strays()
             self._rolling.look()
+            await self._copies.look()
         self.migrations.sweep()
         self.fleet.line.sweep()
+        self._stand_down_if_superseded()
         await self._publish()
         self.fleet.has_served = self.fleet.has_served or self.fleet.is_ready()
+
+    def _stand_down_if_superseded(self) -> None:
+        """A head on another host has taken over: to end, and stay so, is all that is left to do."""
+        newer = self.fleet.loads.newer_term()
+        if is_of_later_seat(newer, self.fleet.term) and not self.stopped.is_set():
+            log.warning("head.superseded", term=self.fleet.term, by=newer)
+            self._audit.record("head.superseded", term=self.fleet.term, by=newer)
+            self.stopped.set()
 
     async def _wait(self) -> None:
         wake = self.fleet.line.changed
@@ -212,7 +249,9 @@ class ClusterDriver:
         self._schedule()
         self.scheduler.follow(self.fleet.present())
         if self.fleet.line.version or self._knows_enough():
-            await self.fleet.line.publish(members, self.scheduler.by_prefix)
+            offers = pool_offers(self.fleet.settings, self.fleet.generations)
+            keys = desired_api_keys(self.fleet.settings)
+            await self.fleet.line.publish(members, self.scheduler.by_prefix, offers, keys)
             self.scheduler.open()
 
     def _schedule(self) -> None:
@@ -224,13 +263,16 @@ class ClusterDriver:
                 settings,
                 model,
                 book.scheduling(model),
-                [each for each in infos if each.pool == model.name],
+                [each for each in infos if each.pool == pool],
+                self.fleet.generation(model.name),
+                pool,
             )
             for model in settings.models
+            for pool in self.fleet.pools(model.name)
         )
         self.fleet.loads.want_prefixes(self.scheduler.by_prefix)
         paused = book.paused(model.name for model in settings.models)
-        self.scheduler.pause(PoolName(each) for each in paused)
+        self.scheduler.pause(pool for each in paused for pool in self.fleet.pools(each))
 
     def _knows_enough(self) -> bool:
         """Whether a first list would take away nothing that was merely not looked for yet."""

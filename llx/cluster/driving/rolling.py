@@ -1,5 +1,7 @@
 """Starting gateways again that run with older settings, one after the other.
 
+Those that were started by a head on another host are told where this one is; they run on.
+
 Level-triggered, a look per round: it does not matter which head or which change of settings began
 it, nor what fell on the way. Streams always have another gateway to go to; a gateway that does not
 come back with the new settings holds up the next, so that bad settings cost one gateway, not all.
@@ -22,6 +24,9 @@ class Rolling:
 
     def look(self) -> None:
         """Begin what can be done now: whatever has failed at once, of the others one."""
+        for unit in self._fleet.gateways.values():
+            if _is_led_elsewhere(unit) and not unit.is_busy and self._fleet.is_near(unit):
+                self._actions.act(unit, self._actions.redirect(unit))
         for unit in self._outdated():
             if self._is_due(unit):
                 self._actions.act(unit, self._actions.renew(unit))
@@ -73,3 +78,12 @@ class Rolling:
 def _is_outdated(unit: Unit) -> bool:
     assert isinstance(unit.spec, GatewaySpec), f"{unit.name} is a gateway"
     return isinstance(unit.started, GatewaySpec) and not serves_alike(unit.started, unit.spec)
+
+
+def _is_led_elsewhere(unit: Unit) -> bool:
+    assert isinstance(unit.spec, GatewaySpec), f"{unit.name} is a gateway"
+    started = unit.started if unit.is_ours and unit.pid is not None else None
+    return (
+        isinstance(started, GatewaySpec)
+        and started.scheduler_address != unit.spec.scheduler_address
+    )

@@ -82,7 +82,7 @@ class ScaleVerb:
     def _words(self, settings: ClusterSettings) -> list[str]:
         """Who comes and who goes."""
         before = self._fleet.kept_first()
-        after = [spec.name for spec in desired_instances(settings, before)]
+        after = [spec.name for spec in desired_instances(settings, before, self._fleet.generations)]
         more = [f"{name} is started" for name in after if name not in before]
         return more + [f"{name} is emptied and ended" for name in before if name not in after]
 
@@ -93,7 +93,7 @@ class ScaleVerb:
         before = self._fleet.kept_first()
         new = [
             spec
-            for spec in desired_instances(settings, before)
+            for spec in desired_instances(settings, before, self._fleet.generations)
             if spec.pool == name and spec.name not in self._fleet.instances
         ]
         reason = self._placing.why_no_room(new)

@@ -5,6 +5,8 @@
     StartFailed  ◄──────────── look: what was asked for and is not coming
     Terminate    ────────────► shrink ──► emptied by moving, then ended (`Converging.retire`)
 
+While a model is rolled out nothing of it is scaled.
+
 `look` is level-triggered, once a round: it compares what the rules count on with what is coming.
 What is wanted is on disk with the placements in the same round, before anything is started; a new
 head goes on with that.
@@ -29,7 +31,7 @@ from llx.core.sharing import Claim, in_turn
 from llx.errors import ConflictError
 from llx.log import get_log
 from llx.settings import ModelSettings
-from llx.specs import InstanceSpec
+from llx.specs import InstanceSpec, generation_key
 
 log = get_log(__name__)
 
@@ -128,12 +130,13 @@ class Scaling:
             return
         models = self._fleet.settings.models
         for model in models:
-            self._drop_failed(model)
+            if not self._is_rolling(model):
+                self._drop_failed(model)
         self._start_more()
         for model in models:
             missing = self._missing(model)
             if missing:
-                self._scheduler.tell(StartFailed(PoolName(model.name), missing))
+                self._scheduler.tell(StartFailed(self._pool(model), missing))
             self._say_trouble(model)
 
     def _take_in_what_runs(self) -> None:
@@ -147,6 +150,9 @@ class Scaling:
                 is_news = host.viewed_at >= self._actions.ended_at.get((host.name, name), 0.0)
                 if model is None or self._fleet.unit(name) is not None:
                     continue
+                revision = self._fleet.generation(model.name).revision
+                if not isinstance(seen.spec, InstanceSpec) or seen.spec.revision != revision:
+                    continue  # what a rollout has replaced
                 if seen.is_running and is_news and self._make_place(model, name):
                     unit = self._add(model, name)
                     unit.put_on(host.name)
@@ -156,6 +162,9 @@ class Scaling:
         surplus, self._surplus = self._surplus, {}
         for name, why in surplus.items():
             unit = self._fleet.instances.get(name)
+            model = None if unit is None else self._model_of(unit)
+            if model is not None and self._is_rolling(model):
+                continue
             if unit is not None and not unit.is_leaving:
                 self._actions.note("surplus", unit, why=why)
                 self._converging.retire(unit)
@@ -177,6 +186,10 @@ class Scaling:
         self._converging.retire(idle[-1])
         return True
 
+    def _is_rolling(self, model: ModelSettings) -> bool:
+        """Whether a rollout decides alone how many instances there are."""
+        return self._fleet.generation(model.name).under_way is not None
+
     def _is_seen_running(self, unit: Unit) -> bool:
         views = [host.view for host in self._fleet.hosts.values() if host.view is not None]
         seen = [view.processes.get(unit.name) for view in views]
@@ -195,11 +208,11 @@ class Scaling:
 
     def _start_more(self) -> None:
         """Who is being emptied is kept; then one unit after the other, in turn."""
-        models = {PoolName(each.name): each for each in self._fleet.settings.models}
+        models = {self._pool(each): each for each in self._fleet.settings.models}
         asked, self._asked = self._asked, {}
         claims = []
         for pool, why in asked.items():
-            if pool in models:
+            if pool in models and not self._is_rolling(models[pool]):
                 self._keep_some(models[pool], self._missing(models[pool]), why)
                 claims.append(self._claim(models[pool]))
         for pool in in_turn(claims):
@@ -218,7 +231,7 @@ class Scaling:
     def _claim(self, model: ModelSettings) -> Claim:
         is_paused = time.monotonic() < self._trouble(model).until
         return Claim(
-            PoolName(model.name),
+            self._pool(model),
             num_present=len(self._fleet.staying(model.name)),
             num_wanted=0 if is_paused else min(self._missing(model), self._room(model)),
             least=model.instances.min,
@@ -227,7 +240,7 @@ class Scaling:
 
     def _start_one(self, model: ModelSettings, why: str) -> None:
         name = unused_name(model, self._fleet.instances)
-        reason = self._placing.why_no_room([instance_spec(self._fleet.settings, model, name)])
+        reason = self._placing.why_no_room([self._spec(model, name)])
         if reason:
             trouble = self._trouble(model)
             trouble.reason, trouble.at = reason, time.monotonic()
@@ -237,7 +250,7 @@ class Scaling:
         self._actions.note("added", unit, why=why)
 
     def _add(self, model: ModelSettings, name: str) -> Unit:
-        unit = Unit(instance_spec(self._fleet.settings, model, name))
+        unit = Unit(self._spec(model, name))
         self._fleet.instances[name] = unit
         return unit
 
@@ -245,7 +258,7 @@ class Scaling:
 
     def _missing(self, model: ModelSettings) -> int:
         """So many more the rules count on than are coming."""
-        pool = PoolName(model.name)
+        pool = self._pool(model)
         there = self._scheduler.in_use(pool)
         coming = [
             unit
@@ -278,12 +291,20 @@ class Scaling:
         trouble, now = self._trouble(model), time.monotonic()
         ready = [unit.ready_since or 0.0 for unit in self._fleet.staying(model.name)]
         is_past = now > max(trouble.at, trouble.until) + _CALM_S
-        is_over = is_past and not self._scheduler.is_short(PoolName(model.name))
+        is_over = is_past and not self._scheduler.is_short(self._pool(model))
         if is_over or max(ready, default=0.0) > trouble.at:
             trouble = self._troubles[model.name] = _Trouble()
         left_s = trouble.until - now
         again = f"; tried again in {left_s:.0f} s" if trouble.reason and left_s > 0.5 else ""
         self._fleet.shortages[model.name] = trouble.reason + again
+
+    def _pool(self, model: ModelSettings) -> PoolName:
+        """That for new instances."""
+        return PoolName(generation_key(model.name, self._fleet.generation(model.name).generation))
+
+    def _spec(self, model: ModelSettings, name: str) -> InstanceSpec:
+        fleet = self._fleet
+        return instance_spec(fleet.settings, model, name, fleet.generation(model.name))
 
     def _model_of(self, unit: Unit) -> ModelSettings | None:
         assert isinstance(unit.spec, InstanceSpec), f"{unit.name} is an instance"

@@ -9,6 +9,7 @@ from llx.agent.host_view import HostView
 from llx.agent.log_file import LogPart
 from llx.agent.node import NodeAgent
 from llx.agent.processes import ShimRecord
+from llx.head_copy import HeadCopy
 from llx.specs import GatewaySpec, InstanceSpec
 
 
@@ -67,6 +68,9 @@ class AgentPort(Protocol):
 
     async def forget(self, name: str) -> None:
         """Forget a process that has ended, but for its logs."""
+
+    async def keep_copy(self, copy: HeadCopy) -> None:
+        """Keep what the head must remember, for one on another host."""
 
     async def read_log(self, name: str, offset: int | None, limit: int, tail: int) -> LogPart:
         """Part of the log of a process there, also of ``agent`` and ``ray``.
@@ -129,6 +133,10 @@ class LocalAgent:
     async def forget(self, name: str) -> None:
         """See `AgentPort`."""
         await asyncio.to_thread(self._node.forget, name)
+
+    async def keep_copy(self, copy: HeadCopy) -> None:
+        """See `AgentPort`."""
+        await asyncio.to_thread(self._node.keep_copy, copy)
 
     async def read_log(self, name: str, offset: int | None, limit: int, tail: int) -> LogPart:
         """See `AgentPort`."""

@@ -31,6 +31,7 @@ from llx.cluster.fleet.status import (
 )
 from llx.cluster.fleet.unit import Unit
 from llx.cluster.moves.move_log import MoveLog
+from llx.cluster.rollout_file import FIRST, Generation
 from llx.cluster.scheduling.members import Present
 from llx.core.model import InstanceId, PoolName, Term
 from llx.core.scheduler.events import InstanceState as WantedState
@@ -65,6 +66,7 @@ class Fleet:
         is_stopping: A stop was asked for.
         has_served: All was ready once in this life of the head.
         shortages: By model: why scaling has not got what it wants.
+        generations: As what models were rolled out.
     """
 
     settings: ClusterSettings
@@ -81,7 +83,20 @@ class Fleet:
     has_served: bool = False
     moves: MoveLog = field(default_factory=MoveLog)
     shortages: dict[str, str] = field(default_factory=dict)
+    generations: dict[str, Generation] = field(default_factory=dict)
     started_at: float = field(default_factory=time.time)
+
+    def generation(self, model: str) -> Generation:
+        """What a model's instances are to be."""
+        return self.generations.get(model, FIRST)
+
+    def pools(self, model: str) -> list[PoolName]:
+        """A model's pools: that for new requests, then, during a rollout, perhaps another."""
+        return self.generation(model).pools(model)
+
+    def rolling(self) -> list[str]:
+        """The models whose rollout is under way."""
+        return [name for name, each in self.generations.items() if each.under_way is not None]
 
     def units(self) -> list[Unit]:
         """All gateways and all instances."""
@@ -177,7 +192,7 @@ class Fleet:
             found.append(
                 Member(
                     InstanceId(name),
-                    PoolName(unit.spec.pool),
+                    PoolName(unit.spec.pool_key),
                     inward,
                     outward,
                     is_cordoned=self.is_cordoned(unit),
@@ -268,7 +283,7 @@ class Fleet:
         report = None if view is None else view.report
         connected = set() if report is None else {str(each) for each in report.connected}
         assert isinstance(gateway.spec, GatewaySpec), f"{gateway.name} is a gateway"
-        served = {pool.name for pool in gateway.spec.pools}
+        served = {pool.name for pool in gateway.spec.pools}  # all generations: it is told of them
         return [
             name
             for name, unit in self.instances.items()
@@ -329,6 +344,8 @@ class Fleet:
                 "moving_out": len(self.moves.leaving(name)),
                 "moved_by": self.moves.moved_by(name),
                 "cannot_migrate": "" if info is None else info.cannot_migrate,
+                "revision": unit.spec.revision,
+                "compatibility": "" if info is None else info.compatibility,
             }
         )
         refusal = self.loads.refusal(name)

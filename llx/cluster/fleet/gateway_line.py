@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import zmq
 import zmq.asyncio
 
@@ -21,6 +22,7 @@ from llx.core.model import PoolName, RequestId, Term
 from llx.curve import Authenticator, ClusterKeys, make_listener
 from llx.errors import ConflictError, WireError
 from llx.log import get_log
+from llx.specs import ApiKeySpec
 from llx.wire import (
     Change,
     Changed,
@@ -32,6 +34,7 @@ from llx.wire import (
     MoveSeen,
     Place,
     PlacementAnswer,
+    PoolOffer,
     ToScheduler,
     Withdraw,
     check_frames,
@@ -101,8 +104,7 @@ class GatewayLine:
         self._term = term
         self._rebind_for_s = rebind_for_s
         self._version = 0
-        self._members: list[Member] = []
-        self._by_prefix: list[PoolName] = []
+        self._list = Members(term, 0, [])
         self._views: dict[str, GatewayView] = {}
         self._host_of: HostOf | None = None
         self._on_moves: OnMoves | None = None
@@ -205,15 +207,23 @@ class GatewayLine:
             if not view.is_silent
         )
 
-    async def publish(self, members: list[Member], by_prefix: Iterable[PoolName] = ()) -> None:
+    async def publish(
+        self,
+        members: list[Member],
+        by_prefix: Iterable[PoolName] = (),
+        pools: Sequence[PoolOffer] = (),
+        api_keys: list[ApiKeySpec] | None = None,
+    ) -> None:
         """Make `members` the list; gateways hear of it if it is another one.
 
-        `by_prefix`: see `Members`.
+        `by_prefix`, `pools`, `api_keys`: see `Members`.
         """
-        pools = sorted(by_prefix)
-        if self._version and (members, pools) == (self._members, self._by_prefix):
+        message = Members(
+            self._term, self._version, members, sorted(by_prefix), list(pools), api_keys
+        )
+        if self._version and message == self._list:
             return
-        self._members, self._by_prefix = members, pools
+        self._list = msgspec.structs.replace(message, version=self._version + 1)
         self._version += 1
         log.info("members.published", version=self._version, instances=_names(members))
         for view in list(self._expected()):
@@ -250,7 +260,7 @@ class GatewayLine:
                     await self._send(identity)
             case GatewayReport():
                 if view is not None and view.identity == identity:
-                    if view.report is None or view.report.connected != message.connected:
+                    if view.report is None or _serves(view.report) != _serves(message):
                         self.changed.set()
                     view.report, view.heard_at = message, now
                     if message.moves and self._on_moves is not None:
@@ -306,11 +316,14 @@ class GatewayLine:
         log.warning("gateway.not_expected", gateway=hello.gateway, host=hello.host, url=hello.url)
 
     async def _send(self, identity: bytes) -> None:
-        message = Members(self._term, self._version, self._members, self._by_prefix)
         try:
-            await self._socket.send_multipart([identity, encode(message)])
+            await self._socket.send_multipart([identity, encode(self._list)])
         except zmq.ZMQError as error:
             log.warning("gateway_line.send_failed", peer=identity, error=error)
+
+
+def _serves(report: GatewayReport) -> tuple[object, ...]:
+    return report.connected, report.open, report.unusable
 
 
 def _names(members: list[Member]) -> str:

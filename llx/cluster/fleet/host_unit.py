@@ -27,7 +27,7 @@ log = get_log(__name__)
 
 OBSERVE_S = 2.0
 _AWAY_AFTER_S = 4.0
-_START_S = 60.0
+START_S = 60.0
 """A host whose agent has never answered for so long is lost, not starting."""
 _POLL_S = 0.5
 _POLL_WHILE_CHANGING_S = 0.1
@@ -91,7 +91,7 @@ class HostUnit:
         elif is_heard:
             self.state = HostState.AGENT_AWAY
             self.detail = "; ".join(filter(None, ["its agent does not answer", self.problem]))
-        elif self.answered_at is None and now - self.since < _START_S:
+        elif self.answered_at is None and now - self.since < START_S:
             self.state = HostState.STARTING
             self.detail = self.problem or "waiting for its agent"
         else:

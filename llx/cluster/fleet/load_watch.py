@@ -14,7 +14,7 @@ import zmq.asyncio
 from llx.agent.link import InstanceLink, peer_of_process, report_interval_s
 from llx.agent.prefix_reports import PrefixFeed
 from llx.core.model import InstanceId, InstanceLoad, PoolName, Term
-from llx.curve import ClusterKeys
+from llx.curve import ClusterKeys, make_wide
 from llx.errors import UnreachableError
 from llx.log import get_log
 from llx.ports import Frame
@@ -66,6 +66,7 @@ class LoadWatch:
         self._term = term
         self._peer = peer_of_process("scheduler")
         self._context = zmq.asyncio.Context()
+        make_wide(self._context)
         self._links: dict[InstanceId, InstanceLink] = {}
         self._reported_at: dict[InstanceId, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -139,6 +140,10 @@ class LoadWatch:
         """Why the instance refuses this head; empty if it does not."""
         link = self._links.get(InstanceId(instance))
         return "" if link is None else link.refusal
+
+    def newer_term(self) -> Term:
+        """The newest by which an instance refuses this head; 0: none does."""
+        return max((link.newer_term for link in self._links.values()), default=Term(0))
 
     def tell_llumlet(self, instance: str, message: ToLlumlet) -> None:
         """Send a message to an instance's llumlet.

@@ -6,6 +6,7 @@ from llx.agent.link import encode_arguments
 from llx.api import InstanceSteps
 from llx.cluster.fleet.fleet import Fleet
 from llx.errors import DeadlineError, RemoteError, UnreachableError
+from llx.specs import model_of_pool
 from llx.wire import StepRows
 
 STEPS_CALL = "llx_steps"
@@ -38,7 +39,7 @@ async def read_steps(fleet: Fleet, name: str, first: int) -> InstanceSteps:
     rows = kept.rows[skipped : skipped + _AT_A_TIME]
     return InstanceSteps(
         instance=name,
-        model=info.pool,
+        model=model_of_pool(info.pool),
         num_blocks=info.num_blocks,
         block_size=info.block_size,
         max_model_len=info.max_model_len,

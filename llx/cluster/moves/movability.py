@@ -78,10 +78,16 @@ def check_ends(fleet: Fleet, source: Unit, target: Unit) -> None:
         raise ConflictError(f"{target.name} {reason}", remedy=remedy)
 
 
-def pool_of(unit: Unit) -> str:
+def model_of(unit: Unit) -> str:
     """The model that an instance serves."""
     assert isinstance(unit.spec, InstanceSpec), f"{unit.name} is an instance"
     return unit.spec.pool
+
+
+def pool_of(unit: Unit) -> str:
+    """The pool of an instance: a generation of a model, within which requests move."""
+    assert isinstance(unit.spec, InstanceSpec), f"{unit.name} is an instance"
+    return unit.spec.pool_key
 
 
 def _uncordon(fleet: Fleet, unit: Unit) -> str:

@@ -18,6 +18,7 @@ from llx.agent.actor_calls import (
     AgentCall,
     Answer,
     Forget,
+    KeepCopy,
     Observe,
     ReadLog,
     Release,
@@ -33,6 +34,7 @@ from llx.agent.processes import ShimRecord
 from llx.cluster.ray.paths import HOST_LABEL, NAMESPACE, actor_name
 from llx.core.model import Term
 from llx.errors import UnreachableError
+from llx.head_copy import HeadCopy
 from llx.log import get_log
 from llx.specs import GatewaySpec, InstanceSpec
 
@@ -213,6 +215,10 @@ class RayAgent:
     async def forget(self, name: str) -> None:
         """See `AgentPort`."""
         _check(await self._change(Forget(name), _QUICK_S))
+
+    async def keep_copy(self, copy: HeadCopy) -> None:
+        """See `AgentPort`."""
+        _check(await self._change(KeepCopy(copy), _QUICK_S))
 
     async def read_log(self, name: str, offset: int | None, limit: int, tail: int) -> LogPart:
         """See `AgentPort`."""

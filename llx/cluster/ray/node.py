@@ -5,6 +5,8 @@
     run             the keeper itself, under its shim
     stop --grace S  nothing of the cluster runs on this host any more: Ray, instances, gateways
     gone            exit code 0 if so
+    rest            nothing of Ray runs on this host any more; instances and gateways go on
+    resting         exit code 0 if so
 
 Only what carries our marks or lies in our directories is touched: never ``ray stop``, which ends
 whatever Ray it finds, other people's too.
@@ -60,6 +62,10 @@ def _carry_out(arguments: argparse.Namespace, spec: HostSpec) -> int:
             stop(spec, arguments.grace)
         case "gone":
             check_gone(spec)
+        case "rest":
+            rest(spec)
+        case "resting":
+            check_resting(spec)
         case _:
             from llx.cluster.ray import keeper  # it alone needs all of that
 
@@ -133,6 +139,30 @@ def stop(spec: HostSpec, grace_s: float) -> None:
         file.unlink(missing_ok=True)
 
 
+def rest(spec: HostSpec) -> None:
+    """End Ray on this host, and with it a control plane; what serves goes on.
+
+    Raises:
+        RemoteError: Something of it cannot be killed.
+    """
+    paths = RayPaths(spec)
+    keeper = attach(paths.keeper)
+    if keeper is not None:
+        keeper.stop(_KEEPER_GRACE_S)
+    paths.fingerprint.unlink(missing_ok=True)
+
+
+def check_resting(spec: HostSpec) -> None:
+    """Whether nothing of Ray runs on this host.
+
+    Raises:
+        CheckError: It does.
+    """
+    keeper = attach(RayPaths(spec).keeper)
+    if keeper is not None and not _is_gone(keeper):
+        raise CheckError(f"{spec.host}: Ray's keeper runs")
+
+
 def check_gone(spec: HostSpec) -> None:
     """Whether nothing of the cluster is on this host.
 
@@ -188,7 +218,7 @@ def _tail(keeper: Process | None) -> str:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="llx.cluster.ray.node", description="Ray on one host.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("start", "check", "run", "stop", "gone"):
+    for verb in ("start", "check", "run", "stop", "gone", "rest", "resting"):
         each = verbs.add_parser(verb)
         each.add_argument("spec", type=Path)
         if verb == "stop":

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 
 from llx.api import RequestList, RequestStatus
 from llx.cluster.fleet.fleet import Fleet
-from llx.cluster.moves.movability import SERVING, pool_of
+from llx.cluster.moves.movability import SERVING, model_of
 from llx.cluster.requests.book import Listing, Located, add_waiting, find, list_requests
 from llx.cluster.requests.page import RequestFilter
 from llx.cluster.scheduling.queue_view import Waiting
+from llx.specs import model_of_pool
 
 
 class Requests:
@@ -55,12 +56,12 @@ class Requests:
         classes = {each.priority: each.name for each in self._fleet.settings.priority_classes}
         move = self._fleet.moves.open_of(located.request)
         unit = self._fleet.instances.get(located.instance)
-        model = "" if unit is None else pool_of(unit)
+        model = "" if unit is None else model_of(unit)
         return RequestStatus(
             id=view.id,
             name=view.name,
             instance=located.instance,
-            model=model if waits is None else waits.model,
+            model=model if waits is None else model_of_pool(waits.model),
             priority=view.priority,
             priority_class=classes.get(view.priority, ""),
             state=view.state,

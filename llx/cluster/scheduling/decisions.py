@@ -8,7 +8,10 @@ from typing import Final
 
 from llx.api import DecisionStatus, ExplainedRequest
 from llx.core.model import RequestId
+from llx.log import get_log
 from llx.wire import Place
+
+log = get_log(__name__)
 
 _MOST: Final = 4096
 _MOST_OF_ONE: Final = 64
@@ -52,6 +55,10 @@ class Decisions:
         at = time.time()
         if what == HELD and decisions and decisions[-1].what == HELD:
             at = decisions.pop().at
+        else:
+            log.info(
+                f"scheduler.{what}", request=request, name=known.name, instance=instance, why=why
+            )
         decisions.append(DecisionStatus(at=at, what=what, instance=instance, why=why))
         del decisions[:-_MOST_OF_ONE]
 

@@ -60,7 +60,7 @@ class Steering:
 
     def queues(self) -> QueueList:
         """All central queues."""
-        names = [PoolName(each.name) for each in self._fleet.settings.models]
+        names = [pool for each in self._fleet.settings.models for pool in self._pools(each)]
         return QueueList(queues=[queue for name in names for queue in self._live.queues(name)])
 
     def policies(self) -> PolicyList:
@@ -102,7 +102,8 @@ class Steering:
         models = self._models(model)
         if verb == "step":
             for each in models:
-                self._live.step(PoolName(each.name))
+                for pool in self._pools(each):
+                    self._live.step(pool)
         else:
             is_paused = verb == "pause"
             self._book.put(
@@ -151,6 +152,9 @@ class Steering:
     def _check(self, model: ModelSettings, policy: ModelPolicy) -> None:
         scheduling = with_changes(model.scheduling, policy.changed)
         self._policies.check(desired_config(self._fleet.settings, model, scheduling, ()))
+
+    def _pools(self, model: ModelSettings) -> list[PoolName]:
+        return self._fleet.pools(model.name)
 
     def _status(self, model: ModelSettings) -> PolicyStatus:
         return _status(model, self._book.of(model.name))

@@ -103,12 +103,13 @@ class Scaling:
         rule: Name of the scaling rule.
         min_instances: Never fewer.
         max_instances: Never more, those that are starting included.
-        low: An average freeness below this asks for one more …
+        low: An average freeness below this asks for more …
         high: … and one above this for one less …
-        sustain: … when it has lasted so long.
+        sustain: … when it has lasted so long; of `demand` one less only, and one more for a queue.
         cooldown: Pause after each change, and after a start that has failed.
         start_deadline: One that was asked for and has not joined by then is asked for again.
         lost_grace: One that is lost is missed, and may be replaced, only after this.
+        grow_after: For so long instances are missing before `demand` asks for them.
     """
 
     rule: str = "none"
@@ -120,6 +121,7 @@ class Scaling:
     cooldown: Nanos = Nanos(30 * SECOND)
     start_deadline: Nanos = Nanos(600 * SECOND)
     lost_grace: Nanos = Nanos(30 * SECOND)
+    grow_after: Nanos = Nanos(2 * SECOND)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,8 @@ class Queues:
         self._queues = [_Queue() for _ in range(num_classes)]
         self._age_after = age_after
         self._ranks: dict[RequestId, int] = {}
+        self.tokens = Tokens(0)
+        """Of all that wait."""
 
     def __len__(self) -> int:
         return len(self._ranks)
@@ -86,12 +88,14 @@ class Queues:
         queue = self._queues[queued.rank]
         self._ranks[queued.request] = queued.rank
         queue.members[queued.request] = queued
+        self.tokens = Tokens(self.tokens + queued.tokens)
         heappush(queue.heap, (queued.arrival, queued.order, queued))
 
     def remove(self, queued: Queued) -> None:
         """Take a request out."""
         queue = self._queues[self._ranks.pop(queued.request)]
         del queue.members[queued.request]
+        self.tokens = Tokens(self.tokens - queued.tokens)
         if len(queue.heap) > 2 * len(queue.members) + 16:
             queue.heap = [(each.arrival, each.order, each) for each in queue.members.values()]
             heapify(queue.heap)

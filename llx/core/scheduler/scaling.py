@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from llx.core.model import Nanos
+from llx.core.model import Nanos, blocks_for
 from llx.core.scheduler.config import Scaling
 from llx.core.scheduler.decision import Decision, Option
 from llx.core.scheduler.events import InstanceState
@@ -50,15 +50,56 @@ def band(pool: Pool, now: Nanos) -> Scale:
     it has fits elsewhere and the average would not fall below the band without it. One more is
     one that is being emptied, if there is any: the driver uses that again, also at the maximum.
     """
+    return _scale(pool, now, _grow_by_band)
+
+
+def demand(pool: Pool, now: Nanos) -> Scale:
+    """As many more, at once, as the work that is there lacks; fewer as by `band`.
+
+    An engine takes a minute to start. Who asks for one at a time, and for the next only when that
+    is there, runs after a burst for many minutes. So what is starting counts as if it was there and
+    empty, everything that waits counts as if it ran there, and what is missing for a freeness of
+    `low` is asked for, as soon as it has been missing for `grow_after`; no cooldown comes before.
+    """
+    return _scale(pool, now, _grow_by_demand)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The instances of a pool, as scaling counts them.
+
+    Attributes:
+        active: Up, or to be up when heard of again; of them `known` can be used now.
+        count: The active ones, and those that are starting.
+        may_add: So many more, new ones or some that are being emptied.
+        average: Freeness of the known.
+        waits: Whether anybody is in a queue.
+        has_failed: A start has failed a short while ago.
+    """
+
+    active: list[Instance]
+    known: list[Instance]
+    count: int
+    may_add: int
+    average: float
+    waits: bool
+    has_failed: bool
+
+
+Growth = Callable[[Pool, _Found, Nanos], Grow | None]
+
+
+def _scale(pool: Pool, now: Nanos, grow: Growth) -> Scale:
+    """The minimum; else as `grow` says; else one less, if the band says so."""
     rules, state = pool.config.scaling, pool.scaling
     if state.asked_at is not None and now - state.asked_at >= rules.start_deadline:
         state.starting, state.asked_at = 0, None
     there = [each for each in pool.instances.values() if not _is_missed(each, rules, now)]
     active = [each for each in there if each.wanted is InstanceState.UP]
     count = len(active) + state.starting
-    may_add = rules.max_instances - len(there) - state.starting
+    free = rules.max_instances - len(there) - state.starting
     has_failed = state.failed_at is not None and now - state.failed_at < rules.cooldown
-    missing = min(rules.min_instances - count, may_add)
+    missing = min(rules.min_instances - count, free)
     if missing > 0 and not has_failed:
         return Grow(missing, _why(pool, "fewer than the minimum", None))
     known = [each for each in active if each.is_usable]
@@ -67,20 +108,74 @@ def band(pool: Pool, now: Nanos) -> Scale:
     # Not sum(), whose rounding differs between versions of Python.
     average = math.fsum(each.freeness for each in known) / len(known)
     waits = bool(pool.queues)
-    state.low_since = _since(state.low_since, average < rules.low or waits, now)
+    may_add = max(0, free) + sum(map(_may_be_kept, there))
+    found = _Found(active, known, count, may_add, average, waits, has_failed)
     state.high_since = _since(state.high_since, average > rules.high and not waits, now)
+    wanted = grow(pool, found, now)
+    if wanted is not None:
+        return wanted
     is_above = count > rules.max_instances
-    if state.changed_at is not None and now - state.changed_at < rules.cooldown and not is_above:
-        return None
-    is_waiting = state.starting or has_failed or _is_unheard(pool, active, now)
-    wants_more = _lasts(state.low_since, rules.sustain, now) and not is_waiting
-    if wants_more and (may_add > 0 or any(map(_may_be_kept, there))):
-        why = "less free than the band" if average < rules.low else "a queue stays"
-        return Grow(1, _why(pool, why, average))
     wants_less = _lasts(state.high_since, rules.sustain, now) and len(known) > rules.min_instances
-    if not (wants_less or is_above) or state.starting:
+    is_due = is_above or (wants_less and not _rests(pool, now))
+    return _shrink(pool, known, average, is_above) if is_due and not state.starting else None
+
+
+def _grow_by_band(pool: Pool, found: _Found, now: Nanos) -> Grow | None:
+    rules, state = pool.config.scaling, pool.scaling
+    is_below = found.average < rules.low
+    state.low_since = _since(state.low_since, is_below or found.waits, now)
+    is_waiting = state.starting or found.has_failed or _is_unheard(pool, found.active, now)
+    is_over = found.count > rules.max_instances
+    if not _lasts(state.low_since, rules.sustain, now) or is_waiting or not found.may_add:
         return None
-    return _shrink(pool, known, average, is_above)
+    if _rests(pool, now) and not is_over:
+        return None
+    return Grow(
+        1, _why(pool, "less free than the band" if is_below else "a queue stays", found.average)
+    )
+
+
+def _grow_by_demand(pool: Pool, found: _Found, now: Nanos) -> Grow | None:
+    rules, state = pool.config.scaling, pool.scaling
+    missing = min(_missing(pool, found), found.may_add)
+    state.low_since = _since(state.low_since, missing > 0 or found.waits, now)
+    if found.has_failed:
+        return None
+    if missing > 0 and _lasts(state.low_since, rules.grow_after, now):
+        return Grow(missing, _why(pool, "too few for what is there", found.average))
+    # Something else than blocks and requests is short: prompts come faster than they are computed.
+    is_waiting = state.starting or _is_unheard(pool, found.active, now) or _rests(pool, now)
+    stays = found.waits and _lasts(state.low_since, rules.sustain, now)
+    if not stays or is_waiting or not found.may_add:
+        return None
+    return Grow(1, _why(pool, "a queue stays", found.average))
+
+
+def _missing(pool: Pool, found: _Found) -> int:
+    """Instances that are missing for all work there is to run with a freeness of `low`.
+
+    Those to come have the size of the largest that is known.
+    """
+    loads = [each.load for each in found.known]
+    size = max(each.total for each in loads)
+    coming = pool.scaling.starting + sum(
+        not each.is_known and each.lost_at is None for each in found.active
+    )
+    spare = sum(each.spare for each in found.known) + coming * size
+    nominated = sum(sum(each.nominated.values()) for each in found.known)
+    queued = blocks_for(pool.queues.tokens + len(pool.queues), pool.block_size) - nominated
+    behind = sum(each.load.waiting_demand - each.queue_head for each in found.known)
+    requests = sum(each.num_requests for each in found.known) + len(pool.queues)
+    wanted = pool.config.scaling.low * max(requests, len(found.known) + coming)
+    blocks = wanted - (spare - queued - behind)
+    slots = requests - pool.config.max_requests * (len(found.known) + coming)
+    return max(0, math.ceil(blocks / size), -(-slots // pool.config.max_requests))
+
+
+def _rests(pool: Pool, now: Nanos) -> bool:
+    """Whether the last change was a short while ago."""
+    at = pool.scaling.changed_at
+    return at is not None and now - at < pool.config.scaling.cooldown
 
 
 def _shrink(pool: Pool, known: list[Instance], average: float, is_above: bool) -> Shrink | None:
@@ -152,4 +247,6 @@ def _why(
     )
 
 
-SCALING: Mapping[str, ScalingRule] = MappingProxyType({"none": fixed, "band": band})
+SCALING: Mapping[str, ScalingRule] = MappingProxyType(
+    {"none": fixed, "band": band, "demand": demand}
+)

@@ -17,6 +17,7 @@ import zmq.asyncio
 from llx.agent.link import peer_of_process
 from llx.core.model import Term
 from llx.curve import ClusterKeys, make_dialer
+from llx.gateway.scheduler_address import SchedulerAddress
 from llx.specs import GatewaySpec, Phase, StatusFile, load_spec
 from llx.wire import Decoder, FromScheduler, GatewayHello, GatewayReport, Members, encode
 
@@ -24,7 +25,8 @@ signal.alarm(120)  # whatever becomes of the test
 
 
 class FakeGateway:
-    def __init__(self, spec: GatewaySpec) -> None:
+    def __init__(self, spec: GatewaySpec, scheduler: SchedulerAddress) -> None:
+        self.scheduler = scheduler
         args = spec.pools[0].serve_args
         self.spec = spec
         self.in_flight = int(args.get("in_flight", 0))
@@ -32,6 +34,7 @@ class FakeGateway:
         self.finished = 0
         self.known = (Term(0), 0)
         self.connected: list = []
+        self.open: list = []
         self.stop_at: float | None = None
 
     async def run(self) -> None:
@@ -39,11 +42,16 @@ class FakeGateway:
         dealer = context.socket(zmq.DEALER)
         make_dialer(dealer, ClusterKeys.load(Path(self.spec.keys_path)))
         dealer.setsockopt(zmq.IDENTITY, peer_of_process(self.spec.name).encode())
-        dealer.connect(self.spec.scheduler_address)
+        address = self.scheduler.now()
+        dealer.connect(address)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
         receiver = asyncio.create_task(self.receive(dealer))
         while not (self.stop_at is not None and self.in_flight == 0):
             self.work()
+            if self.scheduler.now() != address:
+                dealer.disconnect(address)
+                address = self.scheduler.now()
+                dealer.connect(address)
             hello = GatewayHello(
                 self.spec.name, "http://127.0.0.1:1", os.getpid(), self.spec.on_host, *self.known
             )
@@ -64,8 +72,9 @@ class FakeGateway:
     def report(self) -> GatewayReport:
         total = self.in_flight + self.finished
         return GatewayReport(
-            self.spec.name, self.in_flight, total, self.finished, 0, 7, 70, self.connected
-        )
+            self.spec.name, self.in_flight, total, self.finished, 0, 7, 70, self.connected,
+            open=self.open,
+        )  # fmt: skip
 
     async def receive(self, dealer: zmq.asyncio.Socket) -> None:
         decoder: Decoder = Decoder(FromScheduler)
@@ -74,13 +83,17 @@ class FakeGateway:
             assert isinstance(message, Members)
             if (message.term, message.version) > self.known:
                 self.known = (message.term, message.version)
-                pools = {pool.name for pool in self.spec.pools}
+                pools = {pool.key for pool in self.spec.pools}
+                pools |= {each.spec.key for each in message.pools}
+                self.open = sorted(pools)
                 mine = [each for each in message.members if each.pool in pools]
                 self.connected = [each.instance for each in mine]
                 cordoned = ",".join(each.instance for each in mine if each.is_cordoned)
                 names = ",".join(self.connected)
                 print(f"members term={message.term} {names}", flush=True)
                 print(f"cordoned: {cordoned}", flush=True)
+                tenants = [each.tenant for each in message.api_keys or []]
+                print(f"let in: {','.join(tenants)}", flush=True)
 
 
 def main() -> int:
@@ -90,7 +103,8 @@ def main() -> int:
         status.write(Phase.FAILED, "127.0.0.1:8000: Address already in use")
         return 5
     status.write(Phase.READY, addresses=["http://127.0.0.1:1"])
-    asyncio.run(FakeGateway(spec).run())
+    scheduler = SchedulerAddress(Path(sys.argv[1]), spec.scheduler_address)
+    asyncio.run(FakeGateway(spec, scheduler).run())
     return 0
 
 

@@ -1,8 +1,10 @@
 """An instance without an engine: real sockets and status file, and the ways in which one fails.
 
 `engine_args` say how it behaves: ``fake``: ready (default), crash, fail, never;
-``end_s``: how long it takes to end; ``is_idle``: it has no requests, unless there is a file
-``busy`` in its directory; ``cannot_migrate``: why it cannot.
+``weights``: what is compatible; ``end_s``: how long it takes to end; ``is_idle``: it has no
+requests, unless there is a file ``busy`` in its directory; ``cannot_migrate``: why it cannot.
+
+With ``sim.num_blocks: 1`` it crashes.
 
 A file ``requests.json`` in its directory is what it has (`fake_llumlet.py`).
 """
@@ -31,6 +33,8 @@ def main() -> int:
     spec = load_spec(Path(sys.argv[1]), InstanceSpec)
     status = StatusFile(Path(spec.status_path))
     behaviour = spec.engine_args.get("fake", "ready")
+    if spec.sim is not None and spec.sim.num_blocks == 1:
+        behaviour = "crash"
     print(f"fake {spec.name}: {behaviour}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     status.write(Phase.LOADING, "loading weights")
@@ -46,10 +50,11 @@ def main() -> int:
             ended.wait()
             return 0
     info = InstanceInfo(
-        instance=InstanceId(spec.name), pool=PoolName(spec.pool), engine=spec.engine,
+        instance=InstanceId(spec.name), pool=PoolName(spec.pool_key), engine=spec.engine,
         llx_version=__version__, vllm_version=VLLM_VERSION, model=spec.model, num_blocks=100,
         block_size=16, max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=512,
         tensor_parallel=1, pid=0, cannot_migrate=spec.engine_args.get("cannot_migrate", ""),
+        compatibility=spec.engine_args.get("weights", ""),
     )  # fmt: skip
     engine = FakeEngine(Path("requests.json"))
     endpoint = InstanceEndpoint(

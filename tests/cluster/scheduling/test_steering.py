@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from llx.api import PolicyUpdate
 from llx.cluster.events.audit import AuditTrail
 from llx.cluster.fleet.fleet import Fleet
+from llx.cluster.rollout_file import Generation, Rollout, RolloutState
 from llx.cluster.scheduling.configs import desired_config
 from llx.cluster.scheduling.live import LiveScheduler
 from llx.cluster.scheduling.policy_book import PolicyBook
@@ -206,3 +208,17 @@ def test_what_instances_say_they_can_is_what_counts() -> None:
     config = desired_config(settings, model, model.scheduling, [info, pinned])
     assert (config.max_requests, config.step_tokens) == (6, 512)
     assert config.rescheduling.steps == ()
+
+
+def test_nothing_is_scaled_by_rule_while_a_rollout_counts_alone() -> None:
+    ranged = {"name": "m", "model": "/m", "instances": {"min": 1, "max": 4}}
+    settings = ClusterSettings.model_validate({"cluster": "c", "models": [ranged]})
+    (model,) = settings.models
+    rollout = Rollout({}, 0, 0, 2, 60.0, 3.0, "ann", 0.0)
+    under_way = Generation(revision=1, generation=1, newest=1, rollout=rollout)
+    config = desired_config(settings, model, model.scheduling, (), under_way)
+    assert (config.name, config.scaling.rule) == ("m~1", "none")
+    done = msgspec.structs.replace(rollout, state=RolloutState.DONE)
+    over = msgspec.structs.replace(under_way, rollout=done)
+    config = desired_config(settings, model, model.scheduling, (), over)
+    assert (config.scaling.rule, config.scaling.max_instances) == ("band", 4)
