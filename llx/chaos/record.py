@@ -4,12 +4,13 @@ plan.yaml       the plan
 about.json      model, references, and the cluster as it was before the first fault
 faults.jsonl    each fault that was done
 streams.jsonl   each stream that has ended
+marks           of every run of the cluster's processes that was seen, by which leftovers are told
 verdict.json
 """
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -102,6 +103,16 @@ class RunDirectory:
     def add_stream(self, stream: StreamRecord) -> None:
         """A stream has ended."""
         self._add("streams.jsonl", stream)
+
+    def add_marks(self, marks: Iterable[str]) -> None:
+        """Runs of processes that were seen."""
+        new = self.marks() | {mark for mark in marks if mark}
+        self._write("marks", "".join(f"{each}\n" for each in sorted(new)))
+
+    def marks(self) -> set[str]:
+        """All that were."""
+        path = self.path / "marks"
+        return set(path.read_text().split()) if path.exists() else set()
 
     def faults(self) -> list[FaultRecord]:
         """Those that were done."""

@@ -6,7 +6,7 @@ references, idle ──► streams begin ──► fault ► whole again ► fau
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Final
 
@@ -29,6 +29,8 @@ _CALM_S: Final = 1.0
 """The cluster must be whole for so long at a stretch."""
 _DRAIN_S: Final = 30.0
 _MARGIN_S: Final = 1.0
+_AIM_S: Final = 10.0
+"""So long it is waited for a stream on what is to be hit."""
 _TITLES: Final = {Role.HEAD: "ray::SchedulerActor", Role.AGENT: "ray::NodeAgentActor"}
 
 
@@ -100,6 +102,7 @@ def run_plan(
     progress = Progress(len(done), len(plan.faults))
     run = _Run(grounds, directory, progress, observe)
     with contextlib.closing(run):
+        progress.doing = "until the cluster is whole"
         run.wait_whole(plan.bounds.healed_s)
         prompts = prompts_of(plan.traffic, plan.seed)
         about = directory.about() or _begin(run, gateways, model, plan, prompts)
@@ -110,6 +113,7 @@ def run_plan(
         traffic = StreamTraffic(
             gateways, model, plan.traffic, prompts, about.references, run.on_stream
         )
+        run.model = model
         traffic.start()
         try:
             for number, fault in enumerate(plan.faults):
@@ -143,6 +147,16 @@ def _begin(
     return about
 
 
+@dataclass(frozen=True, slots=True)
+class _Aim:
+    """Who will be hit, the streams there, and the cluster as it was then."""
+
+    victim: Victim
+    process: ProcessId | None
+    hit: list[str]
+    status: ClusterStatus
+
+
 @dataclass(slots=True)
 class _Run:
     """The cluster during a run."""
@@ -151,7 +165,7 @@ class _Run:
     directory: RunDirectory
     progress: Progress
     observe: Observe
-    _ours: set[str] = field(default_factory=set)
+    model: str = ""
     _client: ControlClient | None = None
 
     def close(self) -> None:
@@ -222,52 +236,70 @@ class _Run:
                 "others use the cluster: what they leave could not be told from what faults leave",
                 remedy="llx req ls",
             )
-        return idle_of(status, self._sights(with_processes=False))
+        return idle_of(status, self._sights())
 
     def do(self, number: int, fault: Fault, traffic: StreamTraffic) -> None:
         """One fault, from choosing whom to the cluster being whole again; keeps what came of it."""
-        plan = self.directory.plan()
-        progress = self.progress
-        progress.number, progress.doing = number + 1, f"{fault.kind} {fault.target}"
-        progress.tokens = traffic.tokens
-        self.observe(progress)
+        self.progress.number, self.progress.doing = number + 1, f"{fault.kind} {fault.target}"
+        self.progress.tokens = traffic.tokens
+        self.observe(self.progress)
         began_at = time.time()
         try:
-            _wait_flow(traffic)
-            time.sleep(fault.after_s)
-            status = self.status()
-            victim = choose(fault, status, hits_last=plan.hits_last, on_hosts=self.grounds.on_hosts)
-            hit, process = self._hit(victim, traffic), self._process(victim, fault)
+            aim = self._aim(fault, traffic)
         except LlxError as error:
             self._keep_skipped(number, fault, began_at, error.message)
             return
-        progress.doing = f"{fault.kind} {victim.name}"
-        self.observe(progress)
-        self._sights(with_processes=False)  # whose runs these are
+        victim = aim.victim
+        self.progress.doing = f"{fault.kind} {victim.name}"
+        self.observe(self.progress)
         self._note(fault, victim)
-        began_at, error_text, recovered_s = time.time(), "", None
-        began = time.monotonic()
-        try:
-            self._inject(fault, victim, process, status)
-            if fault.lasts_s:
-                time.sleep(fault.lasts_s + _MARGIN_S)
-            self.wait_whole(plan.bounds.healed_s, _renewed(fault, victim, status))
-            recovered_s = round(max(0.0, time.monotonic() - began - _CALM_S), 3)
-        except DeadlineError:
-            pass  # `recovered_s` tells
-        except LlxError as error:
-            error_text = error.message
-        is_last = plan.hits_last and _takes_all(victim, status)
+        began_at = time.time()
+        recovered_s, error_text = self._do_and_wait(fault, aim)
         self.directory.add_fault(
             FaultRecord(
                 number=number, kind=fault.kind, role=victim.role, victim=victim.name,
-                host=victim.host, pid=None if process is None else process.pid,
-                lasts_s=fault.lasts_s,
-                began_at=began_at, ended_at=time.time(), recovered_s=recovered_s, hit=hit,
-                instances=sorted(victim.instances), gateways=sorted(victim.gateways),
-                excuses_all=is_last, error=error_text,
+                host=victim.host, pid=None if aim.process is None else aim.process.pid,
+                lasts_s=fault.lasts_s, began_at=began_at, ended_at=time.time(),
+                recovered_s=recovered_s, hit=aim.hit, instances=sorted(victim.instances),
+                gateways=sorted(victim.gateways), error=error_text,
+                excuses_all=self.directory.plan().hits_last and _takes_all(victim, aim.status),
             )
         )  # fmt: skip
+
+    def _aim(self, fault: Fault, traffic: StreamTraffic) -> _Aim:
+        """Wait until tokens flow, and choose.
+
+        Raises:
+            LlxError: Nobody can be hit.
+        """
+        _wait_flow(traffic)
+        time.sleep(fault.after_s)
+        status = self.status()
+        victim = choose(
+            fault,
+            status,
+            self.model,
+            hits_last=self.directory.plan().hits_last,
+            on_hosts=self.grounds.on_hosts,
+        )
+        process = self._process(victim, fault)
+        self._remember_marks()
+        return _Aim(victim, process, self._hit(victim, traffic), status)
+
+    def _do_and_wait(self, fault: Fault, aim: _Aim) -> tuple[float | None, str]:
+        """After how many seconds the cluster was whole again (None: not in time), and an error."""
+        began = time.monotonic()
+        try:
+            self._inject(fault, aim.victim, aim.process, aim.status)
+            if fault.lasts_s:
+                time.sleep(fault.lasts_s + _MARGIN_S)
+            limit_s = self.directory.plan().bounds.healed_s
+            self.wait_whole(limit_s, _renewed(fault, aim.victim, aim.status))
+        except DeadlineError:
+            return None, ""
+        except LlxError as error:
+            return None, error.message
+        return round(max(0.0, time.monotonic() - began - _CALM_S), 3), ""
 
     def _keep_skipped(self, number: int, fault: Fault, began_at: float, why: str) -> None:
         record = FaultRecord(
@@ -277,19 +309,24 @@ class _Run:
         self.directory.add_fault(record)
 
     def _hit(self, victim: Victim, traffic: StreamTraffic) -> list[str]:
-        """Our streams on what will be hit."""
-        if not victim.instances:
-            return []
+        """Our streams on what will be hit; waits a while for one to be there."""
+        deadline = time.monotonic() + _AIM_S
+        while victim.instances:
+            found = self._streams_on(victim, traffic.prefix)
+            if found or time.monotonic() > deadline:
+                return found
+            time.sleep(_POLL_S / 4)
+        return []
+
+    def _streams_on(self, victim: Victim, prefix: str) -> list[str]:
         with self.control() as control:
             there = control.requests().requests
-        return sorted(
-            {
-                name
-                for each in there
-                if each.instance in victim.instances
-                and (name := _stream_of(f"{each.id} {each.name}", traffic.prefix))
-            }
+        names = (
+            _stream_of(f"{each.id} {each.name}", prefix)
+            for each in there
+            if each.instance in victim.instances
         )
+        return sorted({name for name in names if name})
 
     def _process(self, victim: Victim, fault: Fault) -> ProcessId | None:
         if fault.kind in {FaultKind.PARTITION, FaultKind.RESTART}:
@@ -352,17 +389,29 @@ class _Run:
             return [f"processes: {error.message}"]
         if found:
             return found
-        for host, sight in self._sights(with_processes=True).items():
-            found += host_leaks(host, before.shims.get(host, frozenset()), self._ours, sight)
+        self._remember_marks()
+        ours = self.directory.marks()
+        for host, place in self.grounds.places.items():
+            try:
+                sight = look_at_host(place.hand, place.procs, with_processes=True)
+            except LlxError as error:
+                found.append(f"processes: nobody knows what is left on {host}: {error.message}")
+            else:
+                found += host_leaks(host, before.shims.get(host, frozenset()), ours, sight)
         return found
 
-    def _sights(self, *, with_processes: bool) -> dict[str, HostSight]:
-        found = {}
-        for host, place in self.grounds.places.items():
-            sight = look_at_host(place.hand, place.procs, with_processes=with_processes)
-            self._ours |= {mark for mark in sight.marks.values() if mark}
-            found[host] = sight
-        return found
+    def _sights(self) -> dict[str, HostSight]:
+        return {
+            host: look_at_host(place.hand, place.procs, with_processes=False)
+            for host, place in self.grounds.places.items()
+        }
+
+    def _remember_marks(self) -> None:
+        """Whose runs there are now: what is left of one later is told by its mark."""
+        for place in self.grounds.places.values():
+            with contextlib.suppress(LlxError):  # it is looked at again at the end
+                sight = look_at_host(place.hand, place.procs, with_processes=False)
+                self.directory.add_marks(sight.marks.values())
 
 
 def _wait_flow(traffic: StreamTraffic) -> None:

@@ -117,6 +117,7 @@ def judge(
     failed = [each for each in answerable if each.end is StreamEnd.FAILED]
     problems = [
         *_fault_problems(plan, faults),
+        *_aim_problems(done, streams),
         *_stream_problems(plan, streams, failed, hit_ids),
         *_hit_problems(plan, hit),
         *leaks,
@@ -154,17 +155,19 @@ def _is_excused(stream: StreamRecord, faults: Sequence[FaultRecord]) -> bool:
     if stream.end is not StreamEnd.FAILED:
         return False
     return any(
-        (stream.gateway in each.gateways or each.excuses_all)
-        and each.began_at <= stream.ended_at
-        and stream.began_at <= each.ended_at
+        (stream.gateway in each.gateways or each.excuses_all) and _overlaps(stream, each)
         for each in faults
     )
+
+
+def _overlaps(stream: StreamRecord, fault: FaultRecord) -> bool:
+    return fault.began_at <= stream.ended_at and stream.began_at <= fault.ended_at
 
 
 def _fault_problems(plan: ChaosPlan, faults: Sequence[FaultRecord]) -> list[str]:
     found = []
     for each in faults:
-        what = f"fault {each.number}, {each.kind} {each.victim or each.role}"
+        what = f"fault {each.number + 1}, {each.kind} {each.victim or each.role}"
         if each.skipped:
             found.append(f"{what}: not done: {each.skipped}")
         elif each.error:
@@ -174,6 +177,22 @@ def _fault_problems(plan: ChaosPlan, faults: Sequence[FaultRecord]) -> list[str]
             found.append(f"{what}: the cluster was not whole again within {limit:g} s")
     if missing := len(plan.faults) - len(faults):
         found.append(f"{missing} of {len(plan.faults)} faults were not reached")
+    return found
+
+
+def _aim_problems(faults: Sequence[FaultRecord], streams: Sequence[StreamRecord]) -> list[str]:
+    """A fault that no stream had to bear has tested nothing."""
+    ended = {each.id for each in streams}
+    found = []
+    for each in faults:
+        what = f"fault {each.number + 1}, {each.kind} {each.victim}"
+        beside = [one for one in streams if _overlaps(one, each)]
+        if each.instances and not ended & set(each.hit):
+            found.append(f"{what}: hit no stream")
+        elif each.gateways and not any(one.gateway in each.gateways for one in beside):
+            found.append(f"{what}: no stream went through it")
+        elif not beside:
+            found.append(f"{what}: no stream ran beside it")
     return found
 
 

@@ -36,20 +36,22 @@ def units_of(status: ClusterStatus) -> dict[str, Unit]:
     return {each.name: each for each in units}
 
 
-def choose(fault: Fault, status: ClusterStatus, *, hits_last: bool, on_hosts: bool) -> Victim:
-    """The victim of a fault in a cluster that is like that.
+def choose(
+    fault: Fault, status: ClusterStatus, model: str, *, hits_last: bool, on_hosts: bool
+) -> Victim:
+    """The victim of a fault in a cluster that is like that; `model` is what the streams ask for.
 
     Raises:
         NotFoundError: It names something that is not there.
         ConflictError: What it may hit cannot be missed, or does not live.
         ConfigError: It cannot be done to this kind of cluster.
     """
-    _check_possible(fault, on_hosts=on_hosts)
+    check_possible(fault, on_hosts=on_hosts)
     if fault.role is None:
         found = _named(fault, status, on_hosts=on_hosts)
         _check_missable(found, status, hits_last=hits_last)
         return found
-    living = _living(fault.role, status, on_hosts=on_hosts)
+    living = _living(fault.role, status, model)
     good, reason = [], f"no {fault.role} lives"
     for each in living:
         try:
@@ -63,11 +65,22 @@ def choose(fault: Fault, status: ClusterStatus, *, hits_last: bool, on_hosts: bo
     return good[int(fault.draw * len(good))]
 
 
-def _check_possible(fault: Fault, *, on_hosts: bool) -> None:
-    needs_hosts = fault.kind is FaultKind.PARTITION or fault.role in {Role.HOST, Role.AGENT}
-    if needs_hosts and not on_hosts:
-        what = "a partition" if fault.kind is FaultKind.PARTITION else f"{fault.kind} agent"
-        raise ConfigError(f"{what} takes a cluster on hosts; this one is on one machine")
+def check_possible(fault: Fault, *, on_hosts: bool) -> None:
+    """Whether this kind of cluster bears such a fault at all.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if on_hosts:
+        return
+    if fault.kind is FaultKind.PARTITION or fault.role is Role.AGENT:
+        raise ConfigError(
+            f"{fault.kind} {fault.target} takes a cluster on hosts; this one is on one machine"
+        )
+    if (fault.kind, fault.role) == (FaultKind.KILL, Role.HEAD):
+        raise ConfigError(
+            "on one machine nobody but `llx up` starts a head again", remedy="freeze head"
+        )
 
 
 def _named(fault: Fault, status: ClusterStatus, *, on_hosts: bool) -> Victim:
@@ -87,9 +100,10 @@ def _named(fault: Fault, status: ClusterStatus, *, on_hosts: bool) -> Victim:
     raise NotFoundError(f'{fault.kind}: no "{fault.target}"', remedy=f"there are: {names}")
 
 
-def _living(role: Role, status: ClusterStatus, *, on_hosts: bool) -> list[Victim]:
+def _living(role: Role, status: ClusterStatus, model: str) -> list[Victim]:
+    asked = [e for e in status.instances if e.model == model] or status.instances
     makers: dict[Role, Callable[[], Sequence[Victim]]] = {
-        Role.INSTANCE: lambda: [_instance(e) for e in status.instances if _is_ready(e)],
+        Role.INSTANCE: lambda: [_instance(e) for e in asked if _is_ready(e)],
         Role.GATEWAY: lambda: [_gateway(e) for e in status.gateways if _is_ready(e)],
         Role.HEAD: lambda: [Victim(Role.HEAD, "head", "")],
         Role.AGENT: lambda: [Victim(Role.AGENT, each, each) for each in _ready_hosts(status)],

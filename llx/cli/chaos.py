@@ -35,7 +35,7 @@ app = typer.Typer(
 E = TypeVar("E", bound=StrEnum)
 
 _KINDS = "kill,freeze"
-_TARGETS = "instance,head"
+_TARGETS = "instance"
 
 TargetArgument = Annotated[
     str,
@@ -299,12 +299,15 @@ def _go(
 
     from llx.chaos.record import RunDirectory
     from llx.chaos.run import run_plan
+    from llx.chaos.victims import check_possible
     from llx.cli.chaos_tables import print_verdict
     from llx.cli.render import emit
     from llx.errors import CheckError, LlxError
 
     with session.control() as control:
         status = control.status()
+    for fault in plan.faults:
+        check_possible(fault, on_hosts=bool(session.cluster().hosts))
     if is_dry_run:
         _show_plan(session, plan, status.cluster)
         return
@@ -387,7 +390,8 @@ def shown(session: Session) -> "Iterator[Observe]":
 
 
 def _where(progress: "Progress") -> str:
+    fault = f"fault {progress.number} of {progress.total}, " if progress.number else ""
     return (
-        f"fault {progress.number} of {progress.total}, {progress.doing}: "
+        f"{fault}{progress.doing}: "
         f"{progress.streams} streams ended, {progress.failed} of them early"
     )

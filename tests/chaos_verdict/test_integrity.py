@@ -74,9 +74,24 @@ def test_faults_and_leaks_fail_the_verdict():
     assert not judge(PLAN, [FAULT], [stream()], ["blocks: tiny-0 uses 3, 0 before"]).is_passed
 
 
+@pytest.mark.parametrize(
+    ("fault", "streams"),
+    [
+        ({"hit": []}, [stream()]),
+        ({"hit": ["s-1"]}, [stream()]),
+        ({"instances": [], "hit": [], "gateways": ["gateway-1"]}, [stream()]),
+        ({"instances": [], "hit": []}, [stream(began_at=6.0)]),
+    ],
+)
+def test_a_fault_that_no_stream_had_to_bear_fails_the_verdict(fault, streams):
+    problems = judge(PLAN, [FAULT.model_copy(update=fault)], streams, []).problems
+    assert len(problems) == 1
+    assert "no stream" in problems[0]
+
+
 def test_only_a_gateway_that_was_hit_excuses():
     failed = stream(end=StreamEnd.FAILED)
-    hit = FAULT.model_copy(update={"gateways": ["gateway-0"], "hit": []})
+    hit = FAULT.model_copy(update={"gateways": ["gateway-0"], "instances": [], "hit": []})
     assert judge(PLAN, [hit], [failed], []).is_passed
     assert not judge(PLAN, [hit], [stream(end=StreamEnd.FAILED, began_at=6.0)], []).is_passed
 
