@@ -252,7 +252,6 @@ class _Run:
         victim = aim.victim
         self.progress.doing = f"{fault.kind} {victim.name}"
         self.observe(self.progress)
-        self._note(fault, victim)
         began_at = time.time()
         recovered_s, error_text = self._do_and_wait(fault, aim)
         self.directory.add_fault(
@@ -284,6 +283,7 @@ class _Run:
         )
         process = self._process(victim, fault)
         self._remember_marks()
+        self._note(fault, victim)
         return _Aim(victim, process, self._hit(victim, traffic), status)
 
     def _do_and_wait(self, fault: Fault, aim: _Aim) -> tuple[float | None, str]:

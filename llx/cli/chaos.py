@@ -299,15 +299,18 @@ def _go(
 
     from llx.chaos.record import RunDirectory
     from llx.chaos.run import run_plan
-    from llx.chaos.victims import check_possible
+    from llx.chaos.victims import check_possible, choose
     from llx.cli.chaos_tables import print_verdict
     from llx.cli.render import emit
     from llx.errors import CheckError, LlxError
 
     with session.control() as control:
         status = control.status()
+    on_hosts = bool(session.cluster().hosts)
     for fault in plan.faults:
-        check_possible(fault, on_hosts=bool(session.cluster().hosts))
+        check_possible(fault, on_hosts=on_hosts)
+    if len(plan.faults) == 1:  # with more of them, who is there then is known then
+        choose(plan.faults[0], status, model or "", hits_last=plan.hits_last, on_hosts=on_hosts)
     if is_dry_run:
         _show_plan(session, plan, status.cluster)
         return
