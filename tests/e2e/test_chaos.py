@@ -34,10 +34,11 @@ def cluster(tmp_path, oracle):
 
 
 @pytest.fixture
-def broken_gateway(monkeypatch):
+def broken_gateway(request, monkeypatch):
     """The gateways of clusters that are brought up while it is in use are broken."""
     paths = [str(BROKEN_GATEWAY), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    monkeypatch.setenv("BROKEN_GATEWAY", request.param)
 
 
 def test_the_example_passes(cluster):
@@ -51,6 +52,15 @@ def test_the_example_passes(cluster):
     assert verdict["complete"] == verdict["streams"] > verdict["hit"]
 
 
+@pytest.mark.parametrize("broken_gateway", ["forgets"], indirect=True)
+def test_a_gateway_that_forgets_a_token_is_mended_by_its_check(broken_gateway, cluster):
+    done = cluster.llx("chaos", "kill", "instance", "-y", "-o", "json")
+    verdict = json.loads(done.stdout)
+    assert (done.returncode, verdict["problems"]) == (0, []), done.stderr
+    assert verdict["hit"] >= 1
+
+
+@pytest.mark.parametrize("broken_gateway", ["forgets, checks nothing"], indirect=True)
 def test_a_gateway_that_lets_a_token_through_twice_is_caught(broken_gateway, cluster):
     done = cluster.llx("chaos", "kill", "instance", "-y", "-o", "json")
     verdict = json.loads(done.stdout)
