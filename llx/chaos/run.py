@@ -261,9 +261,14 @@ class _Run:
                 lasts_s=fault.lasts_s, began_at=began_at, ended_at=time.time(),
                 recovered_s=recovered_s, hit=aim.hit, instances=sorted(victim.instances),
                 gateways=sorted(victim.gateways), error=error_text,
-                excuses_all=self.directory.plan().hits_last and _takes_all(victim, aim.status),
+                excuses_all=self._excuses_all(aim),
             )
         )  # fmt: skip
+
+    def _excuses_all(self, aim: _Aim) -> bool:
+        """Whether nobody was left to go on with the streams, and that was wanted."""
+        able = {each.name for each in aim.status.instances if each.model == self.model}
+        return self.directory.plan().hits_last and bool(able) and able <= aim.victim.instances
 
     def _aim(self, fault: Fault, traffic: StreamTraffic) -> _Aim:
         """Wait until tokens flow, and choose.
@@ -446,15 +451,6 @@ def _is_busy(status: ClusterStatus) -> bool:
     return any(each.in_flight for each in status.gateways) or any(
         each.load is not None and each.load.running + each.load.waiting > 0
         for each in status.instances
-    )
-
-
-def _takes_all(victim: Victim, status: ClusterStatus) -> bool:
-    """Whether nobody was left to go on with its streams."""
-    models = {each.model for each in status.instances if each.name in victim.instances}
-    return any(
-        all(each.name in victim.instances for each in status.instances if each.model == model)
-        for model in models
     )
 
 

@@ -191,7 +191,10 @@ def restart(
     output: OutputOption = None,
     context: ContextOption = None,
 ) -> None:
-    """Restart an instance or a gateway as `llx inst restart` does; no stream may fail by it."""
+    """Restart an instance or a gateway as `llx inst restart` does.
+
+    No stream on an instance may fail by it.
+    """
     session = Session(context_name=context, output_name=output)
     plan = _one("restart", target, None, streams, count_only=count_only, hits_last=hits_last)
     _go(session, plan, model, out, is_dry_run=dry_run, is_yes=yes)
