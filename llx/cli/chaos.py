@@ -231,7 +231,7 @@ def run(
 ) -> None:
     """Do many faults, one after another, and judge what became of all streams.
 
-    Example: llx chaos run --seed 7 --faults 20 --kinds kill,freeze --targets instance,head
+    Example: llx chaos run --seed 7 --faults 20 --kinds kill,freeze,slow
 
     Each fault waits until the cluster has recovered from the one before. With an --out that has a
     plan already, goes on where that was interrupted. Exit code 8 if the verdict is not good.
