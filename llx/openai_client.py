@@ -88,11 +88,17 @@ class CompletionRequest:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A piece of a completion: its token ids, its text, and when it came (monotonic seconds)."""
+    """A piece of a completion: its token ids, its text, and when it came (monotonic seconds).
+
+    `finish_reason`: of the last piece with text; `usage`: output tokens as the server counts them,
+    in a piece of its own at the end if the request asks for it (``stream_options``).
+    """
 
     token_ids: tuple[int, ...]
     text: str
     at: float
+    finish_reason: str | None = None
+    usage: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +217,10 @@ class OpenAIClient:
             for event in _payloads(response):
                 for choice in event.get("choices") or ():
                     ids = tuple(choice.get("token_ids") or ())
-                    yield Tokens(ids, choice.get("text") or "", time.monotonic())
+                    reason = choice.get("finish_reason")
+                    yield Tokens(ids, choice.get("text") or "", time.monotonic(), reason)
+                if usage := event.get("usage"):
+                    yield Tokens((), "", time.monotonic(), usage=int(usage["completion_tokens"]))
 
     def _guarded(self, response: httpx.Response) -> Iterator[Chunk]:
         with self._errors():

@@ -11,6 +11,7 @@ from llx import __version__
 from llx.cli import (
     bench,
     calibrate,
+    chaos,
     chat,
     completion,
     context,
@@ -105,6 +106,7 @@ app.command("demo")(demo.demo)
 app.add_typer(node.app, name="node")
 app.add_typer(model.app, name="model")
 app.add_typer(verify.app, name="verify")
+app.add_typer(chaos.app, name="chaos")
 app.add_typer(bench.app, name="bench")
 app.add_typer(sim.app, name="sim")
 app.command("calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)

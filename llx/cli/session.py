@@ -175,6 +175,17 @@ class Session:
             url, transport = self._way_to(status)
         return OpenAIClient(url, self.environment.api_key, transport=transport)
 
+    def gateways(self, status: "ClusterStatus", *, timeout_s: float) -> "dict[str, OpenAIClient]":
+        """Clients of all gateways, by name; each asks that one alone."""
+        from llx.openai_client import OpenAIClient
+
+        found = {}
+        for each in status.gateways:
+            url, transport = self._way_to(status.model_copy(update={"url": each.url}))
+            key = self.environment.api_key
+            found[each.name] = OpenAIClient(url, key, timeout_s=timeout_s, transport=transport)
+        return found
+
     def _way_to(self, status: "ClusterStatus") -> "tuple[str, TunnelTransport | None]":
         """A gateway's URL and, if only its own host can reach it, a tunnel."""
         hosts = {each.name: each for each in self.cluster().hosts}

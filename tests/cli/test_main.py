@@ -38,6 +38,8 @@ VERBS = [
     "model pull", "model rm", "lock", "lock show", "lock release", "doctor", "play",
     "sim", "sim run", "sim replay", "sim calibrate", "sim plan", "calibrate", "top",
     "bench", "bench run", "bench compare", "bench report",
+    "chaos", "chaos kill", "chaos freeze", "chaos slow", "chaos partition",
+    "chaos restart", "chaos run",
 ]  # fmt: skip
 
 

@@ -1,0 +1,103 @@
+"""What is done to a process or a host, done to a real one of our own."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llx.chaos import inject
+from llx.chaos.inject import ProcessId, ThisMachine
+from llx.errors import ConflictError, NotFoundError
+
+HAND = ThisMachine()
+
+
+def stat(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def wait_state(pid, states):
+    deadline = time.monotonic() + 20
+    while stat(pid)[0] not in states:
+        assert time.monotonic() < deadline, stat(pid)[0]
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def victim():
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield ProcessId(process.pid, int(stat(process.pid)[19]))
+        process.kill()
+
+
+def test_a_frozen_process_goes_on_by_itself(victim):
+    inject.freeze(HAND, victim, 0.5)
+    wait_state(victim.pid, "T")
+    wait_state(victim.pid, "S")
+
+
+def test_a_slow_process_stops_again_and_again_and_goes_on(victim):
+    inject.slow(HAND, victim, 3)
+    for state in ("T", "S", "T", "S"):
+        wait_state(victim.pid, state)
+
+
+def test_a_killed_process_is_dead(victim):
+    inject.kill(HAND, victim)
+    wait_state(victim.pid, "Z")
+
+
+@pytest.mark.parametrize(
+    "fault", [inject.kill, lambda *a: inject.freeze(*a, 1), lambda *a: inject.slow(*a, 1)]
+)
+def test_another_process_of_the_same_number_is_left_alone(victim, fault):
+    with pytest.raises(NotFoundError, match="gone"):
+        fault(HAND, ProcessId(victim.pid, victim.start - 1))
+    assert stat(victim.pid)[0] == "S"
+
+
+REACH = [
+    sys.executable,
+    "-c",
+    (
+        "import errno, socket, sys; s = socket.socket(); s.settimeout(1)\n"
+        "sys.exit(s.connect_ex((sys.argv[1], 9)) != errno.ECONNREFUSED)"
+    ),
+]
+"""Nobody listens there: who is reached refuses, who is cut off says nothing."""
+
+
+class Namespace:
+    """A host with a network of its own, cut off from everything."""
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def run(self, argv, *, timeout_s=30.0, stdin=b""):
+        inside = ["nsenter", "-t", str(self.pid), "-n", *argv]
+        return HAND.run(inside, timeout_s=timeout_s, stdin=stdin)
+
+
+@pytest.mark.hosts
+def test_a_partition_drops_what_peers_say_and_ends_by_itself():
+    with subprocess.Popen(["unshare", "-n", "sleep", "60"]) as process:
+        host = Namespace(process.pid)
+        deadline = time.monotonic() + 20
+        own = Path("/proc/self/ns/net").readlink()
+        while Path(f"/proc/{process.pid}/ns/net").readlink() == own:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        host.run(["ip", "link", "set", "lo", "up"])
+        assert host.run([*REACH, "127.0.0.2"]).exit_code == 0
+        inject.partition(host, ["127.0.0.2", "2001:db8::1"], 3)
+        assert host.run([*REACH, "127.0.0.2"]).exit_code != 0
+        assert host.run([*REACH, "127.0.0.1"]).exit_code == 0
+        with pytest.raises(ConflictError, match="already"):
+            inject.partition(host, ["127.0.0.3"], 3)
+        while host.run(["nft", "list", "tables"]).stdout.strip():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert host.run([*REACH, "127.0.0.2"]).exit_code == 0
+        process.kill()
