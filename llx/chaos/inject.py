@@ -56,6 +56,10 @@ _FIND: Final = (
     ' case "$line" in "$1"*) [ -O "$each" ] && echo "${each#/proc/} $(started "${each#/proc/}")";;'
     " esac; done\n"
 )
+_CHILD: Final = (
+    'pid=$(cut -d " " -f 1 "/proc/$1/task/$1/children" 2>/dev/null); [ -n "$pid" ] || exit 3;'
+    ' echo "$pid $(started "$pid")"\n'
+)
 _TABLE: Final = "llx_chaos"
 
 
@@ -110,6 +114,19 @@ def find_shimmed(hand: Hand, procs: PurePath, name: str) -> ProcessId:
     except (ValueError, KeyError, TypeError):
         pass  # there is none, or it is being written
     raise NotFoundError(f"{name} does not run")
+
+
+def find_kept(hand: Hand, procs: PurePath, name: str) -> ProcessId:
+    """What the process under the shim of that name keeps running: its child.
+
+    Raises:
+        NotFoundError: It does not run there.
+    """
+    keeper = find_shimmed(hand, procs, name)
+    found = _sh(hand, "find", _CHILD, [str(keeper.pid)]).stdout.split()
+    if len(found) != 2:
+        raise NotFoundError(f"{name} does not run")
+    return ProcessId(int(found[0]), int(found[1]))
 
 
 def find_titled(hand: Hand, title: str) -> ProcessId:

@@ -341,6 +341,8 @@ class _Run:
             host = grounds.head if victim.role is Role.HEAD else victim.host
             return inject.find_titled(grounds.place_of(host).hand, _TITLES[victim.role])
         place = grounds.place_of(victim.host)
+        if victim.role is Role.HEAD:
+            return inject.find_kept(place.hand, place.procs, victim.name)
         return inject.find_shimmed(place.hand, place.procs, victim.name)
 
     def _note(self, fault: Fault, victim: Victim) -> None:

@@ -77,10 +77,6 @@ def check_possible(fault: Fault, *, on_hosts: bool) -> None:
         raise ConfigError(
             f"{fault.kind} {fault.target} takes a cluster on hosts; this one is on one machine"
         )
-    if (fault.kind, fault.role) == (FaultKind.KILL, Role.HEAD):
-        raise ConfigError(
-            "on one machine nobody but `llx up` starts a head again", remedy="freeze head"
-        )
 
 
 def _named(fault: Fault, status: ClusterStatus, *, on_hosts: bool) -> Victim:
