@@ -9,6 +9,7 @@ may take is for the applications to say.
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -18,16 +19,28 @@ _TICKS_BETWEEN_LOOKS = 10
 """uvicorn's ticks are a tenth of a second."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """A connection with nothing to answer; as long as nothing of this changes, nothing happens."""
+
+    cycle: Any
+    """The last request; None: there was none. Looks are rare: others may come between two."""
+    num_unsent: int
+    """Bytes of the answer that the client has yet to take."""
+
+
 class BoundedServer(uvicorn.Server):
     """uvicorn without signal handlers, that hangs up on whoever does not come to the point.
 
     A connection on which no request is being answered has the configured `timeout_keep_alive` for
-    silence, and `head_s` more for the head of the next request.
+    silence, and `head_s` more for the head of the next request; or for the client to take some of
+    what is left of an answer.
     """
 
     def __init__(self, config: uvicorn.Config, head_s: float = _HEAD_S) -> None:
         super().__init__(config)
-        self._idle_since: dict[Any, float] = {}
+        self._rests: dict[Any, tuple[_Rest, float]] = {}
+        """By connection, with since when."""
         self._patience_s = config.timeout_keep_alive + head_s
 
     @contextlib.contextmanager
@@ -42,13 +55,19 @@ class BoundedServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _close_idle(self, now: float) -> None:
-        idle = [each for each in self.server_state.connections if _is_idle(each)]
-        self._idle_since = {each: self._idle_since.get(each, now) for each in idle}
-        for connection, since in self._idle_since.items():
-            if now - since > self._patience_s:
+        former, self._rests = self._rests, {}
+        for connection in list(self.server_state.connections):
+            rest = _rest_of(connection)
+            if rest is None:
+                continue
+            last, since = former.get(connection, (None, now))
+            self._rests[connection] = rest, since if rest == last else now
+            if rest == last and now - since > self._patience_s:
                 connection.transport.abort()
 
 
-def _is_idle(connection: Any) -> bool:
+def _rest_of(connection: Any) -> _Rest | None:
     cycle = connection.cycle
-    return cycle is None or cycle.response_complete
+    if cycle is None or cycle.response_complete:
+        return _Rest(cycle, connection.transport.get_write_buffer_size())
+    return None
