@@ -36,7 +36,7 @@ class HeadMoved(msgspec.Struct, frozen=True):
     Attributes:
         former: The host where it was.
         user: Who moved it.
-        away: Hosts that were out of reach then: what was there is to run elsewhere.
+        away: Hosts that were lost then: what was there is to run elsewhere.
     """
 
     former: str

@@ -69,7 +69,8 @@ class HeadMove:
         host: Where to.
         former: The host where it is, or was.
         is_former_near: It can be reached: the control plane there is ended first.
-        away: Hosts of the cluster that cannot be reached.
+        away: Hosts that are lost: what was there is to run elsewhere. One that merely this machine
+            does not reach is none of them; the next head finds out by itself.
         sights: Of the hosts that can be, by name.
     """
 
@@ -119,9 +120,7 @@ def refuse_stale_head(sights: Mapping[str, Sight], head: str) -> None:
         )
 
 
-def find_move(
-    crew: Crew, sights: Mapping[str, Sight], head: str, names: Sequence[str]
-) -> HeadMove | None:
+def find_move(crew: Crew, sights: Mapping[str, Sight], head: str) -> HeadMove | None:
     """What it takes to have the head on that host; None: it is there, or there is no cluster.
 
     Raises:
@@ -138,10 +137,10 @@ def find_move(
             "`llx host add`",
         )
     former = newest.head
-    if former not in crew.shells:
+    is_near = former in crew.shells
+    if not is_near:
         _refuse_alive(crew, sights, newest)
-    away = tuple(name for name in names if name not in crew.shells)
-    return HeadMove(head, former, former in crew.shells, away, sights)
+    return HeadMove(head, former, is_near, () if is_near else (former,), sights)
 
 
 def seat_head(

@@ -239,7 +239,7 @@ def _head_move(
     if not moves_head:
         refuse_stale_head(sights, head)
         return None
-    return find_move(crew, sights, head, [each.name for each in plan.settings.hosts])
+    return find_move(crew, sights, head)
 
 
 def _fetching(outlook: Outlook, model: ModelSettings) -> str:

@@ -98,20 +98,30 @@ def test_the_head_is_where_the_newest_term_says() -> None:
 def test_a_move_that_broke_off_is_made_again() -> None:
     """The next head was seated, and no host obeys it yet."""
     sights = {"h2": sight("h2", own=TERMS_PER_SEAT, heard=7), "h3": sight("h3", heard=7)}
-    move = find_move(crew("h2", "h3"), sights, "h2", NAMES)
+    move = find_move(crew("h2", "h3"), sights, "h2")
     assert move is not None
     assert (move.former, move.is_former_near, move.away) == ("h1", False, ("h1",))
 
 
+def test_hosts_that_only_this_machine_does_not_reach_are_not_taken_for_lost() -> None:
+    sights = {"h1": sight("h1", own=7), "h2": sight("h2", heard=7)}
+    good_order = find_move(crew("h1", "h2"), sights, "h2")
+    assert good_order is not None
+    assert good_order.away == (), "h3"
+    lost = find_move(crew("h2"), {"h2": sights["h2"]}, "h2")
+    assert lost is not None
+    assert lost.away == ("h1",)
+
+
 def test_no_move_is_needed_where_the_head_is_or_nothing_runs() -> None:
-    assert find_move(crew("h1"), {"h1": sight("h1", own=1)}, "h1", NAMES) is None
-    assert find_move(crew("h1"), {}, "h1", NAMES) is None
+    assert find_move(crew("h1"), {"h1": sight("h1", own=1)}, "h1") is None
+    assert find_move(crew("h1"), {}, "h1") is None
 
 
 def test_a_host_that_is_not_part_of_the_cluster_cannot_be_its_head() -> None:
     sights = {"h1": sight("h1", own=1), "h3": sight("h3", heard=1)}
     with pytest.raises(ConflictError, match="h2 is not part of the running cluster c"):
-        find_move(crew(*NAMES), sights, "h2", NAMES)
+        find_move(crew(*NAMES), sights, "h2")
 
 
 def test_a_head_that_other_hosts_reach_is_not_lost() -> None:
@@ -122,7 +132,7 @@ def test_a_head_that_other_hosts_reach_is_not_lost() -> None:
     found.shells["h3"].streams["10.0.0.1", 20009] = Line()
     sights = {"h2": sight("h2", heard=1), "h3": sight("h3", heard=1)}
     with pytest.raises(ConflictError, match=r"h1 is alive: h3 reach it at 10\.0\.0\.1"):
-        find_move(found, sights, "h2", NAMES)
+        find_move(found, sights, "h2")
 
 
 def test_the_newest_copy_counts() -> None:

@@ -92,6 +92,26 @@ def test_the_next_head_takes_over_what_runs_and_places_the_rest(rig) -> None:
     assert not rig.state.moved.exists()
 
 
+def test_what_was_away_is_not_forgotten_before_the_next_placements_are_kept(rig) -> None:
+    rig.add("h1", "h2")
+    with rig.up(rig.settings()) as client:
+        rig.reaches(client, ClusterState.READY)
+        rig.eventually(lambda: has_copy(rig, "h2", "placement.json", "m-1"), "h2 has a copy")
+    rig.end_head()
+    rig.hosts["h1"].off()
+    seat(rig, "h2", away=["h1"])
+    rig.state.placements.unlink()
+    rig.state.placements.mkdir()  # as a full disk: nothing can be kept there
+    with rig.up() as client:
+        rig.eventually(lambda: host_state(client, "h2") is HostState.READY, "a round has begun")
+        assert rig.state.moved.exists()
+        assert events(rig, "head.moved") == []
+        rig.state.placements.rmdir()
+        rig.eventually(lambda: not rig.state.moved.exists(), "the placements are kept")
+        assert rig.state.placements.is_file()
+        assert len(events(rig, "head.moved")) == 1
+
+
 def test_gateways_follow_the_head_without_a_restart(rig) -> None:
     rig.add("h1", "h2", "h3")
     with rig.up(rig.settings()) as client:

@@ -162,7 +162,6 @@ class ClusterDriver:
     async def run(self) -> None:
         """Reconcile until cancelled. What was started goes on running."""
         self._audit.record("head.started", term=self.fleet.term)
-        self._note_move()
         self._since = time.monotonic()
         line = asyncio.create_task(self.fleet.line.run())
         rounds = asyncio.create_task(self.scheduler.run())
@@ -187,6 +186,7 @@ class ClusterDriver:
             await self._actions.cancel()
 
     def _note_move(self) -> None:
+        """What was away is placed anew, and that is kept: the next head here need not know."""
         moved = load_moved(self._state.moved)
         if moved is not None:
             head = self.fleet.settings.head or ""
@@ -283,7 +283,9 @@ class ClusterDriver:
         placements = self._placing.remembered()
         if placements != self._saved:
             await asyncio.to_thread(save_placements, self._state.placements, placements)
-            self._saved = placements
+            is_first, self._saved = self._saved is None, placements
+            if is_first:
+                self._note_move()
 
     # ------------------------------------------------------------------ strays
 
