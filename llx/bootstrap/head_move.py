@@ -143,6 +143,36 @@ def find_move(crew: Crew, sights: Mapping[str, Sight], head: str) -> HeadMove | 
     return HeadMove(head, former, is_near, () if is_near else (former,), sights)
 
 
+def confirm_move(move: HeadMove, crew: Crew, back: Crew) -> HeadMove:
+    """The move as it is to be made now that the cluster is locked.
+
+    Args:
+        move: What was planned, perhaps minutes ago.
+        crew: Connections to the hosts, as then.
+        back: A new attempt at the former head's host, if that was out of reach.
+
+    Raises:
+        ConflictError: The head was moved meanwhile, or its host is back.
+    """
+    remedy = "repeat the command: it looks anew"
+    if back.shells:
+        raise ConflictError(f"host {move.former} can be reached again", remedy=remedy)
+    now = find_move(crew, survey(crew, list(move.sights)), move.host)
+    if now is None or now.former != move.former:
+        where = move.host if now is None else now.former
+        raise ConflictError(f"the head is on {where} by now, not {move.former}", remedy=remedy)
+    return now
+
+
+def kept_settings(move: HeadMove, crew: Crew) -> ClusterSettings | None:
+    """What the cluster was told last; None: nobody kept it, or it cannot be read."""
+    if move.is_former_near:
+        files = _read_files(crew.shells[move.former], crew.layouts[move.former])
+    else:
+        files = newest_copy(move.sights)
+    return _parsed(files.get(_SETTINGS))
+
+
 def seat_head(
     move: HeadMove,
     crew: Crew,
@@ -304,14 +334,18 @@ def _inherited(shell: Shell, layout: HostLayout, spec: HostSpec) -> ClusterSecre
 
 def _settings_text(kept: str | None, wanted: ClusterSettings, head: str) -> str:
     """What the cluster was told last, but for its head; `wanted` if that cannot be read."""
-    settings = wanted
+    settings = _parsed(kept)
+    if settings is None or head not in {each.name for each in settings.hosts}:
+        settings = wanted
+    return dump_cluster(settings.model_copy(update={"head": head}))
+
+
+def _parsed(kept: str | None) -> ClusterSettings | None:
     if kept is not None:
         with contextlib.suppress(ConfigError, yaml.YAMLError):
             values = yaml.safe_load(kept)
-            settings = read_yaml("settings", ClusterSettings, base=Path("/"), values=values)
-    if head not in {each.name for each in settings.hosts}:
-        settings = wanted
-    return dump_cluster(settings.model_copy(update={"head": head}))
+            return read_yaml("settings", ClusterSettings, base=Path("/"), values=values)
+    return None
 
 
 def _lay_out(

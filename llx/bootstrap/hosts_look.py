@@ -10,7 +10,13 @@ from llx import __version__
 from llx.bootstrap import host_preflight
 from llx.bootstrap.facts import load_vllm_arguments
 from llx.bootstrap.fan_out import fan_out
-from llx.bootstrap.head_move import HeadMove, find_move, refuse_stale_head, survey
+from llx.bootstrap.head_move import (
+    HeadMove,
+    find_move,
+    kept_settings,
+    refuse_stale_head,
+    survey,
+)
 from llx.bootstrap.host_facts import HostFacts, gather
 from llx.bootstrap.hosts_plan import HostsPlan, head_settings, hub_model_of
 from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all, settings_of
@@ -50,6 +56,8 @@ class Outlook:
         is_running: Its head's host says that it is up.
         changes: What the head says that the settings change, in words; None: it was not asked.
         move: How the head gets to its host, if it is elsewhere.
+        keeps_settings: A running cluster keeps those it has: `plan` says where its hosts are, and
+            the rest of it may be out of date.
         warnings: What does not stand in the way but should be known.
     """
 
@@ -66,6 +74,7 @@ class Outlook:
     is_running: bool
     changes: list[str] | None = None
     move: HeadMove | None = None
+    keeps_settings: bool = False
     warnings: list[host_preflight.HostFinding] = field(default_factory=list)
 
     def close(self) -> None:
@@ -82,11 +91,13 @@ def look(
     verb: str = "up",
     *,
     moves_head: bool = False,
+    keeps_settings: bool = False,
 ) -> Outlook:
     """Connect, gather facts, and refuse what cannot work. Changes nothing on any host.
 
     A `verb` other than ``up`` changes hosts alone: it goes by the settings that this machine
-    remembers. With `moves_head` the head may be elsewhere so far.
+    remembers. With `moves_head` the head may be elsewhere so far; for `keeps_settings` see
+    `Outlook`.
 
     Raises:
         PreflightError: With all findings, of all hosts.
@@ -139,9 +150,10 @@ def look(
             before=before,
             is_running=is_running or move is not None,
             move=move,
+            keeps_settings=keeps_settings,
             warnings=[e for e in findings if not e.is_fatal and e.subject not in _QUIET],
         )
-        if is_running and move is None:
+        if outlook.is_running:
             outlook.changes = ask_head(outlook, world)
     except BaseException:
         crew.close()
@@ -152,21 +164,33 @@ def look(
 
 
 def ask_head(outlook: Outlook, world: HostsWorld) -> list[str] | None:
-    """May the running cluster become that, and what does it change? None: the head is away.
+    """May the running cluster become that, and what does it change? None: nothing says so.
 
-    A head that does not answer reads its settings when it starts.
+    A head that is to be moved is asked where it is. For one that does not answer the settings count
+    that it has left; if it stays where it is it reads ours when it starts.
 
     Raises:
         ConflictError: It may not; or it has hosts that this machine does not know.
     """
-    plan, head = outlook.plan, outlook.plan.head.name
+    plan, move = outlook.plan, outlook.move
+    head = plan.head.name if move is None else move.former
     wanted = head_settings(plan, outlook.platform, outlook.addresses)
+    wanted = wanted.model_copy(update={"head": head})
+    changes = None
     try:
+        if head not in outlook.crew.shells:
+            raise UnreachableError(f"{head}: out of reach")
         with world.control(outlook.crew.shells[head], outlook.crew.layouts[head]) as control:
-            changes = control.put_settings(dump_cluster(wanted), is_dry_run=True)
+            if not outlook.keeps_settings:
+                changes = control.put_settings(dump_cluster(wanted), is_dry_run=True)
             running = settings_of(control)
     except UnreachableError:
-        return None
+        kept = None if move is None else kept_settings(move, outlook.crew)
+        if kept is None:
+            return None
+        running = kept.model_copy(update={"head": head})
+        if not outlook.keeps_settings:
+            changes = differing_keys(running, wanted)
     _refuse_strangers(running, plan.settings, outlook.leaving_hosts)
     if outlook.verb != "up":
         _refuse_other_settings(running, wanted)

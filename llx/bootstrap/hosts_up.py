@@ -23,13 +23,13 @@ from llx.bootstrap.cluster_dir import (
 )
 from llx.bootstrap.cluster_secrets import ClusterSecrets, new_secrets, read_secrets
 from llx.bootstrap.fan_out import FanOutError, fan_out, remedies_of
-from llx.bootstrap.head_move import HeadMove, seat_head
+from llx.bootstrap.head_move import HeadMove, confirm_move, seat_head
 from llx.bootstrap.host_lock import Held, hold
 from llx.bootstrap.host_steps import HostWork, configure_host, prepare_host, start_host
 from llx.bootstrap.hosts_look import Outlook, ask_head
 from llx.bootstrap.hosts_plan import head_settings
 from llx.bootstrap.hosts_stop import Farewell, leave_hosts
-from llx.bootstrap.hosts_world import HostsWorld
+from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all, settings_of
 from llx.bootstrap.hub_models import HubPins
 from llx.bootstrap.left_hosts import load_left, save_left, take_over_down_file
 from llx.bootstrap.local_ports import Observer, StepEvent, StepState
@@ -94,20 +94,36 @@ def apply(
         DeadlineError: Not ready in time.
     """
     plan = outlook.plan
-    with cluster_lock(plan.state_dir, outlook.verb):
-        head = plan.head.name
-        shell, layout = outlook.crew.shells[head], outlook.crew.layouts[head]
-        asker, move = world.asker, outlook.move
-        with contextlib.ExitStack() as stack:
-            if move is not None and move.is_former_near:  # whoever is at work there goes first
-                former = outlook.crew.shells[move.former], outlook.crew.layouts[move.former]
-                stack.enter_context(
-                    hold(*former, outlook.verb, asker.user, asker.machine, asker.pid)
-                )
-            held = stack.enter_context(
-                hold(shell, layout, outlook.verb, asker.user, asker.machine, asker.pid)
-            )
-            return _Apply(outlook, world, observe, held, farewell).run()
+    with cluster_lock(plan.state_dir, outlook.verb), contextlib.ExitStack() as stack:
+        held = {name: stack.enter_context(_hold(outlook, world, name)) for name in to_lock(outlook)}
+        return _Apply(outlook, world, observe, held, farewell).run()
+
+
+def to_lock(outlook: Outlook) -> list[str]:
+    """The head's host; for a move of the head all hosts within reach, in one order everywhere.
+
+    Whoever moves it to some other host, and whoever is at work on the former, meets us there.
+    """
+    head, move = outlook.plan.head.name, outlook.move
+    if move is None:
+        return [head]
+    near = [move.former] if move.is_former_near else []
+    return sorted({head, *near, *outlook.crew.good})
+
+
+def _hold(
+    outlook: Outlook, world: HostsWorld, name: str
+) -> contextlib.AbstractContextManager[Held]:
+    shell, layout, asker = outlook.crew.shells[name], outlook.crew.layouts[name], world.asker
+    return hold(shell, layout, outlook.verb, asker.user, asker.machine, asker.pid)
+
+
+def tell_settings(outlook: Outlook, control: ControlClient, user: str) -> list[str]:
+    """Have a running cluster become what is planned, unless it is to stay as it is."""
+    if outlook.keeps_settings:
+        return []
+    wanted = head_settings(outlook.plan, outlook.platform, outlook.addresses)
+    return control.put_settings(dump_cluster(wanted), user=user)
 
 
 class _Apply:
@@ -118,7 +134,7 @@ class _Apply:
         outlook: Outlook,
         world: HostsWorld,
         observe: Observer,
-        held: Held,
+        held: Mapping[str, Held],
         farewell: Farewell,
     ) -> None:
         self._outlook = outlook
@@ -126,7 +142,8 @@ class _Apply:
         self._crew = outlook.crew
         self._world = world
         self._observe = observe
-        self._held = held
+        self._locks = held
+        self._held = held[outlook.plan.head.name]
         self._farewell = farewell
         self._changes: list[str] = []
         self._num_changed: dict[str, int] = {}
@@ -134,6 +151,7 @@ class _Apply:
         sources = {name: each.model_sources for name, each in outlook.facts.items()}
         self._pins = HubPins.of_hosts(sources, first=self._head)
         self._is_running = outlook.is_running or self._answers()
+        self._wanted = outlook.plan.settings
 
     def run(self) -> HostsResult:
         shell, layout = self._crew.shells[self._head], self._crew.layouts[self._head]
@@ -154,8 +172,9 @@ class _Apply:
             raise HostsError(self._crew.errors, is_partial=False, cluster=settings.cluster)
         with self._control() as control:
             if self._is_running:
-                user = str(self._world.asker)
-                self._changes += control.put_settings(dump_cluster(settings), user=user)
+                self._changes += tell_settings(self._outlook, control, str(self._world.asker))
+                if self._outlook.keeps_settings:
+                    self._wanted = settings_of(control)
             self._wait_agents(control)
             self._restart_failed(control)
             self._leave(control)
@@ -170,13 +189,14 @@ class _Apply:
         outlook = self._outlook
         with step("head", self._observe) as say:
             say(f"from {move.former} to {move.host}")
+            move = confirm_move(move, self._crew, self._back(move))
             seat_head(
                 move,
                 self._crew,
                 head_settings(self._plan, outlook.platform, outlook.addresses),
                 user=str(self._world.asker),
                 log_dir=self._plan.state_dir / "hosts",
-                proceed=self._held.require,
+                proceed=self._require_all,
             )
             say.conclude(f"from {move.former} to {move.host}")
         self._changes.append(f"head: {move.former} → {move.host}")
@@ -184,6 +204,18 @@ class _Apply:
         if error is not None:  # that is why it is moved
             self._observe(StepEvent(_row(move.former), StepState.SKIPPED, error.message))
             self._changes.append(f"{move.former}: out of reach; `llx up` takes it back")
+
+    def _back(self, move: HeadMove) -> Crew:
+        """The former head's host, if it was out of reach and is no more."""
+        settings = self._plan.settings
+        lost = [e for e in settings.hosts if e.name == move.former and not move.is_former_near]
+        back = connect_all(lost, settings.cluster, self._world.connect)
+        back.close()
+        return back
+
+    def _require_all(self) -> None:
+        for held in self._locks.values():
+            held.require()
 
     def _refuse_running(self) -> None:
         """The head has none of the cluster's secrets: nothing of it may be running anywhere."""
@@ -413,7 +445,7 @@ class _Apply:
             raise HostsError(errors, is_partial=is_partial, cluster=name) from None
 
     def _serve(self, control: ControlClient) -> None:
-        settings = self._plan.settings
+        settings, planned = self._wanted, self._plan.settings
         outside = Outside(
             status=control.status,
             log_end=lambda name: _log_end(control, name),
@@ -424,7 +456,8 @@ class _Apply:
         readiness = Readiness(outside, self._observe)
         status = readiness.wait(settings.runtime.start_timeout_s, self._is_complete)
         readiness.require_all(status)
-        if self._plan.can_probe:
+        is_open = settings.gateway.api_keys == planned.gateway.api_keys
+        if self._plan.can_probe and is_open:
             readiness.first_token(status, self._probe)
         else:
             readiness.skip_first_token("only hashes of API keys are known")
@@ -434,7 +467,7 @@ class _Apply:
 
     def _is_complete(self, status: ClusterStatus) -> bool:
         self._held.require()
-        return lists_all(status, self._plan.settings)
+        return lists_all(status, self._wanted)
 
     # ------------------------------------------------------------------ hosts that leave
 

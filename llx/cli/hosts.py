@@ -27,11 +27,13 @@ def converge(
     is_dry_run: bool = False,
     farewell: "Farewell | None" = None,
     moves_head: bool = False,
+    keeps_settings: bool = False,
 ) -> None:
     """Make the cluster on hosts match `settings`; shows the plan first, and asks.
 
     `farewell` is how hosts are left that are not in `settings` any more. With `moves_head` the head
-    may be elsewhere so far; settings that do not say where it is leave it there.
+    may be elsewhere so far; settings that do not say where it is leave it there. With
+    `keeps_settings` a running cluster keeps those it has.
 
     Raises:
         LlxError: As `hosts_look.look` and `hosts_up.apply` say.
@@ -58,7 +60,15 @@ def converge(
         )
     with interruptions.installed():
         with checklist.shown():
-            outlook = look(plan, before, world, checklist.observe, verb, moves_head=moves_head)
+            outlook = look(
+                plan,
+                before,
+                world,
+                checklist.observe,
+                verb,
+                moves_head=moves_head,
+                keeps_settings=keeps_settings,
+            )
         try:
             _show(session, outlook, is_result=is_dry_run)
             if is_dry_run:

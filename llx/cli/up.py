@@ -128,7 +128,15 @@ def _move_head(
     if head not in names:
         raise NotFoundError(f'no host "{head}"', remedy=f"there are: {', '.join(names)}")
     settings = settings.model_copy(update={"head": head})
-    converge(session, settings, verb="up", is_yes=is_yes, is_dry_run=is_dry_run, moves_head=True)
+    converge(
+        session,
+        settings,
+        verb="up",
+        is_yes=is_yes,
+        is_dry_run=is_dry_run,
+        moves_head=True,
+        keeps_settings=file is None,
+    )
 
 
 def _refuse_local_flags(*values: object) -> None:

@@ -1,6 +1,8 @@
 """Where the head is by what hosts say, what a move needs, and what it lays out."""
 
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,14 +12,17 @@ from llx.bootstrap.cluster_secrets import read_secrets
 from llx.bootstrap.head_move import (
     HeadMove,
     Sight,
+    confirm_move,
     find_move,
     head_of,
+    kept_settings,
     newest_copy,
     refuse_stale_head,
     seat_head,
     survey,
 )
 from llx.bootstrap.host_layout import HostLayout
+from llx.bootstrap.hosts_up import tell_settings, to_lock
 from llx.bootstrap.hosts_world import Crew
 from llx.core.model import TERMS_PER_SEAT, Term
 from llx.errors import ConflictError, HostError, UnreachableError
@@ -133,6 +138,73 @@ def test_a_head_that_other_hosts_reach_is_not_lost() -> None:
     sights = {"h2": sight("h2", heard=1), "h3": sight("h3", heard=1)}
     with pytest.raises(ConflictError, match=r"h1 is alive: h3 reach it at 10\.0\.0\.1"):
         find_move(found, sights, "h2")
+
+
+def planned(found: Crew) -> HeadMove:
+    """h1 is lost, the head goes to h2."""
+    for name in found.shells:
+        found.shells[name].put(b"id 7\n", f"{STATE}/procs/agent/term")
+    move = find_move(found, survey(found, list(NAMES)), "h2")
+    assert move is not None
+    assert (move.former, move.is_former_near) == ("h1", False)
+    return move
+
+
+def test_a_move_is_looked_at_again_before_it_is_made() -> None:
+    found = crew("h2", "h3")
+    move = planned(found)
+    assert confirm_move(move, found, Crew()) == move
+    with pytest.raises(ConflictError, match="h1 can be reached again"):
+        confirm_move(move, found, crew("h1"))
+
+
+def test_a_head_that_somebody_else_has_moved_meanwhile_is_not_moved_again() -> None:
+    found = crew("h2", "h3")
+    move = planned(found)
+    found.shells["h3"].put(msgspec.json.encode(spec("h3", "h3")), str(LAYOUT.spec))
+    found.shells["h3"].put(f"{TERMS_PER_SEAT + 1}\n".encode(), f"{STATE}/term")
+    with pytest.raises(ConflictError, match="the head is on h3 by now, not h1"):
+        confirm_move(move, found, Crew())
+
+
+def test_settings_are_those_that_the_cluster_was_told_last() -> None:
+    found = crew("h1", "h2")
+    text = dump_cluster(settings(gateway={"port": 8111}))
+    near = HeadMove("h2", "h1", True, (), {})
+    assert kept_settings(near, found) is None
+    found.shells["h1"].put(text.encode(), f"{STATE}/cluster.yaml")
+    kept = kept_settings(near, found)
+    assert kept is not None
+    assert kept.gateway.port == 8111
+    copy = HeadCopy(Term(7), 1, {"cluster.yaml": text})
+    lost = HeadMove("h2", "h1", False, ("h1",), {"h2": sight("h2", copy=copy)})
+    assert kept_settings(lost, crew("h2")) == kept
+    broken = HeadCopy(Term(7), 1, {"cluster.yaml": "models: 7"})
+    assert (
+        kept_settings(HeadMove("h2", "h1", False, (), {"h2": sight("h2", copy=broken)}), found)
+        is None
+    )
+
+
+def test_without_a_file_nothing_is_told_to_the_cluster() -> None:
+    class Control:
+        def put_settings(self, yaml: str, **_: object) -> list[str]:
+            return [yaml.partition("\n")[0]]
+
+    told: Any = Control()
+    plan = SimpleNamespace(settings=settings())
+    outlook: Any = SimpleNamespace(keeps_settings=True, plan=plan, platform=None, addresses={})
+    assert tell_settings(outlook, told, "ann") == []
+
+
+def test_a_move_locks_all_hosts_within_reach_in_one_order() -> None:
+    found = crew("h3", "h2", "h1")
+    found.errors["h3"] = UnreachableError("gone since")
+    plan = SimpleNamespace(head=SimpleNamespace(name="h2"))
+    near: Any = SimpleNamespace(plan=plan, crew=found, move=HeadMove("h2", "h1", True, (), {}))
+    assert to_lock(near) == ["h1", "h2"]
+    none: Any = SimpleNamespace(plan=plan, crew=found, move=None)
+    assert to_lock(none) == ["h2"]
 
 
 def test_the_newest_copy_counts() -> None:
