@@ -58,6 +58,7 @@ _LOOK_EVERY_S = 1.0
 _LATE_S = 2.0
 """A look so late was held up as the child may have been: for as long again nobody is judged."""
 _KILL_AGAIN_S = 1.0
+_TURN_AGAIN_S = 60.0
 _LOCK_S = 0.2
 """Whoever looks whether the lock is taken has it for a moment."""
 _SWEEP_S = 5.0
@@ -148,6 +149,7 @@ class Shim:
         self._pulse: int | None = None
         self._hung = ""
         self._has_turned = False
+        self._turns_not_before = 0.0
         self._child = 0
         self._mark = os.urandom(16).hex()
         self._record: dict[str, object] = {}
@@ -317,19 +319,27 @@ class Shim:
         """Move what is in a log that is full to ``log.1``; the child, which appends, goes on.
 
         A line that is written between the last read and the cut is lost. Without room for the copy
-        the log grows, and the next look tries again.
+        on the disk, and some beside it, the log grows, and a look a minute later tries again; then
+        what is older than the last `MAX_LOG_BYTES` is lost.
         """
         with contextlib.suppress(OSError):
-            if os.path.getsize("log") < MAX_LOG_BYTES:
+            size = os.path.getsize("log")
+            if size < MAX_LOG_BYTES or time.monotonic() < self._turns_not_before:
+                return
+            self._turns_not_before = time.monotonic() + _TURN_AGAIN_S
+            disk = os.statvfs("log")
+            if disk.f_bavail * disk.f_frsize < 2 * MAX_LOG_BYTES:
                 return
             try:
                 with open("log", "rb+") as log, open("log.new", "wb") as copy:
+                    log.seek(max(0, size - MAX_LOG_BYTES))
                     for _ in range(4 * MAX_LOG_BYTES >> 20):  # it may write as fast as this reads
                         if not os.sendfile(copy.fileno(), log.fileno(), None, 1 << 20):
                             break
                     os.replace("log.new", "log.1")
                     os.ftruncate(log.fileno(), 0)
                 self._has_turned = True
+                self._turns_not_before = 0.0
             except OSError:
                 os.unlink("log.new")
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -59,12 +60,35 @@ def _show(search: Search, request: str, tail: int, *, is_following: bool) -> Non
         sys.stderr.write(f"({missed.message})\n")
     elif not lines and not is_following:
         raise NotFoundError(f'no log tells of a request "{request}"', remedy=KEPT)
-    shown = set(lines)
+    shown = Counter(map(said, lines))
+    told = missed
     while is_following:
         time.sleep(_POLL_S)
-        lines, ids, _ = _story(search, ids)
-        _write([each for each in lines if each not in shown])
-        shown.update(lines)
+        lines, ids, missed = _story(search, ids)
+        _write(unseen(lines, shown))
+        if missed and (told is None or missed.message != told.message):
+            sys.stderr.write(f"({missed.message})\n")
+        told = missed
+
+
+def said(line: "StoryLine") -> tuple[str, str, str, str]:
+    """What a line says, in whichever of a process's logs it lies by now."""
+    return line.at, line.host, line.process, line.text
+
+
+def unseen(
+    lines: "list[StoryLine]", shown: "Counter[tuple[str, str, str, str]]"
+) -> "list[StoryLine]":
+    """Those that are not among the `shown`, and are from now on."""
+    here: Counter[tuple[str, str, str, str]] = Counter()
+    fresh = []
+    for line in lines:
+        key = said(line)
+        here[key] += 1
+        if here[key] > shown[key]:
+            shown[key] = here[key]
+            fresh.append(line)
+    return fresh
 
 
 def _story(
@@ -103,11 +127,7 @@ def _on_hosts(crew: "Crew", pattern: str) -> "Mapping[str, list[StoryLine] | Llx
         argv = ["sh", "-c", SEARCH, "sh", procs, pattern, str(MAX_LINES)]
         return lines_of(host, crew.shells[host].run(argv, timeout_s=_SEARCH_S).stdout)
 
-    found = fan_out(crew.good, search)
-    for host, each in found.items():
-        if not isinstance(each, list):
-            crew.errors[host] = each
-    return {**found, **crew.errors}
+    return {**fan_out(crew.good, search), **crew.errors}
 
 
 def _here(procs: str, pattern: str) -> "list[StoryLine]":

@@ -391,3 +391,24 @@ while True:
     eventually(lambda: "more" in process.log_path.read_text(), "the child writes on")
     assert process.log_path.stat().st_size < 1 << 20
     assert not (place / "log.new").exists()
+
+
+def test_of_a_log_that_has_grown_too_long_the_newest_is_kept(place: Path) -> None:
+    code = f"""
+import pathlib, sys, time
+while not pathlib.Path("go").exists(): time.sleep(0.02)
+sys.stdout.write("oldest" + "x" * ({shim.MAX_LOG_BYTES} * 2) + "newest")
+sys.stdout.flush()
+pathlib.Path("done").touch()
+time.sleep(60)
+"""
+    process = spawn(place, python(code), ENV)
+    keeper = process.status().shim_pid
+    os.kill(keeper, signal.SIGSTOP)
+    (place / "go").touch()
+    eventually((place / "done").exists, "all is written before the shim looks")
+    os.kill(keeper, signal.SIGCONT)
+    eventually((place / "log.1").exists, "the full log is moved")
+    kept = (place / "log.1").read_text()
+    assert kept.endswith("newest")
+    assert len(kept) == shim.MAX_LOG_BYTES

@@ -2,11 +2,19 @@
 
 import re
 import subprocess
+from collections import Counter
 
 import pytest
 
-from llx.bootstrap.request_story import SEARCH, check_id, ids_in, lines_of, pattern_of
-from llx.cli.request_logs import show_request_logs
+from llx.bootstrap.request_story import (
+    SEARCH,
+    StoryLine,
+    check_id,
+    ids_in,
+    lines_of,
+    pattern_of,
+)
+from llx.cli.request_logs import show_request_logs, unseen
 from llx.errors import ConfigError, ExitCode, LlxError, NotFoundError
 
 T = "2026-11-28T10:00:0"
@@ -122,3 +130,17 @@ def test_either_a_process_or_a_request(llx):
         done = llx("logs", *words)
         assert done.exit_code == ExitCode.USAGE
         assert re.search("either NAME or --request ID", done.stderr)
+
+
+def test_a_line_is_shown_once_though_its_log_is_moved_and_twice_if_it_was_said_twice():
+    def line(text: str, *, is_present: bool, number: int) -> StoryLine:
+        return StoryLine("2026-11-28T10:00:00.000Z", "h1", "m-0", is_present, number, text)
+
+    shown: Counter[tuple[str, str, str, str]] = Counter()
+    first = [line("a", is_present=True, number=1), line("b", is_present=True, number=2)]
+    assert unseen(first, shown) == first
+    moved = [line("a", is_present=False, number=1), line("b", is_present=False, number=2)]
+    assert unseen(moved, shown) == []
+    again = line("b", is_present=True, number=1)
+    assert unseen([*moved, again], shown) == [again]
+    assert unseen([*moved, again], shown) == []
