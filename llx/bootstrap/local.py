@@ -136,6 +136,7 @@ class _Up:
                 self._start_head(self._node())
                 return self._finish(was_running=True)
             case Before.RUNNING:
+                self._await_head()
                 self._restart_failed()
                 return self._finish(was_running=True)
         assert_never(before)
@@ -175,16 +176,26 @@ class _Up:
         with step("head", self._observe) as say:
             with self._ports.shield():
                 self._ports.launch_head(self._plan, python, self._child_environment())
-            deadline = self._ports.clock() + _HEAD_START_S
-            while not self._is_head_up():
-                if self._ports.clock() > deadline:
-                    raise DeadlineError(
-                        f"the head does not answer after {_HEAD_START_S:.0f} s",
-                        detail=tail(log_end(self._head_log)),
-                        remedy="llx logs head; llx down",
-                    )
-                self._ports.sleep(_POLL_S)
+            self._until_head_answers()
             say.conclude("control API answers")
+
+    def _await_head(self) -> None:
+        """One that was killed a moment ago is being started again by its keeper."""
+        if not self._is_head_up():
+            with step("head", self._observe) as say:
+                self._until_head_answers()
+                say.conclude("control API answers again")
+
+    def _until_head_answers(self) -> None:
+        deadline = self._ports.clock() + _HEAD_START_S
+        while not self._is_head_up():
+            if self._ports.clock() > deadline:
+                raise DeadlineError(
+                    f"the head does not answer after {_HEAD_START_S:.0f} s",
+                    detail=tail(log_end(self._head_log)),
+                    remedy="llx logs head; llx down",
+                )
+            self._ports.sleep(_POLL_S)
 
     def _child_environment(self) -> dict[str, str]:
         """What processes of the cluster inherit: ours, without API keys and our own venv."""

@@ -105,6 +105,9 @@ def test_the_heads_host_loses_its_power_and_another_takes_over(operator):
     now = units(operator)
     assert {name: now[name]["pid"] for name in pids} == pids, "nothing that ran was started again"
     assert {each["state"] for each in now.values()} == {"ready"}
+    assert now["sim-2"]["is_cordoned"], "as it was"
+    done = operator("inst", "uncordon", "sim-2")
+    assert done.returncode == 0, done.stderr
     assert hosts(operator)["h1"]["state"] == "lost"
     assert operator.json("policy", "show")["policies"][0]["is_paused"]
     assert operator("policy", "resume").returncode == 0, "control works"
