@@ -31,7 +31,7 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "engine": "sim",
         "instances": {"min": 1, "max": 2},
         "engine_args": {"max_model_len": 2048},
-        "sim": {"step_base_ms": 20.0, "num_blocks": 256, "max_num_seqs": SLOTS},
+        "sim": {"step_base_ms": 28.0, "num_blocks": 256, "max_num_seqs": SLOTS},
         "scheduling": {"scaling": scaling, "rescheduling": {"steps": []}},
     }
     settings = {
