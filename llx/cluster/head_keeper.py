@@ -20,8 +20,8 @@ log = get_log("llx.cluster.head_keeper")
 
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 30.0
-_STEADY_S: Final = 60.0
-"""A head that has lived so long begins with the first pause again."""
+_STEADY_S: Final = 5.0
+"""A head that has lived so long, which is several starts, begins with the first pause again."""
 _MOST: Final = 10
 """So many in a row that did not live so long, and it is given up."""
 
