@@ -1,11 +1,12 @@
 """What `llx doctor` looks at, on hosts: everything `up` would, and more. Changes nothing."""
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from llx.api import ClusterStatus
-from llx.bootstrap import host_checks, host_preflight
+from llx.api import ClusterStatus, KeysStatus
+from llx.bootstrap import host_checks, host_preflight, ray_renewal
 from llx.bootstrap.cluster_dir import running_settings
 from llx.bootstrap.fan_out import fan_out
 from llx.bootstrap.host_capacity import copy_sizes
@@ -15,6 +16,7 @@ from llx.bootstrap.host_finding import CLUSTER, HostFinding
 from llx.bootstrap.hosts_look import refuse_arguments, refuse_other_head
 from llx.bootstrap.hosts_plan import make_hosts_plan
 from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all
+from llx.bootstrap.key_checks import key_checks, key_findings, ray_checks, ray_findings
 from llx.bootstrap.local_ports import Observer
 from llx.bootstrap.reachability import (
     Route,
@@ -73,6 +75,10 @@ def examine_cluster(
         findings += host_checks.live_findings(settings, seen.known)
         with step("control API", observe):
             more, wrong = _control(settings, world, crew, ask_gateway)
+        ray = ray_renewal.sight(crew, _head(settings), has_tls=settings.network.tls)
+        now = time.time()
+        more += ray_checks(ray, now)
+        wrong += ray_findings(ray, now)
         with step("exposure", observe):
             exposed = exposed_ports(seen.known, settings)
             wrong += find_exposed(exposed, settings)
@@ -82,15 +88,16 @@ def examine_cluster(
 
 
 def control_checks(
-    ask: Callable[[], ClusterStatus], ask_gateway: AskGateway
+    ask: Callable[[], tuple[ClusterStatus, KeysStatus]], ask_gateway: AskGateway
 ) -> tuple[list[Check], list[HostFinding]]:
-    """The control API's account of a cluster, and whether a gateway answers."""
+    """The control API's account of a cluster and its keys, and whether a gateway answers."""
     try:
-        status = ask()
+        status, keys = ask()
     except LlxError as error:
         return [], [host_checks.control_finding(error)]
-    good = list(host_checks.status_checks(status))
-    wrong = list(host_checks.status_findings(status))
+    now = time.time()
+    good = [*host_checks.status_checks(status), *key_checks(status, keys, now)]
+    wrong = [*host_checks.status_findings(status), *key_findings(status, keys, now)]
     try:
         said = ask_gateway(status)
         good.append(Check(host=CLUSTER, subject="OpenAI API", state=CheckState.OK, detail=said))
@@ -165,13 +172,18 @@ def _judged(
 def _control(
     settings: ClusterSettings, world: HostsWorld, crew: Crew, ask_gateway: AskGateway
 ) -> tuple[list[Check], list[HostFinding]]:
-    head = settings.head_host
-    assert head is not None, "a cluster on hosts has a head"
+    head = _head(settings)
 
-    def ask() -> ClusterStatus:
-        if head.name not in crew.shells:
-            raise UnreachableError(f"the head's host {head.name} is out of reach")
-        with world.control(crew.shells[head.name], crew.layouts[head.name]) as control:
-            return control.status()
+    def ask() -> tuple[ClusterStatus, KeysStatus]:
+        if head not in crew.shells:
+            raise UnreachableError(f"the head's host {head} is out of reach")
+        with world.control(crew.shells[head], crew.layouts[head]) as control:
+            return control.status(), control.keys()
 
     return control_checks(ask, ask_gateway)
+
+
+def _head(settings: ClusterSettings) -> str:
+    head = settings.head_host
+    assert head is not None, "a cluster on hosts has a head"
+    return head.name

@@ -7,6 +7,7 @@ from llx.bootstrap.remote_control import needs_tunnel, open_gateway
 from llx.bootstrap.shell import Shell
 from llx.errors import RemoteError
 from llx.openai_client import ChatRequest, Message, OpenAIClient
+from llx.pinned_tls import trusting
 from llx.secret import Secret
 
 _TIMEOUT_S = 60.0
@@ -25,9 +26,12 @@ def ask_gateway(
     shell = shells.get(gateway.host)
     transport = None
     if shell is not None:  # its host can reach it in any case, this machine perhaps not
-        transport = open_gateway(shell, gateway.url)
+        transport = open_gateway(shell, gateway)
     request = ChatRequest(model, (Message("user", "Hello"),), max_tokens=1, temperature=0.0)
-    with OpenAIClient(gateway.url, key, timeout_s=_TIMEOUT_S, transport=transport) as client:
+    tls = trusting(gateway.certificate)
+    with OpenAIClient(
+        gateway.url, key, timeout_s=_TIMEOUT_S, tls=tls, transport=transport
+    ) as client:
         client.chat(request)
 
 

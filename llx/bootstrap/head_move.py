@@ -11,23 +11,23 @@ started again there, and the new head finds what runs.
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import yaml
 
 from llx.agent.node import AGENT
-from llx.bootstrap.cluster_secrets import ClusterSecrets, new_secrets, read_secrets
+from llx.bootstrap.cluster_secrets import RAY_NOTE, ClusterSecrets, new_secrets, read_secrets
 from llx.bootstrap.fan_out import fan_out
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.hosts_world import Crew
-from llx.bootstrap.play import Proceed, play
-from llx.bootstrap.playbook import load_playbook
+from llx.bootstrap.play import Proceed
+from llx.bootstrap.ray_renewal import rest
 from llx.bootstrap.shell import Shell
 from llx.core.model import Term, next_seat
 from llx.errors import ConfigError, ConflictError, HostError, LlxError
-from llx.head_copy import COPY_FILE, MOVED_FILE, STATE_FILES, HeadCopy, HeadMoved
+from llx.head_copy import COPY_FILE, MOVED_FILE, STATE_FILES, HeadCopy, HeadMoved, rolling
 from llx.host_ports import HostPorts
 from llx.secret import Secret
 from llx.settings import ClusterSettings, dump_cluster
@@ -164,13 +164,26 @@ def confirm_move(move: HeadMove, crew: Crew, back: Crew) -> HeadMove:
     return now
 
 
-def kept_settings(move: HeadMove, crew: Crew) -> ClusterSettings | None:
-    """What the cluster was told last; None: nobody kept it, or it cannot be read."""
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of a head that does not answer.
+
+    Attributes:
+        settings: What the cluster was told last; None: nobody kept it, or it cannot be read.
+        rolling: Models of which a rollout is under way.
+    """
+
+    settings: ClusterSettings | None
+    rolling: list[str]
+
+
+def kept(move: HeadMove, crew: Crew) -> Kept:
+    """On the former head's host, or in the newest copy of its files."""
     if move.is_former_near:
         files = _read_files(crew.shells[move.former], crew.layouts[move.former])
     else:
         files = newest_copy(move.sights)
-    return _parsed(files.get(_SETTINGS))
+    return Kept(_parsed(files.get(_SETTINGS)), rolling(files))
 
 
 def seat_head(
@@ -199,7 +212,7 @@ def seat_head(
     secrets = None
     if move.is_former_near:
         shell, layout = crew.shells[move.former], crew.layouts[move.former]
-        _rest(shell, layout, log_dir, proceed)
+        rest(shell, layout, log_dir, proceed)
         secrets = read_secrets(shell, layout)
         files = _read_files(shell, layout)
         sight = _sight(shell, layout)
@@ -288,18 +301,6 @@ def _answers(shell: Shell, address: str, port: int) -> bool:
     return True
 
 
-def _rest(shell: Shell, layout: HostLayout, log_dir: Path, proceed: Proceed) -> None:
-    log = log_dir / f"{shell.host}.log"
-    play(
-        load_playbook("rest"),
-        shell,
-        {"spec": str(layout.spec)},
-        layout=layout,
-        log=log,
-        proceed=proceed,
-    )
-
-
 def _read_files(shell: Shell, layout: HostLayout) -> dict[str, str]:
     files = {}
     for name in STATE_FILES:
@@ -312,24 +313,16 @@ def _read_files(shell: Shell, layout: HostLayout) -> dict[str, str]:
 def _inherited(shell: Shell, layout: HostLayout, spec: HostSpec) -> ClusterSecrets:
     """What every host has of the cluster's secrets; what the former head alone had is made anew.
 
-    Ray starts again everywhere, with certificates of a new authority. The former head's is trusted
-    by nobody then.
+    Ray starts again everywhere, with another token and certificates of a new authority. The former
+    head is let in by nobody then.
     """
     keys = shell.read(f"{layout.state}/keys.json")
-    ray_token = shell.read(f"{layout.state}/ray.token")
-    if not keys or not ray_token:
+    if not keys:
         raise HostError(
             "it has not the cluster's keys", host=shell.host, step="head", process_exit_code=1,
             stderr_tail="", remedy="choose another host for the head",
         )  # fmt: skip
-    fresh = new_secrets(spec.cluster_id)
-    return ClusterSecrets(
-        cluster_id=spec.cluster_id,
-        keys=Secret(keys.decode()),
-        ray_token=Secret(ray_token.decode()),
-        control_token=fresh.control_token,
-        authority=fresh.authority,
-    )
+    return replace(new_secrets(spec.cluster_id), keys=Secret(keys.decode()))
 
 
 def _settings_text(kept: str | None, wanted: ClusterSettings, head: str) -> str:
@@ -356,7 +349,7 @@ def _lay_out(
     gone = [f"{state}/{name}" for name in _OTHER_FILES if name not in files]
     # The host's certificate is the former authority's, and a new one is issued where there is none.
     stale = [f"{state}/tls/host.pem", f"{layout.procs}/head/status.json", f"{state}/gcs"]
-    stale.append(f"{state}/{COPY_FILE}")
+    stale += [f"{state}/{COPY_FILE}", f"{state}/{RAY_NOTE}"]
     done = shell.run(["rm", "-rf", "--", *gone, *stale])
     if done.is_success:
         done = shell.run(["mkdir", "-p", "-m", "700", f"{state}/tls"])
@@ -366,8 +359,10 @@ def _lay_out(
             process_exit_code=done.exit_code, stderr_tail=done.stderr_tail,
             remedy="see what it says, then repeat the command",
         )  # fmt: skip
-    shell.put(secrets.authority.cert_pem.encode(), f"{state}/tls/ca.pem")
-    shell.put(secrets.authority.key_pem.reveal().encode(), f"{state}/tls/ca.key")
+    shell.put(secrets.ray_token.reveal().encode(), f"{state}/ray.token")
+    for name, authority in (("ca", secrets.authority), ("gateway-ca", secrets.gateway_authority)):
+        shell.put(authority.cert_pem.encode(), f"{state}/tls/{name}.pem")
+        shell.put(authority.key_pem.reveal().encode(), f"{state}/tls/{name}.key")
     shell.put(secrets.control_token.reveal().encode(), f"{state}/token")
     for name, content in files.items():
         shell.put(content.encode(), f"{state}/{name}")

@@ -159,6 +159,7 @@ class HostFacts:
         listeners: On the cluster's ports, the gateway's and the control API's.
         claim: Which cluster it belongs to.
         has_state: The cluster's state directory exists.
+        release: Of llx, that brought the cluster here; empty: nobody says so.
         node_environments: Finished ones, ``<version>-<platform>``, and the version of Python in
             each, such as ``3.12.1``; "" if unknown.
         models: Complete ones below ``~/.llx/models``.
@@ -213,6 +214,7 @@ class HostFacts:
     listeners: tuple[Listener, ...] = ()
     claim: Claim | None = None
     has_state: bool = False
+    release: str = ""
     node_environments: Mapping[str, str] = field(default_factory=dict)
     models: frozenset[str] = frozenset()
     unfinished: Mapping[str, int] = field(default_factory=dict)

@@ -242,6 +242,7 @@ llx_state() { # CLUSTER
         say unfinished "${each#"$root"/}" "$size"
     done
     [ -d "$root/clusters/$1" ] && say state "$root/clusters/$1"
+    say release "$(field_of "$root/clusters/$1/host.spec.json" llx_version | one_line)"
     for each in "$root/clusters/$1"/procs/*/shim.json; do
         [ -r "$each" ] || continue
         pid=$(field_of "$each" shim_pid)

@@ -96,6 +96,7 @@ def parse(text: str, *, began: float = 0.0, heard: float = 0.0) -> HostFacts:
         listeners=tuple(_listeners(rows["listener"])),
         claim=_claim(said.first("claim")),
         has_state=bool(rows["state"]),
+        release=said.first("release"),
         node_environments=dict(_node_environments(rows["node"])),
         models=frozenset(said.column("model")),
         unfinished=dict(_sizes(rows["unfinished"])),

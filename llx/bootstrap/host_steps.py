@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from llx.bootstrap.cluster_secrets import ClusterSecrets, host_certificate
+from llx.bootstrap.gateway_tls import made
 from llx.bootstrap.host_facts import HostFacts
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.host_python import base_python
@@ -24,6 +25,7 @@ from llx.bootstrap.playbook import load_playbook
 from llx.bootstrap.shell import Shell
 from llx.secret import Secret
 from llx.settings import ClusterSettings, HostSettings, Platform, dump_cluster
+from llx.specs import GATEWAY_CERTIFICATE
 
 Say = Callable[[str], None]
 
@@ -51,6 +53,8 @@ class HostWork:
         log: Gets every command and its output.
         proceed: Raises when the work must stop.
         pins: The commits of models of the hub, the same for all hosts.
+        keeps_settings: The cluster keeps its settings, which the plan's may be older than: nothing
+            that those do not name is taken away.
     """
 
     plan: HostsPlan
@@ -68,6 +72,7 @@ class HostWork:
     log: Path
     proceed: Callable[[], None]
     pins: HubPins
+    keeps_settings: bool = False
 
     @property
     def is_head(self) -> bool:
@@ -225,6 +230,7 @@ class _Steps:
                 host_cert=own.cert_pem,
                 host_key=own.key_pem,
             )
+        self._gateway_certificate(spec.address)
         if work.plan.hub_token is not None:
             self.play("configure-hub", hub_token=work.plan.hub_token)
         if not work.is_head:
@@ -236,8 +242,37 @@ class _Steps:
                 ca_key=cluster.authority.key_pem,
                 control_token=cluster.control_token,
             )
+            self._gateway_authority()
             if not work.is_running:
                 self.play("configure-settings", settings=dump_cluster(work.settings))
+
+    def _gateway_certificate(self, address: str) -> None:
+        """What its gateway shows clients; one that runs takes up another by itself."""
+        work, gateway = self._work, self._work.plan.settings.gateway
+        if gateway.tls is None:
+            if work.is_running and not work.keeps_settings:
+                self.play("clear-gateway")
+        elif work.plan.certificate is not None:
+            self.play("configure-gateway", certificate=work.plan.certificate.pem)
+        elif gateway.tls.generated:
+            there = work.shell.read(f"{work.layout.state}/{GATEWAY_CERTIFICATE}") or b""
+            names = [work.host.address.strip("[]"), gateway.host]
+            found = "" if work.plan.rotates else there.decode(errors="replace")
+            own = made(work.cluster.gateway_authority, work.host.name, address, names, found)
+            self.play("configure-gateway", certificate=own)
+
+    def _gateway_authority(self) -> None:
+        """It lasts as long as gateways show certificates of llx's making: then clients trust it."""
+        tls, authority = self._work.plan.settings.gateway.tls, self._work.cluster.gateway_authority
+        if tls is None or not tls.generated:
+            if not self._work.keeps_settings:
+                self.play("clear-gateway-head")
+            return
+        self.play(
+            "configure-gateway-head",
+            gateway_ca_cert=authority.cert_pem,
+            gateway_ca_key=authority.key_pem,
+        )
 
     def _on_step(self, event: StepEvent) -> None:
         if event.state is StepState.RUNNING and event.detail:

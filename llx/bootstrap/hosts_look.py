@@ -10,10 +10,11 @@ from llx import __version__
 from llx.bootstrap import host_preflight
 from llx.bootstrap.facts import load_vllm_arguments
 from llx.bootstrap.fan_out import fan_out
+from llx.bootstrap.gateway_tls import describe_certificate
 from llx.bootstrap.head_move import (
     HeadMove,
     find_move,
-    kept_settings,
+    kept,
     refuse_stale_head,
     survey,
 )
@@ -23,8 +24,14 @@ from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all, settings_of
 from llx.bootstrap.left_hosts import is_same_place
 from llx.bootstrap.local_ports import Observer
 from llx.bootstrap.preflight import GIB, PreflightError, find_arguments
+from llx.bootstrap.ray_renewal import has_note
 from llx.bootstrap.reachability import Route, find_blocked, find_forbidden, probe_routes
 from llx.bootstrap.readiness import step
+from llx.bootstrap.upgrade import (
+    plan_upgrade,
+    refuse_other_release,
+    refuse_other_release_of,
+)
 from llx.errors import ConflictError, LlxError, UnreachableError
 from llx.settings import (
     ClusterSettings,
@@ -34,6 +41,7 @@ from llx.settings import (
     differing_keys,
     dump_cluster,
 )
+from llx.settings_changes import compare
 
 _QUIET = frozenset({"sudo"})
 """What `llx doctor` warns of and `up` need not: only the firewall playbook wants it."""
@@ -56,6 +64,7 @@ class Outlook:
         is_running: Its head's host says that it is up.
         changes: What the head says that the settings change, in words; None: it was not asked.
         move: How the head gets to its host, if it is elsewhere.
+        renews_ray: Ray's secrets are to be replaced, or an `up` before has begun with it.
         keeps_settings: A running cluster keeps those it has: `plan` says where its hosts are, and
             the rest of it may be out of date.
         warnings: What does not stand in the way but should be known.
@@ -74,6 +83,7 @@ class Outlook:
     is_running: bool
     changes: list[str] | None = None
     move: HeadMove | None = None
+    renews_ray: bool = False
     keeps_settings: bool = False
     warnings: list[host_preflight.HostFinding] = field(default_factory=list)
 
@@ -150,27 +160,43 @@ def look(
             before=before,
             is_running=is_running or move is not None,
             move=move,
+            renews_ray=_renews_ray(plan, crew, move, is_running=is_running or move is not None),
             keeps_settings=keeps_settings,
             warnings=[e for e in findings if not e.is_fatal and e.subject not in _QUIET],
         )
-        if outlook.is_running:
+        if outlook.renews_ray:
+            _refuse_leaving(plan, leaving)
+        if outlook.is_running or plan.upgrade_deadline_s is not None:
             outlook.changes = ask_head(outlook, world)
+        else:
+            refuse_other_release_of(facts, settings.cluster)
     except BaseException:
         crew.close()
         leaving.close()
         raise
     crew.errors |= {name: each for name, each in found.items() if isinstance(each, LlxError)}
+    if plan.upgrade_deadline_s is not None and crew.errors:
+        outlook.close()
+        raise ConflictError(
+            f"out of reach: {', '.join(sorted(crew.errors))}: a host that misses an upgrade is of"
+            " no use after it",
+            remedy="llx doctor; bring them back, or llx host rm NAME --forget",
+        )
     return outlook
 
 
 def ask_head(outlook: Outlook, world: HostsWorld) -> list[str] | None:
     """May the running cluster become that, and what does it change? None: nothing says so.
 
+    One that is upgraded must say so itself.
+
     A head that is to be moved is asked where it is. For one that does not answer the settings count
     that it has left; if it stays where it is it reads ours when it starts.
 
     Raises:
-        ConflictError: It may not; or it has hosts that this machine does not know.
+        ConflictError: It may not; it has hosts that this machine does not know; or it is of another
+            release of llx, or of this one and is to be brought to it.
+        UnreachableError: It is to be brought to this release, and its head does not answer.
     """
     plan, move = outlook.plan, outlook.move
     head = plan.head.name if move is None else move.former
@@ -181,18 +207,25 @@ def ask_head(outlook: Outlook, world: HostsWorld) -> list[str] | None:
         if head not in outlook.crew.shells:
             raise UnreachableError(f"{head}: out of reach")
         with world.control(outlook.crew.shells[head], outlook.crew.layouts[head]) as control:
+            if plan.upgrade_deadline_s is not None:
+                changes = plan_upgrade(control, plan.upgrade_deadline_s)
+            else:
+                refuse_other_release(control.status())
             if not outlook.keeps_settings:
                 changes = control.put_settings(dump_cluster(wanted), is_dry_run=True)
             running = settings_of(control)
     except UnreachableError:
-        kept = None if move is None else kept_settings(move, outlook.crew)
-        if kept is None:
+        if plan.upgrade_deadline_s is not None:  # of what release it is nobody could say
+            raise
+        refuse_other_release_of(outlook.facts, plan.settings.cluster)
+        left = None if move is None else kept(move, outlook.crew)
+        if left is None or left.settings is None:
             return None
-        running = kept.model_copy(update={"head": head})
+        running = left.settings.model_copy(update={"head": head})
         if not outlook.keeps_settings:
-            changes = differing_keys(running, wanted)
+            changes = _foresee(running, wanted, left.rolling)
     _refuse_strangers(running, plan.settings, outlook.leaving_hosts)
-    if outlook.verb != "up":
+    if outlook.verb != "up" and not outlook.keeps_settings:
         _refuse_other_settings(running, wanted)
     return changes
 
@@ -203,6 +236,8 @@ def describe(outlook: Outlook) -> list[tuple[str, str]]:
     rows = [("cluster", f"{settings.cluster}, llx {__version__}, {outlook.platform}")]
     if outlook.move is not None:
         rows.append(("head", outlook.move.describe()))
+    if outlook.renews_ray:
+        rows.append(("Ray", _renewal(outlook)))
     for host in settings.hosts:
         role = "head, " if host.name == plan.head.name else ""
         facts = outlook.facts.get(host.name)
@@ -225,6 +260,10 @@ def describe(outlook: Outlook) -> list[tuple[str, str]]:
     access = f"{keys} API keys" if keys else "no API keys: open to whoever reaches it"
     gateway = settings.gateway
     rows.append(("gateways", f"{settings.num_gateways} × {gateway.host}:{gateway.port}, {access}"))
+    if gateway.tls is not None:
+        is_kept = plan.certificate is None and not gateway.tls.generated
+        what = "as it is" if is_kept else describe_certificate(plan.certificate)
+        rows.append(("certificate", what))
     first = settings.network.first_port
     secured = "TLS and token" if settings.network.tls else "token, no TLS"
     rows.append(("ports", f"{first}-{first + 999} between hosts; Ray with {secured}"))
@@ -264,6 +303,35 @@ def _head_move(
         refuse_stale_head(sights, head)
         return None
     return find_move(crew, sights, head)
+
+
+def _renews_ray(plan: HostsPlan, crew: Crew, move: HeadMove | None, *, is_running: bool) -> bool:
+    head = plan.head.name if move is None else move.former
+    if head in crew.shells and has_note(crew.shells[head], crew.layouts[head]):
+        return True  # also where nothing runs on the head's host: `up --rotate` has ended Ray there
+    return is_running and plan.rotates
+
+
+def _refuse_leaving(plan: HostsPlan, leaving: Crew) -> None:
+    """Without Ray's next secrets nobody there could be told to move its requests away."""
+    if leaving.shells:
+        raise ConflictError(
+            f"Ray's secrets cannot be replaced while {', '.join(leaving.shells)} is to leave",
+            remedy="`llx up` first, without --rotate"
+            if plan.rotates
+            else "`llx up` first, with all hosts: it goes on with the `up --rotate` before it; or "
+            "switch it off and `llx host rm --forget` it",
+        )
+
+
+def _renewal(outlook: Outlook) -> str:
+    missing = [e.name for e in outlook.plan.settings.hosts if e.name not in outlook.facts]
+    if missing:
+        return f"its token and certificates stay, since {', '.join(missing)} is out of reach"
+    return (
+        "started anew on every host, with another token, authority and certificates: control is "
+        "away for about half a minute, streams go on"
+    )
 
 
 def _fetching(outlook: Outlook, model: ModelSettings) -> str:
@@ -346,6 +414,33 @@ def _refuse_twins(
                     f"host {new.name} is the machine that the cluster calls {old.name}",
                     remedy=f"keep the name {old.name}; or `llx host rm {old.name}` first",
                 )
+
+
+def _foresee(
+    running: ClusterSettings, wanted: ClusterSettings, rolling: Sequence[str]
+) -> list[str]:
+    """What a head that is yet to be seated will change, once it is told these settings.
+
+    Raises:
+        ConflictError: It will refuse them: then it is not seated with them.
+    """
+    if running == wanted:
+        return []
+    remedy = "without FILE, `llx up --head` moves the head and changes nothing else"
+    if rolling:
+        raise ConflictError(
+            f"cluster {wanted.cluster} has other settings than these, and cannot be given them"
+            f" while {', '.join(rolling)} is being rolled out",
+            remedy=remedy,
+        )
+    found = compare(running, wanted)
+    if found.refused:
+        raise ConflictError(
+            f"cluster {wanted.cluster} runs with other settings than these, and these keys cannot"
+            f" be changed while it does: {', '.join(found.refused)}",
+            remedy=f"bring the file up to date; {remedy}",
+        )
+    return found.words
 
 
 def _refuse_strangers(

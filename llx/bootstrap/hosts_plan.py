@@ -10,7 +10,9 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from llx import __version__
 from llx.bootstrap.cluster_secrets import ClusterSecrets
+from llx.bootstrap.gateway_tls import Given, given_certificate
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.model_files import HubModel, fit_name, is_repository
 from llx.errors import ConfigError
@@ -42,6 +44,11 @@ class HostsPlan:
         copies: Directories here that go to the hosts, by the name they get there.
         pulls: Models of the hub that the hosts fetch, likewise. All hosts: where instances run is
             the scheduler's to decide, and any gateway needs the tokenizer.
+        certificate: The operator's, for gateways; None: llx makes one, what is on the hosts stays
+            as it is, or there is no TLS.
+        rotates: What can be replaced of the secrets of a cluster that runs is replaced.
+        upgrade_deadline_s: A cluster that runs is brought to this llx: what is replaced may have
+            requests for so long; None: it must be of this llx already.
     """
 
     settings: ClusterSettings
@@ -51,6 +58,9 @@ class HostsPlan:
     hub_token: Secret | None
     copies: Mapping[str, Path]
     pulls: Mapping[str, HubModel]
+    certificate: Given | None = None
+    rotates: bool = False
+    upgrade_deadline_s: float | None = None
 
     @property
     def hub_endpoint(self) -> str | None:
@@ -75,14 +85,19 @@ class HostsPlan:
         return any(each.model == TINY_MODEL for each in self.settings.models)
 
 
-def make_hosts_plan(settings: ClusterSettings, environment: Environment) -> HostsPlan:
+def make_hosts_plan(
+    settings: ClusterSettings, environment: Environment, *, keeps_certificate: bool = False
+) -> HostsPlan:
     """Make `settings` concrete.
 
     A model that is a directory on this machine is copied to the hosts, one of the hub fetched by
     them; any other path is one on the hosts, where ``~`` is the home of each host's own user.
 
+    `keeps_certificate`: the operator's certificate is not read; hosts keep what they have.
+
     Raises:
-        ConfigError: An API key's variable or file is missing, or a setting does not go with hosts.
+        ConfigError: An API key's variable or file is missing, a certificate cannot be used, or a
+            setting does not go with hosts.
     """
     assert settings.hosts, "hosts, or it is a local cluster"
     if settings.runtime.prefix is not None:
@@ -106,6 +121,7 @@ def make_hosts_plan(settings: ClusterSettings, environment: Environment) -> Host
         hub_token=None if token is None else Secret(token),
         copies=copies,
         pulls={each.name: each for each in hub_models},
+        certificate=None if keeps_certificate else given_certificate(resolved.gateway.tls),
     )
 
 
@@ -194,6 +210,7 @@ def host_spec(
         is_tls=settings.network.tls,
         ray_tmp=str(layout.ray_tmp),
         kv_cache_gib=settings.runtime.kv_cache_gib,
+        llx_version=__version__,
     )
 
 

@@ -10,7 +10,7 @@ interrupted anywhere and taken up again. A host that fails does not stop the oth
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from llx.api import ClusterStatus, HostState, HostStatus, InstanceState
@@ -21,19 +21,24 @@ from llx.bootstrap.cluster_dir import (
     id_of,
     write_private,
 )
-from llx.bootstrap.cluster_secrets import ClusterSecrets, new_secrets, read_secrets
-from llx.bootstrap.fan_out import FanOutError, fan_out, remedies_of
+from llx.bootstrap.cluster_secrets import ClusterSecrets, new_secrets, read_secrets, rotated
+from llx.bootstrap.fan_out import fan_out
+from llx.bootstrap.gateway_tls import keep_authority
 from llx.bootstrap.head_move import HeadMove, confirm_move, seat_head
 from llx.bootstrap.host_lock import Held, hold
 from llx.bootstrap.host_steps import HostWork, configure_host, prepare_host, start_host
+from llx.bootstrap.hosts_keys import rotate_keys
 from llx.bootstrap.hosts_look import Outlook, ask_head
 from llx.bootstrap.hosts_plan import head_settings
+from llx.bootstrap.hosts_result import HostsError, HostsResult
 from llx.bootstrap.hosts_stop import Farewell, leave_hosts
 from llx.bootstrap.hosts_world import Crew, HostsWorld, connect_all, settings_of
 from llx.bootstrap.hub_models import HubPins
 from llx.bootstrap.left_hosts import load_left, save_left, take_over_down_file
 from llx.bootstrap.local_ports import Observer, StepEvent, StepState
+from llx.bootstrap.ray_renewal import begin_renewal, end_renewal
 from llx.bootstrap.readiness import Outside, Readiness, lists_all, rows_of, step
+from llx.bootstrap.upgrade import Replacing
 from llx.bootstrap.wheel import portable_wheel
 from llx.client import ControlClient
 from llx.errors import (
@@ -49,31 +54,6 @@ _HEAD_START_S = 120.0
 _AGENTS_S = 120.0
 _EMPTY_S = 120.0
 _POLL_S = 0.2
-
-
-class HostsError(FanOutError):
-    """Some hosts failed. The exit code says whether the others serve."""
-
-    def __init__(self, errors: Mapping[str, LlxError], *, is_partial: bool, cluster: str) -> None:
-        outcome = "the rest serves" if is_partial else "nothing serves"
-        headline = f"cluster {cluster}: {', '.join(errors)} failed, {outcome}:"
-        remedy = "; ".join(filter(None, [remedies_of(errors), "then `llx up` again"]))
-        super().__init__(headline, errors, is_partial=is_partial, remedy=remedy)
-
-
-@dataclass(frozen=True, slots=True)
-class HostsResult:
-    """A cluster that answers.
-
-    Attributes:
-        status: Its state.
-        was_running: It was up before.
-        changes: What was done, in words; empty: all was as it should be.
-    """
-
-    status: ClusterStatus
-    was_running: bool
-    changes: tuple[str, ...]
 
 
 def apply(
@@ -161,13 +141,19 @@ class _Apply:
         if cluster is None:
             self._refuse_running()
             cluster = new_secrets(self._former_id())
+        elif self._plan.rotates:
+            cluster = rotated(cluster)
         settings = head_settings(self._plan, self._outlook.platform, self._outlook.addresses)
         if self._is_running and self._outlook.move is None:
             ask_head(self._outlook, self._world)  # again: somebody may have changed it meanwhile
         write_private(self._plan.state_dir / ID_FILE, cluster.cluster_id)
         take_over_down_file(self._plan.state_dir, self._plan.settings)
         self._remember(self._outlook.leaving_hosts)
-        self._prepare_hosts(cluster, settings)
+        is_made = (tls := settings.gateway.tls) is not None and tls.generated
+        if is_made or not self._outlook.keeps_settings:
+            authority = cluster.gateway_authority.cert_pem if is_made else ""
+            keep_authority(self._plan.state_dir, authority)
+        cluster = self._prepare_hosts(cluster, settings)
         if self._head in self._crew.errors:
             raise HostsError(self._crew.errors, is_partial=False, cluster=settings.cluster)
         with self._control() as control:
@@ -178,11 +164,29 @@ class _Apply:
             self._wait_agents(control)
             self._restart_failed(control)
             self._leave(control)
+            self._rotate(control, cluster)
             self._wait_serving(control)
+            if not self._crew.errors:
+                self._upgrade(control)
             status = control.status()
         if self._crew.errors:
             raise HostsError(self._crew.errors, is_partial=True, cluster=settings.cluster)
         return HostsResult(status, self._is_running, tuple(self._changes))
+
+    def _upgrade(self, control: ControlClient) -> None:
+        """Head and agents are of this llx by now; what they serve with follows."""
+        deadline_s = self._plan.upgrade_deadline_s
+        if deadline_s is not None:
+            self._changes += Replacing(
+                control,
+                self._observe,
+                str(self._world.asker),
+                deadline_s=deadline_s,
+                start_timeout_s=self._wanted.runtime.start_timeout_s,
+                proceed=self._held.require,
+                clock=self._world.clock,
+                sleep=self._world.sleep,
+            ).run()
 
     def _move_head(self, move: HeadMove) -> None:
         """The head's host becomes that; the rest of `up` brings the others to it."""
@@ -190,6 +194,8 @@ class _Apply:
         with step("head", self._observe) as say:
             say(f"from {move.former} to {move.host}")
             move = confirm_move(move, self._crew, self._back(move))
+            # Again: somebody may have changed settings, or begun a rollout, meanwhile.
+            ask_head(replace(outlook, move=move), self._world)
             seat_head(
                 move,
                 self._crew,
@@ -267,8 +273,8 @@ class _Apply:
 
     # ------------------------------------------------------------------ hosts
 
-    def _prepare_hosts(self, cluster: ClusterSecrets, settings: ClusterSettings) -> None:
-        """All hosts at once; who fails is noted and left.
+    def _prepare_hosts(self, cluster: ClusterSecrets, settings: ClusterSettings) -> ClusterSecrets:
+        """All hosts at once; who fails is noted and left. Returns the secrets that they have.
 
         The head is given the secrets before anybody else: whatever comes in between, a later `up`
         finds there what the others were given. Ray starts when all hosts are through with what may
@@ -292,9 +298,23 @@ class _Apply:
 
         self._on_hosts(self._crew.good, prepare)
         if self._head in self._crew.good:
+            cluster = begin_renewal(self._plan, self._crew, self._held, cluster, self._observe)
+            works = {name: replace(each, cluster=cluster) for name, each in works.items()}
+        if self._head in self._crew.good:
             self._on_hosts([self._head], configure)
         if self._head in self._crew.good:
-            self._on_hosts(self._crew.good, start, is_last=True)
+            for names in self._turns():
+                self._on_hosts(names, start, is_last=True)
+        return cluster
+
+    def _turns(self) -> Iterator[list[str]]:
+        """Who starts Ray with whom. Begun anew, members that join what ends do so in vain."""
+        if self._plan.upgrade_deadline_s is None:
+            yield self._crew.good
+            return
+        yield [self._head]
+        if self._head in self._crew.good:
+            yield [name for name in self._crew.good if name != self._head]
 
     def _work(
         self, name: str, cluster: ClusterSecrets, settings: ClusterSettings, wheel: Path
@@ -316,6 +336,7 @@ class _Apply:
             log=self._plan.state_dir / "hosts" / f"{name}.log",
             proceed=self._held.require,
             pins=self._pins,
+            keeps_settings=outlook.keeps_settings,
         )
 
     def _on_hosts(
@@ -407,6 +428,18 @@ class _Apply:
                     break
                 self._world.sleep(_POLL_S)
             say.conclude(f"{len(ready)} of {len(self._plan.settings.hosts)} hosts")
+
+    def _rotate(self, control: ControlClient, cluster: ClusterSecrets) -> None:
+        plan, user, keys = self._plan, str(self._world.asker), cluster.keys
+        if end_renewal(plan, self._crew, self._held, cluster):
+            text = "replaced: Ray's token, the authority and the hosts' certificates for Ray"
+            control.note("up --rotate", text, user=user)
+        if cluster.is_ray_being_laid:  # the head has just begun: it must know whom to wait for
+            self._wait_serving(control)
+        if plan.rotates:
+            control.note("up --rotate", "replaced: the control API's token", user=user)
+        if rotate_keys(plan, self._crew, self._held, keys, control, self._world, self._observe):
+            control.note("up --rotate", "replaced: the keys of the cluster's sockets", user=user)
 
     def _restart_failed(self, control: ControlClient) -> None:
         for each in rows_of(control.status()):

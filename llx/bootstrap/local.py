@@ -7,6 +7,7 @@
 cluster as it is, to be looked at; `down` clears whatever is left, head or no head.
 """
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,15 @@ from typing import assert_never
 
 from llx.api import ClusterStatus, InstanceState
 from llx.bootstrap import preflight
-from llx.bootstrap.cluster_dir import PROCS, clear, cluster_lock, running_settings
+from llx.bootstrap.cluster_dir import (
+    PROCS,
+    clear,
+    cluster_lock,
+    running_settings,
+    write_private,
+)
+from llx.bootstrap.gateway_tls import authority_of, keep_authority, made_here
+from llx.bootstrap.key_rotation import is_unfinished, replace_keys
 from llx.bootstrap.local_ports import Control, LocalPorts, Observer
 from llx.bootstrap.plan import Plan
 from llx.bootstrap.readiness import (
@@ -28,8 +37,11 @@ from llx.bootstrap.readiness import (
     step,
     tail,
 )
+from llx.client import TOKEN_FILE
+from llx.curve import KEYS_FILE, load_ring
 from llx.errors import ConflictError, DeadlineError, UnreachableError
 from llx.settings import differing_keys
+from llx.specs import GATEWAY_CERTIFICATE
 
 __all__ = ["Before", "StartError", "UpResult", "check", "log_end", "look", "up"]
 
@@ -130,14 +142,20 @@ class _Up:
                 python = self._node()
                 self._tiny_model(python)
                 with self._undone_if_interrupted():
+                    self._certificate()
                     self._start_head(python)
                     return self._finish(was_running=False)
             case Before.HEADLESS:
+                self._certificate()
                 self._start_head(self._node())
+                self._rotate_keys()
                 return self._finish(was_running=True)
             case Before.RUNNING:
+                self._certificate()
+                self._rotate()
                 self._await_head()
                 self._restart_failed()
+                self._rotate_keys()
                 return self._finish(was_running=True)
         assert_never(before)
 
@@ -171,6 +189,45 @@ class _Up:
                 clear(self._plan.state_dir)
                 say.conclude("nothing is left running")
             raise
+
+    def _certificate(self) -> None:
+        """What the gateway shows its clients; one that runs takes up another by itself."""
+        gateway, state_dir = self._plan.settings.gateway, self._plan.state_dir
+        if gateway.tls is None:
+            return
+        with step("certificate", self._observe) as say:
+            path = state_dir / GATEWAY_CERTIFICATE
+            there = path.read_text(errors="replace") if path.exists() else ""
+            given = self._plan.certificate
+            kept = "" if self._plan.rotates else there
+            pem = made_here(gateway.host, kept) if given is None else given.pem
+            if pem.reveal() != there:
+                write_private(path, pem.reveal())
+            keep_authority(state_dir, authority_of(pem.reveal()) if given is None else "")
+            say.conclude("as it was" if pem.reveal() == there else "laid out")
+
+    def _rotate(self) -> None:
+        """Another control token; a head that starts makes one in any case."""
+        if self._plan.rotates:
+            with step("control token", self._observe) as say:
+                write_private(self._plan.state_dir / TOKEN_FILE, secrets.token_urlsafe(32))
+                say.conclude("replaced: the former one is refused")
+
+    def _rotate_keys(self) -> None:
+        """Those of the cluster's sockets; also if a call before this one has begun with it."""
+        path = self._plan.state_dir / KEYS_FILE
+        if not self._plan.rotates and not is_unfinished(path):
+            return
+        with step("keys", self._observe) as say, self._ports.control(self._plan.state_dir) as head:
+            replace_keys(
+                load_ring(path),
+                lambda text: write_private(path, text.reveal()),
+                head.keys,
+                clock=self._ports.clock,
+                sleep=self._ports.sleep,
+                say=say,
+            )
+            say.conclude("replaced: the former ones are refused")
 
     def _start_head(self, python: Path) -> None:
         with step("head", self._observe) as say:
@@ -262,7 +319,7 @@ class _Up:
         return lists_all(status, self._plan.settings)
 
     def _probe(self, status: ClusterStatus, model: str) -> None:
-        self._ports.first_token(status.url, model, self._plan.probe_key)
+        self._ports.first_token(status, model, self._plan.probe_key)
 
 
 def log_end(path: Path) -> str:

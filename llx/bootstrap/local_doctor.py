@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llx.api import ClusterStatus
+from llx.api import ClusterStatus, KeysStatus
 from llx.bootstrap import host_checks, local
 from llx.bootstrap.doctor import AskGateway, control_checks
 from llx.bootstrap.host_checks import Check, CheckState, DoctorReport
@@ -43,9 +43,9 @@ def examine_local_cluster(
     """How the cluster on this machine is, that is up."""
     host = socket.gethostname()
 
-    def ask() -> ClusterStatus:
+    def ask() -> tuple[ClusterStatus, KeysStatus]:
         with connect() as control:
-            return control.status()
+            return control.status(), control.keys()
 
     good, wrong = control_checks(ask, ask_gateway)
     return host_checks.report(settings.cluster, [*_room(host, state_dir), *good], wrong, [host])

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Protocol
 
 from llx.agent import processes
-from llx.api import ClusterStatus, GatewayStatus, InstanceStatus, StopReport
+from llx.api import ClusterStatus, GatewayStatus, InstanceStatus, KeysStatus, StopReport
 from llx.bootstrap import facts, node_env
 from llx.bootstrap.facts import Facts, VllmArguments
 from llx.bootstrap.plan import NodeChoice, Plan
 from llx.client import ControlClient
 from llx.errors import InstallError
 from llx.openai_client import ChatRequest, Message, OpenAIClient
+from llx.pinned_tls import trusting
 from llx.secret import Secret
 
 _TINY_MODEL_TIMEOUT_S = 300.0
@@ -75,6 +76,9 @@ class Control(Protocol):
     def status(self) -> ClusterStatus:
         """The whole cluster."""
 
+    def keys(self) -> KeysStatus:
+        """Those of the cluster's sockets."""
+
     def restart_instance(self, name: str, *, user: str = "") -> InstanceStatus | GatewayStatus:
         """Start an instance anew."""
 
@@ -102,7 +106,7 @@ class LocalPorts:
         attach: The process of a directory.
         list_processes: All processes of a ``procs`` directory.
         control: The control API of a cluster's directory; raises UnreachableError.
-        first_token: Ask a gateway's model for one token.
+        first_token: Ask a model of the cluster for one token.
         shield: While in it, an interruption waits.
         clock: Monotonic seconds.
         sleep: Wait so many seconds.
@@ -117,7 +121,7 @@ class LocalPorts:
     attach: Callable[[Path], RunningProcess | None]
     list_processes: Callable[[Path], Sequence[RunningProcess]]
     control: Callable[[Path], AbstractContextManager[Control]]
-    first_token: Callable[[str, str, Secret | None], None]
+    first_token: Callable[[ClusterStatus, str, Secret | None], None]
     shield: Callable[[], AbstractContextManager[None]] = nullcontext
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -183,7 +187,9 @@ def _make_tiny_model(python: Path, out: Path) -> None:
         raise InstallError(f"the tiny model cannot be made at {out}: {error}") from None
 
 
-def _first_token(url: str, model: str, key: Secret | None) -> None:
+def _first_token(status: ClusterStatus, model: str, key: Secret | None) -> None:
+    gateway = status.first_gateway
+    tls = None if gateway is None else trusting(gateway.certificate)
     request = ChatRequest(model, (Message("user", "Hello"),), max_tokens=1, temperature=0.0)
-    with OpenAIClient(url, key, timeout_s=_FIRST_TOKEN_TIMEOUT_S) as client:
+    with OpenAIClient(status.url, key, timeout_s=_FIRST_TOKEN_TIMEOUT_S, tls=tls) as client:
         client.chat(request)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llx import __version__
 from llx.agent.devices import Device
+from llx.bootstrap.gateway_tls import Given, describe_certificate, given_certificate
 from llx.bootstrap.node_env import NodePlatform, default_prefix, detect_platform
 from llx.pins import VLLM_VERSION
 from llx.secret import Secret
@@ -44,6 +45,8 @@ class Plan:
         tiny_model: Where llx's own tiny model goes, if some model is it.
         probe_key: A key to ask the gateway with.
         secret_variables: Environment variables that hold API keys; no process inherits them.
+        certificate: The operator's, for gateways; None: llx makes one, or there is no TLS.
+        rotates: What can be replaced of the secrets of a cluster that runs is replaced.
     """
 
     settings: ClusterSettings
@@ -53,6 +56,8 @@ class Plan:
     tiny_model: Path | None
     probe_key: Secret | None
     secret_variables: frozenset[str]
+    certificate: Given | None = None
+    rotates: bool = False
 
     @property
     def can_probe(self) -> bool:
@@ -64,7 +69,7 @@ def make_plan(settings: ClusterSettings, environment: Environment) -> Plan:
     """Make `settings` concrete on this machine.
 
     Raises:
-        ConfigError: An API key's variable or file is missing.
+        ConfigError: An API key's variable or file is missing, or a certificate cannot be used.
     """
     variables = {each.key_env for each in settings.gateway.api_keys if each.key_env is not None}
     resolved, key = resolve_api_keys(settings, environment)
@@ -82,6 +87,7 @@ def make_plan(settings: ClusterSettings, environment: Environment) -> Plan:
         tiny_model=environment.tiny_model if any(m.model == tiny for m in models) else None,
         probe_key=key,
         secret_variables=frozenset(variables),
+        certificate=given_certificate(resolved.gateway.tls),
     )
 
 
@@ -142,7 +148,11 @@ def describe(plan: Plan, *, is_installed: bool) -> list[tuple[str, str]]:
     ]
     keys = len(settings.gateway.api_keys)
     access = f"{keys} API keys" if keys else "no API keys: open to whoever reaches it"
-    rows.append(("gateway", f"http://{settings.gateway.host}:{settings.gateway.port}/v1, {access}"))
+    scheme = "http" if settings.gateway.tls is None else "https"
+    address = f"{settings.gateway.host}:{settings.gateway.port}"
+    rows.append(("gateway", f"{scheme}://{address}/v1, {access}"))
+    if settings.gateway.tls is not None:
+        rows.append(("certificate", describe_certificate(plan.certificate)))
     rows.append(("control API", f"http://127.0.0.1:{settings.control.port}"))
     rows.append(("llx", __version__))
     return rows

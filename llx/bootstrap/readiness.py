@@ -3,6 +3,7 @@
 The part of `up` that is the same for a cluster here and one on hosts. Tells an observer.
 """
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -175,7 +176,10 @@ class Readiness:
         self._observe(StepEvent("first token", StepState.SKIPPED, why))
 
     def _probe(self, status: ClusterStatus, model: str, probe: Probe, deadline: float) -> None:
-        """One tiny request; a gateway that has not yet met its instances says it is busy."""
+        """One tiny request; a gateway that has not yet met its instances says it is busy.
+
+        One that has just taken up another certificate is asked again by what it says now.
+        """
         while True:
             try:
                 return probe(status, model)
@@ -189,6 +193,8 @@ class Readiness:
                         remedy=f"llx logs {names[0]}; llx down",
                     ) from None
             self._outside.sleep(_POLL_S)
+            with contextlib.suppress(UnreachableError):  # the gateway needs no head for this
+                status = self._outside.status()
 
     def _out_of_time(
         self, timeout_s: float, waiting: Sequence[InstanceStatus | GatewayStatus]

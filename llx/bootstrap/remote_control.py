@@ -4,6 +4,7 @@ Both listen on their hosts' loopback unless told otherwise. A tunnel is a unix s
 directory here, so that nobody else on this machine can use it.
 """
 
+import ssl
 from types import TracebackType
 
 import httpx
@@ -15,6 +16,7 @@ from llx.bootstrap.shell import Shell
 from llx.bootstrap.ssh import Tunnel
 from llx.client import HEAD_STATUS_FILE, TOKEN_FILE, ControlClient
 from llx.errors import UnreachableError
+from llx.pinned_tls import trusting
 from llx.secret import Secret
 from llx.specs import Phase, ProcessStatus
 
@@ -22,15 +24,25 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class TunnelTransport(httpx.BaseTransport):
-    """HTTP through a tunnel that it owns; with `closes_shell`, the connection under it, too."""
+    """HTTP through a tunnel that it owns; with `closes_shell`, the connection under it, too.
+
+    `tls`: for HTTPS within the tunnel.
+    """
 
     def __init__(
-        self, shell: Shell, address: str, port: int, *, closes_shell: bool = False
+        self,
+        shell: Shell,
+        address: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        closes_shell: bool = False,
     ) -> None:
         self._shell = shell if closes_shell else None
         self._tunnel = Tunnel(shell, address, port)
         self._tunnel.__enter__()
-        self._http = httpx.HTTPTransport(uds=str(self._tunnel.path))
+        verify = True if tls is None else tls
+        self._http = httpx.HTTPTransport(uds=str(self._tunnel.path), verify=verify)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request."""
@@ -89,7 +101,9 @@ def needs_tunnel(gateway: GatewayStatus) -> bool:
     return bool(gateway.url) and httpx.URL(gateway.url).host in LOOPBACK
 
 
-def open_gateway(shell: Shell, url: str, *, closes_shell: bool = False) -> TunnelTransport:
+def open_gateway(
+    shell: Shell, gateway: GatewayStatus, *, closes_shell: bool = False
+) -> TunnelTransport:
     """The way to a gateway that listens on the loopback of the host that `shell` reaches."""
-    parsed = httpx.URL(url)
-    return TunnelTransport(shell, parsed.host, parsed.port or 80, closes_shell=closes_shell)
+    url, tls = httpx.URL(gateway.url), trusting(gateway.certificate)
+    return TunnelTransport(shell, url.host, url.port or 80, tls=tls, closes_shell=closes_shell)

@@ -1,14 +1,17 @@
-"""Certificates for Ray's traffic between hosts: an authority per cluster, a certificate per host.
+"""Certificates that llx makes: for Ray's traffic between hosts, and for gateways.
 
-Made on the operator's machine; keys leave it only as files of mode 0600. Every Ray node serves and
-connects with the same certificate, so each is good for either.
+An authority per cluster, a certificate per host and purpose. Made on the operator's machine; keys
+leave it only as files of mode 0600. Every Ray node serves and connects with the same certificate,
+so each is good for either.
 """
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
@@ -46,6 +49,17 @@ class HostCertificate:
             and key.public_key() == certificate.public_key()
         )
 
+    def is_of(self, authority: "Authority") -> bool:
+        """Whether that authority has signed it."""
+        try:
+            own = x509.load_pem_x509_certificate(self.cert_pem.encode())
+            own.verify_directly_issued_by(
+                x509.load_pem_x509_certificate(authority.cert_pem.encode())
+            )
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Authority:
@@ -54,10 +68,17 @@ class Authority:
     cert_pem: str
     key_pem: Secret
 
-    def issue(self, host: str, address: str) -> HostCertificate:
+    def issue(
+        self,
+        host: str,
+        address: str,
+        names: Sequence[str] = (),
+        life: datetime.timedelta = _LIFE,
+    ) -> HostCertificate:
         """A certificate for the host that the others reach at `address`.
 
-        Good for that address and, within the host, for 127.0.0.1 and ``localhost``.
+        Good for that address and, within the host, for 127.0.0.1 and ``localhost``; also for
+        `names`, which may be addresses, too.
 
         Raises:
             ConfigError: `address` is no IP address, or this authority's files are damaged.
@@ -68,16 +89,12 @@ class Authority:
             raise ConfigError(f'{host}: "{address}" is no IP address') from None
         issuer, issuer_key = self._load()
         key = ec.generate_private_key(ec.SECP256R1())
-        names = [
-            x509.IPAddress(each)
-            for each in dict.fromkeys([own, ipaddress.ip_address("127.0.0.1")])
-        ]  # fmt: skip
+        wanted = [str(own), "127.0.0.1", "localhost", *names]
+        alternatives = [_alternative(each) for each in dict.fromkeys(wanted)]
         certificate = (
-            _builder(_name(host), issuer.subject, key)
+            _builder(_name(host), issuer.subject, key, life)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(
-                x509.SubjectAlternativeName([*names, x509.DNSName("localhost")]), critical=False
-            )
+            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
             .add_extension(_usage(signs_certificates=False), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage(
@@ -116,8 +133,37 @@ def make_authority() -> Authority:
     return Authority(_pem(certificate), _key_pem(key))
 
 
+def made_at(cert_pem: str) -> float | None:
+    """When a certificate of llx's making was made, in seconds of the epoch; None: it is damaged."""
+    found = _read(cert_pem)
+    return None if found is None else (found.not_valid_before_utc + _CLOCK_SLACK).timestamp()
+
+
+def ends_at(cert_pem: str) -> float | None:
+    """Likewise when it ends."""
+    found = _read(cert_pem)
+    return None if found is None else found.not_valid_after_utc.timestamp()
+
+
+def _read(cert_pem: str) -> x509.Certificate | None:
+    try:
+        return x509.load_pem_x509_certificate(cert_pem.encode())
+    except ValueError:
+        return None
+
+
+def _alternative(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    life: datetime.timedelta = _LIFE,
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -127,7 +173,7 @@ def _builder(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _CLOCK_SLACK)
-        .not_valid_after(now + _LIFE)
+        .not_valid_after(now + life)
     )
 
 

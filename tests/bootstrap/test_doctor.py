@@ -2,11 +2,12 @@
 
 import contextlib
 import json
+import time
 from pathlib import Path
 
 import pytest
 
-from llx.api import ClusterState, HostState, HostStatus, InstanceState
+from llx.api import ClusterState, HostState, HostStatus, InstanceState, KeysStatus
 from llx.bootstrap.doctor import control_checks, examine_cluster, examine_plan
 from llx.bootstrap.host_capacity import copy_sizes
 from llx.bootstrap.host_checks import report
@@ -19,6 +20,8 @@ from llx.settings import ClusterSettings, Environment
 from tests.bootstrap.fake_shell import FakeShell, completed
 from tests.bootstrap.host_said import CPU_HOST, said
 from tests.cli.servers import cluster_status
+
+FRESH = KeysStatus(made_at=time.time(), is_changing=False)
 
 RUNNING = (
     "process\tray\t77\tcafe\tready\t",
@@ -49,6 +52,9 @@ class Control:
         if isinstance(self._status, Exception):
             raise self._status
         return self._status
+
+    def keys(self):
+        return FRESH
 
 
 class Hosts:
@@ -259,8 +265,8 @@ class TestLive:
 
 
 class TestStatus:
-    def found(self, status):
-        good, wrong = control_checks(lambda: status, lambda _: "fine")
+    def found(self, status, keys=FRESH):
+        good, wrong = control_checks(lambda: (status, keys), lambda _: "fine")
         return report("prod", good, wrong)
 
     def host(self, **changes):
@@ -270,6 +276,37 @@ class TestStatus:
 
     def with_host(self, **changes):
         return well().model_copy(update={"hosts": [self.host(**changes)]})
+
+    @pytest.mark.parametrize(
+        ("left_days", "state", "words"),
+        [
+            (200, "ok", "good for 199 days more"),
+            (29, "warn", "that of gateway-0 ends in 28 days"),
+            (-1, "fail", "that of gateway-0 has ended"),
+        ],
+    )
+    def test_a_certificate_that_ends(self, left_days, state, words):
+        status = well()
+        ends_at = time.time() + left_days * 86400 - 60
+        gateway = status.gateways[0].model_copy(update={"certificate_ends_at": ends_at})
+        found = self.found(status.model_copy(update={"gateways": [gateway]}))
+        seen = checks(found, "cluster")["certificates"]
+        assert (seen.state, seen.detail) == (state, words)
+        assert found.is_healthy is (state != "fail")
+
+    def test_keys_that_are_old_or_half_replaced(self):
+        assert checks(self.found(well()), "cluster")["keys"].detail == "0 days old"
+        unknown = FRESH.model_copy(update={"made_at": None})
+        assert "keys" not in checks(self.found(well(), unknown), "cluster")
+        old = FRESH.model_copy(update={"made_at": time.time() - 366.5 * 86400})
+        found = self.found(well(), old)
+        seen = checks(found, "cluster")["keys"]
+        assert (seen.state, seen.detail) == ("warn", "366 days old")
+        assert seen.remedy.startswith("llx up --rotate")
+        half = FRESH.model_copy(update={"is_changing": True, "awaited": ["m-0"]})
+        found = self.found(well(), half)
+        assert "m-0 did not change over" in checks(found, "cluster")["keys"].detail
+        assert found.is_healthy
 
     def test_a_lost_host(self):
         found = self.found(self.with_host(state=HostState.LOST, detail="silent for 9 s"))

@@ -14,7 +14,7 @@ from llx.errors import HostError, LlxError
 
 
 def test_results_are_in_the_order_of_the_items_and_work_is_parallel() -> None:
-    together = threading.Barrier(5, timeout=5)
+    together = threading.Barrier(5, timeout=30)
 
     def work(item: str) -> str:
         together.wait()
@@ -65,14 +65,14 @@ def test_a_bug_is_raised_at_once_and_the_rest_is_told() -> None:
         begun.append(item)
         if item == "buggy":
             raise ZeroDivisionError
-        if cancelled.wait(10):
+        if cancelled.wait(60):
             saw.set()
 
     began = time.monotonic()
     with pytest.raises(ZeroDivisionError):
         fan_out(["slow", "buggy", "never"], work, limit=2, cancelled=cancelled)
-    assert time.monotonic() - began < 5
-    assert saw.wait(5)
+    assert time.monotonic() - began < 30, "it does not wait for what is slow"
+    assert saw.wait(30)
     # "never" may be taken by the thread that met the bug, before the caller has heard of it.
     assert set(begun) >= {"slow", "buggy"}
 

@@ -11,23 +11,27 @@ import yaml
 from llx.bootstrap.cluster_secrets import read_secrets
 from llx.bootstrap.head_move import (
     HeadMove,
+    Kept,
     Sight,
     confirm_move,
     find_move,
     head_of,
-    kept_settings,
+    kept,
     newest_copy,
     refuse_stale_head,
     seat_head,
     survey,
 )
 from llx.bootstrap.host_layout import HostLayout
-from llx.bootstrap.hosts_up import tell_settings, to_lock
+from llx.bootstrap.hosts_look import Outlook, ask_head
+from llx.bootstrap.hosts_plan import head_settings
+from llx.bootstrap.hosts_up import _Apply, tell_settings, to_lock
 from llx.bootstrap.hosts_world import Crew
+from llx.cluster.rollout_file import Generation, Rollout, RolloutState
 from llx.core.model import TERMS_PER_SEAT, Term
 from llx.errors import ConflictError, HostError, UnreachableError
 from llx.head_copy import HeadCopy, HeadMoved
-from llx.settings import ClusterSettings, dump_cluster
+from llx.settings import ClusterSettings, Platform, dump_cluster
 from llx.specs import HostSpec
 from tests.bootstrap.fake_shell import FakeShell
 
@@ -171,19 +175,85 @@ def test_settings_are_those_that_the_cluster_was_told_last() -> None:
     found = crew("h1", "h2")
     text = dump_cluster(settings(gateway={"port": 8111}))
     near = HeadMove("h2", "h1", True, (), {})
-    assert kept_settings(near, found) is None
+    assert kept(near, found) == Kept(None, [])
     found.shells["h1"].put(text.encode(), f"{STATE}/cluster.yaml")
-    kept = kept_settings(near, found)
-    assert kept is not None
-    assert kept.gateway.port == 8111
-    copy = HeadCopy(Term(7), 1, {"cluster.yaml": text})
+    told = kept(near, found)
+    assert told.settings is not None
+    assert told.settings.gateway.port == 8111
+    copy = HeadCopy(Term(7), 1, {"cluster.yaml": text, "rollouts.json": "[]"})
     lost = HeadMove("h2", "h1", False, ("h1",), {"h2": sight("h2", copy=copy)})
-    assert kept_settings(lost, crew("h2")) == kept
+    assert kept(lost, crew("h2")) == told
     broken = HeadCopy(Term(7), 1, {"cluster.yaml": "models: 7"})
-    assert (
-        kept_settings(HeadMove("h2", "h1", False, (), {"h2": sight("h2", copy=broken)}), found)
-        is None
-    )
+    move = HeadMove("h2", "h1", False, (), {"h2": sight("h2", copy=broken)})
+    assert kept(move, found).settings is None
+
+
+def plan_of(wanted: ClusterSettings) -> Any:
+    return SimpleNamespace(
+        settings=wanted, head=SimpleNamespace(name="h2"), state_dir=Path("/"), can_probe=False,
+        upgrade_deadline_s=None,
+    )  # fmt: skip
+
+
+def copy_of(told: ClusterSettings, state: RolloutState | None = None) -> HeadCopy:
+    rollout = Rollout({}, {}, 0, 0, 1, 9.0, 3.0, "ann", 0.0, state or RolloutState.DONE)
+    generations = {"m": Generation(1, 0, 1, rollout), "n": Generation()}
+    rollouts = msgspec.json.encode(generations).decode()
+    text = dump_cluster(head_settings(plan_of(told), Platform.CPU, {}))
+    return HeadCopy(Term(7), 1, {"cluster.yaml": text, "rollouts.json": rollouts})
+
+
+def lost_head(copy: HeadCopy, wanted: ClusterSettings, *, keeps: bool = False) -> Outlook:
+    """h1 is lost, h2 is to be the head."""
+    sights = {name: sight(name, heard=7, copy=copy) for name in ("h2", "h3")}
+    move = HeadMove("h2", "h1", is_former_near=False, away=("h1",), sights=sights)
+    return Outlook(
+        plan_of(wanted), crew("h2", "h3"), Crew(), (), {}, Platform.CPU, None, {}, "up", None, True,
+        move=move, keeps_settings=keeps,
+    )  # fmt: skip
+
+
+NO_WORLD: Any = SimpleNamespace()
+
+
+@pytest.mark.parametrize("state", [RolloutState.RUNNING, RolloutState.FAILED])
+def test_settings_are_refused_before_the_head_moves_if_a_rollout_is_under_way(state) -> None:
+    wanted = settings(gateway={"port": 9001})
+    with pytest.raises(ConflictError, match="while m is being rolled out"):
+        ask_head(lost_head(copy_of(settings(), state), wanted), NO_WORLD)
+    assert ask_head(lost_head(copy_of(wanted, state), wanted), NO_WORLD) == []
+    assert ask_head(lost_head(copy_of(settings(), state), wanted, keeps=True), NO_WORLD) is None
+
+
+def test_a_file_that_is_older_than_a_rollout_is_refused_before_the_head_moves() -> None:
+    newer = [{"name": "m", "model": "o/n", "engine_args": {"max_num_seqs": 9}}]
+    told = copy_of(settings(models=newer))
+    with pytest.raises(ConflictError, match=r"while it does: models\.m\.engine_args\.max_num_seqs"):
+        ask_head(lost_head(told, settings()), NO_WORLD)
+    more = settings(models=[{**newer[0], "instances": 2}])
+    assert ask_head(lost_head(told, more), NO_WORLD) == ["model m: 1 → 2 instances"]
+
+
+def test_settings_that_change_while_the_prompt_is_open_are_looked_at_again() -> None:
+    wanted = settings(gateway={"max_requests": 9})
+    outlook = lost_head(copy_of(settings()), wanted)
+    assert outlook.move is not None
+    ask_head(outlook, NO_WORLD)
+    begun = copy_of(settings(), RolloutState.RUNNING)
+    for shell in outlook.crew.shells.values():
+        shell.put(msgspec.json.encode(begun), f"{STATE}/head-copy.json")  # type: ignore[attr-defined]
+
+    def connect(*_: object, **__: object) -> Any:
+        raise UnreachableError("gone")
+
+    world: Any = SimpleNamespace(connect=connect, asker="ann")
+    held: Any = {"h2": None}
+    farewell: Any = None
+    applying = _Apply(outlook, world, lambda _: None, held, farewell)
+    with pytest.raises(ConflictError, match="while m is being rolled out"):
+        applying._move_head(outlook.move)
+    laid = [argv for each in outlook.crew.shells.values() for argv in each.argvs]  # type: ignore[attr-defined]
+    assert not [argv for argv in laid if argv[0] == "rm"], "nothing has been moved"
 
 
 def test_without_a_file_nothing_is_told_to_the_cluster() -> None:
@@ -222,14 +292,13 @@ def seated(found: Crew, copy: HeadCopy | None, **changes: object) -> None:
 
 def test_what_the_next_head_begins_with() -> None:
     found = crew("h2", "h3")
-    kept = settings(gateway={"port": 9001}, head="h1")
-    copy = HeadCopy(Term(7), 3, {"cluster.yaml": dump_cluster(kept), "cordons.json": '["h3"]'})
+    told = settings(gateway={"port": 9001}, head="h1")
+    copy = HeadCopy(Term(7), 3, {"cluster.yaml": dump_cluster(told), "cordons.json": '["h3"]'})
     seated(found, copy)
     secrets = read_secrets(found.shells["h2"], LAYOUT)
     assert secrets is not None
-    assert (secrets.cluster_id, secrets.keys.reveal(), secrets.ray_token.reveal()) == (
-        "id", "KEYS", "RAY",
-    )  # fmt: skip
+    assert (secrets.cluster_id, secrets.keys.reveal()) == ("id", "KEYS")
+    assert secrets.ray_token.reveal() != "RAY", "what the lost head has is worth nothing"
     assert content(found, "h2", "term") == f"{TERMS_PER_SEAT}\n"
     begun = yaml.safe_load(content(found, "h2", "cluster.yaml"))
     assert (begun["head"], begun["gateway"]["port"]) == ("h2", 9001)

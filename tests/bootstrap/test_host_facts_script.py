@@ -220,9 +220,12 @@ class TestScript:
         (root / "clusters/prod/procs/ray/status.json").write_text(json.dumps(status, indent=2))
         reused = {**alive, "shim_start": 1}
         (root / "clusters/prod/procs/dead/shim.json").write_text(json.dumps(reused))
+        spec = {"cluster": "prod", "llx_version": "0.0.9"}
+        (root / "clusters/prod/host.spec.json").write_text(json.dumps(spec, indent=2))
         found = gather(here, HOST, SETTINGS)
         assert found.claim == Claim("prod", "ab12")
         assert found.has_state
+        assert found.release == "0.0.9"
         assert found.node_environments == {"1.0-cpu": "3.12.1", "1.0-cuda": ""}
         assert found.models == {"tiny-1", "org--name"}
         assert found.model_sources == {"org--name": source}

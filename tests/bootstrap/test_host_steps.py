@@ -1,19 +1,22 @@
 """What one host goes through, on this machine as a host: a home of its own, pretended Pythons."""
 
 import os
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 from llx import __version__
 from llx.bootstrap.cluster_secrets import new_secrets
+from llx.bootstrap.gateway_tls import authority_of, read_given
 from llx.bootstrap.host_facts import HostFacts, PythonFact
 from llx.bootstrap.host_layout import HostLayout
-from llx.bootstrap.host_steps import HostWork, prepare_host
+from llx.bootstrap.host_steps import HostWork, configure_host, prepare_host
 from llx.bootstrap.hosts_plan import make_hosts_plan
 from llx.bootstrap.hub_models import HubPins
 from llx.settings import ClusterSettings, Environment, Platform
 from tests.bootstrap.fake_shell import LocalShell
+from tests.bootstrap.test_gateway_tls import names_of, write_pair
 
 
 class Host:
@@ -43,19 +46,30 @@ class Host:
         self, installed: str, runtime: dict[str, str] | None = None, python: Path | None = None
     ) -> list[str]:
         """Prepare it for a cluster of Python 3.12; the steps that changed something."""
+        used, changed = prepare_host(self.work(installed, runtime), self.said.append)
+        assert str(used) == str(python or self.own)
+        return changed
+
+    def work(
+        self,
+        installed: str = "",
+        runtime: dict[str, str] | None = None,
+        gateway: dict[str, object] | None = None,
+    ) -> HostWork:
         settings = ClusterSettings.model_validate(
             {
                 "cluster": "c",
                 "hosts": ["h1"],
                 "models": [{"name": "m", "model": "@models/m"}],
                 "runtime": {"platform": "cpu", **(runtime or {})},
+                "gateway": gateway or {},
             }
         )
         plan = make_hosts_plan(settings, Environment({"HOME": str(self.root)}, self.root))
         wheel = self.root / f"llx-{__version__}-py3-none-any.whl"
         wheel.touch()
         home = self.layout.home
-        work = HostWork(
+        return HostWork(
             plan=plan,
             host=settings.hosts[0],
             shell=self.shell,
@@ -67,7 +81,7 @@ class Host:
             ),
             platform=Platform.CPU,
             python_version="3.12",
-            addresses={},
+            addresses={"h1": "10.0.0.1"},
             cluster=new_secrets(),
             settings=settings,
             wheel=wheel,
@@ -76,9 +90,6 @@ class Host:
             proceed=lambda: None,
             pins=HubPins(),
         )  # fmt: skip
-        used, changed = prepare_host(work, self.said.append)
-        assert str(used) == str(python or self.own)
-        return changed
 
     @property
     def installers(self) -> list[tuple[str, str]]:
@@ -122,3 +133,41 @@ def test_a_python_in_the_home_is_in_that_of_the_hosts_user(host):
     words = [word for argv in host.shell.argvs for word in argv]
     assert f"--python={there}" in words
     assert not [word for word in words if "~" in word]
+
+
+def test_a_gateways_certificate_is_laid_out_kept_replaced_and_taken_away(host):
+    own, path = PurePosixPath(host.own), Path(host.layout.state) / "gateway.pem"
+    work = host.work(gateway={"tls": "generated", "host": "api.example.com"})
+    step = "the gateway's certificate"
+
+    def configured(work: HostWork) -> list[str]:
+        return configure_host(work, own, host.said.append)
+
+    prepare_directories(work)
+    assert step in configured(work)
+    first = path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert {"h1", "10.0.0.1", "api.example.com"} <= names_of(first)
+    assert authority_of(first) == work.cluster.gateway_authority.cert_pem
+    authority_key = path.parent / "tls" / "gateway-ca.key"
+    assert authority_key.read_text() == work.cluster.gateway_authority.key_pem.reveal()
+    assert authority_key.stat().st_mode & 0o777 == 0o600
+    assert step not in configured(work)
+    assert step in configured(replace(work, plan=replace(work.plan, rotates=True)))
+    mine = write_pair(host.root / "mine")
+    given = replace(work.plan, certificate=read_given(mine))
+    assert step in configured(replace(work, plan=given))
+    assert path.read_text() == read_given(mine).pem.reveal()
+    plain = replace(host.work(), cluster=work.cluster, is_running=True)
+    assert step not in configured(replace(plain, keeps_settings=True))
+    assert path.exists()
+    assert authority_key.exists(), "another operator's file may say more than ours"
+    assert step in configured(plain)
+    assert not path.exists()
+    assert not authority_key.exists(), "clients trust nothing of llx's making any more"
+    log = (host.root / "log").read_text()
+    assert "PRIVATE KEY" not in log
+
+
+def prepare_directories(work: HostWork) -> None:
+    Path(work.layout.state).mkdir(parents=True, mode=0o700)

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import pytest
 
+from llx import __version__
 from llx.agent.place import Place
 from llx.agent.vllm.arguments import front_end_argv, instance_argv
 from llx.bootstrap.cluster_secrets import new_secrets
@@ -136,6 +137,7 @@ def test_a_hosts_spec_survives_its_file(plan_of):
     )
     assert msgspec.json.decode(spec_text(spec), type=HostSpec) == spec
     assert not spec.is_head
+    assert spec.llx_version == __version__
     assert (spec.address, spec.head_address) == ("10.0.0.2", "10.0.0.1")
     text = spec_text(spec)
     for secret in (secrets.keys, secrets.ray_token, secrets.control_token):

@@ -1,6 +1,7 @@
 """Real signals to a real `up`, over pretended engines: whatever the moment, nothing is left."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -68,7 +69,8 @@ def run(tmp_path):
 def files_left(run):
     """But for what the scheduler was told and answered, which is kept as the logs are."""
     left = {each.name for each in run.state_dir.rglob("*") if not each.is_dir()}
-    return {each for each in left if not (each.startswith("term-") and each.endswith(".jsonl"))}
+    told = re.compile(r"(term-\d+|recent-\d+\.\d+)\.jsonl")
+    return {each for each in left if not told.fullmatch(each)}
 
 
 def test_comes_up_and_goes_down(run):
@@ -82,6 +84,7 @@ def test_comes_up_and_goes_down(run):
     assert files_left(run) <= {"log", "term", "events.jsonl"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
@@ -112,6 +115,7 @@ def test_a_signal_at_any_time(run, after_ms):
     assert run.alive() == []
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once_and_down_clears(run):
     run.start("deaf")
     run.read_until("instance m-0 done")
@@ -126,6 +130,7 @@ def test_a_second_signal_leaves_at_once_and_down_clears(run):
     assert files_left(run) <= {"log", "term", "events.jsonl"}
 
 
+@pytest.mark.slow
 def test_a_killed_up_is_cleared_by_down(run):
     run.start("never")
     run.read_until("head done")

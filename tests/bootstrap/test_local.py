@@ -1,5 +1,6 @@
 """`up` and `down` on a make-believe machine: every way in, every way out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from llx.bootstrap.local_stop import down, down_and_purge, purge_list
 from llx.bootstrap.plan import describe
 from llx.bootstrap.preflight import PreflightError
 from llx.bootstrap.readiness import reason
+from llx.curve import load_ring
 from llx.errors import (
     ConflictError,
     DeadlineError,
@@ -112,6 +114,59 @@ class TestUpOnARunningCluster:
             bring_up(world, world.plan(gateway={"port": 8001}))
         assert "llx down --context c" in caught.value.remedy
         assert world.alive == ALL
+
+    def test_renews_a_certificate_of_its_making_only_if_it_must(self, world):
+        plan = world.plan(gateway={"tls": "generated"})
+        bring_up(world, plan)
+        path = world.state_dir / "gateway.pem"
+        first = path.read_text()
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert (world.state_dir / "gateway-ca.pem").read_text() in first
+        bring_up(world, plan)
+        assert path.read_text() == first
+        bring_up(world, replace(plan, rotates=True))
+        assert path.read_text() != first
+        take_down(world)
+        assert not path.exists()
+        assert not (world.state_dir / "gateway-ca.pem").exists()
+
+    def test_replaces_the_control_token_when_asked_to(self, world):
+        bring_up(world)
+        token = world.state_dir / "token"
+        token.write_text("former")
+        bring_up(world)
+        assert token.read_text() == "former"
+        bring_up(world, replace(world.plan(), rotates=True))
+        assert len(token.read_text()) > 40
+        assert token.stat().st_mode & 0o777 == 0o600
+
+    def test_replaces_the_keys_of_its_sockets_when_all_have_taken_them_up(self, world):
+        bring_up(world)
+        path = world.state_dir / "keys.json"
+        [old] = load_ring(path)
+        bring_up(world)
+        assert load_ring(path) == (old,)
+        world.keys_awaited = [["m-0", "scheduler"], ["m-0"], []]
+        bring_up(world, replace(world.plan(), rotates=True))
+        [new] = load_ring(path)
+        assert world.key_files == [(new, old)] * 3
+        assert {new.listener_public, new.dialer_public}.isdisjoint(
+            {old.listener_public, old.dialer_public}
+        )
+        assert path.stat().st_mode & 0o777 == 0o600
+
+    def test_ends_later_what_an_up_before_it_has_begun_with_the_keys(self, world):
+        bring_up(world)
+        path = world.state_dir / "keys.json"
+        [old] = load_ring(path)
+        world.keys_awaited = [["m-0"]] * 1000
+        with pytest.raises(DeadlineError, match="m-0 did not change over"):
+            bring_up(world, replace(world.plan(), rotates=True))
+        new, former = load_ring(path)
+        assert former == old
+        world.keys_awaited = []
+        bring_up(world)
+        assert load_ring(path) == (new,)
 
     def test_gives_it_a_new_head(self, world):
         bring_up(world)

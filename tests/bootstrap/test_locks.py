@@ -63,9 +63,38 @@ def test_it_holds_the_pins_and_what_llx_imports_on_a_host(platform, python):
         assert wanted.specifier.contains(versions[canonicalize_name(wanted.name)])
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_the_input_beside_it_is_what_refresh_would_write(platform):
-    assert (refresh.LOCKS / f"{platform}.in").read_text() == refresh.inputs(platform)
+@pytest.mark.parametrize("target", [*PLATFORMS, refresh.BUILD])
+def test_the_input_beside_it_is_what_refresh_would_write(target):
+    assert refresh.place(target, "in").read_text() == refresh.inputs(target)
+
+
+def test_the_build_is_locked_as_pyproject_asks_for_it():
+    text = refresh.place(refresh.BUILD, "lock").read_text()
+    versions = {each.name: each.requirement.partition("==")[2] for each in parse_lock(text)}
+    assert "://" not in text
+    assert all(each.hashes for each in parse_lock(text))
+    for line in tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["build-system"][
+        "requires"
+    ]:
+        wanted = Requirement(line)
+        assert wanted.specifier.contains(versions[wanted.name])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["gpu"], "no lock called gpu"),
+        (["--as-of", "2999-01-01"], "yet to come"),
+        (["--as-of", "soon"], "invalid"),
+    ],
+)
+def test_nonsense_refreshes_nothing(words, said, capsys):
+    before = {target: refresh.place(target, "lock").read_bytes() for target in PLATFORMS}
+    with pytest.raises(SystemExit) as refused:
+        refresh.main(words)
+    assert refused.value.code == 2
+    assert said in capsys.readouterr().err
+    assert before == {target: refresh.place(target, "lock").read_bytes() for target in PLATFORMS}
 
 
 def test_cpu_leaves_out_the_builds_that_break_it():

