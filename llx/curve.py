@@ -5,13 +5,19 @@ A cluster has two key pairs, made once by `ClusterKeys.create`. Every listening 
 dialer pair and knows the listener's public key. A peer without the dialer's secret key cannot
 finish the handshake, one without the listener's cannot impersonate an instance, and nothing
 travels in clear. Both pairs live in one file, 0600, on the hosts of the cluster alone.
+
+While keys are being replaced that file holds two sets, a *ring*. A listener uses the first alone,
+for itself and for whom it admits; a dialer knows all of them. As long as the first set of each host
+is somewhere in the ring of every other host, everybody can dial everybody (`rotation_rings`).
 """
 
 import json
 import os
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import zmq
 import zmq.auth.thread
@@ -20,6 +26,9 @@ from llx.errors import ConfigError
 from llx.secret import Secret
 from llx.wire import MAX_MESSAGE_BYTES
 
+KEYS_FILE = "keys.json"
+"""In a cluster's directory, on every host."""
+
 _ZAP_DOMAIN = "llx"
 _MAX_SOCKETS = 1 << 15
 _FIELDS = ("listener_public", "listener_secret", "dialer_public", "dialer_secret")
@@ -27,12 +36,13 @@ _FIELDS = ("listener_public", "listener_secret", "dialer_public", "dialer_secret
 
 @dataclass(frozen=True, slots=True)
 class ClusterKeys:
-    """The cluster's two CURVE key pairs, in Z85."""
+    """The cluster's two CURVE key pairs, in Z85; `made_at` in seconds since 1970, 0: not known."""
 
     listener_public: str
     listener_secret: Secret
     dialer_public: str
     dialer_secret: Secret
+    made_at: int = 0
 
     @classmethod
     def create(cls) -> "ClusterKeys":
@@ -44,18 +54,16 @@ class ClusterKeys:
             Secret(listener_secret.decode()),
             dialer_public.decode(),
             Secret(dialer_secret.decode()),
+            int(time.time()),
         )
+
+    def ring(self) -> "tuple[ClusterKeys, ...]":
+        """These keys alone."""
+        return (self,)
 
     def dump(self) -> str:
         """The content of a key file, secrets and all."""
-        return json.dumps(
-            {
-                "listener_public": self.listener_public,
-                "listener_secret": self.listener_secret.reveal(),
-                "dialer_public": self.dialer_public,
-                "dialer_secret": self.dialer_secret.reveal(),
-            }
-        )
+        return dump_ring((self,))
 
     def save(self, path: Path) -> None:
         """Write the keys to `path`, readable by the owner alone; refuses to overwrite."""
@@ -70,18 +78,145 @@ class ClusterKeys:
         Raises:
             ConfigError: The file is missing, readable by others, or not a key file.
         """
+        return load_ring(path)[0]
+
+
+class KeySource(Protocol):
+    """Where a socket's owner has its keys from: fixed ones, or a file that can be replaced."""
+
+    def ring(self) -> tuple[ClusterKeys, ...]:
+        """Of this moment; see above. Never empty."""
+
+
+class KeyFile:
+    """The keys as their file says at that moment; one that cannot be used changes nothing.
+
+    Raises:
+        ConfigError: There are no usable keys to begin with.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = self._now()
+        self._ring = load_ring(path)
+
+    def ring(self) -> tuple[ClusterKeys, ...]:
+        """See `KeySource`. Costs a look at the file."""
+        seen = self._now()
+        if seen != self._seen:
+            try:
+                self._ring, self._seen = load_ring(self._path), seen
+            except ConfigError:  # half written, or gone: the next look may find it whole
+                return self._ring
+        return self._ring
+
+    def _now(self) -> tuple[int, ...]:
         try:
-            mode = path.stat().st_mode & 0o077
-            values = json.loads(path.read_text())
-            public_a, secret_a, public_b, secret_b = (str(values[name]) for name in _FIELDS)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path}: no usable cluster keys ({type(error).__name__})",
-                remedy="run `llx down` and `llx up` again: `up` makes new keys",
-            ) from None
-        if mode:
-            raise ConfigError(f"{path}: readable by others", remedy=f"chmod 600 {path}")
-        return cls(public_a, Secret(secret_a), public_b, Secret(secret_b))
+            found = self._path.stat()
+        except OSError:
+            return ()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+class KeyTurns:
+    """Which keys to dial with: the first of the ring, and after a refusal the next."""
+
+    def __init__(self, source: KeySource) -> None:
+        self._source = source
+        self._num_refused = 0
+
+    def now(self) -> ClusterKeys:
+        """Those to dial with next."""
+        ring = self._source.ring()
+        return ring[self._num_refused % len(ring)]
+
+    def refuse(self, keys: ClusterKeys) -> None:
+        """The listener did not take these; the ring may have turned since they were dialled."""
+        if self.now() == keys:
+            self._num_refused += 1
+
+    def take(self, listener_public: str) -> bool:
+        """From now on those with that listener's key; false if they are not known here."""
+        known = [each.listener_public for each in self._source.ring()]
+        if listener_public not in known:
+            return False
+        self._num_refused = known.index(listener_public)
+        return True
+
+
+def rotation_rings(ring: Sequence[ClusterKeys]) -> tuple[tuple[ClusterKeys, ...], ...]:
+    """What every host's file has to say, one after the other, for the first set to be replaced.
+
+    1. Dialers know the new keys; everybody listens with the old ones.
+    2. Listeners use the new ones. A host that has not been told yet can be dialled all the same.
+    3. The old ones are forgotten.
+
+    A step begins when all hosts have the file of the step before. Whoever stops in between leaves
+    hosts that can dial each other; a ring of two is the sign that somebody did.
+    """
+    if len(ring) == 1:
+        old, new = ring[0], ClusterKeys.create()
+        new = replace(new, made_at=max(new.made_at, old.made_at + 1))  # whatever the clock says
+        return (old, new), (new, old), (new,)
+    old, new = sorted(ring, key=lambda each: each.made_at)
+    rest = ((new, old), (new,))
+    return rest if ring[0] == new else ((old, new), *rest)
+
+
+def dump_ring(ring: Sequence[ClusterKeys]) -> str:
+    """The content of a key file, secrets and all."""
+    first, *others = (
+        {
+            "listener_public": each.listener_public,
+            "listener_secret": each.listener_secret.reveal(),
+            "dialer_public": each.dialer_public,
+            "dialer_secret": each.dialer_secret.reveal(),
+            "made_at": each.made_at,
+        }
+        for each in ring
+    )
+    return json.dumps(first | ({"others": others} if others else {}))
+
+
+def load_ring(path: Path) -> tuple[ClusterKeys, ...]:
+    """Read a key file.
+
+    Raises:
+        ConfigError: The file is missing, readable by others, or not a key file.
+    """
+    try:
+        mode = path.stat().st_mode & 0o077
+        ring = parse_ring(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: no usable cluster keys ({type(error).__name__})",
+            remedy="run `llx down` and `llx up` again: `up` makes new keys",
+        ) from None
+    if mode:
+        raise ConfigError(f"{path}: readable by others", remedy=f"chmod 600 {path}")
+    return ring
+
+
+def parse_ring(text: str) -> tuple[ClusterKeys, ...]:
+    """The content of a key file.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        values = json.loads(text)
+        first, *others = (_parsed(each) for each in (values, *values.get("others", ())[:1]))
+        return (first, *others)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no key file: {type(error).__name__}") from None
+
+
+def _parsed(values: dict[str, object]) -> ClusterKeys:
+    public_a, secret_a, public_b, secret_b = (str(values[name]) for name in _FIELDS)
+    made_at = values.get("made_at", 0)
+    if not isinstance(made_at, int):
+        raise TypeError("made_at is no number")
+    return ClusterKeys(public_a, Secret(secret_a), public_b, Secret(secret_b), made_at)
 
 
 def make_wide(context: "zmq.Context[Any]") -> None:
@@ -124,9 +259,14 @@ class Authenticator:
     def __init__(self, context: "zmq.Context[Any]", keys: ClusterKeys) -> None:
         self._thread = zmq.auth.thread.ThreadAuthenticator(context)
         self._thread.start()
+        self._admitted = _OneKey(keys)
         self._thread.configure_curve_callback(
-            domain=_ZAP_DOMAIN, credentials_provider=_OneKey(keys)
+            domain=_ZAP_DOMAIN, credentials_provider=self._admitted
         )
+
+    def admit(self, keys: ClusterKeys) -> None:
+        """Admit their dialer instead, to connections that begin from now on."""
+        self._admitted.allowed = keys.dialer_public.encode()
 
     def stop(self) -> None:
         """Stop answering; new connections are refused from now on."""
@@ -135,10 +275,10 @@ class Authenticator:
 
 class _OneKey:
     def __init__(self, keys: ClusterKeys) -> None:
-        self._allowed = keys.dialer_public.encode()
+        self.allowed = keys.dialer_public.encode()
 
     def callback(self, domain: str, key: bytes) -> bool:
-        return key == self._allowed
+        return key == self.allowed
 
 
 def _bound(socket: "zmq.Socket[Any]") -> None:

@@ -12,23 +12,28 @@ A recording begins with its scheduler, whose state at any later time no file hol
 replayed from its first line on or not at all. So it does not rotate. When it has reached its limit
 it ends with a line that says so, and the next start of a scheduler begins another file. What is
 there can be replayed to its end.
+
+One that begins amid its scheduler's life (`"opening": 7`) begins with so many events by which a new
+scheduler would learn what there was: instances with their loads, what waited. What they cannot tell
+(dispatches and moves under way, pauses between moves) is missing, so its commands need not come out
+the same. It serves to compare rules, and to look decisions up.
 """
 
 import gzip
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, cast, get_args
+from typing import IO, Any, Final, cast, get_args
 
 import msgspec
 
 from llx import __version__
 from llx.core.model import Nanos
-from llx.core.scheduler.commands import Command
+from llx.core.scheduler.commands import Command, Emptied
 from llx.core.scheduler.events import Event, PoolConfigured
 from llx.errors import ConfigError, LlxError
 
@@ -37,6 +42,9 @@ MAX_BYTES: Final = 256 * 2**20
 """Of a recording, unless its owner says otherwise."""
 _MAX_PENDING: Final = 4 * 2**20
 """Bytes not yet written; beyond that `record` writes them itself."""
+
+_ASKED_EVERY: Final = 1024
+"""Lines between two questions whether a search is over."""
 
 _encoder = msgspec.json.Encoder()
 _EVENTS: Final[dict[str, type]] = {each.__name__: each for each in get_args(Event)}
@@ -49,12 +57,22 @@ class Recorder:
         path: The file; one that is there is replaced.
         origin: Where the events come from, for readers.
         max_bytes: At most, but for the last line.
+        opening: How many events come first that nothing but tell what there was.
+        epoch_s: Seconds from 1970 to time 0 of the events; None: they have no place in the world.
 
     Raises:
         ConfigError: The file cannot be made.
     """
 
-    def __init__(self, path: Path, *, origin: str, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        origin: str,
+        max_bytes: int = MAX_BYTES,
+        opening: int = 0,
+        epoch_s: float | None = None,
+    ) -> None:
         self.path: Final = path
         self.failure: str | None = None
         """Why nothing is recorded any more; None while it is."""
@@ -65,7 +83,7 @@ class Recorder:
             self._file = path.open("wb", buffering=0)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
-        header = _Header(VERSION, __version__, origin)
+        header = _Header(VERSION, __version__, origin, opening, epoch_s)
         self._pending = bytearray(_encoder.encode(header) + b"\n")
 
     def record(self, event: Event, now: Nanos, commands: Sequence[Command]) -> None:
@@ -76,18 +94,18 @@ class Recorder:
         if self.failure is not None:
             return
         try:
-            line = b'{"at":%d,"event":"%s","data":%s,"commands":%s}\n' % (
-                now,
-                type(event).__name__.encode(),
-                _event_bytes(event),
-                command_bytes(commands),
-            )
-        except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-            # A name that is no text, a policy from outside with figures of its own kind.
-            self._stop(f"what cannot be written: {error}")
+            line = line_of(event, now, commands)
+        except NO_LINE as error:
+            self.stop(f"what cannot be written: {error}")
             return
-        if self._num_bytes + len(self._pending) + len(line) > self._max_bytes:
-            self._stop(f"the size limit of {self._max_bytes} bytes")
+        self.append(line)
+
+    def append(self, line: bytes) -> None:
+        """What `line_of` has made of an event. Never raises, like `record`."""
+        if self.failure is not None:
+            return
+        if self.num_bytes + len(line) > self._max_bytes:
+            self.stop(f"the size limit of {self._max_bytes} bytes")
             return
         self._pending += line
         if len(self._pending) > _MAX_PENDING:
@@ -120,7 +138,13 @@ class Recorder:
     ) -> None:
         self.close()
 
-    def _stop(self, why: str) -> None:
+    @property
+    def num_bytes(self) -> int:
+        """Written, and pending."""
+        return self._num_bytes + len(self._pending)
+
+    def stop(self, why: str) -> None:
+        """End it, with a line that says why."""
         self.failure = f"{self.path} has reached {why}"
         self._pending += _encoder.encode(_Stop(why)) + b"\n"
         self.flush()
@@ -161,6 +185,27 @@ class Recording:
             header = _header(path, next(lines, (1, b""))[1])
         self.llx_version: Final = header.llx
         self.origin: Final = header.origin
+        self.opening: Final = header.opening
+        """So many of its first events tell only what there was when it began."""
+        self.epoch_s: Final = header.epoch_s
+
+    def span(self) -> tuple[Nanos, Nanos]:
+        """When its first and its last event are.
+
+        Raises:
+            ConfigError: It has none, or one of them is wrong.
+        """
+        first = last = None
+        with _lines_of(self.path) as lines:
+            next(lines, None)
+            for number, text in lines:
+                if text.endswith(b"\n") and not text.startswith(b'{"stopped"'):
+                    first, last = first or (number, text), (number, text)
+        found = [_decoded(self.path, *each) for each in (first, last) if each is not None]
+        times = [Nanos(each.at) for each in found if isinstance(each, _Line)]
+        if len(times) < 2:
+            raise ConfigError(f"{self.path}: nothing is recorded")
+        return times[0], times[1]
 
     def entries(self) -> Iterator[Entry]:
         """All events, in order.
@@ -186,12 +231,96 @@ class Recording:
                         f"{self.path}:{number}: this event comes before the one above"
                     )
                 before = line.at
-                event = _event(self.path, number, line)
-                yield Entry(number, Nanos(line.at), event, bytes(line.commands))
+                yield self._entry(number, line)
+
+    def entries_with(
+        self, needles: Sequence[bytes], is_over: Callable[[], bool]
+    ) -> Iterator[Entry]:
+        """The events in whose line any of these bytes occurs; the others are not looked at.
+
+        Args:
+            needles: What to look for.
+            is_over: Asked now and then; it ends this if so.
+
+        Raises:
+            ConfigError: Such a line is wrong.
+        """
+        with _lines_of(self.path) as lines:
+            next(lines, None)
+            for number, text in lines:
+                if number % _ASKED_EVERY == 0 and is_over():
+                    return
+                if any(each in text for each in needles) and text.endswith(b"\n"):
+                    line = _decoded(self.path, number, text)
+                    if isinstance(line, _Line):
+                        yield self._entry(number, line)
+
+    def _entry(self, number: int, line: "_Line") -> Entry:
+        event = _event(self.path, number, line)
+        return Entry(number, Nanos(line.at), event, bytes(line.commands))
+
+
+_COMMANDS: Final[dict[str, type[Command]]] = {
+    each.__name__: each for each in get_args(Command) if each is not Emptied
+}
+
+
+def decided(commands: bytes) -> list[Command]:
+    """Commands out of their `command_bytes`, but for `Emptied`, which decides nothing.
+
+    Raises:
+        ConfigError: There is one that this version does not know.
+    """
+    if commands == b"[]":
+        return []
+    try:
+        return [
+            msgspec.convert(_filled(content), _COMMANDS[name])
+            for name, content in msgspec.json.decode(commands, type=list[tuple[str, Any]])
+            if name != Emptied.__name__
+        ]
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise ConfigError(f"no commands: {error}") from None
+
+
+def _filled(value: Any) -> Any:
+    """With something for the infinite figures, for which JSON has null. Which sign is not known."""
+    match value:
+        case dict():
+            return {
+                key: math.nan if key == "figure" and each is None else _filled(each)
+                for key, each in value.items()
+            }
+        case [str() as name, None]:
+            return [name, "infinite"]
+        case list():
+            return [_filled(each) for each in value]
+        case _:
+            return value
+
+
+NO_LINE: Final = (TypeError, ValueError, OverflowError, msgspec.MsgspecError)
+"""What `line_of` raises: a name that is no text, a policy from outside with figures of its own."""
+
+
+def line_of(event: Event, now: Nanos, commands: Sequence[Command]) -> bytes:
+    """An event that a scheduler has handled, and its answer, as a line of a recording.
+
+    Raises:
+        NO_LINE: There is something in it that has no text.
+    """
+    return b'{"at":%d,"event":"%s","data":%s,"commands":%s}\n' % (
+        now,
+        type(event).__name__.encode(),
+        _event_bytes(event),
+        command_bytes(commands),
+    )
 
 
 def command_bytes(commands: Sequence[Command]) -> bytes:
     """Commands as JSON: a list of names and contents. Equal commands are equal bytes."""
+    if not commands:
+        return b"[]"  # after nearly every report
     return b"[%s]" % b",".join(
         b'["%s",%s]' % (type(each).__name__.encode(), _encoder.encode(each)) for each in commands
     )
@@ -217,10 +346,12 @@ def _spelt(value: object) -> object:
             return value
 
 
-class _Header(msgspec.Struct, frozen=True):
+class _Header(msgspec.Struct, frozen=True, omit_defaults=True):
     llx_recording: int
     llx: str
     origin: str
+    opening: int = 0
+    epoch_s: float | None = None
 
 
 class _Stop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

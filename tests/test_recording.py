@@ -21,6 +21,7 @@ from llx.core.scheduler.events import (
     MoveOutcome,
     Paused,
     PoolConfigured,
+    PoolGone,
     RequestArrived,
     RequestWithdrawn,
     Resumed,
@@ -56,6 +57,7 @@ EVENTS = [
     Stepped(POOL),
     Ticked(),
     InstanceLeft(ONE),
+    PoolGone(POOL),
 ]
 SENT = Dispatch(
     RequestId("a"), ONE, Decision("r", "u", Option(ONE, float("-inf")), facts=(("f", 0.1),))

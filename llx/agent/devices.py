@@ -7,6 +7,7 @@ GPU that somebody else uses is shown, not taken.
 
 import contextlib
 import csv
+import dataclasses
 import fcntl
 import os
 import subprocess
@@ -27,10 +28,11 @@ from llx.specs import save_spec
 
 log = get_log(__name__)
 
-_QUERY = ("index", "uuid", "name", "memory.total", "memory.used")
+_QUERY = ("index", "uuid", "name", "memory.total", "memory.used", "utilization.gpu")
 _QUERY_TIMEOUT_S = 20.0
 _KILLED_S = 1.0
-_LOOK_EVERY_S = 30.0
+_LOOK_EVERY_S = 10.0
+"""From one nvidia-smi to the next."""
 _BUSY_MIB = 1024
 """A GPU with more memory in use than this, before llx uses it, is somebody else's."""
 
@@ -44,12 +46,16 @@ class DeviceKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One GPU or core. `id` is the GPU's UUID, or ``cpu:<core>``."""
+    """One GPU or core. `id` is the GPU's UUID, or ``cpu:<core>``.
+
+    `use_percent`: the share of the last second or so in which a kernel ran; None: nobody says.
+    """
 
     id: str
     label: str
     memory_mib: int = 0
     used_mib: int = 0
+    use_percent: int | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -151,9 +157,9 @@ def find_gpus(query: Query = run_query) -> Inventory:
     text = query(command)
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
         try:
-            index, uuid, name, total, used = row
+            index, uuid, name, total, used, use = row
             label = f"{index}: {name}"
-            devices.append(Device(uuid, label, _mib(total), _mib(used)))
+            devices.append(Device(uuid, label, _mib(total), _mib(used), _percent(use)))
         except ValueError:
             raise HostError(
                 "nvidia-smi answers in an unknown form",
@@ -236,6 +242,9 @@ def child_environment(
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "PYTHONUNBUFFERED": "1",
         "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
+        # PyTorch's Gloo listens, a port for each group, and asks nobody who he is. All ranks of an
+        # instance are on one host.
+        "GLOO_SOCKET_IFNAME": "lo",
         **KEEPS_MARK,
     }
     match allocation.kind:
@@ -280,6 +289,8 @@ class DeviceLedger:
             self.inventory = self._find()
         except HostError as error:
             log.warning("devices.not_listed", error=error)
+            kept = (dataclasses.replace(each, use_percent=None) for each in self.inventory.devices)
+            self.inventory = dataclasses.replace(self.inventory, devices=tuple(kept))
         self._looked_at = time.monotonic()
 
     def look_again_soon(self) -> None:
@@ -423,3 +434,8 @@ def _least_held_first(cores: Sequence[str], held: Mapping[str, Allocation]) -> l
 def _mib(text: str) -> int:
     """A figure of nvidia-smi; ``[N/A]`` on machines that share memory with the CPU."""
     return 0 if text.startswith("[") else int(text)
+
+
+def _percent(text: str) -> int | None:
+    """Likewise; ``[N/A]`` of a GPU that is cut into parts."""
+    return None if text.startswith("[") else int(text)

@@ -18,12 +18,12 @@ from typing import Any
 import msgspec
 import zmq
 
-from llx import __version__
 from llx.agent.free_port import bind_within
 from llx.agent.prefix_reports import PrefixReports
+from llx.agent.rekeying import BACK_S, PART_S, KeyWatch, Rekeying, listen_anew, wait_back
 from llx.agent.taken import Taken
 from llx.core.model import RequestId, Term
-from llx.curve import Authenticator, ClusterKeys, make_listener
+from llx.curve import Authenticator, KeySource, make_listener
 from llx.errors import ConflictError, WireError
 from llx.ports import EngineSink, Frame, Llumlet
 from llx.wire import (
@@ -47,6 +47,8 @@ from llx.wire import (
     Ping,
     Ready,
     Refused,
+    Rekey,
+    Rekeyed,
     Reply,
     Reserve,
     Ruling,
@@ -70,6 +72,7 @@ _ROLES: dict[type, str] = {
 }
 """Who may say what to the llumlet."""
 _POLL_MS = 200
+_REKEY_POLL_MS = 10
 _FLUSH_MS = 2000
 _REPORT_AT_LEAST_EVERY_S = 2.0
 """Whatever a peer asks for."""
@@ -108,7 +111,8 @@ class InstanceEndpoint:
     """Serves one engine to its peers.
 
     Args:
-        keys: The cluster's keys; every socket is CURVE and admits their dialer alone.
+        keys: The cluster's keys; every socket is CURVE and admits their dialer alone. When they are
+            replaced the sockets listen with the others, and sessions go on (`rekeying`).
         bind_host: Address to listen on.
         port_range: First and last port to listen on; None: as the system chooses.
         info: What this instance is.
@@ -124,7 +128,7 @@ class InstanceEndpoint:
 
     def __init__(
         self,
-        keys: ClusterKeys,
+        keys: KeySource,
         bind_host: str,
         *,
         info: InstanceInfo,
@@ -138,7 +142,8 @@ class InstanceEndpoint:
         port_range: tuple[int, int] | None = None,
         beat: Callable[[], None] = lambda: None,
     ) -> None:
-        self._keys = keys
+        self._keys = KeyWatch(keys)
+        self._rekeying: Rekeying | None = None
         self._bind_host = bind_host
         self._port_range = port_range
         self._info = info
@@ -154,7 +159,7 @@ class InstanceEndpoint:
         self._by_index: dict[int, _Peer] = {}
         self._next_index = 0
         self._term = Term(0)
-        self._outbox: queue.SimpleQueue[_Send | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[_Send | Rekeying | None] = queue.SimpleQueue()
         self._taken = Taken()
         self._latest: tuple[Load, dict[int, int], int] | None = None
         self._is_report_due = False
@@ -171,7 +176,7 @@ class InstanceEndpoint:
             ConflictError: No port of the range is free, or the address is not this host's.
         """
         self._context: zmq.Context[Any] = zmq.Context()
-        self._authenticator = Authenticator(self._context, self._keys)
+        self._authenticator = Authenticator(self._context, self._keys.keys)
         try:
             self._in, address_in = self._bind()
             self._out, address_out = self._bind()
@@ -179,6 +184,7 @@ class InstanceEndpoint:
             self._authenticator.stop()
             self._context.destroy(linger=0)
             raise
+        self._addresses = address_in, address_out
         for name, target in (("input", self._receive_loop), ("output", self._send_loop)):
             thread = threading.Thread(target=target, name=f"endpoint-{name}", daemon=True)
             thread.start()
@@ -238,7 +244,7 @@ class InstanceEndpoint:
 
     def _bind(self) -> "tuple[zmq.Socket[Any], str]":
         socket: zmq.Socket[Any] = self._context.socket(zmq.ROUTER)
-        make_listener(socket, self._keys)
+        make_listener(socket, self._keys.keys)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         if self._port_range is None:
             socket.bind(f"tcp://{self._bind_host}:*")
@@ -252,7 +258,8 @@ class InstanceEndpoint:
     def _receive_loop(self) -> None:
         next_sweep = 0.0
         while not self._closing.is_set():
-            has_message = self._in.poll(_POLL_MS)
+            is_parting = self._rekeying is not None and not self._rekeying.listens.is_set()
+            has_message = self._in.poll(_REKEY_POLL_MS if is_parting else _POLL_MS)
             self._beat()
             now = time.monotonic()
             try:
@@ -261,10 +268,13 @@ class InstanceEndpoint:
                 elif now >= next_sweep:  # with nothing left to read: a ping may wait in the socket
                     next_sweep = now + _POLL_MS / 1000
                     self._end_leases(now)
+                self._follow_keys(now)
             except WireError as error:
                 log.warning("endpoint.bad_message error=%s", error.message)
             except Exception:  # the thread's edge: a failing engine must not cut everyone off
                 log.exception("endpoint.sink_failed")
+        if self._rekeying is not None:
+            self._rekeying.listens.set()
         self._in.close(linger=0)
 
     def _receive_one(self, now: float) -> None:
@@ -284,12 +294,9 @@ class InstanceEndpoint:
                 self._refuse(identity, message.session, NO_SESSION, now)
             return
         match message:
-            case Ping(session=session):
-                if session == peer.session:
-                    self._renew(peer, message, now)
-            case Bye(session=session):
-                if session == peer.session:
-                    self._end(peer, "bye")
+            case Ping() | Rekeyed() | Bye():
+                if message.session == peer.session:
+                    self._about_session(peer, message, now)
             case Add():
                 self._sink.add(peer.index, message, payload)
             case Abort(requests=requests):
@@ -298,6 +305,16 @@ class InstanceEndpoint:
                 self._call(peer, message, payload)
             case _:
                 self._pass_on(peer, message, payload)
+
+    def _about_session(self, peer: _Peer, message: Ping | Rekeyed | Bye, now: float) -> None:
+        match message:
+            case Ping():
+                self._renew(peer, message, now)
+            case Rekeyed():
+                if self._rekeying is not None:
+                    self._rekeying.parted.add(peer.index)
+            case Bye():
+                self._end(peer, "bye")
 
     def _renew(self, peer: _Peer, ping: Ping, now: float) -> None:
         peer.expires_at = now + self._lease_s
@@ -322,6 +339,9 @@ class InstanceEndpoint:
 
     def _hello(self, identity: bytes, hello: Hello, now: float) -> None:
         peer = self._peers.get(identity)
+        if hello.resumes and (peer is None or not self._resume(peer, hello, now)):
+            self._refuse(identity, hello.session, NO_SESSION, now)
+            return
         if peer is not None and peer.session == hello.session:
             peer.expires_at = now + self._lease_s
         else:
@@ -341,6 +361,37 @@ class InstanceEndpoint:
         self._is_report_due = True
         self._outbox.put(None)
 
+    def _resume(self, peer: _Peer, hello: Hello, now: float) -> bool:
+        """Whether a session goes on that has parted for a change of keys; it is said repeatedly."""
+        rekeying = self._rekeying
+        if rekeying is None or peer.session != hello.session:
+            return False
+        if peer.index not in rekeying.back:
+            if not rekeying.may_resume(peer.index, now):
+                return False
+            rekeying.back.add(peer.index)
+        return True
+
+    def _follow_keys(self, now: float) -> None:
+        """Listen with other keys when there are; `rekeying` says how."""
+        rekeying = self._rekeying
+        if rekeying is None or (rekeying.listens.is_set() and now >= rekeying.back_until):
+            if (new := self._keys.look(now)) is not None:
+                self._rekeying = new
+                self._outbox.put(new)
+        elif not rekeying.listens.is_set() and rekeying.is_parted(now, self._is_present):
+            for peer in [p for p in self._peers.values() if p.index not in rekeying.parted]:
+                self._end(peer, "it did not answer to a change of keys")
+            sockets = list(zip((self._in, self._out), self._addresses, strict=True))
+            listen_anew(sockets, self._authenticator, rekeying.keys, self._closing.is_set)
+            self._keys.keys = rekeying.keys
+            rekeying.back_until = time.monotonic() + BACK_S
+            rekeying.listens.set()
+            log.info("endpoint.rekeyed sessions=%d", len(rekeying.parted))
+
+    def _is_present(self, index: int) -> bool:
+        return index in self._by_index
+
     def _new_peer(self, identity: bytes, session: int, now: float) -> _Peer:
         peer = _Peer(self._next_index, identity, session, now + self._lease_s)
         peer.told = self._taken.count
@@ -357,8 +408,6 @@ class InstanceEndpoint:
     def _refusal(self, identity: bytes, hello: Hello) -> str:
         if identity != hello.peer.encode():
             return "peer name and socket identity differ"
-        if hello.llx_version != __version__:
-            return f"llx {hello.llx_version} may not join an instance of llx {__version__}"
         if hello.vllm_version != self._info.vllm_version:
             return (
                 f"vLLM {hello.vllm_version} may not join an instance of"
@@ -397,7 +446,9 @@ class InstanceEndpoint:
         report_at = 0.0
         while True:
             item = self._next_item(report_at)
-            if item is not None:
+            if isinstance(item, Rekeying):
+                self._part(item)
+            elif item is not None:
                 try:
                     self._send(item)
                 except Exception:  # the thread's edge: one bad payload must not end all output
@@ -414,7 +465,34 @@ class InstanceEndpoint:
                 break
         self._out.close(linger=_FLUSH_MS)
 
-    def _next_item(self, report_at: float) -> _Send | None:
+    def _part(self, rekeying: Rekeying) -> None:
+        """Say the last word to everybody, and go on when they are back."""
+        for peer in list(self._peers.values()):
+            last = Rekey(peer.session, rekeying.keys.listener_public)
+            self._out.send_multipart([peer.identity, encode(last)])
+            rekeying.asked.append(peer.index)
+        rekeying.part_until = time.monotonic() + PART_S
+        rekeying.told.set()
+        rekeying.listens.wait()  # the input thread uses both sockets meanwhile
+        if self._closing.is_set():
+            return
+        self._out.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        wait_back(rekeying, self._reach, self._is_present, self._closing.is_set)
+        self._out.setsockopt(zmq.ROUTER_MANDATORY, 0)
+
+    def _reach(self, index: int) -> bool:
+        """Whether a message to that peer leaves; without a connection there is none."""
+        peer = self._by_index.get(index)
+        if peer is None:
+            return False
+        ready = encode(Ready(peer.session, self._info, self._engine_ready))
+        try:
+            self._out.send_multipart([peer.identity, ready], zmq.DONTWAIT)
+        except zmq.ZMQError:
+            return False
+        return True
+
+    def _next_item(self, report_at: float) -> _Send | Rekeying | None:
         """The next message; None when woken for a report, or when one has come due."""
         if not self._is_report_due:
             return self._outbox.get()

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
+from llx.agent.cpu_use import CpuUse
 from llx.agent.devices import Allocation, Device, DeviceKind, Inventory
 from llx.agent.processes import ProcessState, ShimRecord
 from llx.errors import WireError
@@ -53,6 +54,7 @@ class HostView(msgspec.Struct, frozen=True):
         disk_free_bytes: On the file system of the cluster's directory.
         llx_version: Of the node environment.
         vllm_version: Likewise; empty if there is none.
+        cpu_use: How much of the CPU is in use.
         at: Unix seconds, by that host's clock.
     """
 
@@ -68,6 +70,7 @@ class HostView(msgspec.Struct, frozen=True):
     disk_free_bytes: int
     llx_version: str
     vllm_version: str
+    cpu_use: CpuUse = CpuUse()
     at: float = msgspec.field(default_factory=time.time)
 
     @property

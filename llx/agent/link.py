@@ -19,10 +19,12 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from llx import __version__
+from llx.agent.dial_turns import DialTurns
 from llx.agent.prefix_reports import PrefixFeed
+from llx.agent.socket_reader import ReadSocket, read_all
 from llx.core.ledger import InFlightLedger
 from llx.core.model import Blocks, Epoch, InstanceLoad, RequestId, Term
-from llx.curve import ClusterKeys, make_dialer
+from llx.curve import KeySource, KeyTurns, make_dialer
 from llx.errors import EngineError, RemoteError, UnreachableError, WireError
 from llx.pins import VLLM_VERSION
 from llx.ports import Frame
@@ -45,6 +47,8 @@ from llx.wire import (
     Prefixes,
     Ready,
     Refused,
+    Rekey,
+    Rekeyed,
     Reply,
     ToInstance,
     ToLlumlet,
@@ -59,13 +63,22 @@ _HELLO_AT_LEAST_EVERY_S = 1.0
 """Each hello waits twice as long for its answer as the one before: a process that dials a thousand
 instances at once, or an instance that a hundred dial, is busy enough."""
 _PING_EVERY_S = 1.0
+_PING_AT_LEAST_EVERY_S = 3.0
+_PING_AFTER_REPORTS = 15
+"""Who hears so many instances that each reports seldom pings them less often, too."""
 _REDIAL_AFTER_S = 0.2
 _MOST_REPORTS_PER_S = 5000
 _REFUSED_RETRY_S = 5.0
 _LAST_WORDS_S = 0.05
 """After a disconnect, what has arrived is read first: last tokens, and why the engine died."""
+_BACK_S = 5.0
+"""Within this a session goes on with other keys, or it is over; more than the instance waits."""
+_RETRY_S = 0.02
 _EVENTS = (
-    zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 
 
@@ -113,19 +126,21 @@ class InstanceLink:
 
     Args:
         context: Of this process.
-        keys: The cluster's keys.
+        keys: The cluster's keys, of any moment.
         member: The instance.
         peer: This process (`peer_of_process`), the same on each of its links and sessions.
         role: ``gateway``, ``scheduler`` or ``llumlet``.
         events: Who is told.
         term: The scheduler's.
         prefixes: Hears what is in the instance's prefix cache, while it wants to.
+        turns: Of all links of this process; None: it dials at once.
+        read: How what the instance says is read.
     """
 
     def __init__(
         self,
         context: zmq.asyncio.Context,
-        keys: ClusterKeys,
+        keys: KeySource,
         member: Member,
         *,
         peer: str,
@@ -133,6 +148,8 @@ class InstanceLink:
         events: LinkEvents,
         term: Term | None = None,
         prefixes: PrefixFeed | None = None,
+        turns: DialTurns | None = None,
+        read: ReadSocket = read_all,
     ) -> None:
         self.member = member
         self.prefixes = prefixes or PrefixFeed(lambda _: None)
@@ -149,11 +166,18 @@ class InstanceLink:
         """How often at most the instance is to report; see `report_interval_s`."""
         self.ledger = InFlightLedger()
         self._context = context
-        self._keys = keys
+        self._keys = KeyTurns(keys)
+        self.listener_public = ""
+        """Whom the session stands with, by the key; empty: none has stood yet."""
+        self._held: list[list[Frame]] | None = None
+        """What waits for the session to go on with other keys; None: it needs not."""
+        self._back_until = 0.0
         self._peer = peer
         self._role = role
         self._events = events
         self._term = term if term is not None else Term(0)
+        self._turns = turns or DialTurns()
+        self._read = read
         self._session = 0
         self._calls: dict[int, asyncio.Future[list[memoryview]]] = {}
         self._call_ids = itertools.count(1)
@@ -236,7 +260,11 @@ class InstanceLink:
 
     def _send(self, message: ToInstance, payload: Sequence[Frame] = ()) -> None:
         # A DEALER's send only waits at its high-water mark; the future is done at once otherwise.
-        self._in.send_multipart([encode(message), *payload], copy=False)
+        frames = [encode(message), *payload]
+        if self._held is not None:
+            self._held.append(frames)
+        else:
+            self._in.send_multipart(frames, copy=False)
 
     async def _offer(self, message: ToInstance) -> None:
         """Send what is repeated anyway; dropped while nobody takes it, lest it pile up."""
@@ -249,6 +277,7 @@ class InstanceLink:
         while True:
             reason, retry_after_s = "", _REDIAL_AFTER_S
             try:
+                await self._turns.take(self)
                 await self._serve_session()
             except _SessionOver as over:
                 reason, retry_after_s = str(over), over.retry_after_s
@@ -268,6 +297,13 @@ class InstanceLink:
         self.ledger = InFlightLedger()
         self.load = self.report = None
         self.prefixes.begin_anew()
+        while True:
+            await self._serve_connections()
+            await asyncio.sleep(_RETRY_S)
+
+    async def _serve_connections(self) -> None:
+        """Until they end because the instance listens with other keys from now on."""
+        self._dialled = self._keys.now()
         self._in, self._out = self._dial(), self._dial()
         # Nothing is queued for who is not there. Not on `_out`: a connection that ends takes along
         # what has arrived there and was not read yet.
@@ -297,39 +333,55 @@ class InstanceLink:
 
     def _dial(self) -> zmq.asyncio.Socket:
         socket = self._context.socket(zmq.DEALER)
-        make_dialer(socket, self._keys)
+        make_dialer(socket, self._dialled)
         socket.setsockopt(zmq.IDENTITY, self._peer.encode())
         return socket
 
     async def _keep_lease(self) -> None:
         hello = Hello(self._peer, self._session, self._role, __version__, VLLM_VERSION, self._term)
+        if self._held is not None:
+            hello = msgspec.structs.replace(hello, resumes=True)
         pause_s = _HELLO_AFTER_S
-        while not self.is_ready:
+        while not self.is_ready or self._held is not None:
+            self._require_back()
             await self._offer(hello)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _HELLO_AT_LEAST_EVERY_S)
         while True:
+            self._require_back()
             await self._offer(Ping(self._session, self.report_every_s, self.prefixes.ask))
-            await asyncio.sleep(_PING_EVERY_S)
+            pause_s = max(_PING_EVERY_S, _PING_AFTER_REPORTS * self.report_every_s)
+            await asyncio.sleep(min(pause_s, _PING_AT_LEAST_EVERY_S))
+
+    def _require_back(self) -> None:
+        if self._held is not None and asyncio.get_running_loop().time() > self._back_until:
+            raise _SessionOver("not back after a change of keys")
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
         while True:
             event = parse_monitor_message(await monitor.recv_multipart())["event"]
-            if event == zmq.EVENT_DISCONNECTED:
-                if self.is_ready:
-                    await asyncio.sleep(_LAST_WORDS_S)
+            if event == zmq.EVENT_DISCONNECTED and self.is_ready and self._held is None:
+                await asyncio.sleep(_LAST_WORDS_S)
+                if self._held is None:
                     raise _SessionOver("disconnected")
-            else:
+            if self._held is not None:
+                return  # to dial anew, and again until the instance listens
+            if event != zmq.EVENT_DISCONNECTED:
+                self._keys.refuse(self._dialled)
                 raise _SessionOver("the instance does not accept this cluster's key")
 
     async def _receive(self) -> None:
-        while True:
-            frames = [frame.buffer for frame in await self._out.recv_multipart(copy=False)]
+        await self._read(self._out, self._take)
+
+    def _take(self, frames: list[bytes]) -> None:
+        payload: list[memoryview] = []
+        if len(frames) > 1:
             check_frames(frames)
-            self._handle(self._decoder.decode(frames[0]), frames[1:])
+            payload = [memoryview(each) for each in frames[1:]]
+        self._handle(self._decoder.decode(frames[0]), payload)
 
     def _handle(self, message: FromInstance, payload: list[memoryview]) -> None:
-        if isinstance(message, (Outputs, Load, Prefixes, Ready, Refused)) and (
+        if isinstance(message, (Outputs, Load, Prefixes, Ready, Refused, Rekey)) and (
             message.session != self._session
         ):
             return
@@ -338,15 +390,40 @@ class InstanceLink:
                 self._events.on_outputs(self, message, payload)
             case Load(seen=seen):
                 self.ledger.settle(seen)
-                self.load, self.report = message.instance_load(), message
+                self.load, self.report = self._load_of(message), message
                 self._events.on_load(self, self.load)
             case Prefixes():
                 self.prefixes.hear(message)
+            case Ready() | Refused() | Rekey():
+                self._about_session(message)
+            case Reply(call=call, error=error):
+                self._resolve(call, error, payload)
+            case Dead(reason=reason):
+                raise _SessionOver(f"engine dead: {reason}")
+            case _:
+                if self.is_ready:
+                    self._events.on_llumlet(self, message)
+
+    def _load_of(self, report: Load) -> InstanceLoad:
+        """Most reports have the classes of the one before: made once, and told by who they are."""
+        former, load = self.report, self.load
+        if former is not None and load is not None and former.classes == report.classes:
+            return report.instance_load(load.classes)
+        return report.instance_load()
+
+    def _about_session(self, message: Ready | Refused | Rekey) -> None:
+        match message:
+            case Rekey(listener_public=public):
+                self._part(public)
             case Ready(info=info, engine_ready=engine_ready):
-                if not self.is_ready:
+                self.listener_public = self._dialled.listener_public
+                if self._held is not None:
+                    self._go_on()
+                elif not self.is_ready:
                     self._check_identity(info)
                     self.info, self.engine_ready = info, bytes(engine_ready)
                     self.is_ready, self.refusal = True, ""
+                    self._turns.give_back(self)
                     log.info("link.ready instance=%s", self.member.instance)
                     self._events.on_ready(self)
             case Refused(reason=reason, term=term):
@@ -355,13 +432,21 @@ class InstanceLink:
                     raise _SessionOver(reason)
                 self.refusal = reason
                 raise _SessionOver(f"refused: {reason}", _REFUSED_RETRY_S)
-            case Reply(call=call, error=error):
-                self._resolve(call, error, payload)
-            case Dead(reason=reason):
-                raise _SessionOver(f"engine dead: {reason}")
-            case _:
-                if self.is_ready:
-                    self._events.on_llumlet(self, message)
+
+    def _part(self, listener_public: str) -> None:
+        """The connections are about to end, the session is not: hold back what is to be sent."""
+        if not self.is_ready or self._held is not None or not self._keys.take(listener_public):
+            return
+        self._send(Rekeyed(self._session))
+        self._held = []
+        self._back_until = asyncio.get_running_loop().time() + _BACK_S
+
+    def _go_on(self) -> None:
+        assert self._held is not None, "it has parted"
+        held, self._held = self._held, None
+        for frames in held:
+            self._in.send_multipart(frames, copy=False)
+        log.info("link.rekeyed instance=%s", self.member.instance)
 
     def _check_identity(self, info: InstanceInfo) -> None:
         if info.instance != self.member.instance or info.pool != self.member.pool:
@@ -380,7 +465,9 @@ class InstanceLink:
             future.set_result(payload)
 
     def _end_session(self, reason: str) -> None:
+        self._turns.give_back(self)
         was_ready, self.is_ready = self.is_ready, False
+        self._held = None
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(UnreachableError(f"{self.member.instance}: {reason}"))

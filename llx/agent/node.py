@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from llx import __version__
+from llx.agent.cpu_use import CpuMeter
 from llx.agent.devices import (
     Allocation,
     DeviceKind,
@@ -98,6 +100,7 @@ class NodeAgent:
     place: Place = field(default_factory=Place)
     claiming: threading.Lock = field(default_factory=threading.Lock)
     """Held from reading the ledger to claiming."""
+    meter: CpuMeter = field(default_factory=CpuMeter)
 
     @classmethod
     def of_host(cls, spec: HostSpec, environment: Mapping[str, str]) -> "NodeAgent":
@@ -136,19 +139,25 @@ class NodeAgent:
         self.ledger.look_again_soon()
         total, free = _memory()
         disk = os.statvfs(self.procs_dir)
+        processes = self.observe()
+        # A shim makes a session of each child, whose number is the child's.
+        sessions = {
+            name: each.record.child_pid for name, each in processes.items() if each.is_running
+        }
         return HostView(
             host=self.place.host,
             address=self.place.address,
             platform=self.place.platform,
             inventory=self.ledger.inventory,
             held=self.ledger.held(),
-            processes=self.observe(),
+            processes=processes,
             cpu_count=len(os.sched_getaffinity(0)),
             memory_total_bytes=total,
             memory_free_bytes=free,
             disk_free_bytes=disk.f_bavail * disk.f_frsize,
             llx_version=__version__,
             vllm_version=_vllm_version(),
+            cpu_use=self.meter.use(sessions, time.monotonic()),
         )
 
     def observe(self) -> dict[str, Observed]:

@@ -10,15 +10,15 @@ from typing import Any
 
 import msgspec
 
+from llx.curve import KEYS_FILE
 from llx.host_ports import HostPorts
-from llx.specs import MODELS, GatewaySpec, HostSpec, InstanceSpec
+from llx.specs import GATEWAY_CERTIFICATE, MODELS, GatewaySpec, HostSpec, InstanceSpec
 
 HERE = "localhost"
 """The one host of a cluster on this machine."""
 
 _LOOPBACK = "127.0.0.1"
 _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
-_KEYS_FILE = "keys.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ class Place:
             status_path=str(status_path(procs_dir, spec.name)),
             url_host=self.address if spec.host in _WILDCARDS else spec.host,
             on_host=self.host,
+            certificate_path=str(procs_dir.parent / GATEWAY_CERTIFICATE) if spec.is_tls else "",
         )
 
     def _local(self, model: str) -> str:
@@ -98,4 +99,4 @@ def status_path(procs_dir: Path, name: str) -> Path:
 
 
 def _keys_path(procs_dir: Path) -> str:
-    return str(procs_dir.parent / _KEYS_FILE)
+    return str(procs_dir.parent / KEYS_FILE)

@@ -20,7 +20,7 @@ from llx.agent.transport.rank import RankAgent
 from llx.core.engine_state import EngineConfig, StepTime
 from llx.core.model import Blocks, InstanceId, PoolName, Tokens
 from llx.core.token_model import HashedTokens
-from llx.curve import ClusterKeys
+from llx.curve import KeyFile
 from llx.pins import VLLM_VERSION
 from llx.specs import InstanceSpec, Phase, SimSpec, StatusFile
 from llx.wire import InstanceInfo
@@ -42,7 +42,7 @@ def run_sim(spec: InstanceSpec, status: StatusFile, *, lease_s: float = 10.0) ->
     status.write(Phase.LOADING, "reading the model's tokenizer")
     facts = read_model(spec.model, spec.engine_args)
     engine, config = make_engine(spec.sim or SimSpec(), facts)
-    keys = ClusterKeys.load(Path(spec.keys_path))
+    keys = KeyFile(Path(spec.keys_path))
     llumlet = _llumlet(spec, keys, engine, config, facts)
     transport = InstanceTransport(
         [RankAgent(engine.kv, spec.migration, spec.bind_host, spec.port_range)], llumlet
@@ -104,7 +104,7 @@ class CoreThread(threading.Thread):
 
 def _llumlet(
     spec: InstanceSpec,
-    keys: ClusterKeys,
+    keys: KeyFile,
     engine: SimEngine,
     config: EngineConfig,
     facts: ModelFacts,

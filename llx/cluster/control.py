@@ -29,6 +29,7 @@ from llx.api import (
     HostStatus,
     InstanceStatus,
     InstanceSteps,
+    KeysStatus,
     LogSlice,
     NoteReport,
     NoteRequest,
@@ -44,6 +45,7 @@ from llx.cluster.driving.rollout_verb import add_rollout_routes
 from llx.cluster.driving.scale_verb import add_scale_route
 from llx.cluster.events.routes import add_event_routes
 from llx.cluster.fleet.step_book import read_steps
+from llx.cluster.metrics.head import add_metrics_route
 from llx.cluster.moves.routes import User, add_migration_routes, add_snapshot_route
 from llx.cluster.requests.routes import add_request_routes
 from llx.cluster.scheduling.routes import add_scheduling_routes
@@ -85,8 +87,8 @@ _STATUS_OF: dict[type[LlxError], HTTPStatus] = {
 }
 
 
-def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
-    """The ASGI application."""
+def make_app(driver: ClusterDriver, token: Callable[[], Secret]) -> AsgiApp:
+    """The ASGI application; `token` says which one is right at that moment."""
     app = FastAPI(
         title="llx control API",
         version=__version__,
@@ -112,6 +114,7 @@ def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
     add_event_routes(app, driver.events_path)
     add_scale_route(app, driver.scale)
     add_rollout_routes(app, driver.rollouts)
+    add_metrics_route(app, driver.metrics)
     # `llx top` looks once a second, perhaps from afar; lists of requests shrink to a tenth.
     app.add_middleware(GZipMiddleware, minimum_size=_COMPRESS_FROM_BYTES, compresslevel=1)
     app.add_exception_handler(LlxError, _on_llx_error)
@@ -124,19 +127,23 @@ def make_app(driver: ClusterDriver, token: Secret) -> AsgiApp:
 class Guard:
     """Lets in whoever has the token, and bodies of a sane size; HTTP only."""
 
-    def __init__(self, app: AsgiApp, token: Secret, body_s: float = BODY_S) -> None:
+    def __init__(self, app: AsgiApp, token: Callable[[], Secret], body_s: float = BODY_S) -> None:
         self._app = app
         self._body_s = body_s
-        self._expected = b"Bearer " + token.reveal().encode()
+        self._token = token
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
-        if not hmac.compare_digest(headers.get(b"authorization", b""), self._expected):
+        token = self._token().reveal().encode()
+        given = headers.get(b"authorization", b"")
+        if not token or not hmac.compare_digest(given, b"Bearer " + token):
             refusal = ErrorBody(
-                error="unauthorized", message="the bearer token is missing or wrong"
+                error="unauthorized",
+                message="the bearer token is missing or wrong",
+                remedy="perhaps it was replaced (llx up --rotate): start this llx again",
             )
             await _answer(HTTPStatus.UNAUTHORIZED, refusal)(scope, receive, send)
             return
@@ -197,6 +204,11 @@ def _add_routes(app: FastAPI, driver: ClusterDriver) -> None:
     async def status() -> ClusterStatus:
         """The whole cluster."""
         return driver.status()
+
+    @app.get(f"/{API_VERSION}/keys")
+    async def keys() -> KeysStatus:
+        """How old the keys of the cluster's sockets are, and who does not use them yet."""
+        return driver.keys()
 
     @app.get(f"/{API_VERSION}/logs/{{name}}")
     async def logs(

@@ -62,10 +62,11 @@ async def _serve(
     ending = _ending_signal()
     with bind_control(settings.control.port) as listener:
         state.create()
-        term, token = state.raise_term(), state.new_token()
+        term = state.raise_term()
+        state.new_token()
         log.info("head.starting", cluster=spec.cluster, term=term)
         agent = await asyncio.to_thread(_agent, spec, settings, state, variables)
-        seat = HeadSeat(settings, state, spec.platform, term, token, _line_address(agent))
+        seat = HeadSeat(settings, state, spec.platform, term, _line_address(agent))
         await serve(
             seat,
             LocalAgents(agent),

@@ -34,7 +34,8 @@ class Rollout(msgspec.Struct, frozen=True):
     """A rollout of a model: from what, and how far it is.
 
     Attributes:
-        former: The model as it was, as in cluster.yaml.
+        wanted: The model as it is to be, as in cluster.yaml.
+        former: As it was.
         former_revision: Of the instances that are replaced.
         former_generation: Theirs.
         count: So many instances there are to be.
@@ -50,8 +51,10 @@ class Rollout(msgspec.Struct, frozen=True):
         moved: Requests that were moved off them.
         finished: Those that finished there.
         cut: Those that had not at the deadline.
+        attempt: How often what has failed was to be tried anew.
     """
 
+    wanted: dict[str, Any]
     former: dict[str, Any]
     former_revision: int
     former_generation: int
@@ -68,6 +71,7 @@ class Rollout(msgspec.Struct, frozen=True):
     moved: int = 0
     finished: int = 0
     cut: int = 0
+    attempt: int = 0
 
     def former_model(self) -> ModelSettings:
         """The model as it was."""

@@ -83,6 +83,7 @@ async def _serve(spec: HostSpec, state: StateDir, status: StatusFile) -> bool:
     settings = load_cluster(state.settings)
     with _beating(RayPaths(spec).alive), bind_control(settings.control.port) as listener:
         term = state.raise_term()
+        state.keep_or_new_token()
         log.info("head.starting", cluster=spec.cluster, term=term)
         agents = RayAgents(term)
         seat = HeadSeat(
@@ -90,7 +91,6 @@ async def _serve(spec: HostSpec, state: StateDir, status: StatusFile) -> bool:
             state=state,
             platform=spec.platform,
             term=term,
-            token=state.keep_or_new_token(),
             line_address=f"tcp://{spec.address}:{HostPorts(spec.first_port).scheduler}",
         )
         try:

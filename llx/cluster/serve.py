@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from llx.cluster.driving.desired import desired_gateways, desired_hosts, desired_instances
 from llx.cluster.driving.driver import ClusterDriver
+from llx.cluster.driving.rollout_change import settled
 from llx.cluster.events.audit import AuditTrail
 from llx.cluster.fleet.agents import AgentsSource
 from llx.cluster.fleet.fleet import Fleet
@@ -25,17 +26,17 @@ from llx.cluster.placement_file import (
     without_hosts,
 )
 from llx.cluster.rollout_file import FIRST, Generations, load_generations
-from llx.cluster.state_dir import StateDir
+from llx.cluster.state_dir import StateDir, TokenFile, write_private
 from llx.core.model import Term
-from llx.curve import ClusterKeys
+from llx.curve import KeyFile
 from llx.errors import ConflictError
 from llx.log import get_log
 from llx.secret import Secret
-from llx.settings import ClusterSettings
+from llx.settings import ClusterSettings, dump_cluster
 from llx.specs import GatewaySpec, InstanceSpec
 
 if TYPE_CHECKING:  # imported late: by then the processes of the cluster are starting
-    import uvicorn
+    from llx.http_server import BoundedServer
 
 log = get_log(__name__)
 
@@ -52,7 +53,6 @@ class HeadSeat:
         state: The cluster's state directory on this host; `create` was called.
         platform: ``cpu`` or ``cuda``.
         term: This head's, raised on disk before.
-        token: Of the control API.
         line_address: Where gateways reach the head, such as ``tcp://10.0.0.1:20009``; None: on
             loopback, at a port of the system's choice.
     """
@@ -61,7 +61,6 @@ class HeadSeat:
     state: StateDir
     platform: str
     term: Term
-    token: Secret
     line_address: str | None = None
 
 
@@ -89,17 +88,48 @@ async def serve(
         ConflictError: The gateways' address is taken by someone else.
         ConfigError: Keys or settings in the state directory cannot be used.
     """
-    keys = ClusterKeys.load(seat.state.keys)
+    keys = KeyFile(seat.state.keys)
     with contextlib.closing(GatewayLine(keys, seat.term)) as line:
         loads = LoadWatch(keys, seat.term)
         try:
             address = await line.bind(seat.line_address)
             fleet = make_fleet(seat, agents, line, loads, address)
             driver = ClusterDriver(fleet, agents, AuditTrail(seat.state.events), seat.state)
-            await _drive(driver, seat.token, listener, ending, on_ready)
+            await drive(driver, TokenFile(seat.state.token), listener, ending, on_ready)
             return driver.stopped.is_set()
         finally:
             await loads.close()
+
+
+async def drive(
+    driver: ClusterDriver,
+    token: Callable[[], Secret],
+    listener: socket.socket,
+    ending: asyncio.Event,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Run a driver and its control API until `ending`, or until that has stopped everything."""
+    driving = asyncio.create_task(driver.run(), name="driver")
+    # The processes are starting while the web framework is being imported.
+    server = await asyncio.to_thread(_server, driver, token)
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="control")
+    listening = asyncio.create_task(server.is_listening.wait())
+    asked = asyncio.create_task(ending.wait())
+    stopped = asyncio.create_task(driver.stopped.wait())
+    try:
+        first = asyncio.FIRST_COMPLETED
+        await asyncio.wait([serving, listening], return_when=first)
+        if listening.done():
+            on_ready(f"http://{LOOPBACK}:{listener.getsockname()[1]}")
+        await asyncio.wait([driving, serving, asked, stopped], return_when=first)
+        if driving.done():
+            driving.result()
+    finally:
+        server.should_exit = True  # answers under way are finished
+        await asyncio.wait([serving], timeout=_HTTP_GRACE_S + 2)
+        for task in (driving, serving, listening, asked, stopped):
+            task.cancel()
+        await asyncio.gather(driving, serving, listening, asked, stopped, return_exceptions=True)
 
 
 def bind_control(port: int) -> socket.socket:
@@ -125,11 +155,15 @@ def make_fleet(
     seat: HeadSeat, agents: AgentsSource, line: GatewayLine, loads: LoadWatch, address: str
 ) -> Fleet:
     """The fleet of the settings, with what former heads remembered of it."""
+    generations = load_generations(seat.state.rollouts)
+    settings = settled(seat.settings, generations)
+    if settings != seat.settings:
+        write_private(seat.state.settings, dump_cluster(settings))
     moved = load_moved(seat.state.moved)
     away = frozenset(moved.away if moved is not None else ())
     known = without_hosts(load_placements(seat.state.placements), away)
     cordoned = load_cordons(seat.state.cordons)
-    names = desired_hosts(seat.settings)
+    names = desired_hosts(settings)
     placed = [each.host for each in [*known.instances.values(), *known.gateways.values()]]
     leaving = [each for each in dict.fromkeys([*known.leaving, *placed]) if each not in names]
     now = time.monotonic()
@@ -143,15 +177,14 @@ def make_fleet(
         )
         for name in [*names, *leaving]
     }
-    generations = load_generations(seat.state.rollouts)
     specs = [
         _spec_of(spec, known.instances.get(spec.name), generations)
-        for spec in desired_instances(seat.settings, known.wanted, generations)
+        for spec in desired_instances(settings, known.wanted, generations)
     ]
     instances = _units(specs, known.instances)
-    gateways = _units(desired_gateways(seat.settings, address, generations), known.gateways)
+    gateways = _units(desired_gateways(settings, address, generations), known.gateways)
     fleet = Fleet(
-        settings=seat.settings,
+        settings=settings,
         platform=seat.platform,
         term=seat.term,
         hosts=hosts,
@@ -203,35 +236,7 @@ def _remembered(spec: InstanceSpec | GatewaySpec, placed: PlacedUnit | None) -> 
     return unit
 
 
-async def _drive(
-    driver: ClusterDriver,
-    token: Secret,
-    listener: socket.socket,
-    ending: asyncio.Event,
-    on_ready: Callable[[str], None],
-) -> None:
-    """Until `ending`, or until the control API has stopped everything."""
-    driving = asyncio.create_task(driver.run(), name="driver")
-    # The processes are starting while the web framework is being imported.
-    server = await asyncio.to_thread(_server, driver, token)
-    serving = asyncio.create_task(server.serve(sockets=[listener]), name="control")
-    on_ready(f"http://{LOOPBACK}:{listener.getsockname()[1]}")
-    asked = asyncio.create_task(ending.wait())
-    stopped = asyncio.create_task(driver.stopped.wait())
-    try:
-        first = asyncio.FIRST_COMPLETED
-        await asyncio.wait([driving, serving, asked, stopped], return_when=first)
-        if driving.done():
-            driving.result()
-    finally:
-        server.should_exit = True  # answers under way are finished
-        await asyncio.wait([serving], timeout=_HTTP_GRACE_S + 2)
-        for task in (driving, serving, asked, stopped):
-            task.cancel()
-        await asyncio.gather(driving, serving, asked, stopped, return_exceptions=True)
-
-
-def _server(driver: ClusterDriver, token: Secret) -> "uvicorn.Server":
+def _server(driver: ClusterDriver, token: Callable[[], Secret]) -> "BoundedServer":
     import uvicorn
 
     from llx.cluster.control import make_app

@@ -9,6 +9,7 @@ stopping.json   the cluster is being stopped   policies.json  what operators cha
 moved.json      it was another host's head     head-copy.json  of another host's head
 """
 
+import contextlib
 import os
 import secrets
 import tempfile
@@ -20,7 +21,7 @@ import msgspec
 from llx.agent.node import HEAD
 from llx.client import TOKEN_FILE
 from llx.core.model import Term
-from llx.curve import ClusterKeys
+from llx.curve import KEYS_FILE, ClusterKeys
 from llx.errors import ConfigError
 from llx.head_copy import MOVED_FILE
 from llx.secret import Secret
@@ -65,7 +66,7 @@ class StateDir:
     @property
     def keys(self) -> Path:
         """`ClusterKeys`."""
-        return self.path / "keys.json"
+        return self.path / KEYS_FILE
 
     @property
     def token(self) -> Path:
@@ -173,6 +174,27 @@ class StateDir:
             ) from None
         write_private(self.term, f"{term}\n")
         return term
+
+
+class TokenFile:
+    """The control API's token as its file says at that moment: `llx up --rotate` replaces it.
+
+    A file that is gone or empty changes nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int] = (0, 0)
+        self._token = Secret("")
+
+    def __call__(self) -> Secret:
+        """The token; empty if there never was one."""
+        with contextlib.suppress(OSError):
+            found = self._path.stat()
+            now = found.st_ino, found.st_mtime_ns
+            if now != self._seen and (text := self._path.read_text().strip()):
+                self._token, self._seen = Secret(text), now
+        return self._token
 
 
 def write_private(path: Path, text: str) -> None:

@@ -70,29 +70,35 @@ class LikeSteps:
         self.ends_at: int = started_at + self._each + self._context // 1000
         self.num_left = num_left
         self.num_free = num_free
-        self._await_take()
+        self._await_take(0, self.ends_at)
 
     def advance(self, now: Nanos) -> None:
         """Go on to the step that is under way at `now`, but never beyond the last one."""
-        while self.ends_at <= now and self.num_left > 1:
-            self._context += self._growth
-            self.ends_at += self._each + self._context // 1000
-            self.num_left -= 1
-            self._num_over += 1
-            if self._num_over == self._next_take:
-                self._take()
+        ends_at, num_left, num_over = self.ends_at, self.num_left, self._num_over
+        each, context, growth = self._each, self._context, self._growth
+        while ends_at <= now and num_left > 1:
+            context += growth
+            ends_at += each + context // 1000
+            num_left -= 1
+            num_over += 1
+            if num_over == self._next_take:
+                self._take(ends_at)
+        self.ends_at, self.num_left, self._num_over = ends_at, num_left, num_over
+        self._context = context
 
-    def _take(self) -> None:
-        taken = self._takes.pop(self._next_take)
+    def _take(self, ends_at: int) -> None:
+        """The step that ends then takes blocks."""
+        takes, now = self._takes, self._next_take
+        taken = takes.pop(now)
         self.num_free = Blocks(self.num_free - taken)
-        again = self._next_take + self._block_size
-        self._takes[again] = self._takes.get(again, 0) + taken
-        self._await_take()
+        again = now + self._block_size
+        takes[again] = takes.get(again, 0) + taken
+        self._await_take(now, ends_at)
 
-    def _await_take(self) -> None:
+    def _await_take(self, num_over: int, ends_at: int) -> None:
         self._next_take = min(self._takes)
-        num_before = self._next_take - self._num_over - 1
-        self.free_until = self.ends_at + num_before * self._each  # and a little longer
+        num_before = self._next_take - num_over - 1
+        self.free_until = ends_at + num_before * self._each  # and a little longer
 
     def last_ends_at(self) -> Nanos:
         """When the row ends."""

@@ -35,9 +35,11 @@ from llx.core.engine_state import (
     State,
     urgency,
 )
+from llx.core.fixed import fixed
 from llx.core.model import Blocks, InstanceLoad, Nanos, RequestId, Tokens
 
 _NOTHING: frozenset[int] = frozenset()
+_RUNNING: Final = State.RUNNING
 _STATES: Final = {
     State.WAITING: "waiting",
     State.PREEMPTED: "preempted",
@@ -70,9 +72,9 @@ class Finish(Enum):
     LENGTH = "length"
 
 
-@dataclass(slots=True)
+@fixed
 class TokenOutput:
-    """One new token of one request. As `Chunk`, not frozen for speed alone."""
+    """One new token of one request."""
 
     request: RequestId
     token: int
@@ -81,12 +83,9 @@ class TokenOutput:
     """The token of `stop_tokens` that ended the request; None at `eos_token` or by length."""
 
 
-@dataclass(slots=True)
+@fixed
 class Step:
-    """A batch: what runs, for how long, and what the planning of it changed.
-
-    As `Chunk`, not frozen for speed alone.
-    """
+    """A batch: what runs, for how long, and what the planning of it changed."""
 
     started_at: Nanos
     duration_ns: Nanos
@@ -95,7 +94,7 @@ class Step:
     preempted: tuple[RequestId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class RequestStatus:
     """A request as operators see it.
 
@@ -268,7 +267,7 @@ class EngineModel:
         for held in list(self._state.running):
             if plan.budget == 0:
                 return
-            if held.state is not State.RUNNING:
+            if held.state is not _RUNNING:
                 continue  # preempted by one before it in this very loop
             self._run(held, plan)
 
@@ -302,9 +301,9 @@ class EngineModel:
         return plan.budget > 0 and self._state.num_slots_taken < self.config.max_num_seqs
 
     def _start(self, held: Held, plan: _Plan) -> None:
-        self._state.move(held, State.RUNNING)
+        self._state.move(held, _RUNNING)
         self._run(held, plan)
-        if held.state is State.RUNNING:
+        if held.state is _RUNNING:
             plan.admitted.append(held.asked.request)
 
     def _run(self, held: Held, plan: _Plan) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, assert_never
 
+from llx.core.fixed import fixed
 from llx.core.model import Blocks, ClassLoad, InstanceLoad, Nanos, RequestId, Tokens, blocks_for
 
 
@@ -113,7 +114,7 @@ class EngineConfig:
         assert is_whole or not self.is_prefill_first, "a prompt may not fit in a step"
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class EngineRequest:
     """A request as the engine gets it.
 
@@ -135,12 +136,9 @@ class EngineRequest:
     seed: int = 0
 
 
-@dataclass(slots=True)
+@fixed
 class Chunk:
-    """Positions `start` to `end` (exclusive) of a request, computed in one step.
-
-    Nobody changes it. It is not frozen for speed: there is one for each request of each step.
-    """
+    """Positions `start` to `end` (exclusive) of a request, computed in one step."""
 
     request: RequestId
     life: int
@@ -165,6 +163,15 @@ class State(Enum):
     CUT = "cut"
     """On its way out: in no batch, its blocks kept as they are."""
     GONE = "gone"
+
+
+_WAITING: Final = State.WAITING
+_PREEMPTED: Final = State.PREEMPTED
+_ARRIVED: Final = State.ARRIVED
+_RUNNING: Final = State.RUNNING
+_CUT: Final = State.CUT
+_GONE: Final = State.GONE
+"""As names of their own: Python 3.11 takes long to look up an enum's member."""
 
 
 @dataclass(slots=True, eq=False)
@@ -239,11 +246,11 @@ class EngineState:
     def move(self, held: Held, to: State) -> None:
         """Bring a request into another state; into one without blocks, it gives its blocks back."""
         self._leave(held)
-        if to in (State.WAITING, State.PREEMPTED, State.GONE):
+        if to is _GONE or to is _WAITING or to is _PREEMPTED:
             self.give_back(held.blocks)
             held.blocks = []
             held.num_computed = 0
-        if to is State.CUT:
+        elif to is _CUT:
             held.cut_from = held.state
         held.state = to
         self._enter(held)
@@ -284,7 +291,8 @@ class EngineState:
     @property
     def num_slots_taken(self) -> int:
         """Places in the batch: a request that was cut out of it keeps its own, to come back to."""
-        return len(self.running) + sum(held.cut_from is State.RUNNING for held in self.cut)
+        num_cut = sum(held.cut_from is State.RUNNING for held in self.cut) if self.cut else 0
+        return len(self.running) + num_cut
 
     @property
     def num_reserved(self) -> int:
@@ -317,42 +325,44 @@ class EngineState:
     # ------------------------------------------------------------------ queues
 
     def _enter(self, held: Held) -> None:
-        match held.state:
-            case State.WAITING | State.PREEMPTED:
-                bisect.insort(self.waiting, held, key=urgency)
-            case State.ARRIVED:
-                bisect.insort(self.arrived, held, key=urgency)
-            case State.RUNNING:
-                self.running.append(held)
-            case State.CUT:
-                self.cut.append(held)
-            case State.GONE:
-                del self.held[held.asked.request]
-                return
-            case _:
-                assert_never(held.state)
+        state = held.state
+        if state is _RUNNING:
+            self.running.append(held)
+        elif state is _GONE:
+            del self.held[held.asked.request]
+            return
+        elif state is _WAITING or state is _PREEMPTED:
+            bisect.insort(self.waiting, held, key=urgency)
+        elif state is _ARRIVED:
+            bisect.insort(self.arrived, held, key=urgency)
+        elif state is _CUT:
+            self.cut.append(held)
+        else:
+            assert_never(state)
         self._count(held, 1)
 
     def _leave(self, held: Held) -> None:
-        match held.state:
-            case State.WAITING | State.PREEMPTED:
-                _take_out(self.waiting, held)
-            case State.ARRIVED:
-                _take_out(self.arrived, held)
-            case State.RUNNING:
-                self.running.remove(held)
-            case State.CUT:
-                self.cut.remove(held)
-            case State.GONE:
-                return  # it has only just been taken in
-            case _:
-                assert_never(held.state)
+        state = held.state
+        if state is _GONE:
+            return  # it has only just been taken in
+        if state is _RUNNING:
+            self.running.remove(held)
+        elif state is _WAITING or state is _PREEMPTED:
+            _take_out(self.waiting, held)
+        elif state is _ARRIVED:
+            _take_out(self.arrived, held)
+        elif state is _CUT:
+            self.cut.remove(held)
+        else:
+            assert_never(state)
         self._count(held, -1)
 
     def _count(self, held: Held, sign: int) -> None:
-        priority = held.asked.priority
-        tally = self._tallies.setdefault(priority, _Tally())
-        if held.state in (State.RUNNING, State.CUT):
+        priority, state = held.asked.priority, held.state
+        tally = self._tallies.get(priority)
+        if tally is None:
+            tally = self._tallies[priority] = _Tally()
+        if state is _RUNNING or state is _CUT:
             tally.num_running += sign
         else:
             tally.num_waiting += sign
@@ -360,7 +370,7 @@ class EngineState:
             tally.waiting_demand += demand
             self._waiting_demand += demand
             self._waiting_tokens += sign * (len(held.tokens) - held.num_computed)
-            self._num_preempted += sign * (held.state is State.PREEMPTED)
+            self._num_preempted += sign * (state is _PREEMPTED)
         if not tally.num_running and not tally.num_waiting:
             del self._tallies[priority]
 

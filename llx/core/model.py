@@ -3,8 +3,10 @@
 Ids and units are types, so that a wrong unit or sign is a type error, not a bug report.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NewType
+
+from llx.core.fixed import fixed
 
 RequestId = NewType("RequestId", str)
 InstanceId = NewType("InstanceId", str)
@@ -42,7 +44,7 @@ def next_seat(highest: Term) -> Term:
     return Term((highest // TERMS_PER_SEAT + 1) * TERMS_PER_SEAT)
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class ClassLoad:
     """What one priority class has on an instance."""
 
@@ -51,16 +53,13 @@ class ClassLoad:
     waiting_demand: Blocks = Blocks(0)
 
 
-@dataclass(slots=True)
+@fixed
 class InstanceLoad:
-    """An instance's load at one moment, as its llumlet reports it; nobody changes it.
+    """An instance's load at one moment, as its llumlet reports it.
 
     Invariant: ``0 <= free <= total``. ``waiting_demand`` counts the blocks that the prompts of all
     waiting requests will need; ``waiting_tokens`` the tokens of prompts still to be computed, of
     theirs and of those of running requests whose first token is yet to come.
-
-    It is not frozen because a simulation makes one for every report, which frozen costs five times
-    as much.
     """
 
     total: Blocks

@@ -5,13 +5,13 @@ go first. Whoever adds one writes it here and names it in `CHOICES`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
+from llx.core.fixed import fixed
 from llx.core.model import Blocks, RequestId, Tokens
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Movable:
     """A request that can move.
 

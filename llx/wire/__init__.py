@@ -27,6 +27,7 @@ from llx.wire.line import (
     GatewayHello,
     GatewayReport,
     Held,
+    InstancePace,
     Member,
     Members,
     MoveSeen,
@@ -35,6 +36,7 @@ from llx.wire.line import (
     Placed,
     PoolOffer,
     ReclassRequests,
+    Unusable,
     Withdraw,
 )
 from llx.wire.moving import (
@@ -71,6 +73,8 @@ from llx.wire.sessions import (
     Prefixes,
     Ready,
     Refused,
+    Rekey,
+    Rekeyed,
     Reply,
     RequestView,
 )
@@ -109,6 +113,7 @@ __all__ = [
     "Held",
     "Hello",
     "InstanceInfo",
+    "InstancePace",
     "Load",
     "Member",
     "Members",
@@ -128,6 +133,8 @@ __all__ = [
     "Ready",
     "ReclassRequests",
     "Refused",
+    "Rekey",
+    "Rekeyed",
     "Reply",
     "RequestView",
     "Reserve",
@@ -141,6 +148,7 @@ __all__ = [
     "ToLlumlet",
     "ToScheduler",
     "ToTarget",
+    "Unusable",
     "Withdraw",
     "check_frames",
     "encode",
@@ -150,8 +158,8 @@ ToTarget = Reserve | Extend | Commit | AbortMigration
 FromTarget = Reserved | MigrationRefused | Committed | Dropped
 ToLlumlet = Ruling | MigrateOrder | CancelMigration | ToTarget
 FromLlumlet = AskOwner | Moving | MigrationNews | FromTarget
-ToInstance = Hello | Ping | Bye | Add | Abort | Call | ToLlumlet
-FromInstance = Ready | Refused | Outputs | Load | Prefixes | Reply | Dead | FromLlumlet
+ToInstance = Hello | Rekeyed | Ping | Bye | Add | Abort | Call | ToLlumlet
+FromInstance = Ready | Refused | Rekey | Outputs | Load | Prefixes | Reply | Dead | FromLlumlet
 ToScheduler = GatewayHello | GatewayReport | Place | Withdraw | Changed
 PlacementAnswer = Placed | Held | NotPlaced
 Change = CancelRequests | ReclassRequests

@@ -21,11 +21,20 @@ class PoolOffer(msgspec.Struct, frozen=True):
     """A pool that gateways are to have a front end for.
 
     Of the pools of a model, the one that `is_current` gets its new requests, from when its front
-    end is open; the others keep the streams that they have.
+    end is open; the others keep the streams that they have. With a higher `attempt` a gateway whose
+    front end has failed tries anew.
     """
 
     spec: PoolSpec
     is_current: bool = True
+    attempt: int = 0
+
+
+class Unusable(msgspec.Struct, frozen=True):
+    """A pool whose front end could not be made or opened: at which attempt, and why."""
+
+    attempt: int
+    reason: str
 
 
 class GatewayHello(Message, frozen=True, tag="gateway-hello"):
@@ -41,6 +50,7 @@ class GatewayHello(Message, frozen=True, tag="gateway-hello"):
     host: str
     term: Term
     version: int
+    llx_version: str = ""
 
 
 class Members(Message, frozen=True, tag="members"):
@@ -76,11 +86,24 @@ class MoveSeen(msgspec.Struct, frozen=True):
     itl_ms: float
 
 
+class InstancePace(msgspec.Struct, frozen=True):
+    """How an instance has served lately, as a gateway saw it.
+
+    `ttft`, `itl`: first tokens and gaps between tokens, counted by `latency_buckets.bucket_of`.
+    """
+
+    tokens_per_s: float
+    ttft: dict[int, int]
+    itl: dict[int, int]
+
+
 class GatewayReport(Message, frozen=True, tag="gateway-report"):
     """What a gateway has in hand, for `llx status`. Counters run since its start.
 
     `moves`: the last ones, oldest first; each is repeated in several reports. `open`: pools whose
-    front end can serve; `unusable`: those whose front end could not be made, and why.
+    front end can serve; `unusable`: those whose front end could not be made or opened. `paces`: of
+    the instances that anything came of lately. `certificate`: what it shows clients, PEM, and when
+    that ends; empty: it does not speak TLS.
     """
 
     gateway: str
@@ -93,7 +116,10 @@ class GatewayReport(Message, frozen=True, tag="gateway-report"):
     connected: list[InstanceId]
     moves: list[MoveSeen] = []
     open: list[PoolName] = []
-    unusable: dict[PoolName, str] = {}
+    unusable: dict[PoolName, Unusable] = {}
+    paces: dict[InstanceId, InstancePace] = {}
+    certificate: str = ""
+    certificate_ends_at: float = 0.0
 
 
 # ---------------------------------------------------------------- gateway → scheduler: placement
@@ -117,6 +143,7 @@ class Place(Message, frozen=True, tag="place"):
         prefix: Its first blocks as `Prefixes` names them, where the pool is in `Members.by_prefix`.
         prefix_block: Tokens of such a block.
         held: Since it came into its class, if it has been held; None: not yet.
+        patience: So long it may still wait and be done in time; None: its client has not said.
     """
 
     pool: PoolName
@@ -129,6 +156,7 @@ class Place(Message, frozen=True, tag="place"):
     prefix: bytes = b""
     prefix_block: int = 0
     held: Nanos | None = None
+    patience: Nanos | None = None
 
 
 class Withdraw(Message, frozen=True, tag="withdraw"):

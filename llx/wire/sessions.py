@@ -32,6 +32,14 @@ class Hello(Message, frozen=True, tag="hello"):
     llx_version: str
     vllm_version: str
     term: Term = Term(0)
+    resumes: bool = False
+    """The session goes on over new connections (`Rekey`); without such a session it is refused."""
+
+
+class Rekeyed(Message, frozen=True, tag="rekeyed"):
+    """Answers `Rekey`: the peer's last word on this connection."""
+
+    session: int
 
 
 class Ping(Message, frozen=True, tag="ping"):
@@ -113,6 +121,18 @@ class Ready(Message, frozen=True, tag="ready"):
     engine_ready: bytes
 
 
+class Rekey(Message, frozen=True, tag="rekey"):
+    """The instance's last word on this connection: it is about to listen with other keys.
+
+    The peer answers `Rekeyed`, holds back what it has to say, and when its connections end dials
+    anew with the keys of that listener and says `Hello` again, with the same session, which goes on
+    as if nothing had been. A peer that does not answer loses its session.
+    """
+
+    session: int
+    listener_public: str
+
+
 NO_SESSION = "no such session: its lease is over, or the instance is another by now"
 
 
@@ -164,14 +184,19 @@ class Load(Message, frozen=True, tag="load"):
     queue_head: int | None = None
     num_preemptions: int | None = None
 
-    def instance_load(self) -> InstanceLoad:
-        """The report as the core's value.
+    def instance_load(self, classes: dict[int, ClassLoad] | None = None) -> InstanceLoad:
+        """The report as the core's value; `classes`: of a report with the same, to be shared.
 
         Raises:
             WireError: The numbers contradict each other.
         """
         if not 0 <= self.free <= self.total or self.block_size < 1:
             raise WireError(f"load report with {self.free} of {self.total} blocks free")
+        if classes is None:
+            classes = {
+                priority: ClassLoad(running, waiting, Blocks(demand))
+                for priority, (running, waiting, demand) in self.classes.items()
+            }
         return InstanceLoad(
             total=Blocks(self.total),
             free=Blocks(self.free),
@@ -181,10 +206,7 @@ class Load(Message, frozen=True, tag="load"):
             waiting_demand=Blocks(self.waiting_demand),
             waiting_tokens=Tokens(self.waiting_tokens),
             num_preempted=self.num_preempted,
-            classes={
-                priority: ClassLoad(running, waiting, Blocks(demand))
-                for priority, (running, waiting, demand) in self.classes.items()
-            },
+            classes=classes,
         )
 
 
@@ -211,7 +233,7 @@ class Reply(Message, frozen=True, tag="reply"):
     error: str = ""
 
 
-class RequestView(msgspec.Struct, frozen=True):
+class RequestView(msgspec.Struct, frozen=True, gc=False):
     """A request as its instance sees it; the utility ``llx_requests`` answers with a list of them.
 
     Attributes:

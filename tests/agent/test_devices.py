@@ -28,9 +28,9 @@ from llx.agent.devices import (
 from llx.errors import ConfigError, ConflictError, HostError
 
 SMI = """\
-0, GPU-aaaa, NVIDIA H100 80GB HBM3, 81559, 4
-1, GPU-bbbb, NVIDIA H100 80GB HBM3, 81559, 60000
-2, GPU-cccc, "NVIDIA GB10, integrated", [N/A], [N/A]
+0, GPU-aaaa, NVIDIA H100 80GB HBM3, 81559, 4, 37
+1, GPU-bbbb, NVIDIA H100 80GB HBM3, 81559, 60000, 0
+2, GPU-cccc, "NVIDIA GB10, integrated", [N/A], [N/A], [N/A]
 """
 GPU, CPU = DeviceKind.GPU, DeviceKind.CPU
 
@@ -57,6 +57,7 @@ def test_gpus_are_read_from_nvidia_smi() -> None:
         ("GPU-bbbb", True),
         ("GPU-cccc", False),
     ]
+    assert [each.use_percent for each in found.devices] == [37, 0, None]
     assert found.devices[1].label == "1: NVIDIA H100 80GB HBM3"
 
 
@@ -248,6 +249,7 @@ def test_the_environment_of_a_gpu_instance_names_its_gpus_by_uuid() -> None:
     assert made["HF_HOME"] == "/hf"
     assert made["VLLM_NO_USAGE_STATS"] == made["DO_NOT_TRACK"] == "1"
     assert made["TOKENIZERS_PARALLELISM"] == "false"
+    assert made["GLOO_SOCKET_IFNAME"] == "lo"
     assert made["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
     assert made["SPT_NOENV"] == "1", "else workers that set their titles hide the shim's mark"
     assert "OMP_NUM_THREADS" not in made

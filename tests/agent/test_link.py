@@ -14,11 +14,12 @@ from llx.agent.endpoint import InstanceEndpoint
 from llx.agent.link import InstanceLink, encode_arguments, peer_of_process
 from llx.agent.prefix_log import PrefixLog
 from llx.agent.prefix_reports import PrefixFeed, PrefixReports
-from llx.core.model import Blocks, Epoch, InstanceId, PoolName, RequestId, Term
+from llx.core.model import Blocks, ClassLoad, Epoch, InstanceId, PoolName, RequestId, Term
 from llx.core.prefix_blocks import unpacked
 from llx.curve import Authenticator, ClusterKeys, make_dialer, make_listener
 from llx.errors import ConfigError, RemoteError, UnreachableError
 from llx.pins import VLLM_VERSION
+from tests.ports import silent_port
 
 R = RequestId("r")
 
@@ -67,6 +68,12 @@ class Recorder:
 
 async def soon(queue_):
     return await asyncio.wait_for(queue_.get(), 10)
+
+
+async def refused(link):
+    async with asyncio.timeout(20):
+        while not link.refusal:
+            await asyncio.sleep(0.01)
 
 
 def info(**changes):
@@ -175,6 +182,21 @@ async def test_reports_are_pushed_on_change_and_settle_the_ledger(serve, dial, s
     endpoint.report(load(running=2, free=6), {peer: 1})
     assert (await soon(events.loads)).num_running == 2
     assert events.loads.empty(), "unchanged reports are not sent"
+
+
+async def test_the_classes_of_a_report_are_made_anew_only_when_they_change(serve, dial):
+    endpoint, member = serve(report_interval_s=0.0)
+    _, events = dial(member)
+    await soon(events.loads)
+    seen = []
+    for free, classes in ((9, {0: (1, 0, 0)}), (8, {0: (1, 0, 0)}), (7, {0: (2, 1, 3)})):
+        endpoint.report(msgspec.structs.replace(load(free=free), classes=classes), {})
+        seen.append(await soon(events.loads))
+    first, same, other = (each.classes for each in seen)
+    assert [each.free for each in seen] == [9, 8, 7]
+    assert first == {0: ClassLoad(1, 0, Blocks(0))}
+    assert same is first
+    assert other == {0: ClassLoad(2, 1, Blocks(3))}
 
 
 async def test_a_link_that_asks_hears_of_prefixes_from_the_beginning_in_every_session(serve, dial):
@@ -415,16 +437,13 @@ async def test_what_is_not_there_is_not_sent_hours_of_hellos_when_it_comes(keys,
     context = zmq.asyncio.Context()
     authenticator = Authenticator(context, keys)
     listeners = [context.socket(zmq.ROUTER) for _ in range(2)]
-    addresses = []
-    for listener in listeners:
-        make_listener(listener, keys)
-        listener.bind("tcp://127.0.0.1:*")
-        addresses.append(listener.getsockopt_string(zmq.LAST_ENDPOINT))
-        listener.unbind(addresses[-1])
-    dial(wire.Member(InstanceId("tiny-0"), PoolName("tiny"), *addresses))
-    await asyncio.sleep(1.5)  # 30 hellos
-    for listener, address in zip(listeners, addresses, strict=True):
-        listener.bind(address)
+    with silent_port() as one, silent_port() as other:
+        addresses = [f"tcp://127.0.0.1:{port}" for port in (one, other)]
+        dial(wire.Member(InstanceId("tiny-0"), PoolName("tiny"), *addresses))
+        await asyncio.sleep(1.5)  # 30 hellos
+        for listener, address in zip(listeners, addresses, strict=True):
+            make_listener(listener, keys)
+            listener.bind(address)
     await asyncio.wait_for(listeners[0].recv_multipart(), 10)
     await asyncio.sleep(0.1)
     count = 0
@@ -439,10 +458,7 @@ async def test_what_is_not_there_is_not_sent_hours_of_hellos_when_it_comes(keys,
 async def test_another_vllm_version_is_refused_with_the_reason(serve, dial):
     _, member = serve(info=info(vllm_version="0.31.0"))
     link, events = dial(member)
-    for _ in range(100):
-        if link.refusal:
-            break
-        await asyncio.sleep(0.05)
+    await refused(link)
     assert "vLLM 0.32.0 may not join an instance of vLLM 0.31.0" in link.refusal
     assert events.ready.empty()
 
@@ -452,10 +468,7 @@ async def test_a_scheduler_of_an_older_term_is_fenced(serve, dial):
     _, events = dial(member, peer="new", role="scheduler", term=Term(2))
     await soon(events.ready)
     old, old_events = dial(member, peer="old", role="scheduler", term=Term(1))
-    for _ in range(100):
-        if old.refusal:
-            break
-        await asyncio.sleep(0.05)
+    await refused(old)
     assert "term 1 is over" in old.refusal
     assert old_events.ready.empty()
 
@@ -469,9 +482,7 @@ async def test_a_scheduler_of_a_newer_term_ends_the_session_of_an_older_one(serv
     _, events = dial(member, peer="scheduler#b", role="scheduler", term=Term(2))
     await soon(events.ready)
     await soon(old_events.down)
-    async with asyncio.timeout(10):
-        while not old.refusal:
-            await asyncio.sleep(0.05)
+    await refused(old)
     assert "term 1 is over" in old.refusal
     assert events.down.empty(), "the old one's dialling does not disturb the new one"
     assert gateway.down.empty()
@@ -495,10 +506,10 @@ async def test_malformed_messages_do_not_end_the_endpoint(keys, serve, dial, sin
 # ---------------------------------------------------------------------- keys
 
 
-async def test_a_peer_with_other_keys_gets_nothing(serve, dial, sink):
+async def test_a_peer_with_other_keys_gets_nothing(serve, dial, sink, keys):
     """Neither a stranger's keys nor the listener's public key with a made-up dialer pair."""
-    endpoint, member = serve()
-    mine, stranger = endpoint._keys, ClusterKeys.create()
+    _, member = serve()
+    mine, stranger = keys, ClusterKeys.create()
     half = ClusterKeys(
         mine.listener_public, stranger.listener_secret, stranger.dialer_public,
         stranger.dialer_secret,

@@ -256,6 +256,7 @@ def test_looking_does_not_keep_a_shim_from_starting(procs: Path) -> None:
 def test_a_reused_pid_is_not_taken_for_the_shim(procs: Path) -> None:
     process = spawn(procs / "a", ["true"], ENV)
     eventually(lambda: not process.is_alive(), "it ends")
+    time.sleep(2 / os.sysconf("SC_CLK_TCK"))  # in the same tick it could not be told apart
     stranger = subprocess.Popen(["sleep", "60"])
     try:
         file = process.directory / "shim.json"

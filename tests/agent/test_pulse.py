@@ -75,6 +75,7 @@ def test_one_whose_step_does_not_end_is_killed_though_it_is_alive(procs: Path) -
     assert process.status().ending == "hung (a step did not end), and was killed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deed", ["never promises", "ends"])
 def test_one_that_promises_nothing_may_take_its_time(procs: Path, deed: str) -> None:
     process = start(procs, deed)
@@ -82,6 +83,7 @@ def test_one_that_promises_nothing_may_take_its_time(procs: Path, deed: str) -> 
     assert not within(3.5, lambda: has_ended(process))
 
 
+@pytest.mark.slow
 def test_a_shim_that_was_held_up_itself_blames_nobody(procs: Path) -> None:
     """The whole host stood still: the child gets its chance first."""
     process = start(procs, "goes on")
@@ -94,6 +96,7 @@ def test_a_shim_that_was_held_up_itself_blames_nobody(procs: Path) -> None:
     assert not within(3, lambda: has_ended(process))
 
 
+@pytest.mark.slow
 def test_the_pulse_of_the_run_before_is_not_this_ones(procs: Path) -> None:
     start(procs, "goes on").stop(1)
     link = procs / "a" / PULSE
@@ -103,6 +106,7 @@ def test_the_pulse_of_the_run_before_is_not_this_ones(procs: Path) -> None:
     assert link.read_bytes() == bytes(8 * len(Slot))
 
 
+@pytest.mark.slow
 def test_one_that_hangs_while_it_is_stopped_is_not_waited_for(procs: Path) -> None:
     process = start(procs, "does not stop")
     stopping = threading.Thread(target=process.stop, args=(60,))

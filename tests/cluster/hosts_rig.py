@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -17,6 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import httpx
+import msgspec
 
 import llx
 from llx.agent import shim
@@ -63,7 +67,9 @@ class Link:
         return LocalAgent(self._to.agent)
 
     async def observe(self) -> HostView:
-        return await (await self._reach()).observe()
+        view = await (await self._reach()).observe()
+        release = self._to.release or view.llx_version
+        return msgspec.structs.replace(view, llx_version=release)
 
     async def start_instance(
         self, spec: InstanceSpec, needs: Sequence[Need], cores_each: int | None
@@ -115,6 +121,8 @@ class FakeHost:
         """An instance that takes its agent along when it is started."""
         self.refuses = False
         """It has no devices for anybody, whatever it shows."""
+        self.release = ""
+        """Of its agent; empty: the head's."""
         self.agent: NodeAgent | None = None
         self._rig = rig
         self._address = f"{NETWORK}.{number}"
@@ -301,9 +309,10 @@ class _Head:
         rig = self._rig
         try:
             with bind_control(0) as listener:
+                rig.state.keep_or_new_token()
                 seat = HeadSeat(
                     load_cluster(rig.state.settings), rig.state, "cpu", rig.state.raise_term(),
-                    rig.state.keep_or_new_token(), f"tcp://{NETWORK}.11:{rig.line_port}",
+                    f"tcp://{NETWORK}.11:{rig.line_port}",
                 )  # fmt: skip
                 serving = serve(
                     seat, rig, listener=listener, ending=self._ending, on_ready=self._on_ready
@@ -316,7 +325,9 @@ class _Head:
             self._loop.close()
 
     def _on_ready(self, url: str) -> None:
-        self._url = url
+        address = httpx.URL(url)
+        with socket.create_connection((address.host, address.port), 5):
+            self._url = url  # from now on nobody is refused
         self._is_ready.set()
 
     def wait_ready(self) -> str:

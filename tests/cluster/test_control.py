@@ -3,12 +3,14 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 
 from llx.api import (
     ClusterState,
@@ -19,6 +21,7 @@ from llx.api import (
     HostStatus,
     InstanceState,
     InstanceStatus,
+    KeysStatus,
     LogSlice,
     MigrateReport,
     MigrateRequest,
@@ -83,6 +86,11 @@ class RolloutsStandIn:
         return RolloutReport(changes=[], rollout=ROLLOUT)
 
 
+class MetricsStandIn:
+    def collect(self) -> list[Metric]:
+        return [GaugeMetricFamily("llx:term", "The term.", value=7)]
+
+
 class StandIn:
     """Answers what it was told, remembers what it was asked."""
 
@@ -96,6 +104,7 @@ class StandIn:
         self.steering = SteeringStandIn(self)
         self.scale = ScaleStandIn(self)
         self.rollouts = RolloutsStandIn(self)
+        self.metrics = MetricsStandIn()
         self.events_path = Path("/nowhere/events.jsonl")
 
     def note_asked(self, *what: object) -> None:
@@ -110,6 +119,10 @@ class StandIn:
             llx_version="0", vllm_version="0", platform="cpu", models=[], instances=[INSTANCE],
             gateways=[],
         )  # fmt: skip
+
+    def keys(self) -> KeysStatus:
+        self.note_asked("keys")
+        return KeysStatus(made_at=None, is_changing=False)
 
     def instance(self, name: str) -> InstanceStatus:
         self.note_asked("instance", name)
@@ -178,9 +191,15 @@ class SteeringStandIn:
         self.driver.note_asked(verb, model, user)
         return PolicyList(policies=[])
 
-    def explain(self, request: str) -> Explanation:
+    async def explain(self, request: str) -> Explanation:
         self.driver.note_asked("explain", request)
         return Explanation(requests=[])
+
+    def recent(self, last_s: float) -> Iterator[bytes]:
+        self.driver.note_asked("recent", last_s)
+        if last_s == 0:
+            raise NotFoundError("the scheduler is not recorded")
+        return iter([b"one\n", b"two\n"])
 
 
 class InstancesStandIn:
@@ -254,7 +273,7 @@ def driver() -> StandIn:
 
 @pytest.fixture
 async def http(driver: StandIn) -> AsyncIterator[httpx.AsyncClient]:
-    app = make_app(driver, Secret(TOKEN))
+    app = make_app(driver, lambda: Secret(TOKEN))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(
@@ -266,7 +285,13 @@ async def http(driver: StandIn) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.mark.parametrize("given", [None, "", TOKEN, f"bearer {TOKEN}", "Bearer x", "Bearer "])
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/v1/status"), ("POST", "/v1/stop"), ("GET", "/openapi.json"), ("GET", "/nowhere")],
+    [
+        ("GET", "/v1/status"),
+        ("POST", "/v1/stop"),
+        ("GET", "/openapi.json"),
+        ("GET", "/nowhere"),
+        ("GET", "/metrics"),
+    ],
 )
 async def test_nothing_without_the_token(
     http: httpx.AsyncClient, driver: StandIn, given: str | None, method: str, path: str
@@ -295,6 +320,12 @@ async def test_operations_reach_the_driver(http: httpx.AsyncClient, driver: Stan
         ("log", "m-0", 7, 99, 3),
         ("stop", 5.0, "ann"),
     ]
+
+
+async def test_metrics_are_where_scrapers_look_for_them(http: httpx.AsyncClient) -> None:
+    answer = await http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "llx:term 7.0" in answer.text.splitlines()
 
 
 async def test_operations_on_hosts_and_settings_reach_the_driver(
@@ -491,6 +522,16 @@ async def test_the_scheduler_is_looked_at_and_steered(
     ]  # fmt: skip
 
 
+async def test_a_recording_is_handed_out_in_pieces(
+    http: httpx.AsyncClient, driver: StandIn
+) -> None:
+    answer = await http.get("/v1/recording?last_s=60")
+    assert (answer.status_code, answer.text) == (200, "one\ntwo\n")
+    assert driver.asked == [("recent", 60.0)]
+    assert (await http.get("/v1/recording?last_s=0")).status_code == 404
+    assert (await http.get("/v1/recording?last_s=-1")).status_code == 422
+
+
 async def test_scaling_and_events_reach_what_does_and_keeps_them(
     http: httpx.AsyncClient, driver: StandIn
 ) -> None:
@@ -558,7 +599,10 @@ async def test_a_model_is_scaled(http: httpx.AsyncClient, driver: StandIn) -> No
 async def test_the_schema_names_every_operation(http: httpx.AsyncClient) -> None:
     schema = (await http.get("/openapi.json")).json()
     assert set(schema["paths"]) == {
+        "/metrics",
+        "/v1/recording",
         "/v1/status",
+        "/v1/keys",
         "/v1/instances/{name}",
         "/v1/instances/{name}/steps",
         "/v1/instances/{name}/restart",
@@ -614,7 +658,8 @@ async def send_body(driver: StandIn, parts: list[bytes], *, leaves: bool) -> lis
     ]
     scope = {"type": "http", "method": "POST", "path": "/v1/hosts/h/drain", "headers": headers,
              "query_string": b"", "http_version": "1.1", "scheme": "http"}  # fmt: skip
-    guard = Guard(make_app(driver, Secret(TOKEN)), Secret(TOKEN), body_s=0.1)
+    token = Secret(TOKEN)
+    guard = Guard(make_app(driver, lambda: token), lambda: token, body_s=0.1)
     await guard(scope, receive, send)
     return statuses
 
@@ -625,3 +670,19 @@ async def test_half_a_request_is_none(driver: StandIn) -> None:
     assert await send_body(driver, [whole], leaves=True) == []
     assert await send_body(driver, [whole[:9]], leaves=False) == [408]
     assert driver.asked == []
+
+
+async def test_a_token_that_is_replaced_is_refused_from_then_on(driver: StandIn) -> None:
+    right = [Secret(TOKEN)]
+    transport = httpx.ASGITransport(make_app(driver, lambda: right[0]))
+    async with httpx.AsyncClient(transport=transport, base_url="http://head") as http:
+
+        async def status(token: str) -> int:
+            headers = {"Authorization": f"Bearer {token}"}
+            return (await http.get("/v1/status", headers=headers)).status_code
+
+        assert (await status(TOKEN), await status("new")) == (200, 401)
+        right[0] = Secret("new")
+        assert (await status(TOKEN), await status("new")) == (401, 200)
+        right[0] = Secret("")
+        assert (await status(""), await status("new")) == (401, 401)

@@ -37,6 +37,14 @@ def exit_code(host: FakeHost, name: str) -> int | None:
     return process.status().exit_code
 
 
+def finish(rig: HostsRig, *names: str) -> None:
+    """Have the requests of these gateways end, if they are told to stop."""
+    for host in rig.hosts.values():
+        for name in names:
+            if (host.state.procs / name).exists():
+                (host.state.procs / name / "finish").touch()
+
+
 class Asked:
     """Something that takes a while, asked for in a thread."""
 
@@ -58,7 +66,7 @@ def is_draining(client: ControlClient) -> bool:
 @pytest.mark.slow
 def test_a_gateway_drains_to_the_end_though_its_agent_dies(rig) -> None:
     rig.add("h1", "h2")
-    with rig.up(rig.settings(models=streaming(rig, 5))) as client, rig.client() as other:
+    with rig.up(rig.settings(models=streaming(rig, 600))) as client, rig.client() as other:
         rig.reaches(client, ClusterState.READY)
         asked = Asked(lambda: client.drain_host("h2", deadline_s=40))
         rig.eventually(lambda: is_draining(other), "it drains")
@@ -66,6 +74,7 @@ def test_a_gateway_drains_to_the_end_though_its_agent_dies(rig) -> None:
         time.sleep(2)
         assert "gateway-1" in rig.hosts["h2"].alive()
         rig.hosts["h2"].line = "up"
+        finish(rig, "gateway-1")
         report = asked.report()
     assert (report.finished, report.cut, report.not_stopped) == (3, 0, [])
     assert events(rig, "process.removed") == []
@@ -88,7 +97,7 @@ def test_what_is_cut_while_the_agent_is_away_is_counted(rig) -> None:
 @pytest.mark.slow
 def test_instances_outlive_the_streams_of_a_cluster_that_stops(rig) -> None:
     rig.add("h1", "h2")
-    with rig.up(rig.settings(models=streaming(rig, 5))) as client, rig.client() as other:
+    with rig.up(rig.settings(models=streaming(rig, 600))) as client, rig.client() as other:
         rig.reaches(client, ClusterState.READY)
         asked = Asked(lambda: client.stop(deadline_s=40))
         rig.reaches(other, ClusterState.STOPPING)
@@ -98,6 +107,7 @@ def test_instances_outlive_the_streams_of_a_cluster_that_stops(rig) -> None:
         rig.hosts["h2"].line = "up"
         assert rig.hosts["h1"].alive() == {"gateway-0", "m-0"}
         assert rig.hosts["h2"].alive() == {"gateway-1", "m-1"}
+        finish(rig, "gateway-0", "gateway-1")
         report = asked.report()
     assert (report.finished, report.cut, report.not_stopped) == (6, 0, [])
     assert rig.end_head() is True
@@ -142,7 +152,7 @@ def test_an_instance_that_drains_is_left_to_the_stop_of_the_cluster(rig) -> None
 @pytest.mark.slow
 def test_the_next_head_goes_on_stopping(rig) -> None:
     rig.add("h1", "h2")
-    with rig.up(rig.settings(models=streaming(rig, 12))) as client, rig.client() as other:
+    with rig.up(rig.settings(models=streaming(rig, 600))) as client, rig.client() as other:
         rig.reaches(client, ClusterState.READY)
         threading.Thread(target=lambda: broken_off(client), daemon=True).start()
         rig.reaches(other, ClusterState.STOPPING)
@@ -153,6 +163,7 @@ def test_the_next_head_goes_on_stopping(rig) -> None:
         assert client.status().state is ClusterState.STOPPING
         with pytest.raises(ConflictError, match="is being stopped"):
             client.restart_instance("m-0")
+        finish(rig, "gateway-0", "gateway-1")
         rig.eventually(
             lambda: all(not host.alive() for host in rig.hosts.values()), "all is stopped"
         )

@@ -1,6 +1,7 @@
 """The gateways' socket: who hears the list and when, what is believed, who is kept out."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 
@@ -117,7 +118,7 @@ async def test_what_a_gateway_saw_of_moves_is_told(line: GatewayLine, peer: Peer
     await peer.hello()
     await peer.socket.send(encode(report))
     await peer.socket.send(encode(msgspec.structs.replace(report, moves=[seen])))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not told:
             await asyncio.sleep(0.01)
     assert told == [[seen]], "nothing of who has not presented itself"
@@ -265,7 +266,7 @@ class Asks:
         self.log.append(("forget", gateway, ""))
 
     async def soon(self, count: int) -> list[tuple[str, bytes, str]]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while len(self.log) < count:
                 await asyncio.sleep(0.01)
         return self.log
@@ -318,3 +319,46 @@ async def test_what_a_gateway_that_is_gone_wanted_is_forgotten(
         assert log[3][1] != first
     finally:
         other.close()
+
+
+class Rings:
+    """Keys that a test replaces, as a file would be."""
+
+    def __init__(self) -> None:
+        self.now: tuple[ClusterKeys, ...] = (KEYS,)
+
+    def ring(self) -> tuple[ClusterKeys, ...]:
+        return self.now
+
+
+async def test_other_keys_end_the_connections_of_the_former_and_keep_the_address() -> None:
+    keys, new = Rings(), ClusterKeys.create()
+    line = GatewayLine(keys, TERM)
+    task = asyncio.create_task(line.run())
+    address = await line.bind(None)
+    await line.publish(ONE)
+    former = Peer(address, "former")
+    await former.hello()
+    assert await former.members() == Members(TERM, 1, ONE)
+    keys.now = (new, KEYS)
+    async with asyncio.timeout(20):
+        while line.listens_with != new:
+            await asyncio.sleep(0.02)
+    later, late = Peer(address, "later", new), Peer(address, "late")
+    try:
+        await later.hello()
+        assert await later.members() == Members(TERM, 1, ONE)
+        await line.publish(TWO)
+        assert await later.members() == Members(TERM, 2, TWO)
+        await late.hello()
+        for each in (former, late):
+            with contextlib.suppress(zmq.Again):
+                await each.socket.send(b"", zmq.DONTWAIT)
+            assert await each.hears_nothing()
+        assert line.view("late") is None
+    finally:
+        for each in (former, later, late):
+            each.close()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        line.close()

@@ -84,6 +84,7 @@ def test_requests_are_listed_and_move_when_asked(rig) -> None:
     assert [each["outcome"] for each in events(rig, "migration.over")] == ["moved"]
 
 
+@pytest.mark.slow
 def test_some_of_an_instance_move_by_choice(rig) -> None:
     with up(rig) as client:
         rig.give("m-0", *(request(number) for number in (1, 2, 3, 4)))
@@ -132,6 +133,7 @@ def test_what_cannot_be_is_refused_with_the_culprit(rig) -> None:
             client.migration("m1-99")
 
 
+@pytest.mark.slow
 def test_of_several_generations_those_move_that_are_elsewhere(rig) -> None:
     with up(rig) as client:
         rig.give("m-0", {"id": "0_chatcmpl-two-0123abcd", "name": "llx-two"})
@@ -143,6 +145,7 @@ def test_of_several_generations_those_move_that_are_elsewhere(rig) -> None:
         assert report.left_out == []
 
 
+@pytest.mark.slow
 def test_a_move_can_be_cancelled_and_one_request_moves_once_at_a_time(rig) -> None:
     with up(rig) as client:
         rig.give("m-0", request(1, takes_s=60))
@@ -160,6 +163,7 @@ def test_a_move_can_be_cancelled_and_one_request_moves_once_at_a_time(rig) -> No
             client.cancel_migration(begun.id)
 
 
+@pytest.mark.slow
 def test_a_source_that_falls_ends_its_moves(rig) -> None:
     with up(rig) as client:
         rig.give("m-0", request(1, takes_s=60))
@@ -170,6 +174,7 @@ def test_a_source_that_falls_ends_its_moves(rig) -> None:
         assert client.migration("m1-1").reason.startswith("m-0: ")
 
 
+@pytest.mark.slow
 def test_a_drained_instance_is_empty_up_and_cordoned(rig) -> None:
     with up(rig, idle(3)) as client:
         rig.give("m-0", *(request(number % 9 + 1, id=f"r{number}", name=f"llx-{number}")
@@ -193,6 +198,7 @@ def test_a_drained_instance_is_empty_up_and_cordoned(rig) -> None:
     assert events(rig, "migration.ordered")[0]["why"] == "m-0 is drained"
 
 
+@pytest.mark.slow
 def test_a_drain_tries_again_waits_for_what_is_pinned_and_says_what_stayed(rig) -> None:
     with up(rig) as client:
         rig.give(
@@ -213,6 +219,7 @@ def test_a_drain_tries_again_waits_for_what_is_pinned_and_says_what_stayed(rig) 
         assert 2 <= len(tried) <= 4, "after a pause each time"
 
 
+@pytest.mark.slow
 def test_a_drain_ends_when_the_instance_is_used_again(rig) -> None:
     with up(rig) as client, rig.client() as other:
         rig.give("m-0", request(1, pinned="because"))
@@ -230,6 +237,7 @@ def test_a_drain_ends_when_the_instance_is_used_again(rig) -> None:
         assert reports[0].remaining == 1
 
 
+@pytest.mark.slow
 def test_without_another_instance_they_finish_where_they_are(rig) -> None:
     with up(rig, idle(1)) as client:
         rig.give("m-0", request(1))
@@ -239,6 +247,7 @@ def test_without_another_instance_they_finish_where_they_are(rig) -> None:
         assert report.not_moved == ["llx-1: m-0 is the only instance of m"]
 
 
+@pytest.mark.slow
 def test_a_restart_drains_first_and_uncordons(rig) -> None:
     with up(rig) as client:
         rig.give("m-0", request(1, takes_s=0.3), request(2, takes_s=0.3))
@@ -256,6 +265,7 @@ def test_a_restart_drains_first_and_uncordons(rig) -> None:
     assert (event["user"], event["moved"], event["cut"]) == ("ann", 2, 0)
 
 
+@pytest.mark.slow
 def test_a_cordon_outlives_the_head(rig) -> None:
     head = rig.launch(rig.settings(models=[idle()]))
     with rig.client() as client:

@@ -136,11 +136,13 @@ class TestStart:
         assert rig.node() == first
         assert rig.lines("launches") == ["launch"]
 
-    @pytest.mark.parametrize("what", ["specification", "token"])
-    def test_a_change_restarts_it(self, rig, what):
+    @pytest.mark.parametrize("what", ["specification", "token", "release of llx"])
+    def test_a_change_restarts_it(self, rig, what, monkeypatch):
         rig.start()
         first = rig.node()
-        if what == "token":
+        if what == "release of llx":
+            monkeypatch.setattr(ray_node, "__version__", "99")
+        elif what == "token":
             Path(rig.spec.ray_token_path).write_text("another")
         else:
             rig.save(kv_cache_gib=2)

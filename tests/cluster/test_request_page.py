@@ -2,17 +2,15 @@
 
 import pytest
 
-from llx.api import RequestStatus
-from llx.cluster.requests.page import RequestFilter
+from llx.cluster.requests.page import Facts, RequestFilter
 
 
-def request(key: str, **more: object) -> RequestStatus:
+def request(key: str, **more: object) -> Facts:
     values = {
         "id": f"cmpl-{key}-0", "name": f"llx-{key}", "instance": "m-0", "model": "m",
-        "priority": 10, "priority_class": "normal", "state": "running", "num_prompt": 1,
-        "num_tokens": 2, "num_blocks": 1, "size_bytes": 1, "arrived_at": 1.0, **more,
+        "priority": 10, "priority_class": "normal", "state": "running", "pinned": "", **more,
     }  # fmt: skip
-    return RequestStatus.model_validate(values)
+    return Facts(**values)
 
 
 ALL = [
@@ -40,9 +38,8 @@ ALL = [
     ],
 )
 def test_who_is_let_through(wanted: RequestFilter, keys: str) -> None:
-    page, num_found = wanted.page(ALL)
-    assert "".join(each.name[-1] for each in page) == keys
-    assert num_found == len(keys)
+    assert "".join(each.name[-1] for each in ALL if wanted.lets_through(each)) == keys
+    assert wanted.is_open == (wanted == RequestFilter())
 
 
 @pytest.mark.parametrize(
@@ -50,6 +47,6 @@ def test_who_is_let_through(wanted: RequestFilter, keys: str) -> None:
     [(0, 2, "ac"), (2, 2, "d"), (1, None, "cd"), (9, 2, ""), (0, 0, "")],
 )
 def test_pages(offset: int, limit: int | None, keys: str) -> None:
-    page, num_found = RequestFilter(state="running", offset=offset, limit=limit).page(ALL)
+    found = [each for each in ALL if RequestFilter(state="running").lets_through(each)]
+    page = RequestFilter(state="running", offset=offset, limit=limit).cut(found)
     assert "".join(each.name[-1] for each in page) == keys
-    assert num_found == 3

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llx.api import ClusterState, RolloutRequest, RolloutStatus
+from llx.api import ClusterState, RolloutRequest, RolloutStatus, ScaleRequest
 from llx.client import ControlClient
 from llx.errors import ConfigError, ConflictError, NotFoundError
 from llx.specs import InstanceSpec, load_spec
@@ -71,6 +71,7 @@ def test_one_after_the_other_where_there_is_no_room(rig) -> None:
         assert "max_num_seqs" in client.settings()
 
 
+@pytest.mark.slow
 def test_another_model_is_a_generation_of_its_own(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(rig.settings()) as client:
@@ -93,6 +94,7 @@ def test_another_model_is_a_generation_of_its_own(rig) -> None:
         assert [each.restarts for each in status.gateways] == [0, 0]
 
 
+@pytest.mark.slow
 def test_what_does_not_come_up_stops_it_and_is_gone_back_on(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(rig.settings()) as client:
@@ -115,6 +117,7 @@ def test_what_does_not_come_up_stops_it_and_is_gone_back_on(rig) -> None:
         assert over(rig, client).revision == 2
 
 
+@pytest.mark.slow
 def test_a_rollout_goes_on_under_the_next_head(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(rig.settings(models=[rig.model("m", 3)])) as client:
@@ -133,6 +136,7 @@ def test_a_rollout_goes_on_under_the_next_head(rig) -> None:
     assert events(rig, "process.removed") == []
 
 
+@pytest.mark.slow
 def test_a_changed_model_is_gone_back_on_before_and_after_the_switch(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(rig.settings()) as client:
@@ -153,6 +157,7 @@ def test_a_changed_model_is_gone_back_on_before_and_after_the_switch(rig) -> Non
         rig.reaches(client, ClusterState.READY)
 
 
+@pytest.mark.slow
 def test_what_has_not_finished_at_the_deadline_is_cut_and_counted(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(rig.settings()) as client:
@@ -166,17 +171,57 @@ def test_what_has_not_finished_at_the_deadline_is_cut_and_counted(rig) -> None:
         assert event["name"] == "m-0"
 
 
-def test_requests_that_could_not_move_stop_a_rollout_in_place(rig) -> None:
+@pytest.mark.slow
+def test_what_gateways_cannot_serve_stops_it_until_that_is_mended(rig) -> None:
     rig.add("h1", "h2")
-    weights = {"engine_args": {"is_idle": True, "weights": "abc"}}
-    with rig.up(rig.settings(models=[rig.model("m", 2, **weights)])) as client:
+    with rig.up(rig.settings()) as client:
+        rig.reaches(client, ClusterState.READY)
+        pids = {each.name: each.pid for each in client.status().instances}
+        roll(client, {"model": "/unusable"})
+        reason = over(rig, client, "failed").reason
+        assert reason in [f"gateway-{i} cannot serve it: no tokenizer" for i in (0, 1)]
+        now = {each.name: each.pid for each in client.status().instances}
+        assert {name: now[name] for name in pids} == pids
+        client.steer_rollout("m", "resume")
+        assert over(rig, client, "failed").reason.endswith("no tokenizer")
+        for name in ("gateway-0", "gateway-1"):
+            (directory(rig, client, name) / "mended").touch()
+        client.steer_rollout("m", "resume")
+        assert over(rig, client).generation == 1
+        rig.reaches(client, ClusterState.READY)
+
+
+@pytest.mark.slow
+def test_requests_that_could_not_move_stop_a_rollout_in_place(rig) -> None:
+    """What lies where the former instances had read their weights is something else by now."""
+    rig.add("h1", "h2")
+    model = rig.model("m", 2, engine_args={"is_idle": True, "weights": "file"})
+    with rig.up(rig.settings(models=[model])) as client:
         rig.reaches(client, ClusterState.READY)
         assert client.instance("m-0").compatibility == "abc"
-        model = "engine_args.weights"
-        assert "a generation of their own" in roll(client, {model: "xyz"}, is_dry_run=True)[2]
+        pids = {each.name: each.pid for each in client.status().instances}
+        (rig.root / "weights").write_text("xyz")
+        roll(client, IN_PLACE)
+        failed = over(rig, client, "failed")
+        assert "requests cannot move from m-" in failed.reason
+        assert "(abc) to m-2 (xyz): go back, and roll out with --apart" in failed.reason
+        now = {each.name: each.pid for each in client.status().instances}
+        assert {name: now[name] for name in pids} == pids, "nothing was emptied"
+        client.steer_rollout("m", "abort")
+        over(rig, client)
+        assert {each.name: each.pid for each in client.status().instances} == pids
+
+
+@pytest.mark.slow
+def test_a_key_that_is_not_known_to_be_harmless_is_rolled_out_apart(rig) -> None:
+    rig.add("h1")
+    with rig.up(rig.settings()) as client:
+        plan = roll(client, {"engine_args.weights": "xyz"}, is_dry_run=True)
+        assert "a generation of their own" in plan[2]
         assert found(client).state == ""
 
 
+@pytest.mark.slow
 def test_one_instance_without_room_is_refused_before_anything_changes(rig) -> None:
     rig.add("h1")
     with rig.up(rig.settings(models=[rig.model("m", 1)])) as client:
@@ -212,6 +257,7 @@ def directory(rig: HostsRig, client: ControlClient, name: str) -> Path:
     return rig.hosts[rig.where(client)[name]].state.procs / name
 
 
+@pytest.mark.slow
 def test_all_are_replaced_though_nothing_differs(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(rig.settings()) as client:
@@ -223,6 +269,7 @@ def test_all_are_replaced_though_nothing_differs(rig) -> None:
         assert not pids & {each.pid for each in client.status().instances}
 
 
+@pytest.mark.slow
 def test_a_change_of_weights_without_room_takes_turns(rig) -> None:
     rig.add("h1", "h2", "h3", num_gpus=1)
     with rig.up(rig.settings(models=[rig.model("m", 3, engine="vllm")])) as client:
@@ -234,3 +281,33 @@ def test_a_change_of_weights_without_room_takes_turns(rig) -> None:
         (switch,) = events(rig, "rollout.switched")
         ended = [each for each in events(rig, "instance.replaced") if each["at"] < switch["at"]]
         assert len(ended) == 2, "then there are as many new ones as are left"
+
+
+@pytest.mark.slow
+def test_a_head_that_falls_before_it_has_written_the_settings_loses_nothing(rig) -> None:
+    rig.add("h1", "h2")
+    with rig.up(rig.settings()) as client:
+        rig.reaches(client, ClusterState.READY)
+        before = rig.state.settings.read_text()
+        roll(client, IN_PLACE)
+    rig.end_head()
+    rig.state.settings.write_text(before)
+    with rig.up() as client:
+        over(rig, client)
+        assert {each.sim.step_base_ms for each in specs(rig, client) if each.sim} == {9}
+        assert "step_base_ms" in rig.state.settings.read_text()
+
+
+@pytest.mark.slow
+def test_what_was_being_emptied_before_has_no_longer_than_what_is_replaced(rig) -> None:
+    rig.add("h1", "h2")
+    with rig.up(rig.settings(models=[rig.model("m", 3)])) as client:
+        rig.reaches(client, ClusterState.READY)
+        for name in ("m-0", "m-1", "m-2"):
+            (directory(rig, client, name) / "busy").touch()
+        rig.eventually(lambda: bool(client.instance("m-2").load), "its load is known")
+        client.scale("m", ScaleRequest(min=2, max=2))
+        rig.eventually(lambda: found(client).instances_leaving == 1, "it is emptied, for long")
+        roll(client, APART, deadline_s=1)
+        done = over(rig, client)
+        assert (done.instances_new, done.instances_leaving) == (2, 0)

@@ -69,6 +69,7 @@ def end_first(rig: HostsRig, client: ControlClient) -> None:
     rig.eventually(lambda: client.instance("m-0").state is InstanceState.FAILED, "it has failed")
 
 
+@pytest.mark.slow
 def test_whoever_serves_is_kept_before_whoever_has_failed(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(rig.settings()) as client:
@@ -79,6 +80,7 @@ def test_whoever_serves_is_kept_before_whoever_has_failed(rig) -> None:
         assert rig.reaches(client, ClusterState.READY).instances[0].pid == pid
 
 
+@pytest.mark.slow
 def test_a_new_head_with_a_smaller_range_keeps_whoever_serves(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(rig.settings()) as client:
@@ -93,6 +95,7 @@ def test_a_new_head_with_a_smaller_range_keeps_whoever_serves(rig) -> None:
         assert rig.reaches(client, ClusterState.READY).instances[0].pid == pid
 
 
+@pytest.mark.slow
 def test_what_is_impossible_is_refused_and_changes_nothing(rig) -> None:
     rig.add("h1", num_gpus=2)
     with rig.up(rig.settings(models=[rig.model("m", 1, engine="vllm")])) as client:

@@ -83,6 +83,7 @@ def test_one_more_under_load_and_one_less_without_the_cheapest(rig) -> None:
         rig.eventually(lambda: states(client).get("m-0") is InstanceState.READY, "its name")
 
 
+@pytest.mark.slow
 def test_what_is_full_moves_before_its_instance_ends(rig) -> None:
     """The surplus instance has one request; it is given to the other, and ends after that."""
     rig.add("h1", "h2")
@@ -98,6 +99,7 @@ def test_what_is_full_moves_before_its_instance_ends(rig) -> None:
     assert events(rig, "process.removed") == []
 
 
+@pytest.mark.slow
 def test_a_new_head_goes_on_emptying_and_keeps_what_scaling_has_added(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(settings(rig, span={"min": 1, "max": 3})) as client:
@@ -125,6 +127,7 @@ def test_a_new_head_goes_on_emptying_and_keeps_what_scaling_has_added(rig) -> No
     assert events(rig, "process.removed") == []
 
 
+@pytest.mark.slow
 def test_a_head_that_remembers_nothing_takes_in_what_runs(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(settings(rig)) as client:
@@ -138,6 +141,7 @@ def test_a_head_that_remembers_nothing_takes_in_what_runs(rig) -> None:
     assert events(rig, "process.removed") == []
 
 
+@pytest.mark.slow
 def test_what_runs_takes_the_place_of_what_would_be_started(rig) -> None:
     """m-1 and m-2 serve; without the file the next head begins with m-0 and m-1."""
     rig.add("h1", "h2")
@@ -167,6 +171,7 @@ def _hosts_of(rig: HostsRig, client: ControlClient) -> dict[str, Any]:
     return {name: rig.hosts[host] for name, host in where.items() if name.startswith("m-")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [2, 3])
 def test_demand_that_comes_back_keeps_who_is_being_emptied(rig, most: int) -> None:
     rig.add("h1", "h2")
@@ -189,6 +194,7 @@ def test_demand_that_comes_back_keeps_who_is_being_emptied(rig, most: int) -> No
     assert {"AddInstances", "Terminate"} <= set(seen.commands)
 
 
+@pytest.mark.slow
 def test_nothing_is_started_beyond_the_maximum_while_one_cannot_be_kept(rig) -> None:
     """m-1 is being emptied, and so is its host: demand that comes back cannot have it."""
     rig.add("h1", "h2")
@@ -209,6 +215,7 @@ def test_nothing_is_started_beyond_the_maximum_while_one_cannot_be_kept(rig) -> 
         rig.eventually(lambda: model(client).instances_ready == 2, "then one is started")
 
 
+@pytest.mark.slow
 def test_an_operator_keeps_who_is_being_emptied(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(settings(rig, scaling={"cooldown_s": 3})) as client:
@@ -224,6 +231,7 @@ def test_an_operator_keeps_who_is_being_emptied(rig) -> None:
             client.cordon_instance("m-1", is_on=False, user="ann")
 
 
+@pytest.mark.slow
 def test_a_host_that_is_drained_does_not_wait_for_whoever_leaves_it_slowly(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(settings(rig)) as client:
@@ -237,6 +245,7 @@ def test_a_host_that_is_drained_does_not_wait_for_whoever_leaves_it_slowly(rig) 
         rig.eventually(lambda: list(states(client)) == ["m-0"], "it has gone")
 
 
+@pytest.mark.slow
 def test_no_room_is_said_and_tried_again(rig) -> None:
     rig.add("h1", num_gpus=1)
     values = settings(rig, engine="vllm", sim={})
@@ -259,6 +268,7 @@ def test_no_room_is_said_and_tried_again(rig) -> None:
         rig.eventually(lambda: model(client).shortage == "", "that is over")
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_is_said_given_up_and_tried_later(rig) -> None:
     rig.add("h1")
     with rig.up(settings(rig)) as client:
@@ -274,6 +284,7 @@ def test_a_start_that_fails_is_said_given_up_and_tried_later(rig) -> None:
     assert events(rig, "instance.given_up")
 
 
+@pytest.mark.slow
 def test_a_paused_model_is_not_scaled(rig) -> None:
     rig.add("h1")
     with rig.up(settings(rig)) as client:
@@ -286,6 +297,7 @@ def test_a_paused_model_is_not_scaled(rig) -> None:
         rig.eventually(lambda: model(client).instances_ready == 2, "two")
 
 
+@pytest.mark.slow
 def test_a_restart_is_no_reason_to_start_another(rig) -> None:
     rig.add("h1")
     with rig.up(settings(rig)) as client:
@@ -296,6 +308,7 @@ def test_a_restart_is_no_reason_to_start_another(rig) -> None:
     assert events(rig, "instance.added") == []
 
 
+@pytest.mark.slow
 def test_the_last_device_goes_to_whom_weight_gives_it(rig) -> None:
     rig.add("h1", num_gpus=3)
     light = scaled(rig, "m", engine="vllm")

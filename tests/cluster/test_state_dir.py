@@ -10,9 +10,10 @@ import pytest
 from llx.agent.processes import Process, spawn
 from llx.cluster.events.audit import AuditTrail
 from llx.cluster.launch import head_process, stop_everything
-from llx.cluster.state_dir import StateDir, write_private
+from llx.cluster.state_dir import StateDir, TokenFile, write_private
 from llx.curve import ClusterKeys
 from llx.errors import ConfigError, RemoteError
+from llx.secret import Secret
 
 
 def mode(path: Path) -> int:
@@ -100,3 +101,17 @@ def test_a_trail_that_cannot_be_written_does_not_raise(
 ) -> None:
     AuditTrail(tmp_path / "no" / "such" / "place").record("cluster.stopped")
     assert "audit.not_written" in caplog.text
+
+
+def test_a_token_that_is_replaced_counts_at_once_and_none_never(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    now = TokenFile(state.token)
+    assert now() == Secret("")
+    first = state.new_token()
+    assert now() == now() == first
+    second = state.new_token()
+    assert now() == second != first
+    write_private(state.token, "\n")
+    assert now() == second
+    state.token.unlink()
+    assert now() == second

@@ -5,6 +5,8 @@ import json
 import os
 import signal
 
+import pytest
+
 from llx.client import ControlClient
 from llx.top.app import TopApp
 from tests.cluster.test_moves import idle, is_busy, request, up
@@ -44,6 +46,7 @@ async def test_a_request_is_moved_by_keys_and_the_next_head_is_found(rig):
     assert [each["user"] for each in kinds if each["kind"] == "migration.ordered"] == ["ann"]
 
 
+@pytest.mark.slow
 def test_filters_and_snapshots_of_a_real_head(rig):
     with up(rig) as client:
         rig.give("m-0", *(request(number) for number in (1, 2, 3)))

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from llx.core import epochs
-from llx.core.migration import Reservation
+from llx.core.migration import Reservation, SourceRules
 from llx.core.migration import events as e
-from llx.core.migration.source import Source, SourceRules
+from llx.core.migration.source import Source
 from llx.core.migration.target import Target, TargetState
 from llx.wire import (
     Abort,
@@ -261,8 +261,8 @@ class Instance:
                 self._to_target(leaving, Extend(leaving.migration, num_tokens))
             case e.Copy():
                 self._later(SOON_S, partial(self._transmit, leaving, command))
-            case e.CutRequest():
-                self.core(partial(engine.cut, request, partial(self._has_cut, leaving)))
+            case e.CutRequest(max_tokens=max_tokens):
+                self.core(partial(self._cut, leaving, max_tokens))
             case e.TellArbiter():
                 self._to_gateway(Moving(request, leaving.machine.epoch, leaving.target))
             case e.SendCommit(stage=stage, cut=cut):
@@ -304,7 +304,17 @@ class Instance:
         self._later(SOON_S, partial(self._tell_source, leaving, event))
 
     def _look(self, leaving):
-        progress = self.engine.progress(leaving.request)
+        self._has_progressed(leaving, self.engine.progress(leaving.request))
+
+    def _cut(self, leaving, max_tokens):
+        if max_tokens is not None:
+            progress = self.engine.progress(leaving.request)
+            if progress is None or progress.num_tokens > max_tokens:
+                self._has_progressed(leaving, progress)
+                return
+        self.engine.cut(leaving.request, partial(self._has_cut, leaving))
+
+    def _has_progressed(self, leaving, progress):
         if progress is None:
             event = e.IsGone("it is there no more")
         else:

@@ -14,7 +14,7 @@ indented, after ``=>``. Sizes are blocks of 16 tokens.
     arrive REQUEST CLASS BLOCKS [hit=NAME:BLOCKS] [waited=S] [held=S]     withdraw REQUEST
     moved | kept | gone | none MOVE                      how a move has ended
     failed COUNT                                         so many instances do not start
-    tick      pause      resume      step
+    tick      pause      resume      step      drop      drop: the pool is no more
     after SECONDS                                        time passes
     show                                                 every instance's freeness, term by term
 """
@@ -54,6 +54,7 @@ from llx.core.scheduler.events import (
     MoveOutcome,
     Paused,
     PoolConfigured,
+    PoolGone,
     RequestArrived,
     RequestWithdrawn,
     Resumed,
@@ -72,7 +73,13 @@ STATES = {
     "terminate": InstanceState.TERMINATING,
     "lose": InstanceState.LOST,
 }
-ROUNDS = {"tick": lambda _: Ticked(), "pause": Paused, "resume": Resumed, "step": Stepped}
+ROUNDS = {
+    "tick": lambda _: Ticked(),
+    "pause": Paused,
+    "resume": Resumed,
+    "step": Stepped,
+    "drop": PoolGone,
+}
 OUTCOMES = {each.value for each in MoveOutcome}
 DURATIONS = {
     "age_after", "charge_expires_after", "rest", "retry_after", "deadline", "sustain", "cooldown",
@@ -222,6 +229,8 @@ def class_value(name, value):
     if name == "slo":
         ttft, tpot = value.split(":")
         return Slo(Nanos(int(float(ttft) * SECOND)), Nanos(int(float(tpot) * SECOND)))
+    if name == "headroom_share":
+        return float(value)
     return Nanos(int(float(value) * SECOND)) if name == "max_wait" else int(value)
 
 
@@ -237,7 +246,7 @@ def typed(table, name, value):
     return value == "true" if kind is bool else kind(value)
 
 
-def arrival(request, label, blocks, hit="", waited="0", held=None):
+def arrival(request, label, blocks, hit="", waited="0", held=None, patience=None):
     hits = tuple(
         (InstanceId(each.split(":")[0]), Tokens(int(each.split(":")[1]) * BLOCK))
         for each in hit.split(",")
@@ -247,6 +256,7 @@ def arrival(request, label, blocks, hit="", waited="0", held=None):
         POOL, RequestId(request), ClassName(label), Tokens(int(blocks) * BLOCK - 1),
         Nanos(int(float(waited) * SECOND)), hits,
         None if held is None else Nanos(int(float(held) * SECOND)),
+        None if patience is None else Nanos(int(float(patience) * SECOND)),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from llx.core.engine_model import EngineModel, Finish, Step, TokenOutput
 from llx.core.engine_state import EngineConfig, EngineRequest, StepTime
 from llx.core.model import Blocks, Nanos, RequestId, Tokens, blocks_for
+from tests.example_counts import of_a_hundred
 
 pytestmark = pytest.mark.core
 
@@ -397,10 +398,12 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 TestEngineMachine = EngineMachine.TestCase
-TestEngineMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestEngineMachine.settings = settings(
+    max_examples=of_a_hundred(60), stateful_step_count=40, deadline=None
+)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=of_a_hundred(80))
 @given(
     size=sizes,
     asks=st.lists(
@@ -431,7 +434,7 @@ def test_every_request_ends_with_all_its_tokens(
     assert engine.load().free == size["num_blocks"]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=of_a_hundred(30))
 @given(size=sizes, asks=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=8))
 def test_the_same_events_give_the_same_trace(
     size: dict[str, int], asks: list[tuple[int, int]]

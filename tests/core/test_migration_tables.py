@@ -10,11 +10,11 @@ import typing
 import pytest
 
 from llx.core import epochs
-from llx.core.migration import Cut, Progress, Reservation
+from llx.core.migration import Cut, Progress, Reservation, SourceRules
 from llx.core.migration import events as e
 from llx.core.migration import source as source_module
 from llx.core.migration import target as target_module
-from llx.core.migration.source import SOURCE_TABLE, Source, SourceRules, SourceState
+from llx.core.migration.source import SOURCE_TABLE, Source, SourceState
 from llx.core.migration.target import TARGET_TABLE, Target, TargetState
 from llx.core.model import Epoch
 
@@ -155,6 +155,34 @@ def committed_source():
     source.handle(e.HasCut(Cut((1,), 9, tuple(range(5)))))
     assert source.state is SourceState.COMMITTING
     return source
+
+
+def copied_source():
+    """Its blocks that were full at the beginning are copied: 4 of 2 tokens, of 9 tokens."""
+    source = begun_source()
+    assert e.Copy(0, 0, 4, is_final=False) in source.handle(reserved(13)), "without another look"
+    return source, source.handle(e.HasCopied(0, 4096))
+
+
+def test_the_cut_waits_for_the_engine_once():
+    source, commands = copied_source()
+    assert e.CutRequest(max_tokens=11) in commands, "13 are reserved, a block is to be left"
+    source.handle(e.HasCut(Cut((1,), 10, tuple(range(6)))))
+    assert source.state is SourceState.COMMITTING
+
+
+def test_what_has_grown_too_much_to_be_cut_is_copied_first():
+    source, _ = copied_source()
+    assert e.SendExtend(19) in source.handle(e.HasProgressed(progress(15)))
+    source.handle(reserved(19))
+    assert e.Copy(1, 4, 7, is_final=False) in source.handle(e.HasProgressed(progress(15)))
+    assert e.CutRequest(max_tokens=17) in source.handle(e.HasCopied(1, 4096))
+
+
+def test_a_request_that_was_to_be_cut_is_resumed_whether_it_was_or_not():
+    source, _ = copied_source()
+    assert e.Resume(None) in source.handle(e.Cancelled("cancelled"))
+    assert source.handle(e.HasProgressed(progress(15))) == []
 
 
 def test_an_old_answer_is_no_room_for_what_has_grown_since():

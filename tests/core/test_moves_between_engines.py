@@ -352,7 +352,7 @@ WEIGHTS = {
 }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_moves_change_nothing_that_a_client_sees(seed: int) -> None:
     engines = TwoEngines(seed)

@@ -1,7 +1,9 @@
 """The scheduler's parts: Algorithm 1, configurations, extensions, the rule of a move, queues."""
 
 import dataclasses
+import random
 from fractions import Fraction
+from heapq import nlargest
 
 import pytest
 from hypothesis import given
@@ -33,6 +35,7 @@ from llx.core.scheduler.events import (
     MoveOutcome,
     Paused,
     PoolConfigured,
+    PoolGone,
     RequestArrived,
     RequestWithdrawn,
     Resumed,
@@ -46,7 +49,7 @@ from llx.core.scheduler.move_rule import MoveRule, pick
 from llx.core.scheduler.placing import SAMPLE
 from llx.core.scheduler.policies import Policies, extended
 from llx.core.scheduler.queues import Queued, Queues
-from llx.core.scheduler.ranking import Ranking
+from llx.core.scheduler.ranking import Best, Ranking
 from llx.core.scheduler.scheduler import Scheduler
 from llx.errors import ConfigError
 
@@ -119,6 +122,8 @@ def test_a_terminating_instance_is_less_free_than_any():
         ({"classes": (NORMAL, NORMAL)}, "rising priority"),
         ({"classes": (NORMAL, dataclasses.replace(NORMAL, priority=11))}, "same name"),
         ({"classes": (dataclasses.replace(NORMAL, queue_limit=0),)}, "normal.queue_limit"),
+        ({"classes": (dataclasses.replace(NORMAL, headroom_share=0.0),)}, "headroom_share"),
+        ({"classes": (dataclasses.replace(NORMAL, headroom_share=1.1),)}, "headroom_share"),
         ({"age_after": Nanos(0)}, "age_after"),
         ({"rescheduling": Rescheduling(low=Freeness(7.0))}, "hysteresis"),
         ({"scaling": Scaling(min_instances=3)}, "min_instances"),
@@ -314,6 +319,24 @@ def test_a_ranking_is_sorted_whatever_changes(changes):
     assert len(ranking) == len(expected)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_best_of_a_ranking_are_known_though_some_change(seed):
+    draw, ranking = random.Random(seed), Ranking()
+    them = [Instance(InstanceId(f"m-{number}"), number) for number in range(300)]
+    best = Best(ranking, lambda each: each.uncommitted)
+    for _ in range(400):
+        for each in draw.sample(them, draw.choice([0, 1, 2, 5, 40, 100])):
+            each.uncommitted = Blocks(draw.randrange(200))
+            each.freeness = Freeness(draw.randrange(4))
+            if draw.random() < 0.1:
+                ranking.drop(each)
+            else:
+                ranking.put(each, draw.randrange(3))
+            best.changed(each)
+        count = draw.choice([1, 2, 16, 64, 70])
+        assert best.first(count) == nlargest(count, ranking, key=lambda each: each.uncommitted)
+
+
 # ------------------------------------------------------------------ what is not known
 
 
@@ -343,6 +366,8 @@ def arrival(name, pool=POOL):
         Paused(PoolName("x")),
         Resumed(PoolName("x")),
         StartFailed(PoolName("x")),
+        PoolGone(PoolName("x")),
+        PoolGone(POOL),
         Stepped(PoolName("x")),
     ],
 )
@@ -359,3 +384,14 @@ def test_news_of_something_unknown_changes_nothing(event):
 def test_a_request_for_a_pool_that_is_not_is_refused():
     out = Scheduler().handle(arrival("a", PoolName("x")), Nanos(0))
     assert out == [Refuse(RequestId("a"), Refusal.NO_SUCH_POOL, None)]
+
+
+def test_what_has_left_a_queue_with_time_to_spare_is_not_kept():
+    queues = Queues(1, Nanos(1))
+    for number in range(200):
+        queued = Queued(
+            RequestId(f"r{number}"), 0, Tokens(1), Nanos(0), Nanos(0), number, (), Nanos(10**15)
+        )
+        queues.add(queued)
+        queues.remove(queued)
+    assert len(queues._queues[0].ends) < 20

@@ -17,6 +17,7 @@ from llx.core.scheduler.events import InstanceState, MoveOutcome
 from llx.core.scheduler.freeness import freeness
 from llx.core.scheduler.scheduler import Scheduler
 from tests.core.scheduler_world import POOL, World
+from tests.example_counts import of_a_hundred
 
 SECOND = 10**9
 
@@ -24,14 +25,15 @@ configs = st.builds(
     PoolConfig,
     name=st.just(POOL),
     classes=st.builds(
-        lambda headroom, limit, max_wait, num: tuple(
+        lambda headroom, share, limit, max_wait, num: tuple(
             PriorityClass(
                 ClassName(name), 10 * rank, Blocks(headroom if rank == 0 else 0), limit,
-                Nanos(max_wait * (rank + 1)),
+                Nanos(max_wait * (rank + 1)), headroom_share=share,
             )
             for rank, name in enumerate(["high", "normal", "batch"][:num])
         ),
         st.sampled_from([0, 5]),
+        st.sampled_from([0.3, 1.0]),
         st.integers(1, 4),
         st.sampled_from([2 * SECOND, 600 * SECOND]),
         st.integers(1, 3),
@@ -171,6 +173,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert instance.num_in == num_in + sum(each.target == name for each in moves)
             assert instance.num_out == num_out + sum(each.source == name for each in moves)
             assert instance.freeness == freeness(instance.usage())
+            assert (instance in self.world.scheduler.pools[POOL].keepers) == bool(instance.headroom)
         ranked = list(pool.ranking)
         assert [each.key for each in ranked] == sorted(each.key for each in ranked)
         assert set(ranked) == {e for e in pool.instances.values() if e.closed_because is None}
@@ -197,7 +200,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+TestScheduler.settings = settings(
+    max_examples=of_a_hundred(80), stateful_step_count=50, deadline=None
+)
 
 
 crowd = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), max_size=9)
@@ -210,7 +215,7 @@ crowd = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), max_size=9)
     after=st.lists(st.sampled_from([SECOND // 10, SECOND, 3 * SECOND]), min_size=1, max_size=8),
     data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=of_a_hundred(60), deadline=None)
 def test_moves_keep_to_their_budget_and_do_not_go_back(config, crowds, drained, after, data):
     world = World(config)
     for requests in crowds:
@@ -236,7 +241,7 @@ def test_moves_keep_to_their_budget_and_do_not_go_back(config, crowds, drained, 
     demands=st.lists(st.integers(1, 25), min_size=60, max_size=60),
     dispatch=st.sampled_from(sorted(DISPATCH)),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=of_a_hundred(30), deadline=None)
 def test_nobody_waits_for_ever(late, demands, dispatch):
     """Urgent requests come faster than they can be served; still the other one gets its turn."""
     classes = tuple(PriorityClass(ClassName(name), rank) for rank, name in enumerate("abc"))

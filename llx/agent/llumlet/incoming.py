@@ -78,7 +78,7 @@ class Incoming:
         self._prepared: object | None = prepared
         self._arrived = arrived
         self._target = Target(header.num_tokens)
-        self._deadline = Deadline(parts.loop, lambda: self.handle(TimedOut()))
+        self._deadline = Deadline(parts.loop)
         self._token = b""
 
     @property
@@ -136,7 +136,7 @@ class Incoming:
         migration, transport = self.header.migration, self._parts.transport
         match command:
             case SetDeadline(after_s=after_s):
-                self._deadline.set(after_s)
+                self._deadline.set(after_s, self._timed_out)
             case AskReserve(num_tokens=num_tokens, after_s=after_s):
                 if after_s:
                     self._parts.loop.call_later(after_s, self._reserve, num_tokens)
@@ -226,6 +226,9 @@ class Incoming:
 
     def _send(self, message: FromTarget) -> None:
         self._parts.endpoint.emit(self._source, message)
+
+    def _timed_out(self) -> None:
+        self.handle(TimedOut())
 
     # ------------------------------------------------------------------ answers
 

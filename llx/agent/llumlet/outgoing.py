@@ -7,7 +7,7 @@ from typing import assert_never
 from llx.agent.link import InstanceLink
 from llx.agent.llumlet.parts import Deadline, Parts
 from llx.core import epochs
-from llx.core.migration import Begun, Cut, Progress, Reservation
+from llx.core.migration import Begun, Cut, Progress, Reservation, SourceRules
 from llx.core.migration.events import (
     AskArbiter,
     Begin,
@@ -37,7 +37,7 @@ from llx.core.migration.events import (
     TimedOut,
     Unwatch,
 )
-from llx.core.migration.source import ENDS, Command, Event, Source, SourceRules, SourceState
+from llx.core.migration.source import ENDS, Command, Event, Source, SourceState
 from llx.core.model import Epoch
 from llx.errors import UnreachableError
 from llx.log import get_log
@@ -62,6 +62,8 @@ from llx.wire import (
 log = get_log(__name__)
 
 _NEWS_EVERY_S = 0.05
+_TO_AND_FRO = frozenset({"looking", "copying", "cutting"})
+"""States that a move goes through again and again."""
 _DIAL_S = 5.0
 _ABANDONED = "the request is no longer there, or was preempted"
 
@@ -98,7 +100,7 @@ class Outgoing:
                 is_checked=order.is_checked,
             ),
         )
-        self._deadline = Deadline(parts.loop, lambda: self.handle(TimedOut()))
+        self._deadline = Deadline(parts.loop)
         self._begun: Begun | None = None
         self._blocks: tuple[int, ...] = ()
         self._num_tokens = 0
@@ -183,7 +185,7 @@ class Outgoing:
     def _do(self, command: Command) -> None:
         match command:
             case SetDeadline(after_s=after_s):
-                self._deadline.set(after_s)
+                self._deadline.set(after_s, self._timed_out)
             case Begin() | Look() | CutRequest() | Resume() | Release() | Unwatch():
                 self._do_in_engine(command)
             case SendReserve(num_tokens=num_tokens):
@@ -223,9 +225,8 @@ class Outgoing:
                     self._parts.loop.call_later(after_s, self._look)
                 else:
                     self._look()
-            case CutRequest():
-                post, answer = self._parts.post, self._has_cut
-                engine.on_core(lambda: engine.cut(request, lambda cut: post(answer, cut)))
+            case CutRequest(max_tokens=max_tokens):
+                engine.on_core(lambda: self._cut(max_tokens))
             case Resume(epoch=epoch):
                 granted = self._source.epoch if epoch is None else epoch
                 engine.on_core(lambda: engine.resume(request, granted))
@@ -235,6 +236,16 @@ class Outgoing:
                 engine.on_core(lambda: engine.unwatch(request))
             case _:
                 assert_never(command)
+
+    def _cut(self, max_tokens: int | None) -> None:
+        """On the core thread: cut the request, unless it has grown too much."""
+        engine, request, post = self._parts.engine, self.order.request, self._parts.post
+        if max_tokens is not None:
+            progress = engine.progress(request)
+            if progress is None or progress.num_tokens > max_tokens:
+                post(self._has_progressed, progress)
+                return
+        engine.cut(request, lambda cut: post(self._has_cut, cut))
 
     def _look(self) -> None:
         if not self._source.is_over:
@@ -297,6 +308,9 @@ class Outgoing:
             done=done,
         )
 
+    def _timed_out(self) -> None:
+        self.handle(TimedOut())
+
     # ------------------------------------------------------------------ answers
 
     def _has_begun(self, begun: Begun | str) -> None:
@@ -353,7 +367,7 @@ class Outgoing:
 
     def _tell(self) -> None:
         now, state = time.monotonic(), self._source.state.value
-        is_old = state in {"looking", "copying"} and self._told_state in {"looking", "copying"}
+        is_old = {state, self._told_state} <= _TO_AND_FRO
         if is_old and now - self._told_at < _NEWS_EVERY_S:
             return
         self._told_at, self._told_state = now, state

@@ -62,15 +62,19 @@ class Parts:
 
 
 class Deadline:
-    """One timer, set and set again."""
+    """One timer, set and set again.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
+    What it is to do it is told each time and knows no longer than that: were it to keep an action
+    of its owner's, each migration that is over would wait for a full garbage collection, which
+    comes after thousands of them.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._action = action
         self._handle: asyncio.TimerHandle | None = None
 
-    def set(self, after_s: float | None) -> None:
-        """Run the action after so long, and not as was said before; None: not at all."""
+    def set(self, after_s: float | None, action: Callable[[], None]) -> None:
+        """Run the action after so long, and not what was said before; None: nothing at all."""
         if self._handle is not None:
             self._handle.cancel()
-        self._handle = None if after_s is None else self._loop.call_later(after_s, self._action)
+        self._handle = None if after_s is None else self._loop.call_later(after_s, action)

@@ -18,7 +18,7 @@ from llx.agent.llumlet.parts import EngineFacts, Parts
 from llx.agent.llumlet.picking import Picking
 from llx.core.migration.events import Cancelled, HasArrived, IsBroken, IsGone, Ruled
 from llx.core.model import Epoch, InstanceId, InstanceLoad, MigrationId, PoolName, RequestId
-from llx.curve import ClusterKeys
+from llx.curve import KeySource
 from llx.ports import EngineSink, Frame, KvTransport, MigratingEngine
 from llx.specs import MigrationSpec
 from llx.wire import (
@@ -65,7 +65,7 @@ class MigrationService:
 
     def __init__(
         self,
-        keys: ClusterKeys,
+        keys: KeySource,
         pool: PoolName,
         facts: EngineFacts,
         spec: MigrationSpec,

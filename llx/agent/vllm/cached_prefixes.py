@@ -95,6 +95,8 @@ def note_events(log: PrefixLog, events: Iterable[Any]) -> None:
                 log.remove(map(block_name, hashes))
             case AllBlocksCleared():
                 log.clear()
+            case _:
+                pass  # nothing of blocks
 
 
 def _block_of(scheduler: Any) -> int:

@@ -43,13 +43,14 @@ from llx.agent.pulse import Pulse, Slot
 from llx.agent.transport.instance import InstanceTransport
 from llx.agent.vllm.arguments import instance_argv
 from llx.agent.vllm.cached_prefixes import CachedPrefixes
+from llx.agent.vllm.idle_threads import let_gloo_wait
 from llx.agent.vllm.migrating import OnCore, VllmMigratingEngine, open_migration
 from llx.agent.vllm.operators import OperatorCalls
 from llx.agent.vllm.recording_core import RecordingEngineCore
 from llx.agent.vllm.scheduler import enable_migration
 from llx.agent.vllm.stamping import StampingQueue
 from llx.core.model import Epoch, InstanceId, PoolName, RequestId, blocks_for
-from llx.curve import ClusterKeys
+from llx.curve import KeyFile
 from llx.errors import EngineError
 from llx.pins import VLLM_VERSION
 from llx.ports import PIN, SET_PRIORITY, Frame
@@ -118,7 +119,7 @@ class LlxEngineCore(OperatorCalls, RecordingEngineCore):
 
     def __init__(self, vllm_config: Any, spec: InstanceSpec) -> None:
         self.llx_spec = spec
-        self.llx_keys = ClusterKeys.load(Path(spec.keys_path))
+        self.llx_keys = KeyFile(Path(spec.keys_path))
         self.llx_pulse = Pulse.beside(spec.status_path)
         self._llx_step_limit_s = _step_limit_s(spec)
         self.llx_ownership = Ownership()
@@ -138,7 +139,8 @@ class LlxEngineCore(OperatorCalls, RecordingEngineCore):
         still being compiled."""
         self._llx_waker: threading.Timer | None = None
         """Has an idle core look at them again."""
-        executor_class = _executor_class(vllm_config)
+        folder = Path(spec.status_path).parent
+        executor_class = _executor_class(vllm_config, folder)
         super().__init__(vllm_config, True, "", executor_class, log_stats=True)
 
     # ------------------------------------------------------------------ vLLM's sockets, replaced
@@ -414,7 +416,7 @@ def _step_limit_s(spec: InstanceSpec) -> float:
     return _STEP_LIMIT_CPU_S if current_platform.is_cpu() else _STEP_LIMIT_S
 
 
-def _executor_class(vllm_config: Any) -> type[Executor]:
+def _executor_class(vllm_config: Any, folder: Path) -> type[Executor]:
     """What runs the model: vLLM's choice, but in this process for a single rank on a CPU.
 
     There vLLM would add a worker process, because only so can it set up OpenMP; the node agent has
@@ -423,8 +425,27 @@ def _executor_class(vllm_config: Any) -> type[Executor]:
     600 ms, since the kernel's autogroups keep a spinner from yielding to another session.
     """
     if current_platform.is_cpu() and vllm_config.parallel_config.world_size == 1:
-        return UniProcExecutor
-    return Executor.get_class(vllm_config)
+        return _tidy(folder)
+    chosen: type[Executor] = Executor.get_class(vllm_config)
+    return _tidy(folder) if chosen is UniProcExecutor else chosen
+
+
+def _tidy(folder: Path) -> type[UniProcExecutor]:
+    """vLLM's executor of one rank, whose file of rendezvous goes with the instance's directory.
+
+    In the system's directory for such files vLLM would leave another one at each start.
+    """
+
+    class TidyExecutor(UniProcExecutor):
+        def _distributed_args(self) -> tuple[str, int, int]:
+            method, rank, local_rank = super()._distributed_args()
+            if method.startswith("file:"):
+                path = folder / "rendezvous"
+                path.unlink(missing_ok=True)  # of the start before
+                method = f"file://{path.absolute()}"
+            return method, rank, local_rank
+
+    return TidyExecutor
 
 
 class _Sink:
@@ -488,6 +509,8 @@ def run_vllm(spec: InstanceSpec, status: StatusFile) -> int:
     if engine_args.async_scheduling:  # asked for: vLLM's CPU platform takes it back unasked
         config.scheduler_config.async_scheduling = True
     core = LlxEngineCore(config, spec)
+    if config.parallel_config.world_size == 1:
+        let_gloo_wait()
 
     def wake() -> None:
         core.input_queue.put_nowait((_WAKEUP, None))

@@ -13,7 +13,7 @@ from vllm.v1.kv_cache_interface import is_full_attention_spec
 from vllm.v1.request import Request
 from vllm.version import __version__ as vllm_version
 
-from llx import __version__
+from llx.wire import WIRE_VERSION
 
 _SAMPLE_BYTES = 4096
 _WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf"})
@@ -86,7 +86,7 @@ def compatibility(config: Any, layout: str) -> str:
     """
     model, cache = config.model_config, config.cache_config
     parts = {
-        "llx": __version__,
+        "wire": WIRE_VERSION,
         "vllm": vllm_version,
         "model": _model_identity(model),
         "load": str(

@@ -8,10 +8,10 @@ longer asked for is emptied first, then ended. Gateways that must be started aga
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from llx.api import HostState, InstanceState
 from llx.cluster.driving.actions import DRAIN_S, Actions
-from llx.cluster.driving.changes import compare
 from llx.cluster.driving.desired import desired_gateways, desired_hosts, desired_instances
 from llx.cluster.driving.emptying import Emptied, Emptying
 from llx.cluster.driving.instance_verbs import figures
@@ -23,6 +23,7 @@ from llx.cluster.fleet.unit import Unit
 from llx.errors import ConflictError
 from llx.log import get_log
 from llx.settings import ClusterSettings
+from llx.settings_changes import compare
 from llx.specs import GatewaySpec, InstanceSpec
 
 log = get_log(__name__)
@@ -260,21 +261,25 @@ class Converging:
         if host is not None:
             await self._wait_for_agent(host)
         while True:
-            done = await self._emptying.empty(
-                [unit],
-                self._patience_s(unit),
-                is_wanted=lambda: unit.is_leaving and not self._is_host_emptied(unit),
-            )
+            patience_s = self._patience_s(unit)
+            is_wanted = partial(self._is_to_be_emptied, unit, time.time() + patience_s)
+            done = await self._emptying.empty([unit], patience_s, is_wanted=is_wanted)
             self._tell_emptied(unit, done)
             if not (unit.host and unit.is_leaving) or self._fleet.is_stopping:
                 break
-            await asyncio.sleep(_POLL_S)  # all of its host is being emptied, by its own deadline
+            # All of its host is being emptied, by its own deadline; or there is an earlier one.
+            await asyncio.sleep(_POLL_S)
         # Else the cluster stops, and this with it; or it is wanted again.
         if not unit.host and unit.is_leaving:
             for units in (self._fleet.instances, self._fleet.gateways):
                 if units.get(unit.name) is unit:
                     del units[unit.name]
         self._actions.wake()
+
+    def _is_to_be_emptied(self, unit: Unit, end: float) -> bool:
+        """Whether that is still so, and until then; in Unix seconds."""
+        is_sooner = time.time() + self._patience_s(unit) < end - _POLL_S
+        return unit.is_leaving and not is_sooner and not self._is_host_emptied(unit)
 
     def _is_host_emptied(self, unit: Unit) -> bool:
         host = self._fleet.hosts.get(unit.host)

@@ -136,7 +136,8 @@ def pool_offers(settings: ClusterSettings, generations: Generations = NEVER) -> 
                     former.model_copy(update={"serve_args": model.serve_args}),
                     rollout.former_generation,
                 )
-            found.append(PoolOffer(spec, is_current=key == generation.pools(model.name)[0]))
+            is_current = key == generation.pools(model.name)[0]
+            found.append(PoolOffer(spec, is_current, 0 if rollout is None else rollout.attempt))
     return found
 
 
@@ -199,6 +200,7 @@ def _gateway(
         status_path="",
         tenants=[_tenant(each, settings.num_gateways) for each in settings.gateway.tenants],
         hang=settings.runtime.hang,
+        is_tls=settings.gateway.tls is not None,
     )
 
 

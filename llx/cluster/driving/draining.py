@@ -84,10 +84,12 @@ class Draining:
         has_more = bool(last) and goes_on()
         await mover.finish(_LAST_MOVES_S if has_more else 0.0)
         if has_more:
-            last = self._requests(unit) or 0
+            left = await mover.num_left()
+            last = (self._requests(unit) or 0) if left is None else left
+        moved = len(mover.moved)
         return Drained(
-            moved=mover.moved,
-            finished=max(0, first - last - mover.moved),
+            moved=moved,
+            finished=max(0, first - last - moved),
             left=last,
             not_moved=mover.not_moved(),
         )

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from typing import Final
 
 from llx.agent.log_file import read_log
 from llx.agent.node import AGENT, HEAD
@@ -23,6 +24,7 @@ from llx.api import (
     HostStatus,
     InstanceState,
     InstanceStatus,
+    KeysStatus,
     LogSlice,
     StopReport,
 )
@@ -45,7 +47,9 @@ from llx.cluster.events.audit import AuditTrail
 from llx.cluster.fleet.agents import AgentsSource
 from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.fleet.host_unit import HostUnit, HostWatch
+from llx.cluster.fleet.keys import keys_status
 from llx.cluster.fleet.unit import Unit
+from llx.cluster.metrics.head import HeadMetrics
 from llx.cluster.moves.migrations import Migrations
 from llx.cluster.placement_file import Placements, load_moved, save_cordons, save_placements
 from llx.cluster.requests.requests import Requests
@@ -56,21 +60,25 @@ from llx.cluster.scheduling.configs import desired_config
 from llx.cluster.scheduling.live import LiveScheduler
 from llx.cluster.scheduling.moves import PolicyMoves
 from llx.cluster.scheduling.policy_book import PolicyBook
-from llx.cluster.scheduling.recordings import open_recording
+from llx.cluster.scheduling.recordings import open_recordings
 from llx.cluster.scheduling.steering import Steering
 from llx.cluster.state_dir import StateDir, write_private
 from llx.core.model import is_of_later_seat
-from llx.errors import ConflictError, LlxError, NotFoundError, UnreachableError
+from llx.errors import ConflictError, LlxError, UnreachableError
 from llx.log import get_log
 from llx.scheduling_settings import installed_policies
 from llx.settings import ClusterSettings, dump_cluster
 from llx.specs import GatewaySpec
+from llx.yaml_reader import no_such
 
 log = get_log(__name__)
 
 _POLL_S = 0.5
 _COALESCE_S = 0.01
 """News that comes close together makes one round."""
+_PAUSE: Final = 10
+"""Times as long as a round takes: there are as many agents that tell news as it has to look at."""
+_LONGEST_PAUSE_S = 0.25
 _START_S = 5.0
 _FIRST_LIST_S = 5.0
 """So long a new head waits for every host's word before it tells gateways of instances."""
@@ -108,11 +116,17 @@ class ClusterDriver:
         moves = PolicyMoves(fleet, self.migrations)
         policies = installed_policies()
         self._policy_book = PolicyBook(state.policies)
-        recorder = open_recording(state.recordings, fleet.term)
-        self.scheduler = LiveScheduler(fleet.term, fleet.line.tell, moves, policies, recorder)
+        recordings = open_recordings(state.recordings, fleet.term)
+        self.scheduler = LiveScheduler(fleet.term, fleet.line.tell, moves, policies, recordings)
         """Places requests."""
         self.steering = Steering(
-            fleet, self.scheduler, self._policy_book, policies, audit, self._schedule
+            fleet,
+            self.scheduler,
+            self._policy_book,
+            policies,
+            audit,
+            self._schedule,
+            state.recordings,
         )
         """What operators see of the scheduler, and do to it."""
         self.migrations.tell_over(self.scheduler.on_move_over)
@@ -149,6 +163,7 @@ class ClusterDriver:
         """What models' instances are started with, as operators say."""
         self.scale = ScaleVerb(fleet, self._converging, self._placing, audit, self._save_settings)
         """How many instances a model has, as operators say."""
+        self.metrics = HeadMetrics(fleet, self.scheduler, self.steering, self.rollouts, audit)
         self._strays: set[tuple[str, str]] = set()
         self._saved: Placements | None = None
         self._since = time.monotonic()
@@ -169,11 +184,12 @@ class ClusterDriver:
         self._converging.begin()
         try:
             while not line.done() and not rounds.done():
+                used = time.thread_time()
                 try:
                     await self._round()
                 except (LlxError, OSError) as error:  # no descriptor, no space: try again
                     log.error("driver.round_failed", error=error)
-                await self._wait()
+                await self._wait(pause_s(time.thread_time() - used))
             (line if line.done() else rounds).result()
         finally:
             # Whoever clears up after this head should find every process that it began to start.
@@ -225,12 +241,12 @@ class ClusterDriver:
             self._audit.record("head.superseded", term=self.fleet.term, by=newer)
             self.stopped.set()
 
-    async def _wait(self) -> None:
+    async def _wait(self, pause_s: float) -> None:
         wake = self.fleet.line.changed
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_POLL_S):
                 await wake.wait()
-            await asyncio.sleep(_COALESCE_S)
+            await asyncio.sleep(pause_s)
         wake.clear()
 
     def _watch(self, host: HostUnit) -> Callable[[], None]:
@@ -247,7 +263,7 @@ class ClusterDriver:
         members = self.fleet.members()
         self.fleet.loads.follow(members)
         self._schedule()
-        self.scheduler.follow(self.fleet.present())
+        self.scheduler.follow(self.fleet.present(members))
         if self.fleet.line.version or self._knows_enough():
             offers = pool_offers(self.fleet.settings, self.fleet.generations)
             keys = desired_api_keys(self.fleet.settings)
@@ -322,6 +338,10 @@ class ClusterDriver:
     def status(self) -> ClusterStatus:
         """Everything, now."""
         return self.fleet.status()
+
+    def keys(self) -> KeysStatus:
+        """Of the cluster's sockets."""
+        return keys_status(self.fleet.line, self.fleet.loads)
 
     def instance(self, name: str) -> InstanceStatus:
         """One instance.
@@ -466,7 +486,7 @@ class ClusterDriver:
             part = await self.fleet.hosts[name].agent.read_log(AGENT, offset, limit, tail)
         else:
             known = [HEAD, *(each.name for each in self.fleet.units()), *hosts]
-            raise NotFoundError(f'no process "{name}"', remedy=f"there are: {', '.join(known)}")
+            raise no_such("process", name, known)
         return LogSlice(name=name, text=part.text, next_offset=part.next_offset)
 
     # ------------------------------------------------------------------ the end
@@ -481,6 +501,14 @@ class ClusterDriver:
     def _refuse_while_stopping(self) -> None:
         if self.fleet.is_stopping:
             raise ConflictError(f"{self.fleet.settings.cluster} is being stopped")
+
+
+def pause_s(round_s: float) -> float:
+    """How long news waits for more of it, after a round during which the loop worked so long.
+
+    That includes what others did while the round waited for a disk or a socket: so it is bounded.
+    """
+    return min(_LONGEST_PAUSE_S, max(_COALESCE_S, _PAUSE * round_s))
 
 
 def _cancel(task: asyncio.Task[object]) -> None:

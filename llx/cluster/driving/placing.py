@@ -71,6 +71,10 @@ class Placing:
         host = self._fleet.hosts.get(unit.host)
         if not unit.host or unit.is_busy or unit.is_leaving or self._fleet.is_heard(unit):
             return
+        if host is not None and host.state is HostState.FAILED and host.view is not None:
+            seen = host.view.processes.get(unit.name)
+            if seen is not None and seen.is_running:
+                return  # its agent, of another release, cannot take it over; it serves on
         if host is None or (host.state in _UNSURE and not unit.is_ours and not unit.known):
             unit.leave_host()
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import yaml
 
+from llx.cluster.rollout_file import FIRST, Generations
 from llx.errors import ConfigError
-from llx.settings import ModelSettings, differing_keys, to_dict
+from llx.settings import ClusterSettings, ModelSettings, differing_keys, to_dict
 from llx.yaml_reader import nearest, read_yaml
 
 _ROLLED_OUT = ("model", "engine", "tensor_parallel", "engine_args", "sim")
@@ -85,6 +86,19 @@ def read_model(running: ModelSettings, values: Mapping[str, Any]) -> ModelSettin
         if key not in known:
             raise ConfigError(f'{running.name}: unknown key "{key}"{nearest(key, known)}')
     return read_yaml(f"model {running.name}", ModelSettings, values={**values, **kept})
+
+
+def settled(settings: ClusterSettings, generations: Generations) -> ClusterSettings:
+    """The settings in which models that are being rolled out are what they are to be.
+
+    A head writes the record of a rollout first; if it fell before it had written the settings,
+    these say what was before.
+    """
+    models = []
+    for model in settings.models:
+        rollout = generations.get(model.name, FIRST).under_way
+        models.append(model if rollout is None else read_model(model, rollout.wanted))
+    return settings.model_copy(update={"models": tuple(models)})
 
 
 def changed_keys(former: ModelSettings, new: ModelSettings) -> list[str]:

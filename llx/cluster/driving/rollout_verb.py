@@ -27,9 +27,8 @@ from llx.cluster.driving.rollouts import Rollouts, revision_of
 from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.moves.routes import User
 from llx.cluster.rollout_file import Generation, Rollout, RolloutState
-from llx.errors import ConfigError, ConflictError, NotFoundError
+from llx.errors import ConfigError, ConflictError
 from llx.settings import ClusterSettings, ModelSettings, to_dict
-from llx.yaml_reader import nearest
 
 SteerRollout = Literal["pause", "resume", "abort"]
 _MAX_S = 86400.0
@@ -128,15 +127,10 @@ class RolloutVerb:
         return RolloutReport(changes=words, rollout=self._status(self._model(name)))
 
     def _model(self, name: str) -> ModelSettings:
-        models = {each.name: each for each in self._fleet.settings.models}
-        if name not in models:
-            raise NotFoundError(
-                f'no model "{name}"{nearest(name, models)}',
-                remedy=f"there are: {', '.join(models)}",
-            )
+        model = self._fleet.model_settings(name)
         if self._fleet.is_stopping:
             raise ConflictError(f"{self._fleet.settings.cluster} is being stopped")
-        return models[name]
+        return model
 
     def _way(
         self,
@@ -178,11 +172,13 @@ class RolloutVerb:
     ) -> None:
         before = self._fleet.generation(model.name)
         revision = before.newest + 1
+        end = time.time() + request.deadline_s
         generation = Generation(
             revision=revision,
             generation=revision if is_apart else before.generation,
             newest=revision,
             rollout=Rollout(
+                wanted=to_dict(new),
                 former=to_dict(model),
                 former_revision=before.revision,
                 former_generation=before.generation,
@@ -191,12 +187,18 @@ class RolloutVerb:
                 steady_s=request.steady_s,
                 user=request.user,
                 begun_at=time.time(),
+                # Those that are being emptied already have no longer than those to be replaced.
+                ends={unit.name: end for unit in self._rollouts.parts(model.name).going},
             ),
         )
         self._install(new, generation)
 
     def _install(self, model: ModelSettings, generation: Generation) -> None:
-        """The record first: the settings alone would not say what is former."""
+        """The record first: the settings alone would not say what is former.
+
+        A head that falls in between leaves the next one to take them from the record
+        (`rollout_change.settled`).
+        """
         settings = self._fleet.settings
         models = [model if each.name == model.name else each for each in settings.models]
         settings = settings.model_copy(update={"models": tuple(models)})
@@ -229,7 +231,7 @@ class RolloutVerb:
                 self._rollouts.change(name, state=RolloutState.PAUSED)
             case "resume":
                 self._expect(name, rollout, RolloutState.PAUSED, RolloutState.FAILED)
-                self._resume(name)
+                self._resume(name, rollout)
             case "abort":
                 self._abort(model, rollout, user)
         self._rollouts.note({"abort": "aborted"}.get(verb, f"{verb}d"), name, user)
@@ -239,12 +241,13 @@ class RolloutVerb:
         if rollout.state not in states:
             raise ConflictError(f"the rollout of {name} is {rollout.state}")
 
-    def _resume(self, name: str) -> None:
-        """What has failed is started anew."""
+    def _resume(self, name: str, rollout: Rollout) -> None:
+        """What has failed is started anew, and gateways try again what they could not serve."""
         for unit in self._rollouts.parts(name).new:
             if unit.state is InstanceState.FAILED or unit.retry_at is not None:
                 self._converging.retire(unit)
-        self._rollouts.change(name, state=RolloutState.RUNNING, reason="")
+        attempt = rollout.attempt + 1
+        self._rollouts.change(name, state=RolloutState.RUNNING, reason="", attempt=attempt)
 
     def _abort(self, model: ModelSettings, rollout: Rollout, user: str) -> None:
         """The way back is a rollout, too: of what was before, and what comes of it is former."""
@@ -256,6 +259,7 @@ class RolloutVerb:
             newest=before.newest,
             rollout=msgspec.structs.replace(
                 rollout,
+                wanted=rollout.former,
                 former=to_dict(model),
                 former_revision=before.revision,
                 former_generation=before.generation,
@@ -265,14 +269,18 @@ class RolloutVerb:
                 reason="",
                 is_back=not rollout.is_back,
                 is_switched=is_apart and not rollout.is_switched,
-                ends={},
+                attempt=rollout.attempt + 1,
             ),
         )
         self._install(read_model(model, rollout.former), back)
-        for unit in self._rollouts.parts(model.name).going:
-            is_wanted = revision_of(unit) == back.revision
-            if is_wanted and self._converging.can_keep(unit):
-                self._converging.keep(unit)
+        parts = self._rollouts.parts(model.name)
+        kept = [
+            unit
+            for unit in parts.going
+            if revision_of(unit) == back.revision and self._converging.can_keep(unit)
+        ]
+        for unit in kept[: max(0, rollout.count - len(parts.new))]:
+            self._converging.keep(unit)
 
 
 def add_rollout_routes(app: FastAPI, verb: RolloutVerb) -> None:

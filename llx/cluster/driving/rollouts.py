@@ -195,13 +195,15 @@ class Rollouts:
                 return f"{unit.name}: {reason.partition(chr(10))[0]}"
         generation = self._fleet.generation(model.name).generation
         if generation == rollout.former_generation:
-            return self._why_none_move(parts)
+            # What cannot move on the way back may finish where it is: that is all there is to do.
+            return "" if rollout.is_back else self._why_none_move(parts)
         key = PoolName(generation_key(model.name, generation))
         for unit in self._fleet.gateways.values():
             view = self._fleet.gateway_view(unit)
             report = None if view is None else view.report
-            if report is not None and key in report.unusable:
-                return f"{unit.name} cannot serve it: {report.unusable[key]}"
+            found = None if report is None else report.unusable.get(key)
+            if found is not None and found.attempt >= rollout.attempt:
+                return f"{unit.name} cannot serve it: {found.reason}"
         return ""
 
     def _why_not_up(self, unit: Unit, rollout: Rollout) -> str:

@@ -11,10 +11,9 @@ from llx.cluster.driving.desired import desired_instances
 from llx.cluster.driving.placing import Placing
 from llx.cluster.events.audit import AuditTrail
 from llx.cluster.fleet.fleet import Fleet
-from llx.errors import ConfigError, ConflictError, NotFoundError
+from llx.errors import ConfigError, ConflictError
 from llx.log import get_log
 from llx.settings import ClusterSettings, InstanceRange, ModelSettings
-from llx.yaml_reader import nearest
 
 log = get_log(__name__)
 
@@ -52,7 +51,7 @@ class ScaleVerb:
             ConfigError: The numbers contradict each other.
             ConflictError: There is no room for so many, or the cluster stops.
         """
-        model = self._model(name)
+        model = self._fleet.model_settings(name)
         if self._fleet.is_stopping:
             raise ConflictError(f"{self._fleet.settings.cluster} is being stopped")
         settings = self._with(model, _range(model, request))
@@ -64,15 +63,6 @@ class ScaleVerb:
             log.info("model.scaled", user=request.user, **told)
             self._audit.record("model.scaled", user=request.user, **told)
         return ScaleReport(changes=changes, model=self._fleet.model(name))
-
-    def _model(self, name: str) -> ModelSettings:
-        models = {each.name: each for each in self._fleet.settings.models}
-        if name not in models:
-            raise NotFoundError(
-                f'no model "{name}"{nearest(name, models)}',
-                remedy=f"there are: {', '.join(models)}",
-            )
-        return models[name]
 
     def _with(self, model: ModelSettings, instances: InstanceRange) -> ClusterSettings:
         new = model.model_copy(update={"instances": instances})

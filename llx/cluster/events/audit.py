@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections import Counter
 from pathlib import Path
 
 from llx.log import get_log
@@ -18,12 +19,15 @@ class AuditTrail:
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
         self._path = path
         self._max_bytes = max_bytes
+        self.counts: Counter[str] = Counter()
+        """How many of each kind, since the head's start."""
 
     def record(self, kind: str, *, user: str = "", **fields: str | float | None) -> None:
         """Append an event: its kind, such as ``instance.failed``, and who caused it.
 
         A full disk must not stop the cluster from being run: then the event goes to the log alone.
         """
+        self.counts[kind] += 1
         event = {"at": round(time.time(), 3), "kind": kind, "user": user, **fields}
         line = json.dumps(event, ensure_ascii=False).encode(errors="replace") + b"\n"
         try:

@@ -1,6 +1,7 @@
 """The cluster as the control API shows it: the driver's units, their loads, the gateways' word."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +27,10 @@ from llx.cluster.fleet.status import (
     host_status,
     instance_status,
     model_status,
+    pace_status,
     tell_silence,
     that_count,
+    unit_use,
 )
 from llx.cluster.fleet.unit import Unit
 from llx.cluster.moves.move_log import MoveLog
@@ -35,11 +38,12 @@ from llx.cluster.rollout_file import FIRST, Generation
 from llx.cluster.scheduling.members import Present
 from llx.core.model import InstanceId, PoolName, Term
 from llx.core.scheduler.events import InstanceState as WantedState
-from llx.errors import NotFoundError, UnreachableError
+from llx.errors import UnreachableError
 from llx.pins import VLLM_VERSION
-from llx.settings import ClusterSettings
+from llx.settings import ClusterSettings, ModelSettings
 from llx.specs import GatewaySpec, InstanceSpec
-from llx.wire import Member
+from llx.wire import WIRE_VERSION, InstancePace, Member
+from llx.yaml_reader import no_such
 
 _SILENT_S = 5.0
 """Whoever has not been heard of for so long does not answer; a link may blink."""
@@ -143,8 +147,7 @@ class Fleet:
         """
         unit = self.instances.get(name)
         if unit is None:
-            known = ", ".join(self.instances)
-            raise NotFoundError(f'no instance "{name}"', remedy=f"there are: {known}")
+            raise no_such("instance", name, self.instances)
         return unit
 
     def named_unit(self, name: str) -> Unit:
@@ -155,8 +158,8 @@ class Fleet:
         """
         unit = self.unit(name)
         if unit is None:
-            known = ", ".join(each.name for each in self.units())
-            raise NotFoundError(f'no instance or gateway "{name}"', remedy=f"there are: {known}")
+            known = [each.name for each in self.units()]
+            raise no_such("instance or gateway", name, known)
         return unit
 
     def host_unit(self, name: str) -> HostUnit:
@@ -167,8 +170,7 @@ class Fleet:
         """
         host = self.hosts.get(name)
         if host is None:
-            known = ", ".join(self.hosts)
-            raise NotFoundError(f'no host "{name}"', remedy=f"there are: {known}")
+            raise no_such("host", name, self.hosts)
         return host
 
     def agent_of(self, host: str) -> AgentPort:
@@ -200,24 +202,20 @@ class Fleet:
             )
         return found
 
-    def present(self) -> list[Present]:
+    def present(self, members: Iterable[Member]) -> list[Present]:
         """The same instances, in the scheduler's words."""
         return [
-            Present(
-                each.instance,
-                each.pool,
-                each.address_in,
-                self._wanted(self.instances[each.instance]),
-            )
-            for each in self.members()
+            Present(each.instance, each.pool, each.address_in, self._wanted(each))
+            for each in members
         ]
 
-    def _wanted(self, unit: Unit) -> WantedState:
+    def _wanted(self, member: Member) -> WantedState:
+        unit = self.instances[member.instance]
         host = self.hosts.get(unit.host)
         is_host_ending = host is not None and (host.is_leaving or host.is_draining)
         if unit.is_leaving or unit.state is InstanceState.DRAINING or is_host_ending:
             return WantedState.TERMINATING
-        return WantedState.CORDONED if self.is_cordoned(unit) else WantedState.UP
+        return WantedState.CORDONED if member.is_cordoned else WantedState.UP
 
     def is_cordoned(self, unit: Unit) -> bool:
         """Whether an instance gets nothing new, for its own or its host's sake."""
@@ -319,6 +317,7 @@ class Fleet:
             term=self.term,
             started_at=self.started_at,
             llx_version=__version__,
+            wire_version=WIRE_VERSION,
             vllm_version=infos[0].vllm_version if infos else VLLM_VERSION,
             platform=self.platform,
             models=[self.model(model.name) for model in self.settings.models],
@@ -346,6 +345,9 @@ class Fleet:
                 "cannot_migrate": "" if info is None else info.cannot_migrate,
                 "revision": unit.spec.revision,
                 "compatibility": "" if info is None else info.compatibility,
+                "llx_version": "" if info is None else info.llx_version,
+                "pace": pace_status(self._paces(InstanceId(name))),
+                **unit_use(self.hosts.get(unit.host), name),
             }
         )
         refusal = self.loads.refusal(name)
@@ -356,9 +358,31 @@ class Fleet:
             return status.model_copy(update={"detail": tell_silence(silent_s)})
         return status
 
+    def _paces(self, instance: InstanceId) -> list[InstancePace]:
+        """How it serves, as each gateway that is heard of says."""
+        views = (self.line.view(each) for each in self.gateways)
+        reports = (each.report for each in views if each is not None and not each.is_silent)
+        found = (each.paces.get(instance) for each in reports if each is not None)
+        return [each for each in found if each is not None]
+
+    def model_settings(self, name: str) -> ModelSettings:
+        """What the settings say of a model.
+
+        Raises:
+            NotFoundError: There is none of that name.
+        """
+        models = {each.name: each for each in self.settings.models}
+        if name not in models:
+            raise no_such("model", name, models)
+        return models[name]
+
     def model(self, name: str) -> ModelStatus:
-        """One model of the settings."""
-        (model,) = [each for each in self.settings.models if each.name == name]
+        """One model of the settings.
+
+        Raises:
+            NotFoundError: There is none of that name.
+        """
+        model = self.model_settings(name)
         states = [self._state(unit) for unit in self.staying(name)]
         return model_status(model, states, self.shortages.get(name, ""))
 
@@ -394,7 +418,8 @@ class Fleet:
         assert isinstance(unit.spec, GatewaySpec), f"{unit.name} is a gateway"
         view = self.line.view(unit.name)
         missing, log = self.missing(unit), self._log(unit.name)
-        return gateway_status(unit, unit.spec, view, missing, log, self.silent_s(unit))
+        status = gateway_status(unit, unit.spec, view, missing, log, self.silent_s(unit))
+        return status.model_copy(update=unit_use(self.hosts.get(unit.host), unit.name))
 
     def _any_missing(self) -> bool:
         ready = [u for u in self.gateways.values() if self._state(u) is InstanceState.READY]

@@ -9,6 +9,8 @@ back, and the one that was started in its place. Only that on the expected host 
 """
 
 import asyncio
+import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ import zmq
 import zmq.asyncio
 
 from llx.core.model import PoolName, RequestId, Term
-from llx.curve import Authenticator, ClusterKeys, make_listener
+from llx.curve import Authenticator, ClusterKeys, KeySource, make_listener
 from llx.errors import ConflictError, WireError
 from llx.log import get_log
 from llx.specs import ApiKeySpec
@@ -49,6 +51,9 @@ _PORTS = (20000, 32000)
 LOOPBACK = "127.0.0.1"
 _SILENT_AFTER_S = 5.0
 _MAX_GATEWAYS = 256
+_LOOK_FOR_KEYS_S = 1.0
+_BIND_AGAIN_S = 0.02
+_COMPLAIN_EVERY = 250
 
 HostOf = Callable[[str], str]
 """Gateway → name of the host where it is to be; empty: nowhere."""
@@ -95,12 +100,13 @@ class GatewayLine:
     """A ROUTER that gateways dial.
 
     Args:
-        keys: The cluster's keys.
+        keys: The cluster's keys. When they are replaced it listens with the others, and gateways
+            dial anew.
         term: This head's term, on everything it sends.
         rebind_for_s: How long to try for a former address.
     """
 
-    def __init__(self, keys: ClusterKeys, term: Term, rebind_for_s: float = 5.0) -> None:
+    def __init__(self, keys: KeySource, term: Term, rebind_for_s: float = 5.0) -> None:
         self._term = term
         self._rebind_for_s = rebind_for_s
         self._version = 0
@@ -114,9 +120,12 @@ class GatewayLine:
         self._ignored: set[bytes] = set()
         self._decoder: Decoder[ToScheduler] = Decoder(ToScheduler)
         self._context = zmq.asyncio.Context()
-        self._authenticator = Authenticator(self._context, keys)
+        self._keys = keys
+        self._address = ""
+        self.listens_with: ClusterKeys = keys.ring()[0]
+        self._authenticator = Authenticator(self._context, self.listens_with)
         self._socket = self._context.socket(zmq.ROUTER)
-        make_listener(self._socket, keys)
+        make_listener(self._socket, self.listens_with)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.changed = asyncio.Event()
 
@@ -164,11 +173,13 @@ class GatewayLine:
         """
         if address is None:
             port = self._socket.bind_to_random_port(f"tcp://{LOOPBACK}", *_PORTS)
-            return f"tcp://{LOOPBACK}:{port}"
+            self._address = f"tcp://{LOOPBACK}:{port}"
+            return self._address
         end = time.monotonic() + self._rebind_for_s
         while True:
             try:
                 self._socket.bind(address)
+                self._address = address
                 return address
             except zmq.ZMQError as error:
                 if time.monotonic() >= end:
@@ -179,7 +190,40 @@ class GatewayLine:
             await asyncio.sleep(0.1)
 
     async def run(self) -> None:
-        """Receive until cancelled."""
+        """Receive until cancelled, with the keys of any moment."""
+        following = asyncio.create_task(self._follow_keys(), name="line-keys")
+        try:
+            await self._receive_all()
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    async def _follow_keys(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_FOR_KEYS_S)
+            keys = self._keys.ring()[0]
+            if keys == self.listens_with or not self._address:
+                continue
+            with contextlib.suppress(zmq.ZMQError):  # it does not listen there any more
+                self._socket.unbind(self._address)  # which ends all its connections
+            self._authenticator.admit(keys)
+            make_listener(self._socket, keys)
+            await self._bind_again()
+            self.listens_with = keys
+            log.info("gateway_line.rekeyed")
+
+    async def _bind_again(self) -> None:
+        """The port is free as soon as libzmq's own thread has closed it."""
+        for attempt in itertools.count(1):
+            try:
+                self._socket.bind(self._address)
+                return
+            except zmq.ZMQError as error:
+                if attempt % _COMPLAIN_EVERY == 0:
+                    log.warning("gateway_line.cannot_listen", address=self._address, error=error)
+            await asyncio.sleep(_BIND_AGAIN_S)
+
+    async def _receive_all(self) -> None:
         while True:
             frames = await self._socket.recv_multipart()
             try:

@@ -11,10 +11,12 @@ from typing import Protocol
 
 import zmq.asyncio
 
+from llx.agent.dial_turns import DialTurns
 from llx.agent.link import InstanceLink, peer_of_process, report_interval_s
 from llx.agent.prefix_reports import PrefixFeed
+from llx.agent.socket_reader import SocketReader
 from llx.core.model import InstanceId, InstanceLoad, PoolName, Term
-from llx.curve import ClusterKeys, make_wide
+from llx.curve import KeySource, make_wide
 from llx.errors import UnreachableError
 from llx.log import get_log
 from llx.ports import Frame
@@ -61,13 +63,15 @@ class LoadEvents(Protocol):
 class LoadWatch:
     """Links to all members; itself the owner that they report to."""
 
-    def __init__(self, keys: ClusterKeys, term: Term) -> None:
-        self._keys = keys
+    def __init__(self, keys: KeySource, term: Term) -> None:
+        self.keys = keys
         self._term = term
         self._peer = peer_of_process("scheduler")
         self._context = zmq.asyncio.Context()
         make_wide(self._context)
         self._links: dict[InstanceId, InstanceLink] = {}
+        self._turns = DialTurns()
+        self._reader = SocketReader()
         self._reported_at: dict[InstanceId, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._llumlets: LlumletEvents | None = None
@@ -92,13 +96,15 @@ class LoadWatch:
             if instance not in self._links:
                 link = InstanceLink(
                     self._context,
-                    self._keys,
+                    self.keys,
                     member,
                     peer=self._peer,
                     role="scheduler",
                     events=self,
                     term=self._term,
                     prefixes=PrefixFeed(partial(self._on_prefixes, member.pool, instance)),
+                    turns=self._turns,
+                    read=self._reader.read_all,
                 )
                 self._links[instance] = link
                 link.start()
@@ -121,6 +127,14 @@ class LoadWatch:
         if link is None or not link.is_ready or link.load is None:
             return None
         return link.load, time.monotonic() - self._reported_at[link.member.instance]
+
+    def not_with(self, listener_public: str) -> list[str]:
+        """The instances that are not known to listen with that key."""
+        return sorted(
+            instance
+            for instance, link in self._links.items()
+            if not link.is_ready or link.listener_public != listener_public
+        )
 
     def num_preemptions(self, instance: str) -> int | None:
         """Since its engine's start, by the last report; None: not known."""
@@ -177,6 +191,7 @@ class LoadWatch:
         for instance in list(self._links):
             self._drop(instance)
         await asyncio.gather(*self._closing, return_exceptions=True)
+        self._reader.close()
         self._context.destroy(linger=0)
 
     def _drop(self, instance: InstanceId) -> None:

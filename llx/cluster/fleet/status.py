@@ -1,7 +1,9 @@
 """The control API's resources, made from what the driver knows: pure functions."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llx.api import (
     ClusterState,
@@ -13,14 +15,17 @@ from llx.api import (
     InstanceStatus,
     LoadStatus,
     ModelStatus,
+    PaceStatus,
 )
 from llx.cluster.fleet.gateway_line import GatewayView
 from llx.cluster.fleet.host_unit import HostUnit
 from llx.cluster.fleet.unit import Unit
 from llx.core.dispatch import Candidate, freeness
+from llx.core.latency_buckets import Buckets, quantile_s
 from llx.core.model import InstanceId, InstanceLoad
 from llx.settings import ModelSettings
 from llx.specs import GatewaySpec, InstanceSpec
+from llx.wire import InstancePace
 
 _COMING = frozenset({InstanceState.STARTING, InstanceState.LOADING, InstanceState.STOPPING})
 _GONE = frozenset({InstanceState.FAILED, InstanceState.STOPPED, InstanceState.LOST})
@@ -88,6 +93,45 @@ def instance_status(
     )
 
 
+def pace_status(paces: Sequence[InstancePace]) -> PaceStatus | None:
+    """What gateways say of one instance, taken together; None: nothing."""
+    if not paces:
+        return None
+    ttft, itl = Counter[int](), Counter[int]()
+    for each in paces:
+        ttft.update(each.ttft)
+        itl.update(each.itl)
+    return PaceStatus(
+        tokens_per_s=round(sum(each.tokens_per_s for each in paces), 1),
+        ttft_p50_ms=_quantile_ms(ttft, 0.5),
+        ttft_p99_ms=_quantile_ms(ttft, 0.99),
+        itl_p50_ms=_quantile_ms(itl, 0.5),
+        itl_p99_ms=_quantile_ms(itl, 0.99),
+    )
+
+
+def _quantile_ms(counts: Buckets, share: float) -> float | None:
+    found = quantile_s(counts, share)
+    return None if found is None else round(found * 1e3, 3)
+
+
+def unit_use(host: HostUnit | None, name: str) -> dict[str, float | None]:
+    """What an instance or gateway uses of its host, as its status has it.
+
+    Not known of one whose agent does not answer, or has not measured it yet.
+    """
+    if host is None or host.view is None or not host.answers:
+        return {"cores_used": None}
+    cores = host.view.cpu_use.by_process.get(name)
+    held = host.view.held.get(name)
+    devices = () if held is None or cores is None else held.devices
+    shares = [each.use_percent for each in host.view.gpus if each.id in devices]
+    known = [each for each in shares if each is not None]
+    if not known:
+        return {"cores_used": cores}
+    return {"cores_used": cores, "gpu_percent": round(sum(known) / len(known), 1)}
+
+
 def unit_addresses(unit: Unit) -> list[str]:
     """What its process says that it listens on, once ready."""
     seen = unit.observed
@@ -110,13 +154,15 @@ def gateway_status(
     answered, if for long.
     """
     report = None if view is None else view.report
-    counters = {} if report is None else {
+    counters: dict[str, Any] = {} if report is None else {
         "in_flight": report.in_flight,
         "requests": report.num_requests,
         "finished": report.num_finished,
         "failed": report.num_failed,
         "refused": report.num_refused,
         "output_tokens": report.output_tokens,
+        "certificate": report.certificate,
+        "certificate_ends_at": report.certificate_ends_at or None,
     }  # fmt: skip
     detail = unit.detail
     if unit.state is InstanceState.READY:
@@ -136,6 +182,7 @@ def gateway_status(
         started_at=unit.started_at,
         ready_after_s=unit.ready_after_s,
         connected=[] if report is None else [str(each) for each in report.connected],
+        llx_version="" if view is None else view.hello.llx_version,
         restarts=unit.restarts,
         last_failure=unit.last_failure,
         log=log,
@@ -155,7 +202,8 @@ def gateway_url(unit: Unit, spec: GatewaySpec, view: GatewayView | None) -> str:
     addresses = unit.known or unit_addresses(unit)
     if addresses:
         return addresses[0]
-    return f"http://{spec.host}:{spec.port}" if spec.port else ""
+    scheme = "https" if spec.is_tls else "http"
+    return f"{scheme}://{spec.host}:{spec.port}" if spec.port else ""
 
 
 def host_status(host: HostUnit, units: Iterable[Unit], now: float) -> HostStatus:
@@ -180,7 +228,12 @@ def host_status(host: HostUnit, units: Iterable[Unit], now: float) -> HostStatus
     holders = {device: name for name, each in view.held.items() for device in each.devices}
     foreign = view.foreign_gpus
     gpus = [
-        GpuStatus(label=each.label, holder=holders.get(each.id, ""), is_busy=each.id in foreign)
+        GpuStatus(
+            label=each.label,
+            holder=holders.get(each.id, ""),
+            is_busy=each.id in foreign,
+            use_percent=each.use_percent if host.answers else None,
+        )
         for each in view.gpus
     ]
     return status.model_copy(
@@ -188,6 +241,7 @@ def host_status(host: HostUnit, units: Iterable[Unit], now: float) -> HostStatus
             "address": view.address,
             "platform": view.platform,
             "cpus": view.cpu_count,
+            "cores_used": view.cpu_use.of_host if host.answers else None,
             "gpus": gpus,
             "memory_total_bytes": view.memory_total_bytes,
             "memory_free_bytes": view.memory_free_bytes,

@@ -26,7 +26,7 @@ from llx.cluster.events.audit import AuditTrail
 from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.fleet.unit import Unit
 from llx.cluster.moves.movability import check_ends, why_pinned
-from llx.cluster.moves.move_log import Experience, Move
+from llx.cluster.moves.move_log import POLICY, Experience, Move
 from llx.cluster.requests.book import Located, find, list_requests
 from llx.cluster.requests.requests import Requests
 from llx.core.model import Blocks, InstanceId, MigrationId, RequestId, Tokens
@@ -39,8 +39,6 @@ log = get_log(__name__)
 
 _SILENT_S = 60.0
 """A move is given up when so long neither it nor any other from its source was heard of."""
-POLICY = "policy"
-"""The user of moves that no user has asked for."""
 _LOST_S = 600.0
 """Likewise it alone: it may wait for its turn behind others."""
 

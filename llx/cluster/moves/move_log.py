@@ -13,10 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from llx.api import MigrationStatus, MoveOutcome
+from llx.cluster.metrics.tally import MoveTally
 from llx.core.model import Epoch, InstanceId, MigrationId, RequestId
 from llx.wire import MigrationNews, MoveSeen
 
 MAX_OVER = 1000
+POLICY = "policy"
+"""The user of moves that no user has asked for."""
 _MAX_SEEN = 4096
 _RECENT = 50
 """Figures of so many last moves tell what the next one will be like."""
@@ -109,6 +112,7 @@ class MoveLog:
 
     def __init__(self, max_over: int = MAX_OVER) -> None:
         self._max_over = max_over
+        self.tally = MoveTally()
         self._open: dict[MigrationId, Move] = {}
         self._over: OrderedDict[MigrationId, Move] = OrderedDict()
         self._seen: OrderedDict[SeenKey, MoveSeen] = OrderedDict()
@@ -202,6 +206,7 @@ class MoveLog:
             if key in self._seen:
                 continue
             self._seen[key] = seen
+            self.tally.saw(seen.downtime_ms)
             if len(self._seen) > _MAX_SEEN:
                 self._seen.popitem(last=False)
             for move in self._matching(seen):
@@ -227,7 +232,14 @@ class MoveLog:
             move.seen = next(found, None)
         if move.seen is not None and outcome is MoveOutcome.UNKNOWN:
             move.outcome, move.reason = MoveOutcome.MOVED, ""
+        self._count(move)
         move.over.set()
+
+    def _count(self, move: Move) -> None:
+        assert move.outcome is not None, "it is over"
+        self.tally.over("policy" if move.user == POLICY else "request", move.outcome)
+        if move.outcome is MoveOutcome.MOVED and move.news is not None and move.news.is_over:
+            self.tally.moved(move.news.elapsed_ms, move.news.size_bytes)
 
     def _matching(self, seen: MoveSeen) -> list[Move]:
         moves = [*self._open.values(), *self._over.values()]

@@ -64,7 +64,8 @@ class MovingOff:
         self._open: list[Move] = []
         self._tries: dict[RequestId, _Try] = {}
         self._silence = ""
-        self.moved = 0
+        self.moved: set[RequestId] = set()
+        """Those that have."""
 
     async def run(self) -> None:
         """Move what can be moved, until cancelled."""
@@ -81,6 +82,16 @@ class MovingOff:
             await self._wait(left_s, is_for_one=True)
             self._settle()
         self._settle()
+
+    async def num_left(self) -> int | None:
+        """How many requests the instance has that have not moved; None: it does not say.
+
+        Its load reports are no answer: the last may be older than the news of a move.
+        """
+        listing = await list_requests(self._fleet.loads, [self._unit.name])
+        if listing.not_asked:
+            return None
+        return sum(each.request not in self.moved for each in listing.requests)
 
     def not_moved(self) -> list[str]:
         """What could not be moved, ``request: reason``."""
@@ -132,7 +143,7 @@ class MovingOff:
             found = self._tries[move.request]
             match move.outcome:
                 case MoveOutcome.MOVED:
-                    self.moved += 1
+                    self.moved.add(move.request)
                     del self._tries[move.request]
                 case MoveOutcome.GONE:
                     found.reason = ""

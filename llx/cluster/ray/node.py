@@ -19,6 +19,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from llx import __version__
 from llx.agent.actor import RAY
 from llx.agent.place import status_path
 from llx.agent.processes import (
@@ -90,6 +91,9 @@ def start(spec: HostSpec, spec_path: Path) -> None:
         if _is_same(paths, spec_path):
             return
         keeper.stop(_KEEPER_GRACE_S)
+    if paths.fingerprint.exists() and not _is_same(paths, spec_path):
+        # What the control store kept names actors of what has ended, and would wait for them.
+        shutil.rmtree(paths.storage, ignore_errors=True)
     for directory in (paths.keeper, paths.head, paths.agent):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status_path(paths.procs, RAY).unlink(missing_ok=True)
@@ -149,6 +153,8 @@ def rest(spec: HostSpec) -> None:
     keeper = attach(paths.keeper)
     if keeper is not None:
         keeper.stop(_KEEPER_GRACE_S)
+    # What the control store kept names actors of what has ended, and would wait for them.
+    shutil.rmtree(paths.storage, ignore_errors=True)
     paths.fingerprint.unlink(missing_ok=True)
 
 
@@ -199,8 +205,8 @@ def _is_same(paths: RayPaths, spec_path: Path) -> bool:
 
 
 def _fingerprint(spec: HostSpec, spec_path: Path) -> str:
-    """Of everything that a running Ray cannot be told to change."""
-    digest = hashlib.sha256()
+    """Of everything that a running Ray cannot be told to change, the release of llx included."""
+    digest = hashlib.sha256(__version__.encode())
     tls = [f"{spec.tls_dir}/{name}" for name in ("ca.pem", "host.pem")] if spec.is_tls else []
     for path in (str(spec_path), spec.ray_token_path, *tls):
         content = Path(path).read_bytes() if Path(path).exists() else b""

@@ -2,8 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
-from llx.api import RequestStatus
+T = TypeVar("T")
+
+
+class Facts(NamedTuple):
+    """What a filter looks at, as `llx.api.RequestStatus` says it."""
+
+    id: str
+    name: str
+    instance: str
+    model: str
+    state: str
+    priority: int
+    priority_class: str
+    pinned: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +44,13 @@ class RequestFilter:
     offset: int = 0
     limit: int | None = None
 
-    def lets_through(self, request: RequestStatus) -> bool:
+    @property
+    def is_open(self) -> bool:
+        """Whether it lets all through."""
+        wanted = (self.instance, self.model, self.state, self.priority_class, self.match)
+        return self.is_pinned is None and not any(wanted)
+
+    def lets_through(self, request: Facts) -> bool:
         """Whether a request is meant."""
         if self.is_pinned is not None and bool(request.pinned) is not self.is_pinned:
             return False
@@ -43,11 +63,12 @@ class RequestFilter:
         )
         if any(want and want not in has for want, has in wanted):
             return False
+        if not self.match:
+            return True
         words = (request.id, request.name, request.instance, request.model, request.state)
         return self.match.lower() in "\n".join((*words, *classes)).lower()
 
-    def page(self, requests: Sequence[RequestStatus]) -> tuple[list[RequestStatus], int]:
-        """Those on the page asked for, in the order given, and how many are meant in all."""
-        found = [each for each in requests if self.lets_through(each)]
+    def cut(self, found: Sequence[T]) -> Sequence[T]:
+        """The page that is asked for, of those that are let through in the order given."""
         end = None if self.limit is None else self.offset + self.limit
-        return found[self.offset : end], len(found)
+        return found[self.offset : end]

@@ -1,13 +1,13 @@
 """The requests of a cluster: those that instances have, and those that wait in central queues."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from llx.api import RequestList, RequestStatus
 from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.moves.movability import SERVING, model_of
 from llx.cluster.requests.book import Listing, Located, add_waiting, find, list_requests
-from llx.cluster.requests.page import RequestFilter
+from llx.cluster.requests.page import Facts, RequestFilter
 from llx.cluster.scheduling.queue_view import Waiting
 from llx.specs import model_of_pool
 
@@ -36,8 +36,12 @@ class Requests:
     async def page(self, wanted: RequestFilter) -> RequestList:
         """A page of them."""
         listing = await self.listing()
-        page, num_found = wanted.page([self.status(each) for each in listing.requests])
-        return RequestList(requests=page, num_found=num_found, not_asked=listing.not_asked)
+        found = listing.requests
+        if not wanted.is_open:
+            classes = self._classes()
+            found = [each for each in found if wanted.lets_through(self._facts(each, classes))]
+        page = [self.status(each) for each in wanted.cut(found)]
+        return RequestList(requests=page, num_found=len(found), not_asked=listing.not_asked)
 
     async def get(self, given: str) -> RequestList:
         """One request by any of its ids, with all its generations.
@@ -53,17 +57,15 @@ class Requests:
     def status(self, located: Located) -> RequestStatus:
         """A request as the control API shows it."""
         view, waits = located.view, located.waits
-        classes = {each.priority: each.name for each in self._fleet.settings.priority_classes}
+        facts = self._facts(located, self._classes())
         move = self._fleet.moves.open_of(located.request)
-        unit = self._fleet.instances.get(located.instance)
-        model = "" if unit is None else model_of(unit)
         return RequestStatus(
             id=view.id,
             name=view.name,
             instance=located.instance,
-            model=model if waits is None else model_of_pool(waits.model),
+            model=facts.model,
             priority=view.priority,
-            priority_class=classes.get(view.priority, ""),
+            priority_class=facts.priority_class,
             state=view.state,
             num_prompt=view.num_prompt,
             num_tokens=view.num_tokens,
@@ -74,4 +76,23 @@ class Requests:
             migration="" if move is None else move.id,
             position=None if waits is None else waits.position,
             nominated="" if waits is None else waits.nominated,
+        )
+
+    def _classes(self) -> dict[int, str]:
+        return {each.priority: each.name for each in self._fleet.settings.priority_classes}
+
+    def _facts(self, located: Located, classes: Mapping[int, str]) -> Facts:
+        """What filters look at: of a hundred thousand requests a page alone is made in full."""
+        view, waits = located.view, located.waits
+        unit = self._fleet.instances.get(located.instance)
+        model = "" if unit is None else model_of(unit)
+        return Facts(
+            id=view.id,
+            name=view.name,
+            instance=located.instance,
+            model=model if waits is None else model_of_pool(waits.model),
+            state=view.state,
+            priority=view.priority,
+            priority_class=classes.get(view.priority, ""),
+            pinned=view.pinned,
         )

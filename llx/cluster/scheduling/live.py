@@ -12,18 +12,22 @@ it is lost the gateway asks again, and if the gateway is gone its requests are.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Protocol, assert_never
 
 from llx.api import QueueStatus
+from llx.cluster.metrics.tally import SchedulerTally
 from llx.cluster.moves.move_log import Move as Ordered
-from llx.cluster.scheduling.decisions import HELD, Decisions
+from llx.cluster.scheduling.decisions import Decisions, words_of
 from llx.cluster.scheduling.members import Members, Present
+from llx.cluster.scheduling.opening import opening_events
 from llx.cluster.scheduling.prefix_book import PrefixBook
 from llx.cluster.scheduling.queue_view import Waiting, queue_statuses, waiting_requests
+from llx.cluster.scheduling.recordings import Recordings
 from llx.core.model import (
     Blocks,
+    ClassName,
     InstanceId,
     InstanceLoad,
     Nanos,
@@ -51,6 +55,7 @@ from llx.core.scheduler.events import (
     MoveEnded,
     Paused,
     PoolConfigured,
+    PoolGone,
     RequestArrived,
     RequestWithdrawn,
     Resumed,
@@ -60,8 +65,8 @@ from llx.core.scheduler.events import (
 from llx.core.scheduler.events import InstanceState as WantedState
 from llx.core.scheduler.policies import Policies
 from llx.core.scheduler.scheduler import Scheduler
+from llx.errors import NotFoundError
 from llx.log import get_log
-from llx.recording import Recorder
 from llx.wire import Held, Load, NotPlaced, Place, Placed, PlacementAnswer, Prefixes
 
 log = get_log(__name__)
@@ -82,6 +87,10 @@ class _Asked:
     pool: PoolName
     ask: int
     name: str
+    priority_class: ClassName
+    since: Nanos
+    """When it came to its gateway, by this clock."""
+    was_held: bool
 
 
 class MoveOrders(Protocol):
@@ -115,7 +124,7 @@ class LiveScheduler:
         answer: Sends to a gateway; must not block.
         moves: Orders moves; must not block.
         policies: What configurations can name.
-        recorder: Writes down what the core is told and answers; None: nobody does.
+        recordings: Writes down what the core is told and answers; None: nobody does.
     """
 
     def __init__(
@@ -124,22 +133,24 @@ class LiveScheduler:
         answer: Answer,
         moves: MoveOrders,
         policies: Policies,
-        recorder: Recorder | None = None,
+        recordings: Recordings | None = None,
     ) -> None:
         self._term = term
         self._answer = answer
         self._moves = moves
-        self._recorder = recorder
+        self._recordings = recordings
         self._policies = policies
         self._scheduler = Scheduler(policies)
         self._prefixes = PrefixBook()
         self._members = Members()
         self._configs: dict[PoolName, PoolConfig] = {}
+        self._wanted: set[PoolName] = set()
         self._scaling: ScalingOrders | None = None
         self._asked: dict[RequestId, _Asked] = {}
         """Those that wait."""
         self._paused: set[PoolName] = set()
         self.decisions = Decisions()
+        self.tally = SchedulerTally()
         self._events: deque[Event] = deque()
         """Being told, and to be told next."""
         self._is_open = False
@@ -163,21 +174,46 @@ class LiveScheduler:
                 if self._failure is not None:
                     raise self._failure
                 self.tell(Ticked())
-                if self._recorder is not None:
-                    self._recorder.flush()  # a few kilobytes, to the page cache
+                self.decisions.log_all()
+                self._write_recordings()
         finally:
-            if self._recorder is not None:
-                self._recorder.close()
-                self._recorder = None
+            self.decisions.log_all()
+            if self._recordings is not None:
+                self._recordings.close()
+                self._recordings = None
+
+    def _write_recordings(self) -> None:
+        if self._recordings is None:
+            return
+        self._recordings.flush()
+        now = Nanos(time.monotonic_ns())
+        if self._recordings.is_part_over(now):
+            self._recordings.begin_part(opening_events(self._scheduler.pools.values(), now), now)
+
+    def recent(self, last_s: float) -> Iterator[bytes]:
+        """A recording of what was told and answered lately, in pieces; see `Recordings.recent`.
+
+        Raises:
+            NotFoundError: Nothing is recorded.
+            OSError: The disk refuses.
+        """
+        if self._recordings is None:
+            raise NotFoundError("the scheduler is not recorded: its head's log tells why")
+        return self._recordings.recent(last_s, Nanos(time.monotonic_ns()))
 
     def configure(self, configs: Iterable[PoolConfig]) -> None:
-        """Schedule pools by these rules; those that are scheduled so already are left alone."""
-        for config in configs:
+        """Schedule these pools, by these rules; what is scheduled so already is left alone."""
+        wanted = list(configs)
+        self._wanted = {config.name for config in wanted}
+        for config in wanted:
             if self._configs.get(config.name) != config:
                 self.tell(PoolConfigured(config))
                 self._configs[config.name] = config
                 log.info("scheduler.configured", pool=config.name, dispatch=config.dispatch)
-        self._prefixes.keep(name for name in self._configs if self._looks_at_requests(name))
+        self._prefixes.keep(self._looked_into())
+
+    def _looked_into(self) -> list[PoolName]:
+        return [name for name in self._configs if self._looks_at_requests(name)]
 
     @property
     def by_prefix(self) -> frozenset[PoolName]:
@@ -212,11 +248,21 @@ class LiveScheduler:
         return [replace(each, name=self._asked[each.request].name) for each in found]
 
     def follow(self, present: Iterable[Present]) -> None:
-        """These instances are there."""
+        """These instances are there. Pools that are not configured any more go with their last."""
         for event in self._members.follow(present):
             if isinstance(event, InstanceLeft):
                 self._prefixes.forget(event.instance)
             self.tell(event)
+        for pool in [each for each in self._configs if each not in self._wanted]:
+            if not self._scheduler.pools[pool].instances:
+                self._drop(pool)
+
+    def _drop(self, pool: PoolName) -> None:
+        del self._configs[pool]
+        self._paused.discard(pool)
+        self._prefixes.keep(self._looked_into())
+        self.tell(PoolGone(pool))
+        log.info("scheduler.dropped", pool=pool)
 
     # ------------------------------------------------------------------ scaling
 
@@ -281,7 +327,10 @@ class LiveScheduler:
             return  # it does without, or asks again
         hits = self._prefixes.hits(ask)
         self.decisions.meet(ask)
-        self._asked[ask.request] = _Asked(gateway, ask.pool, ask.ask, ask.name)
+        since = Nanos(time.monotonic_ns() - max(0, ask.waited))
+        self._asked[ask.request] = _Asked(
+            gateway, ask.pool, ask.ask, ask.name, ask.priority_class, since, ask.held is not None
+        )
         self.tell(
             RequestArrived(
                 ask.pool,
@@ -291,6 +340,7 @@ class LiveScheduler:
                 Nanos(max(0, ask.waited)),
                 hits,
                 None if ask.held is None else Nanos(max(0, ask.held)),
+                None if ask.patience is None else Nanos(max(0, ask.patience)),
             )
         )
 
@@ -329,9 +379,12 @@ class LiveScheduler:
     def _handle(self, event: Event) -> None:
         now = Nanos(time.monotonic_ns())
         commands = self._scheduler.handle(event, now)
-        if self._recorder is not None:
-            self._recorder.record(event, now, commands)
+        if isinstance(event, RequestArrived):
+            self.tally.arrived(event.pool, time.monotonic_ns() - now)
+        if self._recordings is not None:
+            self._recordings.record(event, now, commands)
         for command in commands:
+            self.tally.count(command, self._asked, now)
             self._obey(command)
 
     def _later(self, event: Event | None) -> None:
@@ -368,15 +421,5 @@ class LiveScheduler:
 
     def _note(self, command: Command) -> None:
         """Remember why, for `llx explain`."""
-        decisions = self.decisions
-        match command:
-            case Dispatch(request=request, instance=instance, decision=decision):
-                decisions.note(request, "placed", instance, str(decision))
-            case Hold(request=request, num_waiting=num_waiting, decision=decision):
-                nominee = decision.chosen.instance if decision and decision.chosen else ""
-                why = "" if decision is None else f": {decision}"
-                decisions.note(request, HELD, nominee, f"{num_waiting} of its class wait{why}")
-            case Refuse(request=request, reason=reason):
-                decisions.note(request, "refused", "", reason.value)
-            case _:
-                pass
+        if isinstance(command, Dispatch | Hold | Refuse):
+            self.decisions.note(command.request, *words_of(command))

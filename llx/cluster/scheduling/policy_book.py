@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from pydantic import JsonValue, ValidationError
 
 from llx.cluster.state_dir import write_private
 from llx.errors import ConfigError
 from llx.log import get_log
-from llx.scheduling_settings import SchedulingSettings
+from llx.scheduling_settings import SchedulingSettings, with_changes
 from llx.settings import ModelSettings
 
 log = get_log(__name__)
@@ -70,36 +69,3 @@ class PolicyBook:
         new = {name: each for name, each in new.items() if each != ModelPolicy()}
         write_private(self._path, msgspec.json.encode(new).decode())
         self._of = new
-
-
-def with_changes(
-    scheduling: SchedulingSettings, changes: Mapping[str, JsonValue]
-) -> SchedulingSettings:
-    """The settings with dotted keys replaced.
-
-    Raises:
-        ConfigError: A key does not exist, or a value is not allowed.
-    """
-    values: dict[str, Any] = scheduling.model_dump(mode="json")
-    for key, value in changes.items():
-        *sections, last = key.split(".")
-        place: Any = values
-        for each in sections:
-            place = place.get(each) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place:
-            known = ", ".join(_keys("", values))
-            raise ConfigError(f'scheduling has no key "{key}"', remedy=f"there are: {known}")
-        place[last] = value
-    try:
-        return SchedulingSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(each) for each in first["loc"])
-        raise ConfigError(f"scheduling.{where}: {first['msg']}") from None
-
-
-def _keys(prefix: str, values: Mapping[str, Any]) -> list[str]:
-    found: list[str] = []
-    for key, value in values.items():
-        found += _keys(f"{prefix}{key}.", value) if isinstance(value, dict) else [prefix + key]
-    return found

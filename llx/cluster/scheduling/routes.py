@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import FastAPI, Query
+from fastapi.responses import StreamingResponse
 
 from llx.api import API_VERSION, Explanation, PolicyList, PolicyUpdate, QueueList
 from llx.cluster.moves.routes import User
@@ -34,7 +35,15 @@ def add_scheduling_routes(app: FastAPI, steering: Steering) -> None:
         """Pause or resume moves by rule, or make one round of them, also when paused."""
         return steering.steer(verb, model, user)
 
+    @app.get(f"/{API_VERSION}/recording", response_class=StreamingResponse)
+    async def recording(
+        last_s: Annotated[float, Query(ge=0, le=86400, description="So long, or more.")] = 300.0,
+    ) -> StreamingResponse:
+        """What the scheduler was told and answered lately: a recording, JSON lines."""
+        # Two files are opened; they are read in a thread, as fast as the client takes them.
+        return StreamingResponse(steering.recent(last_s), media_type="application/x-ndjson")
+
     @app.get(f"/{API_VERSION}/explain/{{request}}")
     async def explain(request: str) -> Explanation:
         """What was decided about a request, and why."""
-        return steering.explain(request)
+        return await steering.explain(request)

@@ -1,6 +1,8 @@
 """What operators see of the scheduler and do to it: queues, rules, pauses, reasons."""
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -18,12 +20,15 @@ from llx.cluster.events.audit import AuditTrail
 from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.scheduling.configs import desired_config
 from llx.cluster.scheduling.live import LiveScheduler
-from llx.cluster.scheduling.policy_book import ModelPolicy, PolicyBook, with_changes
+from llx.cluster.scheduling.past_decisions import past_decisions
+from llx.cluster.scheduling.policy_book import ModelPolicy, PolicyBook
 from llx.core.model import PoolName
 from llx.core.scheduler.policies import Policies
 from llx.errors import ConfigError, NotFoundError
 from llx.log import get_log
+from llx.scheduling_settings import with_changes
 from llx.settings import ModelSettings
+from llx.yaml_reader import no_such
 
 log = get_log(__name__)
 
@@ -40,6 +45,7 @@ class Steering:
         policies: What rules there are.
         audit: Where what is done is written down.
         apply: Makes the scheduler go by the book.
+        recordings: Where recordings of this and former schedulers lie.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class Steering:
         policies: Policies,
         audit: AuditTrail,
         apply: Callable[[], None],
+        recordings: Path,
     ) -> None:
         self._fleet = fleet
         self._live = live
@@ -57,6 +64,7 @@ class Steering:
         self._policies = policies
         self._audit = audit
         self._apply = apply
+        self._recordings = recordings
 
     def queues(self) -> QueueList:
         """All central queues."""
@@ -118,19 +126,43 @@ class Steering:
         self._note(f"policy.{verb}", user, models)
         return self.policies()
 
-    def explain(self, request: str) -> Explanation:
-        """What was decided about a request, by any of its ids.
+    def recent(self, last_s: float) -> Iterator[bytes]:
+        """A recording of what the scheduler was told and answered lately, in pieces.
+
+        Raises:
+            NotFoundError: Nothing is recorded.
+        """
+        try:
+            return self._live.recent(last_s)
+        except OSError as error:
+            raise NotFoundError(f"the recording cannot be read: {error}") from None
+
+    async def explain(self, request: str) -> Explanation:
+        """What was decided about a request, by any of its ids; by former heads, too.
+
+        What those did is known by the engine's and the client's own id only.
 
         Raises:
             NotFoundError: Nothing is known of it, or no longer.
         """
-        found = self._live.decisions.find(request)
-        if not found:
+        known = {each.request: each for each in self._live.decisions.find(request)}
+        past = await asyncio.to_thread(
+            past_decisions,
+            self._recordings,
+            list(dict.fromkeys([request, *known])),
+            self._fleet.term,
+            frozenset(known),
+        )
+        for each in past:
+            now = known.get(each.request, each.model_copy(update={"decisions": []}))
+            told = {"decisions": each.decisions + now.decisions}
+            known[each.request] = now.model_copy(update=told)
+        if not known:
             raise NotFoundError(
                 f'nothing was decided about a request "{request}", or it is forgotten',
                 remedy="llx req ls",
             )
-        return Explanation(requests=found)
+        return Explanation(requests=list(known.values()))
 
     # ------------------------------------------------------------------ leaves
 
@@ -138,8 +170,7 @@ class Steering:
         models = self._fleet.settings.models
         found = [each for each in models if name in ("", each.name)]
         if not found:
-            known = ", ".join(each.name for each in models)
-            raise NotFoundError(f'no model "{name}"', remedy=f"there are: {known}")
+            raise no_such("model", name, [each.name for each in models])
         return found
 
     def _changed(

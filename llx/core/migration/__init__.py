@@ -8,6 +8,6 @@ them. The third party, the arbiter, is the gateway that holds the stream: `llx.c
 is safe, step by step, is told in `docs/migration.md`.
 """
 
-from llx.core.migration.values import Begun, Cut, Progress, Reservation
+from llx.core.migration.values import Begun, Cut, Progress, Reservation, SourceRules
 
-__all__ = ["Begun", "Cut", "Progress", "Reservation"]
+__all__ = ["Begun", "Cut", "Progress", "Reservation", "SourceRules"]

@@ -32,7 +32,7 @@ class CannotBegin:
 
 @dataclass(frozen=True, slots=True)
 class HasProgressed:
-    """Answers `Look`."""
+    """Answers `Look`; and `CutRequest`, if the request was not cut as it has grown too much."""
 
     progress: Progress
 
@@ -249,7 +249,12 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class CutRequest:
-    """Take the request out of the batch."""
+    """Take the request out of the batch; if it has more than `max_tokens`, say how far it is.
+
+    `HasCut` answers, or `HasProgressed`: one wait for the engine instead of two.
+    """
+
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +284,10 @@ class AskArbiter:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Put the request back into the batch; `epoch` is the arbiter's, None: the one it had."""
+    """Put the request back into the batch, if it was cut; watch it no more.
+
+    `epoch` is the arbiter's, None: the one it had.
+    """
 
     epoch: Epoch | None
 

@@ -9,7 +9,6 @@ Until the commit is sent the source is the owner and may give up at any moment; 
 the arbiter's word, or the target's word that it will never own the request, lets it go on.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -46,7 +45,7 @@ from llx.core.migration.events import (
     Unwatch,
 )
 from llx.core.migration.table import Rule, Table, make_table
-from llx.core.migration.values import Cut, Reservation
+from llx.core.migration.values import Cut, Progress, Reservation, SourceRules
 from llx.core.model import Epoch, blocks_for
 
 Event = (
@@ -121,28 +120,6 @@ S = SourceState
 ENDS: Final = frozenset({S.MOVED, S.KEPT, S.GONE})
 
 
-@dataclass(frozen=True, slots=True)
-class SourceRules:
-    """What a source goes by.
-
-    Attributes:
-        block_size: Tokens per block.
-        max_model_len: No request is longer.
-        max_stages: Copy rounds of a decoding request before the last one.
-        aborts_if_diverging: Whether a request that grows faster than it is copied stays; else it is
-            stopped, and the rest is copied.
-        is_blocking: Whether it is stopped before anything is copied.
-        is_checked: Whether both ends read back what was copied, with the last stage.
-    """
-
-    block_size: int
-    max_model_len: int
-    max_stages: int = 8
-    aborts_if_diverging: bool = False
-    is_blocking: bool = False
-    is_checked: bool = False
-
-
 class Source:
     """One migration at its source. `handle` is the only way to change it.
 
@@ -164,6 +141,8 @@ class Source:
         self.size_bytes = 0
         self._rules = rules
         self._reservation: Reservation | None = None
+        self._progress = Progress(num_tokens=0, num_prompt=0, num_settled=0, blocks=())
+        """The last that is known of the request."""
         self._asked_tokens = 0
         self._cut: Cut | None = None
         self._last_new = 0
@@ -203,7 +182,7 @@ class Source:
     # ------------------------------------------------------------------ before the cut
 
     def _begun(self, event: HasBegun) -> SourceState:
-        progress = event.progress
+        progress = self._progress = event.progress
         if not progress.is_waiting:
             self._asked_tokens = self._wanted(progress.num_tokens)
         self._do(SendReserve(self._asked_tokens), SetDeadline(_RESERVE_S))
@@ -218,6 +197,8 @@ class Source:
             return None
         if self._rules.is_blocking:
             return self._go_cut()
+        if self._progress.is_decoding and self._num_new > _FEW_BLOCKS:
+            return self._copy_round()  # what was full then is full, and stays as it is
         return self._look()
 
     def _look(self, after_s: float = 0.0) -> SourceState:
@@ -225,31 +206,39 @@ class Source:
         return S.LOOKING
 
     def _progressed(self, event: HasProgressed) -> SourceState:
-        progress = event.progress
+        progress = self._progress = event.progress
         if progress.is_waiting:
             return self._go_cut()
-        if self._lacks_room(progress.num_tokens):
-            return self._extend(progress.num_tokens, S.EXTENDING)
-        num_full = progress.num_settled // self._rules.block_size
-        num_new = num_full - self.num_copied
-        if progress.num_outputs == 0:
-            return self._copy(num_full) if num_new > 0 else self._look(_PREFILL_LOOK_S)
+        if progress.num_outputs == 0 and not self._lacks_room(progress.num_tokens):
+            return self._copy() if self._num_new > 0 else self._look(_PREFILL_LOOK_S)
+        return self._grown(event)
+
+    def _grown(self, event: HasProgressed) -> SourceState:
+        """It decodes: more room, another round, or the cut."""
+        self._progress = event.progress
+        if self._lacks_room(event.progress.num_tokens):
+            return self._extend(event.progress.num_tokens, S.EXTENDING)
+        num_new = self._num_new
         if num_new <= _FEW_BLOCKS:
             return self._go_cut()
         if self._is_diverging(num_new):
             if self._rules.aborts_if_diverging:
                 return self._keep(f"it grows as fast as it is copied ({num_new} blocks are left)")
             return self._go_cut()
-        self._num_rounds += 1
-        self._last_new = num_new
-        return self._copy(num_full)
+        return self._copy_round()
 
     def _is_diverging(self, num_new: int) -> bool:
         if self._num_rounds >= self._rules.max_stages:
             return True
         return self._num_rounds >= 2 and num_new >= self._last_new
 
-    def _copy(self, num_full: int) -> SourceState:
+    def _copy_round(self) -> SourceState:
+        self._num_rounds += 1
+        self._last_new = self._num_new
+        return self._copy()
+
+    def _copy(self) -> SourceState:
+        num_full = self._num_full
         self._do(
             Copy(self.num_stages, self.num_copied, num_full, is_final=False), SetDeadline(_COPY_S)
         )
@@ -261,7 +250,7 @@ class Source:
             return S.COPYING
         self.num_stages += 1
         self.size_bytes += event.size_bytes
-        return self._look()
+        return self._go_cut(self._cut_limit) if self._progress.is_decoding else self._look()
 
     def _not_copied(self, event: CopyFailed) -> SourceState:
         return self._keep(event.reason) if self._counts(event.stage) else S.COPYING
@@ -274,8 +263,9 @@ class Source:
     def _extended(self, event: TargetReserved) -> SourceState | None:
         return self._look() if self._take(event.reservation) else None
 
-    def _go_cut(self) -> SourceState:
-        self._do(CutRequest(), SetDeadline(_CUT_S))
+    def _go_cut(self, max_tokens: int | None = None) -> SourceState:
+        """With a limit the answer may be how far it has grown, and then it was not cut."""
+        self._do(CutRequest(max_tokens), SetDeadline(_CUT_S))
         return S.CUTTING
 
     # ------------------------------------------------------------------ cut
@@ -413,6 +403,23 @@ class Source:
         self._reservation = reservation
         return True
 
+    @property
+    def _num_full(self) -> int:
+        return self._progress.num_settled // self._rules.block_size
+
+    @property
+    def _num_new(self) -> int:
+        """Full blocks that are yet to be copied, by what is known."""
+        return self._num_full - self.num_copied
+
+    @property
+    def _cut_limit(self) -> int:
+        """With at most so many tokens it needs neither another round nor more room."""
+        few = (self.num_copied + _FEW_BLOCKS + 1) * self._rules.block_size
+        if self._reservation_tokens >= self._rules.max_model_len:
+            return few
+        return min(few, self._reservation_tokens - self._rules.block_size)
+
     def _wanted(self, num_tokens: int) -> int:
         """Room for two blocks more: the last stage must not have to wait for an allocation."""
         return min(num_tokens + 2 * self._rules.block_size, self._rules.max_model_len)
@@ -437,7 +444,7 @@ SOURCE_TABLE: Final[Table[SourceState, Source]] = make_table(
         Rule(
             (S.RESERVING,),
             TargetReserved,
-            (S.RESERVING, S.LOOKING, S.CUTTING),
+            (S.RESERVING, S.LOOKING, S.COPYING, S.CUTTING),
             Source._reserved,
         ),
         Rule(
@@ -446,9 +453,15 @@ SOURCE_TABLE: Final[Table[SourceState, Source]] = make_table(
             (S.LOOKING, S.COPYING, S.EXTENDING, S.CUTTING, S.KEPT),
             Source._progressed,
         ),
-        Rule((S.COPYING,), HasCopied, (S.LOOKING, S.COPYING), Source._copied),
+        Rule((S.COPYING,), HasCopied, (S.LOOKING, S.COPYING, S.CUTTING), Source._copied),
         Rule((S.COPYING,), CopyFailed, (S.KEPT, S.COPYING), Source._not_copied),
         Rule((S.EXTENDING,), TargetReserved, (S.EXTENDING, S.LOOKING), Source._extended),
+        Rule(
+            (S.CUTTING,),
+            HasProgressed,
+            (S.COPYING, S.EXTENDING, S.CUTTING, S.KEPT),
+            Source._grown,
+        ),
         Rule((S.CUTTING,), HasCut, (S.COMMITTING, S.EXTENDING_LATE), Source._was_cut),
         Rule(
             (S.EXTENDING_LATE,),

@@ -136,8 +136,10 @@ class Target:
         assert state in rule.ways(self.state), f"{self.state} may not become {state} by {event}"
         if state in ENDS and state is not self.state:
             self._do(SetDeadline(None))
+            self._commit = None  # with every token so far; what is over is remembered for long
         self.state = state
-        return self._commands
+        commands, self._commands = self._commands, []
+        return commands
 
     def _do(self, *commands: Command) -> None:
         self._commands.extend(commands)

@@ -27,6 +27,11 @@ class Progress:
         """Tokens generated so far."""
         return self.num_tokens - self.num_prompt
 
+    @property
+    def is_decoding(self) -> bool:
+        """Whether it has had its first token, and is in a batch."""
+        return not self.is_waiting and self.num_outputs > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Begun:
@@ -64,3 +69,25 @@ class Reservation:
     num_tokens: int
     blocks: tuple[int, ...]
     num_reused: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRules:
+    """What a source goes by.
+
+    Attributes:
+        block_size: Tokens per block.
+        max_model_len: No request is longer.
+        max_stages: Copy rounds of a decoding request before the last one.
+        aborts_if_diverging: Whether a request that grows faster than it is copied stays; else it is
+            stopped, and the rest is copied.
+        is_blocking: Whether it is stopped before anything is copied.
+        is_checked: Whether both ends read back what was copied, with the last stage.
+    """
+
+    block_size: int
+    max_model_len: int
+    max_stages: int = 8
+    aborts_if_diverging: bool = False
+    is_blocking: bool = False
+    is_checked: bool = False

@@ -1,8 +1,8 @@
 """What the scheduler wants done. A driver does it, and says what came of it as events."""
 
-from dataclasses import dataclass
 from enum import Enum
 
+from llx.core.fixed import fixed
 from llx.core.model import ClassName, InstanceId, Nanos, PoolName, RequestId
 from llx.core.scheduler.decision import Decision
 from llx.core.scheduler.events import MoveId
@@ -14,15 +14,19 @@ class Refusal(Enum):
 
     QUEUE_FULL = "queue full"
     """429."""
+    TOO_BUSY = "would wait too long"
+    """429: as fast as the queue is served, it would not be served in time."""
     WAITED_TOO_LONG = "waited too long"
     """503."""
+    OUT_OF_TIME = "out of its client's time"
+    """504: it could not be done any more in the time that its client gives it."""
     TOO_LARGE = "larger than an instance"
     """400: it would not fit an instance that has nothing else."""
     NO_SUCH_POOL = "no such pool"
     """404."""
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Dispatch:
     """Send the request to the instance now."""
 
@@ -31,7 +35,7 @@ class Dispatch:
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Hold:
     """Keep the request: it waits in the central queue and will be dispatched or refused.
 
@@ -48,7 +52,7 @@ class Hold:
     decision: Decision | None
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Refuse:
     """Tell the client no. `retry_after`: when there may be room; None where it makes no sense."""
 
@@ -57,7 +61,7 @@ class Refuse:
     retry_after: Nanos | None
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Move:
     """Have the source move a request of its own choice, within the rule, to the target."""
 
@@ -69,7 +73,7 @@ class Move:
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class AddInstances:
     """So many more instances: first those that are being emptied, used again; then new ones."""
 
@@ -78,7 +82,7 @@ class AddInstances:
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Terminate:
     """There is one instance too many, and it is this: it is being emptied from now on."""
 
@@ -87,7 +91,7 @@ class Terminate:
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Emptied:
     """A terminating instance has nothing left; it may be stopped. Said once."""
 

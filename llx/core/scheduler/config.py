@@ -36,6 +36,8 @@ class PriorityClass:
         queue_limit: How many of it wait in the central queue; who comes then is refused.
         max_wait: How long one waits there before it is refused; counts anew in another class.
         slo: Its promise, for policies that predict.
+        headroom_share: Of the pool's instances at most this share keep it, but one in any case;
+            then its requests share those, as long as they are not more crowded than the others.
     """
 
     name: ClassName
@@ -44,6 +46,7 @@ class PriorityClass:
     queue_limit: int = 1024
     max_wait: Nanos = Nanos(600 * SECOND)
     slo: Slo | None = None
+    headroom_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,10 @@ class PoolConfig:
         for each in self.classes:
             if each.queue_limit < 1:
                 raise ConfigError(f"pool {self.name}: {each.name}.queue_limit must be at least 1")
+            if not 0 < each.headroom_share <= 1:
+                raise ConfigError(
+                    f"pool {self.name}: {each.name}.headroom_share must be above 0 and at most 1"
+                )
         if self.age_after < 1:
             raise ConfigError(f"pool {self.name}: age_after must be above 0")
         if min(self.overtaking, self.growth) < 0:

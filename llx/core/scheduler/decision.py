@@ -1,11 +1,10 @@
 """Why something was decided, as data. What explains a decision later reads this, not a log."""
 
-from dataclasses import dataclass
-
+from llx.core.fixed import fixed
 from llx.core.model import InstanceId
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Option:
     """An instance and the figure that it was compared by, in the rule's own unit."""
 
@@ -13,7 +12,7 @@ class Option:
     figure: float
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Decision:
     """What a rule chose, and from what.
 

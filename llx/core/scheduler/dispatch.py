@@ -54,7 +54,8 @@ def soonest(instance: Instance) -> float:
     In steps of a few hundred tokens, so that mostly it is nobody's, and the freer one's turn. The
     freest alone may have but one request, whose prompt keeps it busy for seconds.
     """
-    return instance.tokens_ahead // _A_FEW * _A_FEW
+    ahead = instance.load.waiting_tokens + instance.charged_tokens  # `tokens_ahead`, in line
+    return ahead // _A_FEW * _A_FEW
 
 
 def freest(instance: Instance) -> float:

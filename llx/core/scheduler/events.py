@@ -1,9 +1,9 @@
 """What the scheduler is told. A driver makes these of messages, or of a simulation's happenings."""
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import NewType
 
+from llx.core.fixed import fixed
 from llx.core.model import (
     Blocks,
     ClassName,
@@ -44,14 +44,21 @@ class MoveOutcome(Enum):
     """The source had none that may move."""
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class PoolConfigured:
     """A pool begins, or is scheduled by other rules from now on."""
 
     config: PoolConfig
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
+class PoolGone:
+    """A pool is no more: whoever waits is refused. Told when its last instance has left."""
+
+    pool: PoolName
+
+
+@fixed
 class StartFailed:
     """So many of the instances that were asked for will not join."""
 
@@ -59,7 +66,7 @@ class StartFailed:
     count: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class InstanceJoined:
     """An instance is there. It takes part once it has reported."""
 
@@ -67,7 +74,7 @@ class InstanceJoined:
     instance: InstanceId
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class InstanceChanged:
     """An instance is to be used otherwise, or is lost, or back.
 
@@ -79,16 +86,16 @@ class InstanceChanged:
     state: InstanceState
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class InstanceLeft:
     """An instance is no more. What it had comes back as arrivals, if it goes on."""
 
     instance: InstanceId
 
 
-@dataclass(slots=True)
+@fixed
 class LoadReported:
-    """An instance's load, on change. As `InstanceLoad`, not frozen for speed alone.
+    """An instance's load, on change.
 
     Attributes:
         instance: Whose.
@@ -104,7 +111,7 @@ class LoadReported:
     queue_head: Blocks | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class RequestArrived:
     """A request wants an instance: a new one, or one that has lost its own.
 
@@ -120,6 +127,8 @@ class RequestArrived:
         held: Since it came into this class, of one that a scheduler has held before; None: none
             has, and it came into it when it first came. One that was held is taken in however
             many wait.
+        patience: So long it may wait in the queue and still be done in the time that its client
+            gives it; None: its client has not said.
     """
 
     pool: PoolName
@@ -129,9 +138,10 @@ class RequestArrived:
     waited: Nanos = Nanos(0)
     prefix_hits: tuple[tuple[InstanceId, Tokens], ...] = ()
     held: Nanos | None = None
+    patience: Nanos | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class RequestWithdrawn:
     """The client has gone, or the dispatch could not be carried out."""
 
@@ -139,7 +149,7 @@ class RequestWithdrawn:
     request: RequestId
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class MoveEnded:
     """A move has ended. A second one of the same move is ignored."""
 
@@ -148,34 +158,35 @@ class MoveEnded:
     outcome: MoveOutcome
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Paused:
     """Nothing is moved or scaled from now on but by `Stepped`. Requests are dispatched as ever."""
 
     pool: PoolName
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Resumed:
     """Ends `Paused`."""
 
     pool: PoolName
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Stepped:
     """One round of rescheduling and scaling, also of a paused pool."""
 
     pool: PoolName
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Ticked:
     """Time has passed: a round for every pool. The driver chooses how often."""
 
 
 Event = (
     PoolConfigured
+    | PoolGone
     | StartFailed
     | InstanceJoined
     | InstanceChanged

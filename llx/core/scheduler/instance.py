@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from llx.core.model import Blocks, ClassLoad, InstanceId, InstanceLoad, Nanos, Tokens
 from llx.core.scheduler.config import PoolConfig
 from llx.core.scheduler.events import InstanceState
 from llx.core.scheduler.freeness import TERMINATING, Freeness, Usage
 
+_UP: Final = InstanceState.UP
+_TERMINATING: Final = InstanceState.TERMINATING
+"""An enum's member costs more to name than what is done with it here."""
 _UNKNOWN = InstanceLoad(total=Blocks(0), free=Blocks(0), block_size=Tokens(1))
 
 
@@ -36,7 +40,6 @@ class Instance:
         gave_at, took_at: When a move from here, to here, was last ordered or took place.
         not_before: A move from here did not come about; not to be asked for again before.
         last_dispatch: Which of the pool's dispatches was the last to here; 0: none.
-        is_source, is_target: Of load balancing, with hysteresis.
         headroom: Blocks kept free for the classes present, each once.
         uncommitted: Free blocks that nothing is on its way to take.
         spare: ``M - sum V``; these two and `freeness` as of the last `refresh`.
@@ -67,8 +70,6 @@ class Instance:
     took_at: Nanos | None = None
     not_before: Nanos = Nanos(0)
     last_dispatch: int = 0
-    is_source: bool = False
-    is_target: bool = False
     headroom: Blocks = Blocks(0)
     uncommitted: Blocks = Blocks(0)
     spare: Blocks = Blocks(0)
@@ -83,7 +84,7 @@ class Instance:
     @property
     def is_usable(self) -> bool:
         """Whether it may be given requests at all."""
-        return self.state is InstanceState.UP and self.is_known
+        return self.is_known and self.wanted is _UP and self.lost_at is None
 
     @property
     def has_reported(self) -> bool:
@@ -103,7 +104,8 @@ class Instance:
     @property
     def num_requests(self) -> int:
         """The batch, and what waits in the instance's own queue."""
-        return self.batch + self.load.num_waiting
+        load = self.load
+        return load.num_running + self.num_charged + self.num_in + load.num_waiting
 
     @property
     def tokens_ahead(self) -> Tokens:
@@ -163,7 +165,7 @@ class Instance:
             spare -= sum(self.nominated.values())
         self.spare = Blocks(spare)
         batch = load.num_running + self.num_charged + self.num_in
-        if self.wanted is InstanceState.TERMINATING and self.lost_at is None:
+        if self.wanted is _TERMINATING and self.lost_at is None:
             self.freeness = TERMINATING
         else:
             self.freeness = Freeness(spare / batch if batch > 1 else float(spare))
@@ -202,9 +204,11 @@ class Instance:
             for each in ahead:
                 if each in self.nominated:
                     room -= self.nominated[each]
-        if not self.is_working:
+        load = self.load
+        batch = load.num_running + self.num_charged + self.num_in
+        if not (batch or load.num_waiting or self.num_out):  # it is not working
             return Blocks(room)
-        room -= growth * self.batch
+        room -= growth * batch
         for urgent in range(urgency):
             if headrooms[urgent] and self.present[urgent]:
                 room -= headrooms[urgent]
@@ -221,7 +225,8 @@ class Instance:
 
     def mean_blocks(self) -> Blocks:
         """What one of its running requests holds, on average, rounded up; at least 1."""
-        return Blocks(max(1, -(-self.load.used // max(1, self.load.num_running))))
+        load = self.load
+        return Blocks(max(1, -(-(load.total - load.free) // max(1, load.num_running))))
 
     def moved_within(self, rest: Nanos, now: Nanos, *, gave: bool) -> bool:
         """Whether a move from here (else: to here) is under way, or was less than `rest` ago."""

@@ -5,13 +5,13 @@ about so many blocks", and the source, which knows its requests at this very mom
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
+from llx.core.fixed import fixed
 from llx.core.model import Blocks, Nanos, RequestId
 from llx.core.request_choice import CHOICES, Movable
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class MoveRule:
     """What may be picked, and what of it.
 

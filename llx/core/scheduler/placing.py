@@ -13,16 +13,18 @@ there again, and at those with the most free blocks.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from heapq import nlargest
 from itertools import islice
 
-from llx.core.model import Blocks, InstanceId, Nanos, Tokens
+from llx.core.fixed import fixed
+from llx.core.model import Blocks, InstanceId, Nanos, Tokens, blocks_for
 from llx.core.scheduler.commands import Command, Dispatch, Hold, Refusal, Refuse
 from llx.core.scheduler.config import SECOND
 from llx.core.scheduler.decision import Decision, Option
 from llx.core.scheduler.dispatch import ByInstance
 from llx.core.scheduler.freeness import TERMINATING
+from llx.core.scheduler.headroom import shared
 from llx.core.scheduler.instance import Instance
 from llx.core.scheduler.pool import Pool
 from llx.core.scheduler.queues import Queued
@@ -41,11 +43,13 @@ _CLEARING = frozenset({"preempt", "make_room"})
 """Rules that have work move away for a queue's head."""
 
 
+_ENOUGH_GAPS = 8
+"""So many dispatches from a queue tell its pace."""
 _MOVES_WITHIN = Nanos(5 * SECOND)
 """What could make room by moving away has done so by then, or does not."""
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Placing:
     """A request looking for an instance.
 
@@ -87,11 +91,11 @@ class Placing:
 
     def demand(self, instance: Instance) -> Blocks:
         """Blocks that it needs there."""
-        return self.pool.demand(self.queued, instance)
+        return blocks_for(self.queued.tokens + 1, instance.load.block_size)
 
     def could_fit(self, instance: Instance) -> bool:
         """Whether it might go there at all, when nothing else was there."""
-        return self.pool.could_fit(self.queued, instance)
+        return self.demand(instance) <= instance.load.total
 
     def reach(self, instance: Instance, room: int) -> tuple[int, int]:
         """How near an instance is to room, in tokens; the more the nearer.
@@ -99,20 +103,24 @@ class Placing:
         Less what is missing if its less urgent work moved away, as far as that has where to go; and
         the room that it has as it is.
         """
-        movable, each = 0, instance.mean_blocks()
-        if self.may_clear and any(
-            other is not instance and other.uncommitted >= each for other in self._roomiest()
-        ):
-            movable = sum(instance.running[self.queued.rank + 1 :]) * each
-        missing = max(0, self.demand(instance) - room - movable)
         block_size = instance.load.block_size
-        return -missing * block_size, room * block_size
+        missing = blocks_for(self.queued.tokens + 1, block_size) - room
+        if missing > 0 and self.may_clear:
+            missing -= self._movable(instance)
+        return (-missing * block_size if missing > 0 else 0), room * block_size
 
-    def _roomiest(self) -> Sequence[Instance]:
-        """The two with most room, one of which is another than any that is asked about."""
-        if not self.roomiest:
+    def _movable(self, instance: Instance) -> int:
+        """Blocks of less urgent work there, if one of it has where to go."""
+        movable = sum(instance.running[self.queued.rank + 1 :])
+        if not movable:
+            return 0
+        if not self.roomiest:  # the two with most room, one of which is another than this
             self.roomiest.extend(self.pool.emptiest(2))
-        return self.roomiest
+        each = instance.mean_blocks()
+        for other in self.roomiest:
+            if other is not instance and other.uncommitted >= each:
+                return movable * each
+        return 0
 
 
 def best_prefixes(hits: PrefixHits) -> PrefixHits:
@@ -195,13 +203,15 @@ def serve_all(pool: Pool, now: Nanos) -> list[Command]:
 
 
 def expire_waiting(pool: Pool, now: Nanos) -> list[Command]:
-    """Refuse those that have waited for too long in their class."""
+    """Refuse those that have waited for too long, in their class or for their clients."""
     out: list[Command] = []
     for rank, each in enumerate(pool.config.classes):
-        for queued in pool.queues.overdue(rank, Nanos(now - each.max_wait)):
+        overdue = pool.queues.overdue(rank, Nanos(now - each.max_wait))
+        late = dict.fromkeys(overdue, Refusal.WAITED_TOO_LONG)
+        late |= dict.fromkeys(pool.queues.out_of_time(rank, now), Refusal.OUT_OF_TIME)
+        for queued, reason in late.items():
             pool.unqueue(queued)
-            after = retry_after(pool, rank)
-            out.append(Refuse(queued.request, Refusal.WAITED_TOO_LONG, after))
+            out.append(Refuse(queued.request, reason, retry_after(pool, rank)))
     return out
 
 
@@ -222,8 +232,29 @@ def retry_after(pool: Pool, rank: int) -> Nanos:
 
     At least a second, at most a minute.
     """
+    return Nanos(min(60 * SECOND, max(SECOND, expected_wait(pool, rank))))
+
+
+def expected_wait(pool: Pool, rank: int) -> Nanos:
+    """How long one more of a class would wait: what is served before it, at the pace of late.
+
+    0 while nobody waits, and before the pace is known.
+    """
     num_ahead = sum(pool.queues.length(each) for each in range(rank + 1))
-    return Nanos(min(60 * SECOND, max(SECOND, num_ahead * pool.dispatch_gap)))
+    return Nanos(num_ahead * pool.dispatch_gap)
+
+
+def would_wait_too_long(pool: Pool, queued: Queued, now: Nanos) -> bool:
+    """Whether a request that has just come would be refused by the time that it is its turn.
+
+    To be told at once is better for its client, and those before it keep their places. Nobody can
+    say before the pace is known.
+    """
+    if pool.num_gaps < _ENOUGH_GAPS:
+        return False
+    ends = Nanos(queued.since + pool.config.classes[queued.rank].max_wait)
+    latest = ends if queued.until is None else min(ends, queued.until)
+    return now + expected_wait(pool, queued.rank) > latest
 
 
 # ------------------------------------------------------------------ the choice
@@ -245,11 +276,12 @@ def choose(placing: Placing) -> tuple[Instance | None, Decision, Instance | None
     is_immediate = placing.pool.config.is_immediate
     for instance in _in_order(placing):
         num_looked_at += 1
-        if not placing.could_fit(instance):
+        demand = placing.demand(instance)
+        if demand > instance.load.total:
             num_too_small += 1
             continue
         room = placing.room(instance)
-        if is_immediate or room >= placing.demand(instance):
+        if is_immediate or room >= demand:
             found.append((_figure(placing, instance), instance))
             if len(found) >= wanted:
                 break
@@ -272,7 +304,8 @@ def _in_order(placing: Placing) -> Iterator[Instance]:
     pool = placing.pool
     first = _hosts(placing) if isinstance(pool.policy, ByInstance) else _holders(placing)
     yield from first
-    yield from (each for each in islice(pool.ranking, PROBES) if each not in first)
+    best = islice(pool.ranking, PROBES)
+    yield from (each for each in best if each not in first) if first else best
 
 
 def _hosts(placing: Placing) -> list[Instance]:
@@ -286,19 +319,22 @@ def _hosts(placing: Placing) -> list[Instance]:
     if not headroom:
         return []
     seen = list(islice(pool.ranking, PROBES))
-    others = (each for each in seen if not each.present[rank] and placing.fits(each))
-    best = max((each.freeness for each in others), default=TERMINATING)
     hosts = [
         (each.freeness_with(headroom), each)
         for each in seen
         if each.present[rank] and placing.room(each) - headroom >= placing.demand(each)
     ]
+    if not hosts and pool.config.classes[rank].headroom_share == 1:
+        return []
+    others = (each for each in seen if not each.present[rank] and placing.fits(each))
+    best = max((each.freeness for each in others), default=TERMINATING)
     hosts.sort(key=lambda each: -each[0])
     found = [each for free, each in hosts if free >= best]
-    if pool.config.dispatch == "freest":
-        return found
-    first = min((_figure(placing, each) for each in seen if placing.fits(each)), default=math.inf)
-    return [each for each in found if _figure(placing, each) <= first]
+    if pool.config.dispatch != "freest":
+        able = (_figure(placing, each) for each in seen if placing.fits(each))
+        first = min(able, default=math.inf)
+        found = [each for each in found if _figure(placing, each) <= first]
+    return found or shared(pool, rank, seen, best, placing.fits)
 
 
 def _holders(placing: Placing) -> list[Instance]:
@@ -408,14 +444,12 @@ def _waits_for_all(pool: Pool, head: Queued, now: Nanos) -> bool:
 
 def _overtake_all(pool: Pool, now: Nanos) -> list[Command]:
     """Send who may overtake a head, when no head has room anywhere."""
+    behind = [each for head in pool.queues.heads(now) for each in _behind(pool, head, now)]
+    if not behind:
+        return []
     most = max((each.uncommitted for each in pool.ranking), default=0)
-    behind = [
-        each
-        for head in pool.queues.heads(now)
-        for each in _behind(pool, head, now)
-        if pool.demand(each) <= most
-    ]
-    tried = (_overtake(pool, each, now) for each in behind)
+    small = [each for each in behind if pool.demand(each) <= most]
+    tried = (_overtake(pool, each, now) for each in small)
     return [each for each in tried if each is not None]
 
 

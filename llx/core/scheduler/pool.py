@@ -4,7 +4,7 @@ Every change of an instance ends in `Pool.touch`, so that its freeness, whether 
 place in the ranking are right whenever a rule looks at them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from heapq import nlargest
 from itertools import islice
 from operator import attrgetter
@@ -15,7 +15,7 @@ from llx.core.scheduler.dispatch import ByInstance, DispatchPolicy, freest
 from llx.core.scheduler.events import InstanceState, LoadReported, MoveId, MoveOutcome
 from llx.core.scheduler.instance import Instance
 from llx.core.scheduler.queues import Queued, Queues
-from llx.core.scheduler.ranking import Ranking
+from llx.core.scheduler.ranking import Best, Ranking
 from llx.core.scheduler.under_way import Charge, OpenMove, ScalingState, Settling
 
 
@@ -30,18 +30,26 @@ class Pool:
     def __init__(self, config: PoolConfig, policy: DispatchPolicy) -> None:
         self.config = config
         self.policy = policy
+        self._figure = _figure(policy)
         self.headrooms = [each.headroom for each in config.classes]
         self.queues = Queues(len(config.classes), config.age_after)
         self.ranking = Ranking()
+        self._freest = Best(self.ranking, attrgetter("freeness"))
+        self._emptiest = Best(self.ranking, attrgetter("uncommitted"))
         self.instances: dict[InstanceId, Instance] = {}
         self.closed: dict[str, int] = {}
         """How many instances take nothing new, by reason."""
+        self.keepers: dict[Instance, None] = {}
+        """Those that keep a headroom, in the order in which they began to."""
         self.charges: dict[RequestId, Charge] = {}
         """By age."""
         self.moves: dict[MoveId, OpenMove] = {}
         """By age."""
         self.settling: dict[Instance, list[Settling]] = {}
         """By the end that is yet to report; there is no empty list."""
+        self.giving: set[Instance] = set()
+        self.taking: set[Instance] = set()
+        """Who gave and who took by load balancing as of the last round: it has hysteresis."""
         self.scaling = ScalingState()
         self.is_paused = False
         self.block_size = Tokens(0)
@@ -49,6 +57,8 @@ class Pool:
         self.num_dispatched = 0
         self.dispatch_gap = Nanos(0)
         """Between dispatches while others wait, a running mean; 0 before the first."""
+        self.num_gaps = 0
+        """So many were measured."""
         self._dispatched_at: Nanos | None = None
         self._num_joined = 0
         self._num_moves = 0
@@ -58,7 +68,10 @@ class Pool:
     def configure(self, config: PoolConfig, policy: DispatchPolicy) -> None:
         """Go on by other rules. What waits keeps its class by name, else falls to the last."""
         before = self.config
+        self._freest.forget()
+        self._emptiest.forget()
         waiting, self.config, self.policy = self.queues.waiting(), config, policy
+        self._figure = _figure(policy)
         self.headrooms = [each.headroom for each in config.classes]
         self.queues = Queues(len(config.classes), config.age_after)
         rank_of = {each.name: rank for rank, each in enumerate(config.classes)}
@@ -140,6 +153,9 @@ class Pool:
         self._cut_off(instance)
         self._release(instance)
         self.ranking.drop(instance)
+        self._freest.changed(instance)
+        self._emptiest.changed(instance)
+        self.keepers.pop(instance, None)
         self._count_closed(instance, None)
         del self.instances[instance.name]
 
@@ -164,8 +180,8 @@ class Pool:
 
     def freest(self, count: int) -> list[Instance]:
         """The freest of those that take something, at most so many."""
-        if isinstance(self.policy, ByInstance) and self.policy.figure is not freest:
-            return nlargest(count, self.ranking, key=attrgetter("freeness"))
+        if self._figure is not freest:
+            return self._freest.first(count)
         return list(islice(self.ranking, count))
 
     def emptiest(self, count: int, queued: Queued | None = None) -> list[Instance]:
@@ -173,6 +189,8 @@ class Pool:
 
         With a request only those that could hold it.
         """
+        if queued is None and len(self.ranking):
+            return self._emptiest.first(count)
         them = [each for each in self.ranking if queued is None or self.could_fit(queued, each)]
         if not them:
             usable = (each for each in self.instances.values() if each.is_usable)
@@ -182,26 +200,30 @@ class Pool:
     def touch(self, instance: Instance) -> None:
         """Make what is derived right, after any change of an instance."""
         instance.refresh(self.headrooms)
+        self._freest.changed(instance)
+        self._emptiest.changed(instance)
+        if instance.headroom:
+            self.keepers[instance] = None
+        else:
+            self.keepers.pop(instance, None)
         reason = self._why_closed(instance)
         if reason != instance.closed_because:
             self._count_closed(instance, reason)
-        if reason is not None:
+        if reason is None:
+            self.ranking.put(instance, self._figure(instance))
+        else:
             self.ranking.drop(instance)
-            return
-        policy = self.policy
-        figure = policy.figure if isinstance(policy, ByInstance) else freest
-        self.ranking.put(instance, figure(instance))
 
     def _why_closed(self, instance: Instance) -> str | None:
-        if instance.wanted is not InstanceState.UP or instance.lost_at is not None:
+        if not instance.is_usable:
+            if instance.state is InstanceState.UP:
+                return "not reported yet"
             return str(instance.state.value)
-        if not instance.is_known:
-            return "not reported yet"
         if self.config.is_immediate:
             return None
-        if instance.tokens_ahead >= self.config.step_tokens:
-            return "busy with prefill"
         load = instance.load
+        if load.waiting_tokens + instance.charged_tokens >= self.config.step_tokens:
+            return "busy with prefill"
         num_requests = load.num_running + load.num_waiting + instance.num_charged + instance.num_in
         return "at its most requests" if num_requests >= self.config.max_requests else None
 
@@ -267,6 +289,7 @@ class Pool:
             gap = now - self._dispatched_at
             change = (gap - self.dispatch_gap) // 8 if self.dispatch_gap else gap
             self.dispatch_gap = Nanos(self.dispatch_gap + change)
+            self.num_gaps += 1
         self._dispatched_at = now if self.queues else None
 
     def unqueue(self, queued: Queued) -> None:
@@ -370,3 +393,8 @@ class Pool:
             if now - oldest.at < self.config.rescheduling.deadline:
                 break
             self.end_move(oldest.move, MoveOutcome.KEPT, now)
+
+
+def _figure(policy: DispatchPolicy) -> Callable[[Instance], float]:
+    """What instances are ranked by, the least first."""
+    return policy.figure if isinstance(policy, ByInstance) else freest

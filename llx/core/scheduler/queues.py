@@ -20,7 +20,8 @@ class Queued:
     `arrival` is when it came to the cluster, on this scheduler's clock, and what its turn goes by;
     `since` when it came into its class, never before `arrival`: `max_wait`, and how long work may
     move away for it, are measured from there; `order` its place among all that have waited here.
-    `nominee` is set while it is the head of its queue.
+    `until` is when nothing can come of it any more, for its client waits no longer. `nominee` is
+    set while it is the head of its queue.
     """
 
     request: RequestId
@@ -30,6 +31,7 @@ class Queued:
     since: Nanos
     order: int
     prefix_hits: tuple[tuple[InstanceId, Tokens], ...] = ()
+    until: Nanos | None = None
     nominee: Instance | None = None
 
     def tokens_at(self, instance: Instance) -> Tokens:
@@ -47,10 +49,16 @@ class _Queue:
 
     members: dict[RequestId, Queued] = field(default_factory=dict)
     heap: list[tuple[int, int, Queued]] = field(default_factory=list)
+    ends: list[tuple[int, int, Queued]] = field(default_factory=list)
+    """Those with an `until`, by that; likewise."""
+
+    def has(self, queued: Queued) -> bool:
+        """Whether that very one waits here."""
+        return self.members.get(queued.request) is queued
 
     def head(self) -> Queued | None:
         heap = self.heap
-        while heap and self.members.get(heap[0][2].request) is not heap[0][2]:
+        while heap and not self.has(heap[0][2]):
             heappop(heap)
         return heap[0][2] if heap else None
 
@@ -90,6 +98,8 @@ class Queues:
         queue.members[queued.request] = queued
         self.tokens = Tokens(self.tokens + queued.tokens)
         heappush(queue.heap, (queued.arrival, queued.order, queued))
+        if queued.until is not None:
+            heappush(queue.ends, (queued.until, queued.order, queued))
 
     def remove(self, queued: Queued) -> None:
         """Take a request out."""
@@ -99,6 +109,9 @@ class Queues:
         if len(queue.heap) > 2 * len(queue.members) + 16:
             queue.heap = [(each.arrival, each.order, each) for each in queue.members.values()]
             heapify(queue.heap)
+        if len(queue.ends) > 2 * len(queue.members) + 16:
+            queue.ends = [each for each in queue.ends if queue.has(each[2])]
+            heapify(queue.ends)
 
     def head(self, rank: int) -> Queued | None:
         """The first of a class."""
@@ -113,6 +126,18 @@ class Queues:
         found = [each for each in members if each.since <= limit]
         return sorted(found, key=lambda each: (each.arrival, each.order))
 
+    def out_of_time(self, rank: int, now: Nanos) -> list[Queued]:
+        """Those of a class of which nothing can come any more; asked for once, they count no more.
+
+        The caller takes them out.
+        """
+        queue, found = self._queues[rank], []
+        while queue.ends and queue.ends[0][0] < now:
+            queued = heappop(queue.ends)[2]
+            if queue.has(queued):
+                found.append(queued)
+        return found
+
     def followers(self, rank: int, count: int) -> list[Queued]:
         """At most so many of a class that wait behind its head, as they came to this scheduler."""
         head = self.head(rank)
@@ -121,6 +146,8 @@ class Queues:
 
     def heads(self, now: Nanos) -> list[Queued]:
         """The first of each class that has any, in the order in which they are to be served."""
+        if not self._ranks:
+            return []
         found = [head for queue in self._queues if queue.heap and (head := queue.head())]
         if len(found) > 1:
             found.sort(key=lambda each: self.turn(each, now))

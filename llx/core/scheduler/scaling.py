@@ -138,10 +138,11 @@ def _grow_by_band(pool: Pool, found: _Found, now: Nanos) -> Grow | None:
 def _grow_by_demand(pool: Pool, found: _Found, now: Nanos) -> Grow | None:
     rules, state = pool.config.scaling, pool.scaling
     missing = min(_missing(pool, found), found.may_add)
+    state.missing_since = _since(state.missing_since, missing > 0, now)
     state.low_since = _since(state.low_since, missing > 0 or found.waits, now)
     if found.has_failed:
         return None
-    if missing > 0 and _lasts(state.low_since, rules.grow_after, now):
+    if missing > 0 and _lasts(state.missing_since, rules.grow_after, now):
         return Grow(missing, _why(pool, "too few for what is there", found.average))
     # Something else than blocks and requests is short: prompts come faster than they are computed.
     is_waiting = state.starting or _is_unheard(pool, found.active, now) or _rests(pool, now)

@@ -12,7 +12,7 @@ send the requests that wait.
 """
 
 from dataclasses import replace
-from typing import assert_never
+from typing import Final, assert_never
 
 from llx.core.model import InstanceId, Nanos, PoolName
 from llx.core.scheduler import placing, rescheduling, scaling
@@ -36,6 +36,7 @@ from llx.core.scheduler.events import (
     MoveEnded,
     Paused,
     PoolConfigured,
+    PoolGone,
     RequestArrived,
     RequestWithdrawn,
     Resumed,
@@ -48,6 +49,8 @@ from llx.core.scheduler.move_rule import MoveRule
 from llx.core.scheduler.policies import Policies
 from llx.core.scheduler.pool import Pool
 from llx.core.scheduler.queues import Queued
+
+_TERMINATING: Final = InstanceState.TERMINATING
 
 
 class Scheduler:
@@ -94,6 +97,8 @@ class Scheduler:
                 return self._member(event, now)
             case PoolConfigured():
                 return self._configure(event.config, now)
+            case PoolGone():
+                return self._drop(event.pool)
             case StartFailed():
                 if event.pool in self.pools:
                     self.pools[event.pool].scaling.fail(event.count, now)
@@ -124,7 +129,11 @@ class Scheduler:
         queued = Queued(
             event.request, rank, event.num_tokens, arrival, since, self._num_arrived,
             placing.best_prefixes(event.prefix_hits),
+            None if event.patience is None else Nanos(now + event.patience),
         )  # fmt: skip
+        if event.held is None and placing.would_wait_too_long(pool, queued, now):
+            after = placing.retry_after(pool, rank)
+            return [Refuse(event.request, Refusal.TOO_BUSY, after)]
         pool.enqueue(queued)
         return self._serve(pool, queued, now)
 
@@ -169,7 +178,7 @@ class Scheduler:
             return []
         instance = pool.instances[event.instance]
         pool.report(instance, event)
-        if not pool.queues and instance.state is not InstanceState.TERMINATING:
+        if instance.wanted is not _TERMINATING and not pool.queues:
             return []
         return self._room_at(instance, now)
 
@@ -222,6 +231,15 @@ class Scheduler:
         pool.configure(config, policy)
         return placing.serve_all(pool, now)
 
+    def _drop(self, name: PoolName) -> list[Command]:
+        """One with instances stays: what they say would be nobody's."""
+        pool = self.pools.get(name)
+        if pool is None or pool.instances:
+            return []
+        del self.pools[name]
+        waiting = pool.queues.waiting()
+        return [Refuse(each.request, Refusal.NO_SUCH_POOL, None) for each in waiting]
+
     def _steer(self, event: Paused | Resumed | Stepped, now: Nanos) -> list[Command]:
         pool = self.pools.get(event.pool)
         if pool is None:
@@ -229,7 +247,7 @@ class Scheduler:
         if isinstance(event, Stepped):
             return self._reschedule(pool, now)
         pool.is_paused = isinstance(event, Paused)
-        pool.scaling.low_since = pool.scaling.high_since = None
+        pool.scaling.forget_since()
         return []
 
     def _round(self, pool: Pool, now: Nanos) -> list[Command]:
@@ -260,13 +278,7 @@ def _order(pool: Pool, wish: rescheduling.Wish, now: Nanos) -> Move:
     source, target = wish.source, wish.target
     room = rescheduling.room_for_move(pool, target)
     priority = pool.config.classes[wish.most_urgent - 1].priority + 1 if wish.most_urgent else None
-    rule = MoveRule(
-        choice=rules.choice,
-        least_priority=priority,
-        about=wish.about,
-        at_most=room,
-        rest=rules.rest,
-    )
+    rule = MoveRule(rules.choice, priority, wish.about, room, rules.rest)
     move = pool.begin_move(source, target, wish.blocks, now)
     return Move(pool.config.name, move, source.name, target.name, rule, wish.decision)
 
@@ -274,7 +286,8 @@ def _order(pool: Pool, wish: rescheduling.Wish, now: Nanos) -> Move:
 def _scale(pool: Pool, scale: scaling.Grow | scaling.Shrink, now: Nanos) -> Command:
     """Do what a scaling rule wants; from now on it counts."""
     state, name = pool.scaling, pool.config.name
-    state.changed_at, state.low_since, state.high_since = now, None, None
+    state.changed_at = now
+    state.forget_since()
     match scale:
         case scaling.Grow():
             state.starting += scale.count

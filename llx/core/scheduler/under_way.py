@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+from llx.core.fixed import fixed
 from llx.core.model import Blocks, Nanos, Tokens
 from llx.core.scheduler.events import MoveId
 from llx.core.scheduler.instance import Instance
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Charge:
     """A request that was dispatched and is in no report yet."""
 
@@ -18,7 +19,7 @@ class Charge:
     at: Nanos
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class OpenMove:
     """A move that was ordered and has not ended. `blocks`: about how many."""
 
@@ -29,7 +30,7 @@ class OpenMove:
     at: Nanos
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class Settling:
     """A move that has taken place, at an end of it that has not said so in a report yet."""
 
@@ -40,14 +41,23 @@ class Settling:
 
 @dataclass(slots=True)
 class ScalingState:
-    """What scaling remembers: since when the average is out of its band, and what is under way."""
+    """What scaling remembers: since when the average is out of its band, and what is under way.
+
+    `low_since`: since when there is too little, or somebody waits; `missing_since`: since when
+    there is too little to have all there is run, which the rule `demand` alone looks at.
+    """
 
     low_since: Nanos | None = None
+    missing_since: Nanos | None = None
     high_since: Nanos | None = None
     changed_at: Nanos | None = None
     starting: int = 0
     asked_at: Nanos | None = None
     failed_at: Nanos | None = None
+
+    def forget_since(self) -> None:
+        """All that is to last for a while begins anew."""
+        self.low_since = self.missing_since = self.high_since = None
 
     def found(self) -> None:
         """One that was asked for, if any was, is there."""

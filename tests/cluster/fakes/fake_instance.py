@@ -1,12 +1,14 @@
 """An instance without an engine: real sockets and status file, and the ways in which one fails.
 
 `engine_args` say how it behaves: ``fake``: ready (default), crash, fail, never;
-``weights``: what is compatible; ``end_s``: how long it takes to end; ``is_idle``: it has no
-requests, unless there is a file ``busy`` in its directory; ``cannot_migrate``: why it cannot.
+``weights``: what is compatible (file: what the file ``weights`` in the home directory says, else
+abc); ``end_s``: how long it takes to end; ``is_idle``: it has no requests, unless there is a file
+``busy`` in its directory; ``cannot_migrate``: why it cannot.
 
 With ``sim.num_blocks: 1`` it crashes.
 
-A file ``requests.json`` in its directory is what it has (`fake_llumlet.py`).
+A file ``requests.json`` in its directory is what it has (`fake_llumlet.py`). While there is a file
+``mute``, it reports no load.
 """
 
 import signal
@@ -49,12 +51,16 @@ def main() -> int:
         case "never":
             ended.wait()
             return 0
+    weights = spec.engine_args.get("weights", "")
+    if weights == "file":
+        path = Path.home() / "weights"
+        weights = path.read_text() if path.exists() else "abc"
     info = InstanceInfo(
         instance=InstanceId(spec.name), pool=PoolName(spec.pool_key), engine=spec.engine,
         llx_version=__version__, vllm_version=VLLM_VERSION, model=spec.model, num_blocks=100,
         block_size=16, max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=512,
         tensor_parallel=1, pid=0, cannot_migrate=spec.engine_args.get("cannot_migrate", ""),
-        compatibility=spec.engine_args.get("weights", ""),
+        compatibility=weights,
     )  # fmt: skip
     engine = FakeEngine(Path("requests.json"))
     endpoint = InstanceEndpoint(
@@ -71,7 +77,8 @@ def main() -> int:
     while True:
         engine.work()
         load = engine.load() or (idle if is_idle and not Path("busy").exists() else busy)
-        endpoint.report(load, {})
+        if not Path("mute").exists():
+            endpoint.report(load, {})
         if ended.wait(0.05):
             break
     time.sleep(float(spec.engine_args.get("end_s", 0)))

@@ -31,6 +31,10 @@ DEFAULTS = {
 }  # fmt: skip
 
 
+PINNED = [{"id": f"busy-{number}", "pinned": "by hand"} for number in range(3)]
+"""What one has that a file ``busy`` makes so: as many as its load report says."""
+
+
 class FakeEngine:
     """Engine sink and llumlet in one. Messages are worked off by `work`, on the main thread."""
 
@@ -59,8 +63,10 @@ class FakeEngine:
     def requests(self) -> list[dict]:
         try:
             return json.loads(self.path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):  # perhaps just being written
+        except json.JSONDecodeError:  # perhaps just being written
             return []
+        except FileNotFoundError:
+            return PINNED if Path("busy").exists() else []
 
     def load(self) -> Load | None:
         if not self.path.exists():

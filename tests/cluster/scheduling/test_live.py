@@ -8,7 +8,7 @@ import pytest
 
 from llx.cluster.scheduling.live import ROUND_S, LiveScheduler
 from llx.cluster.scheduling.members import Present
-from llx.cluster.scheduling.recordings import open_recording
+from llx.cluster.scheduling.recordings import Recordings, open_recordings
 from llx.core.model import (
     ClassName,
     InstanceId,
@@ -25,7 +25,7 @@ from llx.core.scheduler.events import InstanceState, MoveEnded, MoveOutcome, Tic
 from llx.core.scheduler.policies import Policies
 from llx.core.scheduler.scheduler import Scheduler
 from llx.errors import WireError
-from llx.recording import Recorder, Recording, command_bytes
+from llx.recording import Recording, command_bytes
 from llx.wire import Held, Load, NotPlaced, Place, Placed, PlacementAnswer, Prefixes
 
 G, H = b"gateway-0#1", b"gateway-1#1"
@@ -60,7 +60,7 @@ class NoMoves:
 
 
 class Rig:
-    def __init__(self, *instances: InstanceId, recorder: Recorder | None = None) -> None:
+    def __init__(self, *instances: InstanceId, recorder: Recordings | None = None) -> None:
         self.said: list[tuple[bytes, PlacementAnswer]] = []
         self.live = LiveScheduler(
             Term(3),
@@ -271,7 +271,7 @@ def test_rules_change_while_requests_wait() -> None:
 
 
 async def test_a_live_recording_replays_byte_for_byte(tmp_path: Path) -> None:
-    recorder = open_recording(tmp_path, Term(3))
+    recorder = open_recordings(tmp_path, Term(3))
     assert recorder is not None
     rig = Rig(A, B, recorder=recorder)
     for number in range(12):
@@ -304,14 +304,14 @@ async def test_a_live_recording_replays_byte_for_byte(tmp_path: Path) -> None:
 
 def test_recordings_of_the_last_terms_are_kept(tmp_path: Path) -> None:
     for term in range(8, 13):
-        recorder = open_recording(tmp_path, Term(term))
+        recorder = open_recordings(tmp_path, Term(term))
         assert recorder is not None
         recorder.close()
     assert sorted(each.name for each in tmp_path.iterdir()) == [
         "term-10.jsonl", "term-11.jsonl", "term-12.jsonl",
     ]  # fmt: skip
     (tmp_path / "file").touch()
-    assert open_recording(tmp_path / "file" / "x", Term(1)) is None
+    assert open_recordings(tmp_path / "file" / "x", Term(1)) is None
 
 
 async def test_a_core_that_fails_ends_the_head_whoever_told_it() -> None:
@@ -346,7 +346,7 @@ def test_what_waits_is_listed_in_the_order_of_its_queue_with_its_name_and_age() 
 def test_one_that_is_asked_for_under_another_class_goes_over_and_can_be_replayed(
     tmp_path: Path,
 ) -> None:
-    recorder = open_recording(tmp_path, Term(3))
+    recorder = open_recordings(tmp_path, Term(3))
     assert recorder is not None
     rig = Rig(A, recorder=recorder)
     rig.report(A, free=0, running=1)
@@ -360,7 +360,7 @@ def test_one_that_is_asked_for_under_another_class_goes_over_and_can_be_replayed
     assert "from normal to urgent" in [each.why for each in known.decisions]
     recorder.close()
     again = Scheduler(Policies())
-    for entry in Recording(recorder.path).entries():
+    for entry in Recording(tmp_path / "term-3.jsonl").entries():
         assert command_bytes(again.handle(entry.event, entry.at)) == entry.commands
 
 
@@ -423,3 +423,34 @@ def test_names_cut_short_are_refused() -> None:
     with pytest.raises(WireError, match="the prefix of r"):
         rig.live.place(G, Place(M, RequestId("r"), 1, ClassName("x"), 9, Nanos(0), "", b"1", 16))
     assert rig.live.decisions.find("r") == []
+
+
+def test_what_is_decided_is_counted_and_one_that_waits_once() -> None:
+    rig = Rig(A)
+    rig.report(A, free=1)
+    rig.place("r", tokens=60)
+    rig.place("r", tokens=60, ask=2, waited=2_000_000_000, held=2_000_000_000)
+    rig.report(A)
+    (placed_at_last,) = [each for _, each in rig.heard() if isinstance(each, Placed)]
+    assert placed_at_last.instance == A
+    tally = rig.live.tally
+    assert [(what, count) for (_, what, _), count in tally.decisions.items()] == [
+        ("held", 1),
+        ("placed", 1),
+    ]
+    (waits,) = tally.waits.values()
+    assert 2.0 <= waits.sum < 10.0
+    assert tally.took["m"].buckets()[-1][1] == 2
+
+
+def test_a_pool_that_is_not_wanted_any_more_goes_with_its_last_instance() -> None:
+    rig = Rig(A)
+    rig.live.configure([])
+    rig.follow(A)
+    assert rig.live.in_use(M) == {A}, "it has an instance yet"
+    rig.follow()
+    assert rig.live._scheduler.pools == {}
+    rig.live.pause([M])
+    rig.live.configure([CONFIG])
+    rig.follow(A)
+    assert rig.live.in_use(M) == {A}

@@ -49,7 +49,9 @@ class Rig:
         self.live = LiveScheduler(Term(1), lambda *_: None, NoMoves(), Policies())
         self.book = PolicyBook(folder / "policies.json")
         audit = AuditTrail(folder / "events")
-        self.steering = Steering(self.fleet, self.live, self.book, Policies(), audit, self.schedule)
+        self.steering = Steering(
+            self.fleet, self.live, self.book, Policies(), audit, self.schedule, folder / "r"
+        )
         self.schedule()
         self.live.open()
 
@@ -176,17 +178,17 @@ def test_queues_say_who_waits_for_whom(rig: Rig) -> None:
     assert (found[0].waiting, found[0].oldest_s, found[0].nominated) == (0, None, "")
 
 
-def test_an_explanation_is_found_by_every_id(rig: Rig) -> None:
+async def test_an_explanation_is_found_by_every_id(rig: Rig) -> None:
     rig.place("cmpl-mine-0-0a1b2c3d", name="llx-1")
     rig.place("cmpl-mine-0-0a1b2c3d", name="llx-1")
     for given in ("cmpl-mine-0-0a1b2c3d", "llx-1", "mine"):
-        [found] = rig.steering.explain(given).requests
+        [found] = (await rig.steering.explain(given)).requests
         assert (found.request, found.name) == ("cmpl-mine-0-0a1b2c3d", "llx-1")
         [held] = found.decisions
         assert (held.what, held.instance) == ("held", "")
         assert held.why.startswith("1 of its class wait")
     with pytest.raises(NotFoundError):
-        rig.steering.explain("other")
+        await rig.steering.explain("other")
 
 
 def test_what_instances_say_they_can_is_what_counts() -> None:
@@ -214,7 +216,7 @@ def test_nothing_is_scaled_by_rule_while_a_rollout_counts_alone() -> None:
     ranged = {"name": "m", "model": "/m", "instances": {"min": 1, "max": 4}}
     settings = ClusterSettings.model_validate({"cluster": "c", "models": [ranged]})
     (model,) = settings.models
-    rollout = Rollout({}, 0, 0, 2, 60.0, 3.0, "ann", 0.0)
+    rollout = Rollout({}, {}, 0, 0, 2, 60.0, 3.0, "ann", 0.0)
     under_way = Generation(revision=1, generation=1, newest=1, rollout=rollout)
     config = desired_config(settings, model, model.scheduling, (), under_way)
     assert (config.name, config.scaling.rule) == ("m~1", "none")
