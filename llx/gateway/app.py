@@ -147,6 +147,9 @@ class GatewayApp:
             body = await self._models(path.removeprefix("/v1/models").strip("/"))
             await answer(send, http, 200, body)
             return
+        if scope["method"] == "GET" and path == "/openapi.json":
+            await answer(send, http, 200, await self._schema())
+            return
         if path not in FORWARDED:
             raise _refused(404, "NotFoundError", f"no route {path}")
         if scope["method"] != "POST":
@@ -246,6 +249,14 @@ class GatewayApp:
                     f"no instance of {pool.spec.name} is ready",
                     retry_after_s=RETRY_AFTER_S,
                 )
+
+    async def _schema(self) -> bytes:
+        """vLLM's own OpenAPI schema, of the paths that are served here."""
+        pool = next(iter(self._pools.values()))
+        self._require_instances([pool])
+        schema = dict(await asyncio.to_thread(pool.app.openapi))  # made once, in a second or so
+        schema["paths"] = {k: v for k, v in schema["paths"].items() if k in FORWARDED}
+        return msgspec.json.encode(schema)
 
     async def _models(self, name: str) -> bytes:
         cards: list[Any] = []

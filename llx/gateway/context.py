@@ -4,6 +4,7 @@ The outer application sets `current`; the engine-core client, called deep inside
 context, reads it. Nothing else in between needs to know.
 """
 
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ class RequestContext:
     tenant: str
     class_name: str
     priority: int
+    arrived: float = field(default_factory=time.monotonic)
+    """When its first bytes were read, monotonic seconds: what waits here waits, too."""
     instances: list[str] = field(default_factory=list)
     """Instance of each generation (one per choice), in order of dispatch."""
     deadline: float | None = None

@@ -36,17 +36,19 @@ from llx.gateway import context, story
 from llx.gateway.clocks import ClockOffset
 from llx.gateway.counters import Counters
 from llx.gateway.pace import MoveLog
+from llx.gateway.paces import Paces
 from llx.gateway.placement import Placement, Wanted
 from llx.gateway.prefixes import PromptBlocks
 from llx.gateway.refusals import CANCELLED, NO_INSTANCE, Refusal, lost, of_answer, timed_out
 from llx.gateway.roster import Roster
 from llx.gateway.sent import Sent
+from llx.gateway.service_time import ServiceTime
 from llx.wire import AskOwner, FromLlumlet, Moving, NotPlaced, Outputs, Ruling
 
 log = logging.getLogger(__name__)
 
 _CALL_TIMEOUT_S = 60.0
-_OF_LIMITS = {Reason.QUEUE_FULL.value, Reason.WAITED_TOO_LONG.value}
+_OF_LIMITS = {each.value for each in (Reason.QUEUE_FULL, Reason.TOO_BUSY, Reason.WAITED_TOO_LONG)}
 _TAKE_OVER_S = 2.0
 """So long after a source's death its target may still take a stream over."""
 _MAX_EARLY = 4096
@@ -117,6 +119,8 @@ class PoolClient(AsyncMPClient):
         """Outputs of a stream's next owner that came before its owner's last ones."""
         self._clocks: dict[InstanceId, ClockOffset] = {}
         self.moves = MoveLog()
+        self._service = ServiceTime()
+        self.paces = Paces(time.monotonic())
         if renderer is not None:
             renderer.start_mm_warmup_in_background()
 
@@ -146,8 +150,10 @@ class PoolClient(AsyncMPClient):
             len(request.prompt_token_ids or ()),
             http,
             ClassName(http.class_name if http is not None else ""),
-            time.monotonic(),
+            http.arrived if http is not None else time.monotonic(),
         )
+        if request.sampling_params is not None:
+            sent.max_tokens = request.sampling_params.max_tokens
         self._sent[sent.request] = sent
         self.counters.num_requests += 1
         story.accepted(self._pool, sent)
@@ -328,8 +334,16 @@ class PoolClient(AsyncMPClient):
             sent.name,
             prefix,
             size,
+            self._must_go_by(sent),
         )
         self._placement.ask(wanted, self)
+
+    def _must_go_by(self, sent: Sent) -> float | None:
+        """When it must have an instance to be done in time, as long as requests take now."""
+        if sent.http is None or sent.http.deadline is None or sent.why_again:
+            return None
+        left_s = sent.http.deadline - asyncio.get_running_loop().time()
+        return time.monotonic() + left_s - self._service.expected_s(sent.max_tokens)
 
     def placed(self, request: RequestId, instance: InstanceId) -> bool:
         """`Placeable`: the scheduler has chosen."""
@@ -380,6 +394,7 @@ class PoolClient(AsyncMPClient):
         if sent.http is not None:
             sent.http.instances.append(instance)
         if not sent.why_again:
+            sent.sent_at = time.monotonic()
             if sent.http is not None:
                 sent.http.charge(sent.prompt_tokens)
             return
@@ -401,7 +416,7 @@ class PoolClient(AsyncMPClient):
         verdict = self._streams.judge(request, instance, given.epoch, given.offset, num_new)
         match verdict:
             case Verdict.COUNTS:
-                self._sent[request].pace.note(now)
+                self._note_pace(self._sent[request], instance, num_new, now)
             case Verdict.MOVES:
                 assert former is not None, "a stream moves from somewhere"
                 self._note_move(request, former, given, now)
@@ -418,6 +433,16 @@ class PoolClient(AsyncMPClient):
             self._leave(request, heir, f"instance {instance} is stopping", is_fault=False)
             return False
         return self._take_in(request, output)
+
+    def _note_pace(self, sent: Sent, instance: InstanceId, num_new: int, now: float) -> None:
+        gap_s = sent.pace.note(now)
+        if not num_new:
+            return
+        self.paces.note_tokens(instance, num_new)
+        if sent.outputs:
+            self.paces.note_gap(instance, gap_s)
+        else:
+            self.paces.note_first(instance, now - sent.since)
 
     def _refuse(self, given: _Given, verdict: Verdict) -> None:
         """Tokens that do not count. Whoever makes them without owning the stream is to stop."""
@@ -458,6 +483,8 @@ class PoolClient(AsyncMPClient):
                 self.counters.num_failed += 1
             else:
                 self.counters.num_finished += 1
+                if sent.sent_at is not None:
+                    self._service.note(time.monotonic() - sent.sent_at, len(sent.outputs))
         return True
 
     def _leave(

@@ -53,6 +53,7 @@ class FrontEnd:
         self._num_slots = num_slots
         self._stack = AsyncExitStack()
         self._llm: Any = None
+        self._building = asyncio.Lock()
 
     @property
     def is_open(self) -> bool:
@@ -76,8 +77,21 @@ class FrontEnd:
         )
 
     async def open(self, engine_ready: bytes) -> None:
-        """Build the front end from the first instance's ready message."""
+        """Build the front end from the first instance's ready message.
+
+        Raises:
+            Exception: Whatever vLLM says; nothing of the attempt is left, it may be made again.
+        """
         assert not self.is_open, "a front end is opened once"
+        async with self._building:
+            try:
+                await self._open(engine_ready)
+            except BaseException:
+                self.client = None
+                await self._end()
+                raise
+
+    async def _open(self, engine_ready: bytes) -> None:
         self._take_in(msgspec.msgpack.decode(engine_ready, type=EngineCoreReadyResponse))
         self._llm = await asyncio.to_thread(self._build)
         self.client = self._llm.engine_core
@@ -89,10 +103,15 @@ class FrontEnd:
         log.info("front_end.open model=%s tasks=%s", self.spec.name, ",".join(tasks))
 
     async def close(self) -> None:
-        """End vLLM's background work."""
+        """End vLLM's background work; what is being opened is let finish first."""
+        async with self._building:
+            await self._end()
+
+    async def _end(self) -> None:
         await self._stack.aclose()
-        if self._llm is not None:
-            self._llm.shutdown()
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.shutdown()
 
     def _take_in(self, ready: EngineCoreReadyResponse) -> None:
         """What vLLM's own client takes from a ready message, for one engine."""
@@ -107,15 +126,16 @@ class FrontEnd:
 
     def _build(self) -> Any:
         with _construction, _client_factory(self._make_client):
-            llm = async_llm.AsyncLLM(
-                self._config,
-                Executor.get_class(self._config),
-                log_stats=not self._args.disable_log_stats,
-                usage_context=UsageContext.OPENAI_API_SERVER,
-                log_requests=self._args.enable_log_requests,
-            )
-            self.metrics.adopt()
-            return llm
+            try:
+                return async_llm.AsyncLLM(
+                    self._config,
+                    Executor.get_class(self._config),
+                    log_stats=not self._args.disable_log_stats,
+                    usage_context=UsageContext.OPENAI_API_SERVER,
+                    log_requests=self._args.enable_log_requests,
+                )
+            finally:  # also what a failed attempt has registered
+                self.metrics.adopt()
 
     def _make_client(self, vllm_config: Any, log_stats: bool, renderer: Any) -> PoolClient:
         return PoolClient(

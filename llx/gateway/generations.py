@@ -7,14 +7,14 @@ to it. One whose pool is gone is closed when its last stream has ended.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from llx.core.model import PoolName
 from llx.gateway.counters import Counters
 from llx.specs import PoolSpec
-from llx.wire import PoolOffer
+from llx.wire import PoolOffer, Unusable
 
 if TYPE_CHECKING:
     from llx.gateway.front_end import FrontEnd
@@ -31,7 +31,8 @@ class Generations:
     Args:
         front_ends: Those made before the start, prepared; of a model the first one is current.
         make: Makes another; it is prepared here.
-        closed: Told of a front end that is closed.
+        closed: Told of a front end that is closed, or was made in vain.
+        unusable: Pools whose front end could not be prepared before the start (`prepare_all`).
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Generations:
         front_ends: "Iterable[FrontEnd]",
         make: "Callable[[PoolSpec], FrontEnd]",
         closed: "Callable[[FrontEnd], None]" = lambda _: None,
+        unusable: Mapping[PoolName, Unusable] | None = None,
     ) -> None:
         self.pools: dict[str, FrontEnd] = {each.spec.key: each for each in front_ends}
         """By the pool's key."""
@@ -46,7 +48,8 @@ class Generations:
         """By model: that for new requests."""
         for each in self.pools.values():
             self.current.setdefault(each.spec.name, each)
-        self.unusable: dict[PoolName, str] = {}
+        self.unusable: dict[PoolName, Unusable] = dict(unusable or {})
+        """Those that are not tried again unless the head asks for another attempt."""
         self._make = make
         self._closed = closed
         self._offers: dict[str, PoolOffer] = {}
@@ -63,8 +66,13 @@ class Generations:
         models = {each.spec.name for each in self._offers.values()}
         self.unusable = {key: why for key, why in self.unusable.items() if key in self._offers}
         for key, offer in self._offers.items():
-            if key not in self.pools and key not in self.unusable:
+            failed = self.unusable.get(PoolName(key))
+            if failed is not None and offer.attempt <= failed.attempt:
+                continue
+            if key not in self.pools:
                 self._begin(f"make {key}", self._add(offer.spec, changed))
+            elif failed is not None:
+                self._begin(f"make {key}", self._prepare_anew(key, changed))
         for key in self.pools.keys() - self._offers.keys():
             client = self.pools[key].client
             if self.pools[key].spec.name not in models:
@@ -84,6 +92,19 @@ class Generations:
             if self.current.get(model) is not front_end:
                 self.current[model] = front_end
                 log.info("generations.current model=%s pool=%s", model, key)
+
+    def fail(self, pool: PoolName, error: Exception) -> bool:
+        """A front end could not be opened: whether that is given up, so that the head hears of it.
+
+        Never of a model's current one: nothing else could serve in its place.
+        """
+        front_end = self.pools.get(pool)
+        if front_end is None:
+            return True
+        if self.current.get(front_end.spec.name) is front_end:
+            return False
+        self.unusable[pool] = Unusable(self._attempt(pool), _in_words(error))
+        return True
 
     def open(self) -> list[PoolName]:
         """Pools whose front end can serve."""
@@ -113,24 +134,54 @@ class Generations:
     # ------------------------------------------------------------------ making and closing
 
     def _begin(self, what: str, work: "asyncio._CoroutineLike[None]") -> None:
-        if what in self._tasks:
+        former = self._tasks.get(what)
+        if former is not None and not former.done():
             work.close()
             return
         task = self._tasks[what] = asyncio.get_running_loop().create_task(work, name=what)
-        task.add_done_callback(lambda _: self._tasks.pop(what, None))
+
+        def ended(_: "asyncio.Task[None]") -> None:
+            if self._tasks[what] is task:  # called later: another one may have begun
+                del self._tasks[what]
+
+        task.add_done_callback(ended)
 
     async def _add(self, spec: PoolSpec, changed: Callable[[], None]) -> None:
         front_end = self._make(spec)
-        try:
-            await asyncio.to_thread(_prepare, front_end)
-        except Exception as error:  # whatever vLLM says of the model; the head is told
-            log.exception("generations.unusable pool=%s", spec.key)
-            self.unusable[PoolName(spec.key)] = f"{type(error).__name__}: {error}"[:500]
-            return
-        if spec.key in self._offers:
+        if await self._prepare(front_end):
             self.pools[spec.key] = front_end
             log.info("generations.made pool=%s", spec.key)
             changed()
+        else:
+            self._closed(front_end)
+
+    async def _prepare_anew(self, key: str, changed: Callable[[], None]) -> None:
+        """One that could not be opened: what it was prepared from may have been mended."""
+        if await self._prepare(self.pools[key]):
+            changed()
+
+    async def _prepare(self, front_end: "FrontEnd") -> bool:
+        """Whether it can be used; again for as long as another attempt is asked for meanwhile."""
+        key = PoolName(front_end.spec.key)
+        while key in self._offers:
+            attempt = self._attempt(key)
+            try:
+                await asyncio.to_thread(prepare, front_end)
+            except Exception as error:  # whatever vLLM says of the model; the head is told
+                log.exception("generations.unusable pool=%s", key)
+                failed = Unusable(attempt, _in_words(error))
+            else:
+                self.unusable.pop(key, None)
+                return key in self._offers
+            if key in self._offers:
+                self.unusable[key] = failed
+            if self._attempt(key) <= attempt:
+                return False
+        return False
+
+    def _attempt(self, key: str) -> int:
+        offer = self._offers.get(key)
+        return 0 if offer is None else offer.attempt
 
     async def _retire(self, key: str) -> None:
         """Close a front end that has no streams and no instances, unless it is wanted again."""
@@ -153,12 +204,43 @@ class Generations:
         log.info("generations.closed pool=%s", key)
 
 
-def _prepare(front_end: "FrontEnd") -> None:
+def prepare_all(
+    specs: Iterable[PoolSpec], make: "Callable[[PoolSpec], FrontEnd]"
+) -> "tuple[list[FrontEnd], dict[PoolName, Unusable]]":
+    """Front ends for these pools, prepared, and those of which that failed; blocking.
+
+    Of each model the first pool is the one for new requests: without it a gateway is of no use. Of
+    any other the head is told, and the rest serves.
+
+    Raises:
+        Exception: Whatever vLLM says of the model of such a first pool, or of its arguments.
+    """
+    front_ends: list[FrontEnd] = []
+    unusable: dict[PoolName, Unusable] = {}
+    for spec in specs:
+        front_end = make(spec)
+        try:
+            prepare(front_end)
+        except Exception as error:
+            if spec.name not in {each.spec.name for each in front_ends}:
+                raise
+            log.exception("generations.unusable pool=%s", spec.key)
+            unusable[PoolName(spec.key)] = Unusable(0, _in_words(error))
+        else:
+            front_ends.append(front_end)
+    return front_ends, unusable
+
+
+def prepare(front_end: "FrontEnd") -> None:
     """vLLM's parser leaves by the door; that would end the gateway."""
     try:
         front_end.prepare()
     except SystemExit as error:
         raise ValueError(f"vLLM refused its arguments ({error.code})") from None
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
 
 
 def _sum(one: Counters, other: Counters) -> Counters:

@@ -9,21 +9,24 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llx import __version__
 from llx.agent.pulse import Pulse, Slot
-from llx.core.model import Term
-from llx.curve import ClusterKeys
+from llx.core.model import PoolName, Term
+from llx.curve import KeyFile
 from llx.errors import ConflictError, LlxError
 from llx.gateway.placement import Placement
 from llx.gateway.scheduler_address import SchedulerAddress
 from llx.log import configure_logging
 from llx.open_files import raise_file_limit
 from llx.specs import GatewaySpec, Phase, PoolSpec, StatusFile, load_spec
-from llx.wire import GatewayHello
+from llx.wire import GatewayHello, Unusable
 
 if TYPE_CHECKING:  # imported late, in the functions that need them: they take seconds
     import uvicorn
 
+    from llx.gateway.certificate import Certificate
     from llx.gateway.front_end import FrontEnd
+    from llx.http_server import BoundedServer
 
 log = logging.getLogger("llx.gateway.main")
 
@@ -56,14 +59,20 @@ def _run(spec: GatewaySpec, status: StatusFile, scheduler: SchedulerAddress) -> 
     raise_file_limit()
     import uvloop
 
+    from llx.gateway.certificate import Certificate
     from llx.gateway.front_end import FrontEnd
+    from llx.gateway.generations import prepare_all
+
+    certificate = Certificate(Path(spec.certificate_path)) if spec.is_tls else None
 
     placement = Placement()
-    pools = [FrontEnd(pool, placement) for pool in spec.pools]
-    for front_end in pools:
-        status.write(Phase.LOADING, f"preparing {front_end.spec.name}")
-        front_end.prepare()
-    uvloop.run(_serve(spec, status, listener, pools, placement, scheduler))
+
+    def make(pool: PoolSpec) -> FrontEnd:
+        status.write(Phase.LOADING, f"preparing {pool.name}")
+        return FrontEnd(pool, placement)
+
+    pools, unusable = prepare_all(spec.pools, make)
+    uvloop.run(_serve(spec, status, listener, pools, unusable, placement, scheduler, certificate))
     return 0
 
 
@@ -85,8 +94,10 @@ async def _serve(
     status: StatusFile,
     listener: socket.socket,
     pools: "list[FrontEnd]",
+    unusable: dict[PoolName, Unusable],
     placement: Placement,
     scheduler: SchedulerAddress,
+    certificate: "Certificate | None",
 ) -> None:
     import uvicorn
 
@@ -102,39 +113,66 @@ async def _serve(
         metrics.add_pool(front_end.metrics)
         return front_end
 
-    generations = Generations(pools, make, lambda closed: metrics.drop_pool(closed.metrics))
+    generations = Generations(
+        pools, make, lambda closed: metrics.drop_pool(closed.metrics), unusable
+    )
     metrics = GatewayMetrics(generations.counters)
     for pool in pools:
         metrics.add_pool(pool.metrics)
     app = GatewayApp(spec, generations.current, metrics)
     config = uvicorn.Config(
-        app, lifespan="off", ws="none", log_config=None, access_log=False, timeout_keep_alive=30
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=30,
+        ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
     )
     server = BoundedServer(config)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, server, status)
-    keys = ClusterKeys.load(Path(spec.keys_path))
+    keys = KeyFile(Path(spec.keys_path))
     membership = Membership(spec.name, keys, generations, placement, on_api_keys=app.take_keys)
     port = listener.getsockname()[1]
     host = spec.url_host or spec.host
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    hello = GatewayHello(spec.name, url, os.getpid(), spec.on_host, Term(0), 0)
-    report = ReportSource(spec.name, generations, lambda: app.num_refused)
+    scheme = "http" if certificate is None else "https"
+    url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    hello = GatewayHello(spec.name, url, os.getpid(), spec.on_host, Term(0), 0, __version__)
+    report = ReportSource(spec.name, generations, lambda: app.num_refused, certificate)
     line = asyncio.create_task(membership.run(scheduler.now, hello, report))
     pulse = Pulse.beside(spec.status_path)
     beats = asyncio.create_task(_beat(pulse, _SILENCE_TIMES * spec.hang.silent_s))
-    status.write(Phase.READY, addresses=[url])
-    log.info("gateway.ready url=%s", url)
+    tasks = [line, beats, asyncio.create_task(announce(server, status, url))]
+    if certificate is not None:
+        tasks.append(asyncio.create_task(certificate.follow()))
     try:
         await server.serve(sockets=[listener])
     finally:
-        for task in (line, beats):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(line, beats, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         pulse.end()
         await membership.close()
         await generations.close()
+
+
+async def announce(server: "BoundedServer", status: StatusFile, url: str) -> None:
+    """Say that the gateway is ready once it takes connections, unless it is to end by then.
+
+    One that cannot say so ends: nobody would send it anything.
+    """
+    await server.is_listening.wait()
+    if server.should_exit:
+        return
+    try:
+        status.write(Phase.READY, addresses=[url])
+    except OSError:
+        log.exception("gateway.cannot_tell")
+        server.should_exit = True
+        return
+    log.info("gateway.ready url=%s", url)
 
 
 async def _beat(pulse: Pulse, silent_s: float) -> None:

@@ -8,6 +8,7 @@ carries the (term, version) the gateway knows, makes it send the list again.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,10 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from llx.agent.dial_turns import DialTurns
 from llx.agent.link import InstanceLink, peer_of_process, report_interval_s
-from llx.core.model import InstanceId, InstanceLoad, Term
-from llx.curve import ClusterKeys, make_dialer, make_wide
+from llx.core.model import InstanceId, InstanceLoad, PoolName, Term
+from llx.curve import ClusterKeys, KeySource, KeyTurns, make_dialer, make_wide
 from llx.errors import WireError
 from llx.gateway.changes import Changes
 from llx.gateway.placement import Placement
@@ -41,6 +43,7 @@ from llx.wire import (
 )
 
 if TYPE_CHECKING:
+    from llx.gateway.certificate import Certificate
     from llx.gateway.front_end import FrontEnd
     from llx.gateway.generations import Generations
 
@@ -49,8 +52,15 @@ log = logging.getLogger(__name__)
 _HEARTBEAT_S = 0.5
 _LOOK_S = 0.02
 _REOPEN_AFTER_S = 1.0
+_MAX_OPENS = 3
+"""So often a front end beside the one that serves is opened in vain before it is given up."""
 _LOOK_FOR_MOVE_S = 1.0
 _MAX_UNSENT = 4096
+_REFUSALS = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 
 
 class Membership:
@@ -60,7 +70,7 @@ class Membership:
 
     Args:
         name: The gateway's.
-        keys: The cluster's keys.
+        keys: The cluster's keys, of any moment.
         generations: The front ends of all pools.
         placement: Hears the scheduler's answers.
         heartbeat_s: How often the scheduler hears of this gateway.
@@ -70,7 +80,7 @@ class Membership:
     def __init__(
         self,
         name: str,
-        keys: ClusterKeys,
+        keys: KeySource,
         generations: "Generations",
         placement: Placement,
         heartbeat_s: float = _HEARTBEAT_S,
@@ -82,7 +92,9 @@ class Membership:
         placement.use_line(self.to_scheduler)
         self._heartbeat_s = heartbeat_s
         self._peer = peer_of_process(name)
+        self._turns = DialTurns()
         self._keys = keys
+        self._key_turns = KeyTurns(keys)
         self._generations = generations
         self._pools = generations.pools
         self._list: Members | None = None
@@ -121,11 +133,13 @@ class Membership:
     ) -> None:
         """Until either direction fails, or the scheduler is somewhere else."""
         socket = self._context.socket(zmq.DEALER)
-        make_dialer(socket, self._keys)
+        keys = self._key_turns.now()
+        make_dialer(socket, keys)
         socket.setsockopt(zmq.IDENTITY, self._peer.encode())
         # Nothing is kept for a scheduler that is away: it wants to know what is, not what was.
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.SNDHWM, _MAX_UNSENT)
+        monitor: zmq.asyncio.Socket = socket.get_monitor_socket(_REFUSALS)
         dialled = address()
         socket.connect(dialled)
         self._socket = socket
@@ -135,6 +149,7 @@ class Membership:
                 self._receive(socket),
                 self._beat(socket, hello, report),
                 _until_moved(dialled, address),
+                self._until_refused(monitor, keys),
             )
         ]
         try:
@@ -144,10 +159,18 @@ class Membership:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            socket.disable_monitor()
+            monitor.close(0)
             socket.close(0)
         for task in done:
             assert not task.cancelled(), "nobody else cancels it"
             task.result()
+
+    async def _until_refused(self, monitor: zmq.asyncio.Socket, keys: ClusterKeys) -> None:
+        """The scheduler listens with other keys: those of the ring have their turns."""
+        await monitor.recv_multipart()
+        self._key_turns.refuse(keys)
+        log.info("members.key_refused")
 
     def to_scheduler(self, message: Place | Withdraw | Changed) -> bool:
         """Send to the scheduler; false if it is not there, or takes no more."""
@@ -223,6 +246,7 @@ class Membership:
             wanted = {each.instance: each for each in members.members if each.pool == name}
             self._converge(pool, wanted)
             pool.roster.is_by_prefix = name in members.by_prefix
+            self._open_if_due(pool)
 
     def _converge(self, pool: "FrontEnd", wanted: dict[InstanceId, Member]) -> None:
         for link in pool.roster.links():
@@ -238,8 +262,9 @@ class Membership:
                 known.member = member
                 continue
             link = InstanceLink(
-                self._context, self._keys, member, peer=self._peer, role="gateway", events=self
-            )
+                self._context, self._keys, member, peer=self._peer, role="gateway", events=self,
+                turns=self._turns,
+            )  # fmt: skip
             pool.roster.join(link)
             link.start()
             log.info("members.joined instance=%s", instance)
@@ -261,9 +286,7 @@ class Membership:
         """
         pool = self._pool(link)
         pool.roster.update()
-        if not pool.is_open and pool.spec.key not in self._opening:
-            self._opening.add(pool.spec.key)
-            self._spawn(self._open(pool))
+        self._open_if_due(pool)
 
     def on_down(self, link: InstanceLink, reason: str) -> None:
         """Tell the pool, which saves what can be saved."""
@@ -288,14 +311,31 @@ class Membership:
         if client is not None:
             client.on_llumlet(link, message)
 
+    def _open_if_due(self, pool: "FrontEnd") -> None:
+        key = PoolName(pool.spec.key)
+        if pool.is_open or key in self._opening or key in self._generations.unusable:
+            return
+        if any(link.is_ready for link in pool.roster.links()):
+            self._opening.add(key)
+            self._spawn(self._open(pool))
+
     async def _open(self, pool: "FrontEnd") -> None:
-        """Open a pool from any connected instance; again if that one goes away meanwhile."""
+        """Open a pool from any connected instance; again if that one goes away meanwhile.
+
+        One that does not open though instances are there is given up after a few times, so that
+        the head, which waits for it, hears why.
+        """
+        num_failed = 0
         try:
             while links := [link for link in pool.roster.links() if link.is_ready]:
                 try:
                     await pool.open(links[0].engine_ready)
-                except Exception:  # until then the pool answers 503
-                    log.exception("front_end.failed model=%s", pool.spec.name)
+                except Exception as error:  # until then the pool answers 503
+                    log.exception("front_end.failed pool=%s", pool.spec.key)
+                    num_failed += 1
+                    key = PoolName(pool.spec.key)
+                    if num_failed >= _MAX_OPENS and self._generations.fail(key, error):
+                        return
                     await asyncio.sleep(_REOPEN_AFTER_S)
                 else:
                     self._generations.settle()
@@ -310,7 +350,14 @@ class Membership:
 class ReportSource:
     """What goes into a `GatewayReport`."""
 
-    def __init__(self, name: str, generations: "Generations", num_refused: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        generations: "Generations",
+        num_refused: Any,
+        certificate: "Certificate | None" = None,
+    ) -> None:
+        self._certificate = certificate
         self._name = name
         self._generations = generations
         self._num_refused = num_refused
@@ -337,6 +384,13 @@ class ReportSource:
             moves=[move for client in clients for move in client.moves.last()],
             open=self._generations.open(),
             unusable=self._generations.unusable,
+            paces={
+                name: pace
+                for client in clients
+                for name, pace in client.paces.told(time.monotonic()).items()
+            },
+            certificate="" if self._certificate is None else self._certificate.pem,
+            certificate_ends_at=0.0 if self._certificate is None else self._certificate.ends_at,
         )
 
 

@@ -58,7 +58,11 @@ class Placeable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A request that wants an instance: see `Place`. `since`: when it came, monotonic seconds."""
+    """A request that wants an instance: see `Place`.
+
+    `since`: when it came; `until`: when it must have its instance to be done in time, None: nobody
+    has said. Monotonic seconds.
+    """
 
     pool: PoolName
     request: RequestId
@@ -68,6 +72,7 @@ class Wanted:
     name: str = ""
     prefix: bytes = b""
     prefix_block: int = 0
+    until: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -270,6 +275,7 @@ def _place(wanted: Wanted, ask: int, held_since: float | None, now: float) -> Pl
         wanted.prefix,
         wanted.prefix_block,
         None if held_since is None else _nanos(now - held_since),
+        None if wanted.until is None else _nanos(max(0.0, wanted.until - now)),
     )
 
 

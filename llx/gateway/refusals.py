@@ -62,7 +62,13 @@ OF_TAKEN: Final = frozenset({LOST, CANCELLED.kind, _TIMED_OUT})
 
 _OF_REASON: Final = {
     Reason.QUEUE_FULL: (429, "TooManyRequests", "the queue of {pool} is full"),
+    Reason.TOO_BUSY: (429, "TooManyRequests", "so many wait for {pool} that it would be too late"),
     Reason.WAITED_TOO_LONG: (503, "ServiceUnavailable", "no instance of {pool} had room in time"),
+    Reason.OUT_OF_TIME: (
+        504,
+        _TIMED_OUT,
+        "the request waited for {pool} until it could not end any more in the time it was given",
+    ),
     Reason.TOO_LARGE: (400, "BadRequestError", "the request is larger than an instance of {pool}"),
     Reason.NO_SUCH_POOL: (404, "NotFoundError", "The model `{pool}` does not exist."),
 }

@@ -29,6 +29,10 @@ class Sent:
     """Instances that it was lost with in a row, before a token came."""
     num_placements: int = 0
     """How often it was placed anew."""
+    max_tokens: int | None = None
+    """It ends with so many; None: at the model's length."""
+    sent_at: float | None = None
+    """When it went to its first instance, monotonic seconds; None: not yet."""
     why_again: str = ""
     """Why it has to be placed again; empty at first."""
     pause: asyncio.TimerHandle | None = None

@@ -54,6 +54,13 @@ class Page:
         return b"a_metric 1\n"
 
 
+async def until(holds):
+    """Waits until it `holds`, while others have their turns."""
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0)
+
+
 def make(*names, keys=(), max_requests=100, tenants=(), **options):
     spec = GatewaySpec(
         name="gateway-0",
@@ -262,8 +269,7 @@ async def test_a_full_gateway_says_when_to_come_back():
     client, pools, app = make(max_requests=2)
     pools["tiny"].app.hold = asyncio.Event()
     held = [asyncio.create_task(client.post("/v1/completions", json=body_of())) for _ in range(2)]
-    while app.num_open < 2:
-        await asyncio.sleep(0)
+    await until(lambda: app.num_open == 2)
     refused = await client.post("/v1/completions", json=body_of())
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
     pools["tiny"].app.hold.set()
@@ -335,8 +341,7 @@ async def test_a_tenant_at_its_limit_hears_so_and_others_do_not():
         return client.post("/v1/completions", json=body_of(), headers=headers)
 
     first = asyncio.create_task(ask("a"))
-    while not inner.calls:
-        await asyncio.sleep(0)
+    await until(lambda: inner.calls)
     refused = await ask("a")
     assert refused.status_code == 429
     assert refused.headers["retry-after"] == "1"
@@ -366,17 +371,20 @@ async def test_a_time_limit_that_makes_no_sense_is_refused(given):
 async def test_a_time_limit_counts_from_the_arrival_not_from_the_end_of_the_body():
     client, pools, _ = make()
 
+    loop, begun = asyncio.get_running_loop(), []
+
     async def body():
+        begun.append(loop.time())
         yield b'{"model": "tiny", '
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.05)
         yield b'"prompt": "x"}'
 
-    before = asyncio.get_running_loop().time()
+    before = loop.time()
     headers = {"x-llx-timeout": "2.5", "content-type": "application/json"}
     await client.post("/v1/completions", content=body(), headers=headers)
     http = pools["tiny"].app.calls[0][2]
     assert http.limit_s == 2.5
-    assert 2.5 <= http.deadline - before < 3.4
+    assert before + 2.5 <= http.deadline <= begun[0] + 2.5
 
 
 async def test_a_body_that_does_not_come_gives_its_place_back():
@@ -400,10 +408,20 @@ async def test_a_revoked_key_is_refused_at_once_and_a_stream_of_another_goes_on(
     ada, bob = ({"authorization": f"Bearer {key}"} for key in ("a-key", "b-key"))
     pools["tiny"].app.hold = asyncio.Event()
     stream = asyncio.create_task(client.post("/v1/completions", json=body_of(), headers=bob))
-    await asyncio.sleep(0.05)
+    await until(lambda: pools["tiny"].app.calls)
     app.take_keys([ApiKeySpec("bob", hashlib.sha256(b"b-key").hexdigest(), "no-such-class")])
     assert (await client.post("/v1/completions", json=body_of(), headers=ada)).status_code == 401
     pools["tiny"].app.hold.set()
     assert (await stream).status_code == 200
     # Its class is one that this gateway does not know yet.
     assert (await client.post("/v1/completions", json=body_of(), headers=bob)).status_code == 200
+
+
+async def test_the_schema_is_vllms_of_what_is_served_here_and_wants_a_key():
+    client, pools, _ = make(keys=[("t", "sesame")])
+    paths = {"/v1/completions": {"post": {}}, "/collective_rpc": {"post": {}}}
+    pools["tiny"].app.openapi = lambda: {"openapi": "3.1.0", "paths": paths}
+    assert (await client.get("/openapi.json")).status_code == 401
+    answer = await client.get("/openapi.json", headers={"authorization": "Bearer sesame"})
+    assert list(answer.json()["paths"]) == ["/v1/completions"]
+    assert "/collective_rpc" in paths

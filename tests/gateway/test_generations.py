@@ -5,10 +5,13 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from llx.core.model import PoolName
 from llx.gateway.counters import Counters
-from llx.gateway.generations import Generations
+from llx.gateway.generations import Generations, prepare_all
 from llx.specs import EngineKind, PoolSpec
-from llx.wire import PoolOffer
+from llx.wire import PoolOffer, Unusable
 
 
 class FrontEnd:
@@ -21,11 +24,13 @@ class FrontEnd:
         self.client: Any = SimpleNamespace(
             num_in_flight=0, counters=Counters(num_requests=5), give_up=self.reasons.append
         )
-        self._failure = failure
+        self.failure = failure
+        self.num_prepared = 0
 
     def prepare(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        self.num_prepared += 1
+        if self.failure is not None:
+            raise self.failure
 
     async def close(self) -> None:
         self.is_closed = True
@@ -44,11 +49,11 @@ class Rig:
         self.made: list[Any] = []
         self.closed: list[Any] = []
         self.num_changes = 0
-        self._failure = failure
+        self.failure = failure
         self.generations = Generations([self.old], self.make, self.closed.append)
 
     def make(self, spec: PoolSpec) -> Any:
-        self.made.append(FrontEnd(spec, failure=self._failure))
+        self.made.append(FrontEnd(spec, failure=self.failure))
         return self.made[-1]
 
     def changed(self) -> None:
@@ -59,7 +64,7 @@ class Rig:
 
 
 async def until(check: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not check():
             await asyncio.sleep(0.01)
 
@@ -102,9 +107,11 @@ async def test_arguments_that_vllm_refuses_end_nothing_and_are_told() -> None:
     rig = Rig(SystemExit(2))
     rig.apply(PoolOffer(OLD), PoolOffer(NEW, is_current=False))
     await until(lambda: rig.generations.unusable)
-    assert rig.generations.unusable == {"m~1": "ValueError: vLLM refused its arguments (2)"}
+    failed = Unusable(0, "ValueError: vLLM refused its arguments (2)")
+    assert rig.generations.unusable == {"m~1": failed}
     rig.apply(PoolOffer(OLD), PoolOffer(NEW, is_current=False))
     assert len(rig.made) == 1, "once is enough"
+    assert rig.closed == rig.made, "its metrics are no more"
     rig.apply(PoolOffer(OLD))
     assert rig.generations.unusable == {}
 
@@ -116,3 +123,53 @@ async def test_models_that_come_or_go_change_nothing() -> None:
     await asyncio.sleep(0.7)
     assert (rig.made, rig.old.reasons, rig.old.is_closed) == ([], [], False)
     assert rig.generations.current == {"m": rig.old}
+
+
+async def test_another_attempt_is_made_when_the_head_asks_for_it() -> None:
+    rig = Rig(RuntimeError("no tokenizer"))
+    rig.apply(PoolOffer(OLD), PoolOffer(NEW, is_current=False))
+    await until(lambda: rig.generations.unusable)
+    rig.apply(PoolOffer(OLD), PoolOffer(NEW, False, 1))
+    await until(lambda: rig.generations.unusable["m~1"].attempt == 1)
+    rig.failure = None
+    rig.apply(PoolOffer(OLD), PoolOffer(NEW, False, 2))
+    await until(lambda: rig.num_changes)
+    assert rig.generations.unusable == {}
+    assert set(rig.generations.pools) == {"m", "m~1"}
+
+
+async def test_one_that_does_not_open_is_prepared_anew_for_another_attempt() -> None:
+    rig = Rig()
+    rig.apply(PoolOffer(OLD), PoolOffer(NEW, is_current=False))
+    await until(lambda: rig.num_changes)
+    assert not rig.generations.fail(PoolName("m"), OSError("gone")), "nothing else could serve"
+    assert rig.generations.fail(PoolName("m~1"), OSError("gone"))
+    assert rig.generations.unusable == {"m~1": Unusable(0, "OSError: gone")}
+    rig.apply(PoolOffer(OLD), PoolOffer(NEW, is_current=False))
+    await asyncio.sleep(0.05)
+    assert (rig.made[0].num_prepared, rig.num_changes) == (1, 1)
+    rig.apply(PoolOffer(OLD), PoolOffer(NEW, False, 1))
+    await until(lambda: rig.num_changes == 2)
+    assert (rig.made[0].num_prepared, len(rig.made)) == (2, 1)
+    assert rig.generations.unusable == {}
+
+
+async def test_one_that_is_not_wanted_any_more_when_it_is_made_leaves_nothing() -> None:
+    rig = Rig()
+    rig.apply(PoolOffer(OLD), PoolOffer(NEW, is_current=False))
+    rig.apply(PoolOffer(OLD))
+    await until(lambda: rig.closed)
+    assert (rig.closed, set(rig.generations.pools), rig.num_changes) == (rig.made, {"m"}, 0)
+
+
+def test_a_gateway_starts_without_what_only_a_rollout_wants() -> None:
+    def make(spec: PoolSpec) -> Any:
+        return FrontEnd(spec, failure=SystemExit(2) if spec.key == "m~1" else None)
+
+    found, unusable = prepare_all([OLD, NEW, spec(0, "other")], make)
+    assert [each.spec.key for each in found] == ["m", "other"]
+    assert list(unusable) == ["m~1"]
+    with pytest.raises(ValueError, match="refused its arguments"):
+        prepare_all([NEW, OLD], make)
+    started = Generations(found, make, unusable=unusable)
+    assert started.unusable == unusable

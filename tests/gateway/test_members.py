@@ -32,7 +32,9 @@ from llx.wire import (
     Members,
     Placed,
     ToScheduler,
+    Unusable,
 )
+from tests.ports import silent_port
 
 KEYS = ClusterKeys.create()
 
@@ -148,21 +150,21 @@ async def test_a_change_reaches_the_gateway_that_has_the_request(
 async def test_a_head_that_comes_back_hears_what_is_not_what_was(start: Start) -> None:
     context = zmq.asyncio.Context()
     authenticator = Authenticator(context, KEYS)
-    socket = context.socket(zmq.ROUTER)
-    make_listener(socket, KEYS)
-    port = socket.bind_to_random_port("tcp://127.0.0.1")
-    socket.unbind(f"tcp://127.0.0.1:{port}")
+    listener = context.socket(zmq.ROUTER)
+    make_listener(listener, KEYS)
     try:
-        gateway = start(f"tcp://127.0.0.1:{port}", None, 0.002)
-        await asyncio.sleep(0.5)
-        socket.bind(f"tcp://127.0.0.1:{port}")
+        with silent_port() as port:
+            gateway = start(f"tcp://127.0.0.1:{port}", None, 0.002)
+            await asyncio.sleep(0.5)  # hundreds of reports
+            listener.bind(f"tcp://127.0.0.1:{port}")
+        told = gateway.num_reports
         decoder: Decoder[ToScheduler] = Decoder(ToScheduler)
         while True:
-            _, frame = await asyncio.wait_for(socket.recv_multipart(), 10)
+            _, frame = await asyncio.wait_for(listener.recv_multipart(), 10)
             message = decoder.decode(frame)
             if isinstance(message, GatewayReport):
                 break
-        assert gateway.num_reports - message.in_flight <= 20
+        assert message.in_flight >= told - 20
     finally:
         authenticator.stop()
         context.destroy(linger=0)
@@ -268,4 +270,38 @@ async def test_who_is_let_in_is_heard_when_it_changes(line: GatewayLine) -> None
         membership.apply(Members(Term(1), 2, [], api_keys=[bob]))  # of an older version
         assert heard == [[ada], [ada, bob], []]
     finally:
+        await membership.close()
+
+
+async def test_a_front_end_that_does_not_open_is_given_up_and_the_head_hears_why() -> None:
+    opened: list[bytes] = []
+
+    async def refuse(ready: bytes) -> None:
+        opened.append(ready)
+        raise RuntimeError("no chat template")
+
+    def pool(key: str) -> Any:
+        link = SimpleNamespace(is_ready=True, engine_ready=key.encode(), member=None)
+        roster = SimpleNamespace(links=lambda: [link], update=lambda: None)
+        spec = SimpleNamespace(name="m", key=key)
+        return SimpleNamespace(roster=roster, spec=spec, is_open=False, client=None, open=refuse)
+
+    never: Any = None
+    generations = Generations([pool("m"), pool("m~1")], never)
+    membership = Membership("gateway-1", KEYS, generations, Placement())
+    try:
+        for each in generations.pools:
+            link: Any = SimpleNamespace(member=SimpleNamespace(pool=each))
+            membership.on_ready(link)
+            membership.on_ready(link)
+        await until(lambda: generations.unusable, "it is given up")
+        assert generations.unusable == {"m~1": Unusable(0, "RuntimeError: no chat template")}
+        await until(lambda: opened.count(b"m") > 3, "the current one is tried for ever")
+        membership.on_ready(link)
+        assert opened.count(b"m~1") == 3
+    finally:
+        for task in list(membership._tasks):
+            task.cancel()
+        for front_end in generations.pools.values():
+            front_end.roster.links = list
         await membership.close()
