@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Final, Protocol
 
+from llx.agent.shim import MARK
 from llx.bootstrap.shell import Completed
 from llx.errors import ConflictError, DeadlineError, NotFoundError, RemoteError
 
@@ -34,12 +35,15 @@ _SLOW: Final = (
     ' kill -CONT "$pid"; sleep 0.05; done; same && kill -CONT "$pid" )'
     " </dev/null >/dev/null 2>&1 &\n"
 )
-_PARTITION: Final = """
-lasts=$1; table=$2; shift 2
+_MAY_CUT: Final = """
+PATH=$PATH:/usr/sbin:/sbin
 command -v nft >/dev/null || { echo "nft is not installed there" >&2; exit 4; }
 as() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
-as nft list tables >/dev/null ||
+as nft list tables >/dev/null 2>&1 ||
   { echo "nft there takes root, or sudo without a password" >&2; exit 4; }
+"""
+_PARTITION: Final = """
+lasts=$1; table=$2; shift 2
 as nft list table inet "$table" >/dev/null 2>&1 && { echo "it is cut off already" >&2; exit 4; }
 rules() { for each in $peers; do echo "${each%/*} $1 ${each#*/} drop;"; done; }
 peers=$*
@@ -53,8 +57,8 @@ END
 """
 _FIND: Final = (
     'for each in /proc/[0-9]*; do read -r line 2>/dev/null <"$each/cmdline" || true;'
-    ' case "$line" in "$1"*) [ -O "$each" ] && echo "${each#/proc/} $(started "${each#/proc/}")";;'
-    " esac; done\n"
+    ' case "$line" in $1*) grep -qsz "^$2$" "$each/environ" &&'
+    ' echo "${each#/proc/} $(started "${each#/proc/}")";; esac; done; true\n'
 )
 _CHILD: Final = (
     'pid=$(cut -d " " -f 1 "/proc/$1/task/$1/children" 2>/dev/null); [ -n "$pid" ] || exit 3;'
@@ -106,11 +110,31 @@ def find_shimmed(hand: Hand, procs: PurePath, name: str) -> ProcessId:
     Raises:
         NotFoundError: It does not run there.
     """
+    return _of_record(hand, procs, name, "child")
+
+
+def find_shim(hand: Hand, procs: PurePath, name: str) -> ProcessId:
+    """The shim of that name itself.
+
+    Raises:
+        NotFoundError: Nothing runs under it.
+    """
+    return _of_record(hand, procs, name, "shim")
+
+
+def _of_record(hand: Hand, procs: PurePath, name: str, which: str) -> ProcessId:
+    pid, start, _ = _record(hand, procs, name, which)
+    return ProcessId(pid, start)
+
+
+def _record(hand: Hand, procs: PurePath, name: str, which: str) -> tuple[int, int, str]:
+    """What a shim has written of itself or its child: pid, start, and the mark of this run."""
     done = hand.run(["cat", str(procs / name / "shim.json")], timeout_s=_TIMEOUT_S)
     try:
         record = json.loads(done.stdout)
         if record["state"] == "running":
-            return ProcessId(int(record["child_pid"]), int(record["child_start"]))
+            pid, start = int(record[f"{which}_pid"]), int(record[f"{which}_start"])
+            return pid, start, str(record["mark"])
     except (ValueError, KeyError, TypeError):
         pass  # there is none, or it is being written
     raise NotFoundError(f"{name} does not run")
@@ -129,14 +153,17 @@ def find_kept(hand: Hand, procs: PurePath, name: str) -> ProcessId:
     return ProcessId(int(found[0]), int(found[1]))
 
 
-def find_titled(hand: Hand, title: str) -> ProcessId:
-    """This user's process whose title begins like that: Ray's actors have such.
+def find_titled(hand: Hand, procs: PurePath, name: str, title: str) -> ProcessId:
+    """The process whose title begins like that (a pattern of the shell) under the shim of a name.
+
+    Other clusters' processes of the same title are told from it by that shim's mark.
 
     Raises:
         NotFoundError: There is none.
         ConflictError: There are several.
     """
-    lines = _sh(hand, "find", _FIND, [title]).stdout.split("\n")
+    mark = f"{MARK}={_record(hand, procs, name, 'shim')[2]}"
+    lines = _sh(hand, "find", _FIND, [title, mark]).stdout.split("\n")
     found = [ProcessId(*map(int, line.split())) for line in lines if len(line.split()) == 2]
     if not found:
         raise NotFoundError(f"no {title} runs there")
@@ -173,6 +200,15 @@ def slow(hand: Hand, process: ProcessId, lasts_s: float) -> None:
     _sh(hand, "slow", _SLOW, [str(process.pid), str(process.start), str(seconds)])
 
 
+def check_partition(hand: Hand) -> None:
+    """Whether this user may cut the host off.
+
+    Raises:
+        ConflictError: It may not.
+    """
+    _sh(hand, "partition", _MAY_CUT, [])
+
+
 def partition(hand: Hand, peers: Sequence[str], lasts_s: float) -> None:
     """Cut the host off from these addresses for so long; returns at once.
 
@@ -180,7 +216,7 @@ def partition(hand: Hand, peers: Sequence[str], lasts_s: float) -> None:
         ConflictError: This user may not, or it is cut off already.
     """
     rules = [f"ip6/{each}" if ":" in each else f"ip/{each}" for each in peers]
-    _sh(hand, "partition", _PARTITION, [f"{lasts_s:g}", _TABLE, *rules])
+    _sh(hand, "partition", _MAY_CUT + _PARTITION, [f"{lasts_s:g}", _TABLE, *rules])
 
 
 def _sh(hand: Hand, step: str, script: str, words: Sequence[str]) -> Completed:

@@ -36,10 +36,15 @@ class Role(StrEnum):
     GATEWAY = "gateway"
     HEAD = "head"
     AGENT = "agent"
+    SHIM = "shim"
+    """Of an instance: what keeps its log and its exit status, and dies together with it."""
+    RAY = "ray"
+    """A host's raylet; on the head's host Ray's control store."""
     HOST = "host"
 
 
-_PROCESSES: Final = (Role.INSTANCE, Role.GATEWAY, Role.HEAD, Role.AGENT)
+ONLY_ON_HOSTS: Final = frozenset({Role.AGENT, Role.RAY, Role.HOST})
+_PROCESSES: Final = tuple(each for each in Role if each is not Role.HOST)
 ROLES: Final = {
     FaultKind.KILL: _PROCESSES,
     FaultKind.FREEZE: _PROCESSES,
@@ -72,6 +77,7 @@ class Fault(_Part):
         for_s: How long a freeze, slowness or partition lasts; None: as long as is usual.
         after_s: Streams go on undisturbed so long before it.
         draw: Which of those that may be hit, in the order of their names: a share of them.
+        burst: So many streams more begin at once before it, and are under way when it strikes.
     """
 
     kind: FaultKind
@@ -79,6 +85,7 @@ class Fault(_Part):
     for_s: Seconds | None = None
     after_s: Seconds = 1.0
     draw: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    burst: Annotated[int, Field(ge=0, le=1024)] = 0
 
     @property
     def role(self) -> Role | None:

@@ -17,10 +17,11 @@ from typing import TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from llx.chaos.faults import FaultRecord
 from llx.chaos.integrity import StreamRecord
 from llx.chaos.leaks import Idle
 from llx.chaos.plan import ChaosPlan, load_plan
-from llx.chaos.verdict import ChaosVerdict, FaultRecord
+from llx.chaos.verdict import ChaosVerdict
 from llx.errors import ConfigError, ConflictError
 
 M = TypeVar("M", bound=BaseModel)

@@ -5,20 +5,22 @@ references, idle ──► streams begin ──► fault ► whole again ► fau
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Final
 
 from llx.api import ClusterState, ClusterStatus
 from llx.chaos import inject
-from llx.chaos.inject import Hand, ProcessId
+from llx.chaos.faults import FaultRecord
+from llx.chaos.grounds import Grounds, Place
+from llx.chaos.inject import ProcessId
 from llx.chaos.integrity import StreamEnd, StreamRecord
 from llx.chaos.leaks import HostSight, Idle, cluster_leaks, host_leaks, idle_of, look_at_host
 from llx.chaos.plan import ChaosPlan, Fault, FaultKind, Role
 from llx.chaos.record import About, RunDirectory
+from llx.chaos.strike import strike
 from llx.chaos.traffic import Gateways, StreamTraffic, Tokens, prompts_of, take_references
-from llx.chaos.verdict import ChaosVerdict, FaultRecord, judge
+from llx.chaos.verdict import ChaosVerdict, judge
 from llx.chaos.victims import Victim, choose, units_of
 from llx.client import ControlClient
 from llx.errors import ConflictError, DeadlineError, LlxError
@@ -31,41 +33,14 @@ _DRAIN_S: Final = 30.0
 _MARGIN_S: Final = 1.0
 _AIM_S: Final = 10.0
 """So long it is waited for a stream on what is to be hit."""
-_TITLES: Final = {Role.HEAD: "ray::SchedulerActor", Role.AGENT: "ray::NodeAgentActor"}
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A machine of the cluster: how it is worked on, and where its processes have their files."""
-
-    hand: Hand
-    procs: PurePath
-
-
-@dataclass(frozen=True, slots=True)
-class Grounds:
-    """The cluster on which a plan is done.
-
-    Attributes:
-        open_control: A new client of its head, wherever that is by now.
-        places: By name of the host; of a cluster on one machine, by "" alone.
-        head: The host of the head; "": this machine.
-        user: Who is at work, for the audit trail.
-    """
-
-    open_control: Callable[[], ControlClient]
-    places: Mapping[str, Place]
-    head: str
-    user: str
-
-    @property
-    def on_hosts(self) -> bool:
-        """Whether its machines can be told apart."""
-        return "" not in self.places
-
-    def place_of(self, host: str) -> Place:
-        """Of a host, as the status names it."""
-        return self.places[host if self.on_hosts else ""]
+_TITLES: Final = {
+    Role.HEAD: "ray::SchedulerActor",
+    Role.AGENT: "ray::NodeAgentActor",
+    Role.RAY: "*/raylet/raylet",
+}
+_CONTROL_STORE: Final = "*/gcs/gcs_server"
+_RAY: Final = "ray"
+"""The name of the shim under which all of them run."""
 
 
 @dataclass(slots=True)
@@ -77,7 +52,6 @@ class Progress:
     doing: str = ""
     streams: int = 0
     failed: int = 0
-    tokens: int = 0
 
 
 Observe = Callable[[Progress], None]
@@ -105,15 +79,11 @@ def run_plan(
         progress.doing = "until the cluster is whole"
         run.wait_whole(plan.bounds.healed_s)
         prompts = prompts_of(plan.traffic, plan.seed)
-        about = directory.about() or _begin(run, gateways, model, plan, prompts)
-        if (about.cluster, about.model) != (run.status().cluster, model):
-            raise ConflictError(
-                f"{directory.path} is of {about.model} on {about.cluster}", remedy="another --out"
-            )
+        run.model = model
+        about = run.go_on() or _begin(run, gateways, model, plan, prompts)
         traffic = StreamTraffic(
             gateways, model, plan.traffic, prompts, about.references, run.on_stream
         )
-        run.model = model
         traffic.start()
         try:
             for number, fault in enumerate(plan.faults):
@@ -205,15 +175,16 @@ class _Run:
         deadline, since = time.monotonic() + limit_s, None
         seen = "its head does not answer"
         while time.monotonic() < deadline:
+            is_whole = False
             with contextlib.suppress(LlxError):
                 status = self.status()
                 seen = f"it is {status.state}"
                 is_whole = status.state is ClusterState.READY and (
                     is_done is None or is_done(status)
                 )
-                since = (since or time.monotonic()) if is_whole else None
-                if since is not None and time.monotonic() - since >= _CALM_S:
-                    return
+            since = (since or time.monotonic()) if is_whole else None
+            if since is not None and time.monotonic() - since >= _CALM_S:
+                return
             self.observe(self.progress)
             time.sleep(_POLL_S)
         raise DeadlineError(
@@ -238,10 +209,34 @@ class _Run:
             )
         return idle_of(status, self._sights())
 
+    def go_on(self) -> About | None:
+        """What an interrupted run compares with; None: it did not come so far.
+
+        A cluster that was brought up anew meanwhile, none of whose processes it has seen, may have
+        them elsewhere: how that is while nothing is wrong is looked at again.
+
+        Raises:
+            ConflictError: It was of another model or cluster, or others use the cluster.
+        """
+        about = self.directory.about()
+        if about is None:
+            return None
+        if (about.cluster, about.model) != (self.status().cluster, self.model):
+            raise ConflictError(
+                f"{self.directory.path} is of {about.model} on {about.cluster}",
+                remedy="another --out",
+            )
+        running = {mark for sight in self._sights().values() for mark in sight.marks.values()}
+        if running & self.directory.marks():
+            return about
+        settled_s = self.directory.plan().bounds.settled_s
+        about = about.model_copy(update={"idle": self.idle(settled_s)})
+        self.directory.keep_about(about)
+        return about
+
     def do(self, number: int, fault: Fault, traffic: StreamTraffic) -> None:
         """One fault, from choosing whom to the cluster being whole again; keeps what came of it."""
         self.progress.number, self.progress.doing = number + 1, f"{fault.kind} {fault.target}"
-        self.progress.tokens = traffic.tokens
         self.observe(self.progress)
         began_at = time.time()
         try:
@@ -278,6 +273,7 @@ class _Run:
         """
         _wait_flow(traffic)
         time.sleep(fault.after_s)
+        traffic.burst(fault.burst, _FLOW_S)
         status = self.status()
         victim = choose(
             fault,
@@ -299,12 +295,18 @@ class _Run:
             if fault.lasts_s:
                 time.sleep(fault.lasts_s + _MARGIN_S)
             limit_s = self.directory.plan().bounds.healed_s
-            self.wait_whole(limit_s, _renewed(fault, aim.victim, aim.status))
+            self.wait_whole(limit_s, self._renewed(fault, aim))
         except DeadlineError:
             return None, ""
         except LlxError as error:
             return None, error.message
         return round(max(0.0, time.monotonic() - began - _CALM_S), 3), ""
+
+    def _renewed(self, fault: Fault, aim: _Aim) -> Callable[[ClusterStatus], bool] | None:
+        """What must have become of the victim; the status says `ready` until that is noticed."""
+        if fault.kind is FaultKind.KILL and aim.victim.role in {Role.AGENT, Role.RAY}:
+            return lambda _: self._process(aim.victim, fault) != aim.process
+        return _renewed(fault, aim.victim, aim.status)
 
     def _keep_skipped(self, number: int, fault: Fault, began_at: float, why: str) -> None:
         record = FaultRecord(
@@ -314,36 +316,50 @@ class _Run:
         self.directory.add_fault(record)
 
     def _hit(self, victim: Victim, traffic: StreamTraffic) -> list[str]:
-        """Our streams on what will be hit; waits a while for one to be there."""
+        """Our streams on what will be hit; waits a while for one that will not end before it is."""
         deadline = time.monotonic() + _AIM_S
         while victim.instances:
             found = self._streams_on(victim, traffic.prefix)
-            if found or time.monotonic() > deadline:
-                return found
+            if any(found.values()) or time.monotonic() > deadline:
+                return sorted(found)
             time.sleep(_POLL_S / 4)
         return []
 
-    def _streams_on(self, victim: Victim, prefix: str) -> list[str]:
+    def _streams_on(self, victim: Victim, prefix: str) -> dict[str, bool]:
+        """By name, and whether half of its tokens or more are still to come."""
         with self.control() as control:
             there = control.requests().requests
-        names = (
-            _stream_of(f"{each.id} {each.name}", prefix)
+        half = self.directory.plan().traffic.output_tokens / 2
+        named = (
+            (
+                _stream_of(f"{each.id} {each.name}", prefix),
+                each.num_tokens - each.num_prompt <= half,
+            )
             for each in there
             if each.instance in victim.instances
         )
-        return sorted({name for name in names if name})
+        return {name: is_young for name, is_young in named if name}
 
     def _process(self, victim: Victim, fault: Fault) -> ProcessId | None:
         if fault.kind in {FaultKind.PARTITION, FaultKind.RESTART}:
             return None
         grounds = self.grounds
         if victim.role in _TITLES and grounds.on_hosts:
-            host = grounds.head if victim.role is Role.HEAD else victim.host
-            return inject.find_titled(grounds.place_of(host).hand, _TITLES[victim.role])
+            is_store = victim.role is Role.RAY and victim.host == grounds.head
+            title = _CONTROL_STORE if is_store else _TITLES[victim.role]
+            place = self._place(victim)
+            return inject.find_titled(place.hand, place.procs, _RAY, title)
         place = grounds.place_of(victim.host)
+        if victim.role is Role.SHIM:
+            return inject.find_shim(place.hand, place.procs, victim.name)
         if victim.role is Role.HEAD:
             return inject.find_kept(place.hand, place.procs, victim.name)
         return inject.find_shimmed(place.hand, place.procs, victim.name)
+
+    def _place(self, victim: Victim) -> Place:
+        """Where it is."""
+        host = self.grounds.head if victim.role is Role.HEAD else victim.host
+        return self.grounds.place_of(host)
 
     def _note(self, fault: Fault, victim: Victim) -> None:
         """In the audit trail, before it is done: afterwards nobody may be there to be told."""
@@ -357,25 +373,11 @@ class _Run:
     def _inject(
         self, fault: Fault, victim: Victim, process: ProcessId | None, status: ClusterStatus
     ) -> None:
-        grounds = self.grounds
-        host = grounds.head if victim.role is Role.HEAD else victim.host
-        hand = grounds.place_of(host).hand
-        match fault.kind:
-            case FaultKind.RESTART:
-                with self.control() as control:
-                    control.restart_instance(victim.name, user=grounds.user, deadline_s=_DRAIN_S)
-            case FaultKind.PARTITION:
-                peers = [each.address for each in status.hosts if each.name != victim.name]
-                inject.partition(hand, [each for each in peers if each], fault.lasts_s)
-            case FaultKind.KILL:
-                assert process is not None, "a process to kill"
-                inject.kill(hand, process)
-            case FaultKind.FREEZE:
-                assert process is not None, "a process to freeze"
-                inject.freeze(hand, process, fault.lasts_s)
-            case FaultKind.SLOW:
-                assert process is not None, "a process to slow down"
-                inject.slow(hand, process, fault.lasts_s)
+        if fault.kind is FaultKind.RESTART:
+            with self.control() as control:
+                control.restart_instance(victim.name, user=self.grounds.user, deadline_s=_DRAIN_S)
+            return
+        strike(fault, victim, self._place(victim).hand, process, status)
 
     def leaks(self, before: Idle, limit_s: float) -> list[str]:
         """What is left, once it has had time to settle."""
@@ -396,15 +398,15 @@ class _Run:
             return [f"processes: {error.message}"]
         if found:
             return found
-        self._remember_marks()
-        ours = self.directory.marks()
         for host, place in self.grounds.places.items():
             try:
                 sight = look_at_host(place.hand, place.procs, with_processes=True)
             except LlxError as error:
                 found.append(f"processes: nobody knows what is left on {host}: {error.message}")
-            else:
-                found += host_leaks(host, before.shims.get(host, frozenset()), ours, sight)
+                continue
+            self.directory.add_marks(sight.marks.values())
+            shims, ours = before.shims.get(host, frozenset()), self.directory.marks()
+            found += host_leaks(host, shims, ours, sight)
         return found
 
     def _sights(self) -> dict[str, HostSight]:
@@ -433,7 +435,7 @@ def _wait_flow(traffic: StreamTraffic) -> None:
 def _renewed(
     fault: Fault, victim: Victim, before: ClusterStatus
 ) -> Callable[[ClusterStatus], bool] | None:
-    """What must have become of the victim; the status says `ready` until the fault is noticed."""
+    """Of what the status names."""
     if fault.kind not in {FaultKind.KILL, FaultKind.RESTART}:
         return None
     if victim.role is Role.HEAD:

@@ -101,16 +101,39 @@ class StreamTraffic:
             threading.Thread(target=self._run, args=(n,), name=f"stream-{n}", daemon=True)
             for n in range(traffic.streams)
         ]
+        self._burst: list[threading.Thread] = []
 
     def start(self) -> None:
         """Begin."""
         for each in self._threads:
             each.start()
 
+    def burst(self, count: int, limit_s: float) -> None:
+        """So many streams more, once each; returns when each has said a token, or has ended.
+
+        Raises:
+            DeadlineError: They have not in time.
+        """
+        begun, first = threading.Semaphore(0), len(self._burst)
+        new = [
+            threading.Thread(target=self._run_once, args=(n, begun), name=f"burst-{n}", daemon=True)
+            for n in range(first, first + count)
+        ]
+        self._burst += new
+        for each in new:
+            each.start()
+        deadline = time.monotonic() + limit_s
+        for missing in range(count, 0, -1):
+            if not begun.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                raise DeadlineError(
+                    f"{missing} of {count} streams say nothing within {limit_s:g} s",
+                    remedy="a smaller burst",
+                )
+
     def finish(self) -> None:
         """Begin no other stream, and wait for those under way."""
         self._is_over.set()
-        for each in self._threads:
+        for each in [*self._threads, *self._burst]:
             each.join()
 
     def abandon(self) -> None:
@@ -118,18 +141,33 @@ class StreamTraffic:
         self._is_over.set()
 
     def _run(self, thread: int) -> None:
-        names, turn = sorted(self._gateways), 0
+        turn = 0
         while not self._is_over.is_set():
             number = turn * len(self._threads) + thread
-            record = self._stream(
-                f"{self.prefix}-{number}x", names[number % len(names)], number % len(self._cases)
-            )
+            record = self._stream(f"{self.prefix}-{number}x", number)
             self._on_stream(record)
             turn += 1
             if record.end is not StreamEnd.COMPLETE:
                 self._is_over.wait(_REST_S)
 
-    def _stream(self, name: str, gateway: str, case: int) -> StreamRecord:
+    def _run_once(self, number: int, begun: threading.Semaphore) -> None:
+        said: list[None] = []
+
+        def on_token() -> None:
+            if not said:
+                said.append(None)
+                begun.release()
+
+        record = self._stream(f"{self.prefix}-b{number}x", number, on_token)
+        on_token()
+        self._on_stream(record)
+
+    def _stream(
+        self, name: str, number: int, on_token: Callable[[], None] = lambda: None
+    ) -> StreamRecord:
+        """One, through the gateway and of the prompt whose turn it is at this number."""
+        names, case = sorted(self._gateways), number % len(self._cases)
+        gateway = names[number % len(names)]
         prompt, reference = self._cases[case]
         request = _request(self._model, prompt, self._traffic, name)
         began_at, end, error = time.time(), StreamEnd.COMPLETE, ""
@@ -143,6 +181,7 @@ class StreamTraffic:
                     got.extend(piece.token_ids)
                     times.append(piece.at)
                     self.tokens += len(piece.token_ids)
+                    on_token()
                 finish_reason = piece.finish_reason or finish_reason
                 usage = usage if piece.usage is None else piece.usage
         except DeadlineError as failure:

@@ -6,38 +6,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from llx.chaos.by_kind import KindRow, rows_by_kind
+from llx.chaos.faults import FaultRecord, ids_hit, is_excused, overlaps
 from llx.chaos.integrity import Flaw, StreamEnd, StreamRecord
-from llx.chaos.plan import ChaosPlan, FaultKind
+from llx.chaos.plan import ChaosPlan
 
 _MOST_SHOWN = 20
-
-
-class FaultRecord(BaseModel):
-    """What is kept of one fault. Times are Unix seconds.
-
-    `recovered_s`: from the fault's beginning until the cluster was whole again; None: it was not in
-    time. `hit`: streams that an instance had which was hit; `gateways`: those that were hit, whose
-    streams may end. `skipped`: why it was not done.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    number: int
-    kind: FaultKind
-    role: str
-    victim: str = ""
-    host: str = ""
-    pid: int | None = None
-    lasts_s: float = 0.0
-    began_at: float
-    ended_at: float
-    recovered_s: float | None = None
-    hit: list[str] = []
-    instances: list[str] = []
-    gateways: list[str] = []
-    excuses_all: bool = False
-    skipped: str = ""
-    error: str = ""
 
 
 class ChaosVerdict(BaseModel):
@@ -67,6 +41,7 @@ class ChaosVerdict(BaseModel):
         recovery_max_s: Of the faults.
         pause_p50_s: The longest pause of each stream that was hit.
         pause_max_s: The longest pause of each stream that was hit.
+        by_kind: The same, for each kind of fault.
         problems: Why it is not passed.
     """
 
@@ -96,6 +71,7 @@ class ChaosVerdict(BaseModel):
     recovery_max_s: float | None
     pause_p50_s: float | None
     pause_max_s: float | None
+    by_kind: list[KindRow] = []
     problems: list[str]
 
 
@@ -106,9 +82,9 @@ def judge(
     leaks: Sequence[str],
 ) -> ChaosVerdict:
     """The verdict on everything that was kept."""
-    excused = [each for each in streams if _is_excused(each, faults)]
-    answerable = [each for each in streams if not _is_excused(each, faults)]
-    hit_ids = {name for each in faults for name in each.hit}
+    excused = [each for each in streams if is_excused(each, faults)]
+    answerable = [each for each in streams if not is_excused(each, faults)]
+    hit_ids = ids_hit(faults, streams)
     hit = [each for each in answerable if each.id in hit_ids]
     done = [each for each in faults if not each.skipped]
     recoveries = [each.recovered_s for each in done if each.recovered_s is not None]
@@ -146,22 +122,9 @@ def judge(
         recovery_max_s=round(max(recoveries), 2) if recoveries else None,
         pause_p50_s=round(statistics.median(pauses), 2) if pauses else None,
         pause_max_s=round(max(pauses), 2) if pauses else None,
+        by_kind=rows_by_kind(faults, streams),
         problems=problems,
     )
-
-
-def _is_excused(stream: StreamRecord, faults: Sequence[FaultRecord]) -> bool:
-    """Whether it may have failed: its gateway was hit while it ran, or there was nobody left."""
-    if stream.end is not StreamEnd.FAILED:
-        return False
-    return any(
-        (stream.gateway in each.gateways or each.excuses_all) and _overlaps(stream, each)
-        for each in faults
-    )
-
-
-def _overlaps(stream: StreamRecord, fault: FaultRecord) -> bool:
-    return fault.began_at <= stream.ended_at and stream.began_at <= fault.ended_at
 
 
 def _fault_problems(plan: ChaosPlan, faults: Sequence[FaultRecord]) -> list[str]:
@@ -185,7 +148,7 @@ def _aim_problems(faults: Sequence[FaultRecord], streams: Sequence[StreamRecord]
     found = []
     for each in faults:
         what = f"fault {each.number + 1}, {each.kind} {each.victim}"
-        beside = [one for one in streams if _overlaps(one, each)]
+        beside = [one for one in streams if overlaps(one, each)]
         if each.instances and not any(one.id in each.hit for one in beside):
             found.append(f"{what}: hit no stream")
         elif each.gateways and not any(one.gateway in each.gateways for one in beside):

@@ -1,10 +1,10 @@
 """Who is hit by a fault: among what lives, and what the cluster can do without. Pure."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llx.api import ClusterStatus, GatewayStatus, HostState, InstanceState, InstanceStatus
-from llx.chaos.plan import Fault, FaultKind, Role
+from llx.chaos.plan import ONLY_ON_HOSTS, Fault, FaultKind, Role
 from llx.errors import ConfigError, ConflictError, LlxError, NotFoundError
 
 
@@ -14,7 +14,8 @@ class Victim:
 
     Attributes:
         role: What it is.
-        name: In `llx status`; of the head ``head``, of an agent its host's.
+        name: In `llx status`; of the head ``head``, of a shim its instance's, of an agent and of
+            Ray their host's.
         host: Where it is; "" if the cluster has none but this machine.
         instances: Whose streams have to go on elsewhere.
         gateways: Whose streams may end.
@@ -73,7 +74,7 @@ def check_possible(fault: Fault, *, on_hosts: bool) -> None:
     """
     if on_hosts:
         return
-    if fault.kind is FaultKind.PARTITION or fault.role is Role.AGENT:
+    if fault.kind is FaultKind.PARTITION or fault.role in ONLY_ON_HOSTS:
         raise ConfigError(
             f"{fault.kind} {fault.target} takes a cluster on hosts; this one is on one machine"
         )
@@ -103,6 +104,8 @@ def _living(role: Role, status: ClusterStatus, model: str) -> list[Victim]:
         Role.GATEWAY: lambda: [_gateway(e) for e in status.gateways if _is_ready(e)],
         Role.HEAD: lambda: [Victim(Role.HEAD, "head", "")],
         Role.AGENT: lambda: [Victim(Role.AGENT, each, each) for each in _ready_hosts(status)],
+        Role.SHIM: lambda: [replace(_instance(e), role=Role.SHIM) for e in asked if _is_ready(e)],
+        Role.RAY: lambda: [Victim(Role.RAY, each, each) for each in _ready_hosts(status)],
         Role.HOST: lambda: [_host(each, status) for each in _ready_hosts(status)],
     }
     return sorted(makers[role](), key=lambda each: each.name)

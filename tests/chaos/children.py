@@ -14,7 +14,7 @@ from pathlib import Path
 from tests import node
 from tests.chaos.control import Message, Reins
 
-_BORN_S = 60.0
+_BORN_S = 240.0
 _DEAD_S = 5.0
 
 

@@ -1,5 +1,6 @@
 """What is done to a process or a host, done to a real one of our own."""
 
+import json
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llx.agent.shim import MARK
 from llx.chaos import inject
 from llx.chaos.inject import ProcessId, ThisMachine
 from llx.errors import ConflictError, NotFoundError
@@ -33,7 +35,7 @@ def victim():
 
 
 def test_a_frozen_process_goes_on_by_itself(victim):
-    inject.freeze(HAND, victim, 0.5)
+    inject.freeze(HAND, victim, 2)  # long enough to be seen on a busy machine
     wait_state(victim.pid, "T")
     wait_state(victim.pid, "S")
 
@@ -55,7 +57,7 @@ def test_a_killed_process_is_dead(victim):
 def test_another_process_of_the_same_number_is_left_alone(victim, fault):
     with pytest.raises(NotFoundError, match="gone"):
         fault(HAND, ProcessId(victim.pid, victim.start - 1))
-    assert stat(victim.pid)[0] == "S"
+    wait_state(victim.pid, "S")
 
 
 REACH = [
@@ -67,6 +69,24 @@ REACH = [
     ),
 ]
 """Nobody listens there: who is reached refuses, who is cut off says nothing."""
+
+
+def test_only_a_process_of_this_cluster_is_found_by_its_title(tmp_path):
+    record = {"state": "running", "shim_pid": 1, "shim_start": 1, "mark": "ours"}
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "shim.json").write_text(json.dumps(record))
+
+    def sleep(mark):
+        return subprocess.Popen(["sleep", "61.7"], env={MARK: mark})
+
+    with sleep("ours") as ours, sleep("ours, and more") as others:
+        found = inject.find_titled(HAND, tmp_path, "ray", "*leep")
+        assert found == ProcessId(ours.pid, int(stat(ours.pid)[19]))
+        ours.kill()
+        ours.wait()
+        with pytest.raises(NotFoundError):
+            inject.find_titled(HAND, tmp_path, "ray", "*leep")
+        others.kill()
 
 
 class Namespace:

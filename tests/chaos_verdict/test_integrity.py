@@ -2,10 +2,11 @@
 
 import pytest
 
+from llx.chaos.faults import FaultRecord
 from llx.chaos.integrity import Flaw, StreamEnd, StreamRecord, find_flaw, find_miscount
 from llx.chaos.leaks import HostSight, host_leaks
 from llx.chaos.plan import ChaosPlan, Fault, FaultKind, Role, draw_faults
-from llx.chaos.verdict import FaultRecord, judge
+from llx.chaos.verdict import judge
 
 REFERENCE = (5, 6, 7, 8, 9)
 

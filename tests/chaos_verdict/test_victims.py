@@ -45,8 +45,15 @@ def test_what_is_not_ready_or_not_there_cannot_be_hit():
         chosen("kill", "tiny-9")
 
 
-@pytest.mark.parametrize(("kind", "target"), [("partition", "host"), ("kill", "agent")])
+@pytest.mark.parametrize(
+    ("kind", "target"), [("partition", "host"), ("kill", "agent"), ("kill", "ray")]
+)
 def test_what_one_machine_does_not_bear_is_refused_there(kind, target):
     with pytest.raises(ConfigError, match="machine"):
         chosen(kind, target)
     assert chosen(kind, target, on_hosts=True, hits_last=True).name == "gpu1"
+
+
+def test_a_shims_instance_goes_with_it():
+    victim = chosen("kill", "shim", draw=0.5, hits_last=True)
+    assert (victim.role, victim.name, victim.instances) == ("shim", "tiny-1", {"tiny-1"})
