@@ -53,8 +53,9 @@ class Run:
     """One run. `policy`: a preset of the simulator, or `paper`, the one that the paper used there.
 
     `high_share` of the requests are of the high class. With `is_blind` nobody knows which: what
-    becomes of them without priorities. `headroom` is that class's; `band`: whether there are 1 to
-    16 instances, by freeness and `rule`, instead of 16; one takes `start_s` to start.
+    becomes of them without priorities. `headroom` and `headroom_share` are that class's; `band`:
+    whether there are 1 to 16 instances, by freeness and `rule`, instead of 16; one takes `start_s`
+    to start.
     """
 
     experiment: str
@@ -70,6 +71,7 @@ class Run:
     band: tuple[float, float] | None = None
     rule: str = "band"
     start_s: float = 10.0
+    headroom_share: float = 1.0
 
     def key(self) -> str:
         """Names it."""
@@ -100,16 +102,16 @@ def priorities(policies: Sequence[str], seeds: Sequence[int], num_requests: int)
     for seed in seeds:
         for cv in (2.0, 4.0, 6.0, 8.0):
             for policy in policies:
-                for is_blind in (True, False):
-                    headroom = 0 if is_blind else HEADROOM[policy]
+                for headroom, share in ((0, 1.0), *HEADROOM[policy]):
                     yield Run(
                         "priorities", "s-s", 26.0, policy, seed, num_requests, cv, 0.1,
-                        headroom, is_blind,
+                        headroom, is_blind=headroom == 0, headroom_share=share,
                     )  # fmt: skip
 
 
-HEADROOM = {"paper": 692, "llx": 300}
-"""Blocks for the high class. The paper's artifact leaves other classes 100 of 792."""
+HEADROOM = {"paper": ((692, 1.0),), "llx": ((740, 0.25), (740, 0.32))}
+"""Blocks for the high class, and the share of instances that keep them at most: 4 and 5 of 16. The
+paper's artifact leaves other classes 100 of 792."""
 
 
 def scaling(policies: Sequence[str], seeds: Sequence[int], num_requests: int) -> Iterator[Run]:
@@ -148,6 +150,9 @@ def configured(run: Run) -> ClusterConfig:
     config = paper_cluster(policy, 16, run.headroom)
     if run.experiment != "latency":
         config = replace(config, engine=replace(A10_LLAMA_7B, num_blocks=Blocks(792)))
+    urgent, *others = config.pool.classes
+    urgent = replace(urgent, headroom_share=run.headroom_share)
+    config = replace(config, pool=replace(config.pool, classes=(urgent, *others)))
     if run.band is not None:
         low, high = (Freeness(each) for each in run.band)
         pause = Nanos(10 * SECOND)

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `runs`, when this is run as a script
-from runs import HIGHEST, LOWEST, read
+from runs import HEADROOM, HIGHEST, LOWEST, read
+
+from llx.sim.presets import A10_LLAMA_7B
+from llx.sim.workload import HIGH, generated
 
 Line = dict[str, Any]
 
@@ -78,30 +81,87 @@ def urgent(lines: Sequence[Line]) -> Iterable[str]:
     """With priorities over without: gains of the high class, what the normal class pays."""
     names = ("request_mean", "prefill_mean", "prefill_p99", "decode_mean")
     yield (
-        "| CV | policy | seeds | class | "
+        "| CV | policy | headroom, share | seeds | class | "
         + " | ".join(each.replace("_", " ") for each in names)
         + " |"
     )
-    yield "|---" * 8 + "|"
+    yield "|---" * 9 + "|"
     found = [each for each in lines if each["run"]["experiment"] == "priorities"]
     for cv in sorted({each["run"]["cv"] for each in found}):
-        for policy in ("paper", "llx"):
-            blind, seeing = (
-                {
-                    each["run"]["seed"]: each["classes"]
-                    for each in found
-                    if (each["run"]["cv"], each["run"]["policy"]) == (cv, policy)
-                    and each["run"]["is_blind"] is is_blind
-                }
-                for is_blind in (True, False)
-            )
+        for policy, headroom, share in _HEADROOMS:
+            blind = _by_seed(found, cv, policy, 0, 1.0)
+            seeing = _by_seed(found, cv, policy, headroom, share)
             seeds = sorted(blind.keys() & seeing.keys())
             for name in ("high", "normal") if seeds else ():
                 cells = (
                     _interval([seeing[s][name][key] / blind[s][name][key] for s in seeds])
                     for key in names
                 )
-                yield f"| {cv:g} | {policy} | {len(seeds)} | {name} | " + " | ".join(cells) + " |"
+                head = f"| {cv:g} | {policy} | {headroom}, {share:g} | {len(seeds)} | {name} | "
+                yield head + " | ".join(cells) + " |"
+
+
+def alone(lines: Sequence[Line]) -> Iterable[str]:
+    """The most that priorities can give: each urgent request alone on an engine, over without.
+
+    Of llx's runs without priorities, as `urgent`'s ratios.
+    """
+    names = ("request_mean", "prefill_mean", "prefill_p99")
+    yield "| CV | seeds | " + " | ".join(each.replace("_", " ") for each in names) + " |"
+    yield "|---" * 5 + "|"
+    found = [each for each in lines if each["run"]["experiment"] == "priorities"]
+    for cv in sorted({each["run"]["cv"] for each in found}):
+        runs = [
+            each
+            for each in found
+            if (each["run"]["cv"], each["run"]["policy"]) == (cv, "llx") and each["run"]["is_blind"]
+        ]
+        best = [_alone(each["run"]) for each in runs]
+        cells = (
+            _interval(
+                [b[n] / each["classes"]["high"][n] for b, each in zip(best, runs, strict=True)]
+            )
+            for n in names
+        )
+        yield f"| {cv:g} | {len(runs)} | " + " | ".join(cells) + " |"
+
+
+def _alone(run: dict[str, Any]) -> dict[str, float]:
+    """Seconds that a run's urgent requests take when nothing else is there, steps alone."""
+    requests = generated(
+        run["workload"], run["rate"], run["num_requests"], run["seed"], high_share=run["high_share"]
+    )
+    step, whole, prefill = A10_LLAMA_7B.step_time, [], []
+    for each in requests:
+        if each.priority_class == HIGH:
+            num, gaps = each.num_prompt, each.num_outputs - 1
+            prefill.append(step.of(num, 0, num, num * num, 0) / 1e9)
+            first, last = (step.of(0, 1, end, 0, end) for end in (num + 1, num + gaps))
+            whole.append(prefill[-1] + gaps * (first + last) / 2e9)
+    prefill.sort()
+    return {
+        "request_mean": statistics.fmean(whole),
+        "prefill_mean": statistics.fmean(prefill),
+        "prefill_p99": prefill[math.ceil(0.99 * len(prefill)) - 1],
+    }
+
+
+_HEADROOMS = [
+    (policy, headroom, share) for policy, some in HEADROOM.items() for headroom, share in some
+]
+
+
+def _by_seed(
+    lines: Sequence[Line], cv: float, policy: str, headroom: int, share: float
+) -> dict[int, dict[str, dict[str, float]]]:
+    """The figures of each class, of runs with priorities like this; no headroom: without."""
+    wanted = (cv, policy, headroom, share)
+    return {
+        run["seed"]: each["classes"]
+        for each in lines
+        if (run := each["run"])
+        and wanted == (run["cv"], run["policy"], run["headroom"], run.get("headroom_share", 1.0))
+    }
 
 
 def scaled(lines: Sequence[Line]) -> Iterable[str]:
@@ -245,6 +305,7 @@ def main() -> None:
         "llx over the paper's policy, lowest rates": paired(lines, LOWEST),
         "llx over the paper's policy, highest rates": paired(lines, HIGHEST),
         "With priorities over without": urgent(lines),
+        "Alone over without priorities": alone(lines),
         "Auto-scaling": scaled(lines),
         "Instances saved at equal P99": saved(lines),
         "Fragmentation": fragmented(lines),

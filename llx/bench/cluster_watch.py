@@ -1,25 +1,23 @@
 """The cluster during a run: what its head says of load and migrations, and what is done to it."""
 
 import asyncio
-import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from llx.api import InstanceState, InstanceStatus, MigrationStatus, MoveOutcome
+from llx.api import InstanceStatus, MigrationStatus, MoveOutcome
+from llx.bench.fault_injector import Injector
 from llx.bench.scenario import Fault
 from llx.client import ControlClient
-from llx.errors import DeadlineError, LlxError
+from llx.errors import LlxError
 
 _SAMPLE_S: Final = 0.5
-_READY_S: Final = 180.0
 _REPORTS_S: Final = 3.0
 """Gateways report what they saw of a move with their next heartbeats."""
 _POLL_S: Final = 0.2
-_DRAIN_S: Final = 60.0
 
 
 class _Line(BaseModel):
@@ -52,17 +50,26 @@ class Sight(_Line):
 
 
 class FaultNote(_Line):
-    """A fault: when it was ordered, when that had returned, and what went wrong with it."""
+    """A fault: when it was ordered, when that had returned, and what went wrong with it.
+
+    The end of the run stands for what came not before it.
+    """
 
     at_s: float
     done_s: float
     do: str
-    instance: str
+    instance: str = ""
+    host: str = ""
     error: str = ""
+
+    @property
+    def words(self) -> str:
+        """What was to be done to whom."""
+        return " ".join(each for each in (self.do, self.instance or self.host) if each)
 
 
 class Move(_Line):
-    """One migration that began during the run, in seconds from its beginning."""
+    """One migration that began during the run, in seconds from its beginning; None: not known."""
 
     id: str
     begun_s: float
@@ -71,8 +78,8 @@ class Move(_Line):
     target: str
     outcome: str
     why: str
-    num_tokens: int
-    num_stages: int
+    num_tokens: int | None
+    num_stages: int | None
     downtime_ms: float | None
     stall_ms: float | None
 
@@ -82,21 +89,18 @@ class ClusterWatch:
 
     Args:
         control: Of the cluster.
-        faults: With times from the run's beginning.
-        user: Who is at work, for the audit trail.
+        injector: Of its faults.
         on_sight: Called with each sight, and with the note of each fault.
     """
 
     def __init__(
         self,
         control: ControlClient,
-        faults: Sequence[Fault],
-        user: str,
+        injector: Injector,
         on_sight: Callable[[Sight | FaultNote], None],
     ) -> None:
         self._control = control
-        self._faults = faults
-        self._user = user
+        self._injector = injector
         self._on_sight = on_sight
         self._began_at = 0.0
         self._began_wall = 0.0
@@ -111,12 +115,15 @@ class ClusterWatch:
         self._before = frozenset(each.id for each in self._control.migrations())
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Watch until cancelled; then a drain that is under way ends, for it may take a minute."""
         self._began_at, self._began_wall = time.perf_counter(), time.time()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._look_on())
-            for each in self._faults:
-                tasks.create_task(self._inject(each))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._look_on())
+                for each in self._injector.faults:
+                    tasks.create_task(self._inject(each))
+        finally:
+            await asyncio.to_thread(self._injector.uncordon)
 
     async def _look_on(self) -> None:
         while True:
@@ -136,27 +143,27 @@ class ClusterWatch:
         return Sight(at_s=at_s, instances=[_load_of(each) for each in status.instances])
 
     async def _inject(self, fault: Fault) -> None:
-        await asyncio.sleep(fault.at_s)
-        at_s, error = self._now(), ""
+        at_s = None
         try:
-            await asyncio.to_thread(self._do, fault)
+            await asyncio.sleep(fault.at_s)
+            at_s = self._now()
+            await asyncio.to_thread(self._injector.do, fault)
         except LlxError as failure:
-            error = failure.message
-        self._on_sight(
-            FaultNote(
-                at_s=at_s, done_s=self._now(), do=fault.do, instance=fault.instance, error=error
-            )
-        )
+            self._note(fault, at_s, failure.message)
+        except asyncio.CancelledError:
+            done = "" if at_s is None else " it was done"
+            self._note(fault, at_s, f"the run was over before{done}")
+            raise
+        else:
+            self._note(fault, at_s, "")
 
-    def _do(self, fault: Fault) -> None:
-        match fault.do:
-            case "cordon" | "uncordon":
-                is_on = fault.do == "cordon"
-                self._control.cordon_instance(fault.instance, is_on=is_on, user=self._user)
-            case "drain":
-                self._control.drain_instance(fault.instance, deadline_s=_DRAIN_S, user=self._user)
-            case "restart":
-                self._control.restart_instance(fault.instance, user=self._user, deadline_s=0.0)
+    def _note(self, fault: Fault, at_s: float | None, error: str) -> None:
+        now = self._now()
+        note = FaultNote(
+            at_s=now if at_s is None else at_s, done_s=now, do=fault.do,
+            instance=fault.instance, host=fault.host, error=error,
+        )  # fmt: skip
+        self._on_sight(note)
 
     def moves(self) -> list[Move]:
         """The migrations since `begin`, once gateways have said what they saw of them.
@@ -169,27 +176,6 @@ class ClusterWatch:
             found = [each for each in self._control.migrations() if each.id not in self._before]
             if all(map(_is_told, found)) or time.monotonic() > deadline:
                 return [self._move(each) for each in found]
-            time.sleep(_POLL_S)
-
-    def put_back(self) -> None:
-        """Use again what faults have taken out of use, and wait until it is ready.
-
-        Raises:
-            DeadlineError: It does not get ready.
-            LlxError: The cluster does not answer.
-        """
-        touched = {each.instance for each in self._faults}
-        for name in touched:
-            with contextlib.suppress(LlxError):  # what is not there was named in the fault's note
-                self._control.cordon_instance(name, is_on=False, user=self._user)
-        deadline = time.monotonic() + _READY_S
-        while touched:
-            states = {each.name: each.state for each in self._control.status().instances}
-            waiting = {n for n in touched if states.get(n, InstanceState.READY) not in _SETTLED}
-            if not waiting:
-                return
-            if time.monotonic() > deadline:
-                raise DeadlineError(f"{', '.join(sorted(waiting))}: not ready after a fault")
             time.sleep(_POLL_S)
 
     def _move(self, status: MigrationStatus) -> Move:
@@ -210,9 +196,6 @@ class ClusterWatch:
 
     def _now(self) -> float:
         return round(time.perf_counter() - self._began_at, 4)
-
-
-_SETTLED: Final = frozenset({InstanceState.READY, InstanceState.FAILED})
 
 
 def _load_of(status: InstanceStatus) -> InstanceLoad:

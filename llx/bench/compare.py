@@ -1,8 +1,13 @@
 """Two benchmarks of one scenario side by side: ratios, and how sure they are.
 
 Repetitions are paired: the nth of both had the same seed, and so the same requests at the same
-times; request by request they are paired, too. The 95 % interval is a bootstrap over repetitions
-and, within each, over requests. Rates are figures of whole runs, and resampled as such.
+times; request by request they are paired, too. A latency's figure is that of the requests of all
+repetitions together: of one run's hundred requests P99 is the second slowest, which says little.
+
+The 95 % interval is a bootstrap over repetitions. Requests of one run wait for each other, so only
+whole runs are independent (Davison & Hinkley, Bootstrap Methods, 3.8: clusters are resampled, and
+not what is in them). Where there are too few of them to resample, requests within each are, too.
+Rates, counts and gaps between tokens are figures of whole runs.
 """
 
 import math
@@ -21,6 +26,8 @@ from llx.errors import ConfigError
 _ROUNDS: Final = 400
 _SEED: Final = 20260101
 _LOW, _HIGH = 2.5, 97.5
+_ENOUGH: Final = 5
+"""Repetitions that a bootstrap can be of."""
 _FEW: Final = 3
 """Fewer repetitions than this say nothing of how much another one would differ."""
 _MAY_FAIL_MORE: Final = 0.01
@@ -33,14 +40,17 @@ LATENCIES: Final[Mapping[str, Callable[[Record], float | None]]] = {
 }
 STATISTICS: Final[Mapping[str, Callable[[list[float]], float]]] = {
     "mean": statistics.fmean,
-    "median": lambda values: percentile(sorted(values), 50),
-    "p90": lambda values: percentile(sorted(values), 90),
-    "p99": lambda values: percentile(sorted(values), 99),
+    "median": lambda ordered: percentile(ordered, 50),
+    "p90": lambda ordered: percentile(ordered, 90),
+    "p99": lambda ordered: percentile(ordered, 99),
 }
+"""Of values from the least to the largest."""
 RATES: Final = ("request_throughput", "request_goodput", "output_throughput")
 """Of these, more is better."""
-COUNTS: Final[Mapping[str, str]] = {"preemptions": "llx_preemptions"}
+COUNTS: Final[Mapping[str, str]] = {"failed": "failed", "preemptions": "llx_preemptions"}
 """Of whole runs, as in their summaries; compared by their means, for they are often none."""
+GAPS: Final[Mapping[str, str]] = {"p99_itl": "p99_itl_ms"}
+"""Of whole runs, as in their summaries: of gaps between tokens, of all their requests."""
 
 
 class Verdict(StrEnum):
@@ -116,7 +126,7 @@ def parse_bound(text: str) -> tuple[str, float]:
 def figure_names() -> list[str]:
     """What is compared."""
     latencies = [f"{each}_{of}" for of in LATENCIES for each in STATISTICS]
-    return [*latencies, *RATES, *COUNTS]
+    return [*latencies, *GAPS, *RATES, *COUNTS]
 
 
 def compare(
@@ -138,18 +148,16 @@ def compare(
     """
     pairs = _pairs(base, other, priority_class)
     found = [
-        ratio
-        for of, value in LATENCIES.items()
-        for name, statistic in STATISTICS.items()
-        if (ratio := _latency(pairs, f"{name}_{of}", value, statistic, bounds)) is not None
+        ratio for of, value in LATENCIES.items() for ratio in _latencies(pairs, of, value, bounds)
     ]
+    gaps = [each for name in GAPS if (each := _of_runs(pairs, name, bounds)) is not None]
     wholes = [
         each for name in (*RATES, *COUNTS) if (each := _of_runs(pairs, name, bounds)) is not None
     ]
-    is_few = len(pairs) < _FEW
+    is_lossy = _is_lossy(pairs)
     return [
-        *(replace(each, is_doubtful=is_few or _is_lossy(pairs)) for each in found),
-        *(replace(each, is_doubtful=is_few) for each in wholes),
+        *(replace(each, is_doubtful=each.is_doubtful or is_lossy) for each in [*found, *gaps]),
+        *wholes,
     ]
 
 
@@ -185,7 +193,8 @@ def _figures(run: Run, priority_class: str | None) -> Figures:
     """Of the whole run, or of those of its requests that asked for a class."""
     if priority_class is not None:
         return dict(run.summary["llx_classes"].get(priority_class, {}))
-    return {name: run.figure(name) for name in (*RATES, *COUNTS.values(), "completed")}
+    names = (*RATES, *COUNTS.values(), *GAPS.values(), "completed")
+    return {name: run.figure(name) for name in names}
 
 
 def _matched(one: Sequence[Record], two: Sequence[Record]) -> tuple[tuple[Record, Record], ...]:
@@ -200,13 +209,13 @@ def _matched(one: Sequence[Record], two: Sequence[Record]) -> tuple[tuple[Record
     )
 
 
-def _latency(
+def _latencies(
     pairs: Sequence[_Pair],
-    name: str,
+    of: str,
     value: Callable[[Record], float | None],
-    statistic: Callable[[list[float]], float],
     bounds: Mapping[str, float],
-) -> Ratio | None:
+) -> list[Ratio]:
+    """Each statistic of a latency. All are of the same draws, so that they can be read together."""
     samples = [
         [
             (a, b)
@@ -217,26 +226,32 @@ def _latency(
     ]
     samples = [each for each in samples if each]
     if not samples:
-        return None
+        return []
     draw = random.Random(_SEED)
 
-    def sides(drawn: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
-        """The medians over repetitions."""
-        base = statistics.median(statistic([a for a, _ in each]) for each in drawn)
-        return base, statistics.median(statistic([b for _, b in each]) for each in drawn)
+    def sides(drawn: Sequence[Sequence[tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+        """Of the requests of all repetitions."""
+        base = sorted(a for each in drawn for a, _ in each)
+        other = sorted(b for each in drawn for _, b in each)
+        return {name: (found(base), found(other)) for name, found in STATISTICS.items()}
 
-    def resampled() -> float:
-        repetitions = draw.choices(samples, k=len(samples))
-        base, other = sides([draw.choices(each, k=len(each)) for each in repetitions])
-        return _quotient(other, base)
+    def resampled() -> dict[str, float]:
+        drawn = draw.choices(samples, k=len(samples))
+        if len(samples) < _ENOUGH:
+            drawn = [draw.choices(each, k=len(each)) for each in drawn]
+        return {name: _quotient(other, base) for name, (base, other) in sides(drawn).items()}
 
-    base, other = sides(samples)
-    return _ratio(name, base * 1000, other * 1000, resampled, bounds)
+    rounds = [resampled() for _ in range(_ROUNDS)]
+    ratios = [
+        _ratio(f"{name}_{of}", base * 1000, other * 1000, [each[name] for each in rounds], bounds)
+        for name, (base, other) in sides(samples).items()
+    ]
+    return [replace(each, is_doubtful=len(samples) < _FEW) for each in ratios]
 
 
 def _of_runs(pairs: Sequence[_Pair], name: str, bounds: Mapping[str, float]) -> Ratio | None:
-    """Of a rate the median over repetitions, of a count the mean."""
-    key = COUNTS.get(name, name)
+    """Of a rate or of gaps the median over repetitions, of a count the mean."""
+    key = {**COUNTS, **GAPS}.get(name, name)
     samples = [
         (a, b)
         for pair in pairs
@@ -254,17 +269,19 @@ def _of_runs(pairs: Sequence[_Pair], name: str, bounds: Mapping[str, float]) -> 
         base, other = sides(draw.choices(samples, k=len(samples)))
         return _quotient(other, base)
 
-    return _ratio(name, *sides(samples), resampled, bounds)
+    rounds = [resampled() for _ in range(_ROUNDS)]
+    ratio = _ratio(name, *sides(samples), rounds, bounds)
+    return replace(ratio, is_doubtful=len(samples) < _FEW)
 
 
 def _ratio(
     name: str,
     base: float,
     other: float,
-    resampled: Callable[[], float],
+    resampled: Sequence[float],
     bounds: Mapping[str, float],
 ) -> Ratio:
-    ratios = sorted(resampled() for _ in range(_ROUNDS))
+    ratios = sorted(resampled)
     return Ratio(
         name,
         base,

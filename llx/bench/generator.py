@@ -23,7 +23,7 @@ from llx.bench.schedule import Planned
 from llx.bench.stream import StreamConnection
 from llx.errors import ConfigError
 from llx.open_files import raise_file_limit
-from llx.openai_client import PRIORITY_HEADER, REQUEST_ID_HEADER
+from llx.openai_client import PRIORITY_HEADER, REQUEST_ID_HEADER, TIMEOUT_HEADER
 from llx.secret import Secret
 
 _TURN_S: Final = 0.001
@@ -47,6 +47,8 @@ class Target:
         extra_body: Further fields of each request's body.
         served_as: Priority classes to ask for instead of those of the schedule.
         silence_s: A stream that is silent for so long has failed.
+        timeout_s: How long each request's client waits, as it says in a header; None: it does not.
+        tls: For HTTPS (`llx.pinned_tls`); without it what this machine trusts.
     """
 
     url: str
@@ -55,6 +57,8 @@ class Target:
     extra_body: Mapping[str, object] = field(default_factory=dict)
     served_as: Mapping[str, str] = field(default_factory=dict)
     silence_s: float = 300.0
+    timeout_s: float | None = None
+    tls: ssl.SSLContext | None = None
 
 
 class Generator:
@@ -85,7 +89,7 @@ class Generator:
         self._prompts = prompts
         self._name = name
         self._on_record = on_record
-        self._address = _Address.of(target.url)
+        self._address = _Address.of(target)
         self._head, self._body = _parts(target, self._address)
         self._idle: deque[StreamConnection] = deque()
         self._busy: set[StreamConnection] = set()
@@ -226,7 +230,8 @@ class _Address:
     tls: ssl.SSLContext | None
 
     @classmethod
-    def of(cls, url: str) -> "_Address":
+    def of(cls, target: Target) -> "_Address":
+        url = target.url
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f'"{url}" is no URL of a server: write http://HOST:PORT')
@@ -236,7 +241,7 @@ class _Address:
             parts.hostname,
             parts.port or (443 if is_tls else 80),
             f"{path}/v1/completions",
-            ssl.create_default_context() if is_tls else None,
+            (target.tls or ssl.create_default_context()) if is_tls else None,
         )
 
 
@@ -250,6 +255,8 @@ def _parts(target: Target, address: _Address) -> tuple[bytes, bytes]:
     ]
     if target.api_key is not None:
         lines.append(f"authorization: Bearer {target.api_key.reveal()}")
+    if target.timeout_s is not None:
+        lines.append(f"{TIMEOUT_HEADER}: {target.timeout_s:g}")
     same = {
         "model": target.model,
         "temperature": 0,

@@ -140,10 +140,11 @@ def _course(area: Area, run: Run, records: Sequence[Record], sights: Sequence[Si
     if moves:
         _moves(panels[-1], moves, end)
     for fault in run.faults():
+        what = f"{fault.words} (not done)" if fault.error else fault.words
         for axes in panels:
             axes.axvline(fault.at_s, color=COLORS[4], linewidth=1, linestyle="--")
         panels[0].annotate(
-            f"{fault.do} {fault.instance}", (fault.at_s, 1.02), color=COLORS[4], fontsize=8,
+            what, (fault.at_s, 1.02), color=COLORS[4], fontsize=8,
             xycoords=("data", "axes fraction"), va="bottom", ha="center",
         )  # fmt: skip
     panels[-1].set_xlim(0, end)

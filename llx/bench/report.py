@@ -91,7 +91,8 @@ def _about(results: Results) -> str:
     target = about["target"]
     processor = machine["processor"] or "unknown processor"
     text = (
-        f"Model {target['model']} at {target['url']}, {about['date']}, from {machine['name']}"
+        f"Model {target['model']} at {target['url'] or 'the simulator'}, {about['date']}, "
+        f"from {machine['name']}"
         f" ({machine['cpus']} × {processor}). Medians over {repetitions}"
         f" repetition{'s' if repetitions > 1 else ''}; times in milliseconds, counted from when a"
         " request should have been sent."
@@ -104,6 +105,8 @@ def _about(results: Results) -> str:
         text += f" Good: {stated}."
     if not all(each.summary["llx_is_whole"] for each in results.runs):
         text += " A run was interrupted: its figures are of a part."
+    if missing := results.faults_not_done():
+        text += f" Faults that were not done: {'; '.join(missing)}."
     return text
 
 

@@ -3,17 +3,17 @@
 import asyncio
 import contextlib
 import json
-import random
 import secrets
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from llx.bench.cluster_watch import ClusterWatch, FaultNote, Move, Sight
+from llx.bench.cluster_watch import ClusterWatch
+from llx.bench.fault_injector import Injector, Strike
 from llx.bench.generator import Generator, Target
 from llx.bench.machine import about_machine
 from llx.bench.policy_turns import PolicyTurns
@@ -22,38 +22,24 @@ from llx.bench.record import Outcome, Record
 from llx.bench.run_directory import Run, create, write_run, write_summary
 from llx.bench.scenario import Scenario, Variant
 from llx.bench.schedule import Planned, make_schedule
-from llx.bench.sights import sight_figures
-from llx.bench.summary import by_class, is_good, summarise
+from llx.bench.summary import is_good
+from llx.bench.turns import (
+    About,
+    Measured,
+    Observe,
+    Progress,
+    Turn,
+    check_any,
+    summary_of,
+    turns_of,
+)
 from llx.client import ControlClient
-from llx.errors import ConfigError, LlxError, RemoteError
+from llx.errors import ConfigError, LlxError
 
 _REFRESH_S: Final = 0.25
 _RECENT: Final = 400
 _WARMUP_SEED: Final = 1_000_003
 _MS: Final = 1000.0
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a benchmark is; latencies are medians of the latest requests, in milliseconds."""
-
-    turn: int
-    num_turns: int
-    variant: str
-    repetition: int
-    planned: int
-    is_warmup: bool = False
-    elapsed_s: float = 0.0
-    sent: int = 0
-    in_flight: int = 0
-    done: int = 0
-    failed: int = 0
-    good: int = 0
-    ttft_ms: float | None = None
-    itl_ms: float | None = None
-
-
-Observe = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +52,7 @@ class Bench:
         directory: Where results go; made here.
         control: Of the cluster, if there is one to be watched.
         user: Who is at work, for the cluster's audit trail.
+        strike: Does faults that are done on a host.
     """
 
     scenario: Scenario
@@ -73,13 +60,7 @@ class Bench:
     directory: Path
     control: ControlClient | None = None
     user: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    number: int
-    variant: Variant
-    repetition: int
+    strike: Strike | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +77,6 @@ class _Load:
         return f"bench-{self.salt}"
 
 
-@dataclass(slots=True)
-class _Measured:
-    """What a run has brought so far."""
-
-    records: list[Record] = field(default_factory=list)
-    timeline: list[Sight | FaultNote] = field(default_factory=list)
-    moves: list[Move] = field(default_factory=list)
-    began_at: float = 0.0
-    duration_s: float = 0.0
-    is_whole: bool = False
-
-
 def run_bench(bench: Bench, observe: Observe = lambda _: None) -> list[Run]:
     """Run it all. Interrupted, it keeps what was measured and raises KeyboardInterrupt.
 
@@ -116,9 +85,9 @@ def run_bench(bench: Bench, observe: Observe = lambda _: None) -> list[Run]:
         ConflictError: The directory exists.
         LlxError: The cluster does not answer, or no request of a run came through.
     """
-    if bench.scenario.faults and bench.control is None:
+    if bench.scenario.all_faults and bench.control is None:
         raise ConfigError("faults need a cluster of llx: give --context instead of a URL")
-    turns, variants = _turns(bench.scenario), bench.scenario.variants
+    turns, variants = turns_of(bench.scenario), bench.scenario.variants
     runs: list[Run] = []
     with PolicyTurns(bench.control, bench.target.model, variants, bench.user) as policies:
         create(bench.directory, bench.scenario, _about(bench))
@@ -131,27 +100,20 @@ def run_bench(bench: Bench, observe: Observe = lambda _: None) -> list[Run]:
     return runs
 
 
-def _turns(scenario: Scenario) -> list[_Turn]:
-    """Every repetition has all variants, in an order of its own: drift hits them alike."""
-    found: list[_Turn] = []
-    draw = random.Random(f"turns {scenario.seed}")
-    for repetition in range(scenario.repetitions):
-        for each in draw.sample(scenario.variants, len(scenario.variants)):
-            found.append(_Turn(len(found) + 1, each, repetition))
-    return found
-
-
-def _run_turn(bench: Bench, turn: _Turn, num_turns: int, runs: list[Run], observe: Observe) -> None:
+def _run_turn(bench: Bench, turn: Turn, num_turns: int, runs: list[Run], observe: Observe) -> None:
     scenario, variant = bench.scenario, turn.variant
     progress = Progress(turn.number, num_turns, variant.name, turn.repetition, planned=0)
     if scenario.warmup:
         _warm_up(bench, turn, replace(progress, is_warmup=True), observe)
-    seed = scenario.seed + turn.repetition
-    load = _load(bench, variant, make_schedule(scenario.workload, seed, variant.rate))
-    measured = _Measured()
-    watch = None
+    schedule = make_schedule(scenario.workload, turn.seed_of(scenario), variant.rate)
+    load = _load(bench, variant, schedule)
+    measured = Measured()
+    watch = injector = None
     if bench.control is not None and variant.url is None:
-        watch = ClusterWatch(bench.control, scenario.faults, bench.user, measured.timeline.append)
+        injector = Injector(
+            bench.control, bench.target.model, scenario.faults_of(variant), bench.user, bench.strike
+        )
+        watch = ClusterWatch(bench.control, injector, measured.timeline.append)
         watch.begin()
     try:
         asyncio.run(_measure(load, measured, progress, observe, watch))
@@ -160,27 +122,29 @@ def _run_turn(bench: Bench, turn: _Turn, num_turns: int, runs: list[Run], observ
             with contextlib.suppress(LlxError):  # a run without its moves is still a run
                 measured.moves = watch.moves()
             watch.look()
-        summary = _summary(load, turn, measured, seed)
+        about = About("openai", load.target.model, f"{load.request_ids}-")
+        summary = summary_of(scenario, turn, measured, about)
         lines = (each.as_line(measured.began_at) for each in measured.records)
         runs.append(write_run(bench.directory, summary, lines, measured.timeline, measured.moves))
-        if watch is not None and scenario.faults:
-            watch.put_back()
-    _check_any(measured.records, f"variant {variant.name}")
+    if injector is not None:  # interrupted, the watch has uncordoned all, and nobody waits
+        injector.put_back()
+    check_any(measured.records, f"variant {variant.name}")
 
 
-def _warm_up(bench: Bench, turn: _Turn, progress: Progress, observe: Observe) -> None:
+def _warm_up(bench: Bench, turn: Turn, progress: Progress, observe: Observe) -> None:
     scenario, rate = bench.scenario, turn.variant.rate
     workload = scenario.workload.model_copy(update={"requests": scenario.warmup})
     schedule = make_schedule(workload, scenario.seed + _WARMUP_SEED, rate)
-    measured = _Measured()
+    measured = Measured()
     asyncio.run(_measure(_load(bench, turn.variant, schedule), measured, progress, observe))
-    _check_any(measured.records, "warm-up")
+    check_any(measured.records, "warm-up")
 
 
 def _load(bench: Bench, variant: Variant, schedule: Sequence[Planned]) -> _Load:
     target = replace(
         bench.target,
         url=variant.url or bench.target.url,
+        tls=bench.target.tls if variant.url is None else None,
         extra_body={**bench.target.extra_body, **variant.extra_body},
         served_as=variant.served_as,
     )
@@ -189,7 +153,7 @@ def _load(bench: Bench, variant: Variant, schedule: Sequence[Planned]) -> _Load:
 
 async def _measure(
     load: _Load,
-    measured: _Measured,
+    measured: Measured,
     progress: Progress,
     observe: Observe,
     watch: ClusterWatch | None = None,
@@ -253,54 +217,6 @@ class _Live:
             progress.itl_ms = statistics.median(self._gaps) if self._gaps else None
             observe(progress)
             await asyncio.sleep(_REFRESH_S)
-
-
-def _summary(load: _Load, turn: _Turn, measured: _Measured, seed: int) -> Mapping[str, Any]:
-    scenario = load.scenario
-    arrivals = scenario.workload.arrivals
-    rate = turn.variant.rate or (None if arrivals is None else arrivals.rate)
-    cv = None if arrivals is None else arrivals.cv
-    downtimes = [each.downtime_ms for each in measured.moves if each.downtime_ms is not None]
-    errors = [each.error for each in measured.records if each.error]
-    return {
-        "date": time.strftime("%Y%m%d-%H%M%S"),
-        "backend": "openai",
-        "endpoint_type": "openai",
-        "label": turn.variant.name,
-        "model_id": load.target.model,
-        "request_rate": rate,
-        "burstiness": None if not cv else cv**-2,
-        **summarise(measured.records, measured.duration_s, scenario.slo),
-        "llx_variant": turn.variant.name,
-        "llx_repetition": turn.repetition,
-        "llx_turn": turn.number,
-        "llx_seed": seed,
-        "llx_request_ids": f"{load.request_ids}-",
-        "llx_is_whole": measured.is_whole,
-        "llx_migrations": sum(each.outcome == "moved" for each in measured.moves),
-        **sight_figures([each for each in measured.timeline if isinstance(each, Sight)]),
-        "llx_downtime_ms": downtimes,
-        "llx_errors": dict(_counted(errors)),
-        "llx_classes": by_class(measured.records, measured.duration_s, scenario.slo),
-    }
-
-
-def _counted(errors: Sequence[str], most: int = 20) -> list[tuple[str, int]]:
-    counts: dict[str, int] = {}
-    for each in errors:
-        counts[each] = counts.get(each, 0) + 1
-    return sorted(counts.items(), key=lambda item: -item[1])[:most]
-
-
-def _check_any(records: Sequence[Record], what: str) -> None:
-    """Whether anything came through.
-
-    Raises:
-        RemoteError: Nothing did; says why the first request failed.
-    """
-    failed = next((each for each in records if each.outcome is Outcome.FAILED), None)
-    if failed is not None and not any(each.outcome is Outcome.OK for each in records):
-        raise RemoteError(f"{what}: no request came through; the first: {failed.error}")
 
 
 def _about(bench: Bench) -> Mapping[str, Any]:

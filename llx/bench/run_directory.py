@@ -85,6 +85,15 @@ class Results:
         found = [each for each in self.runs if each.variant == variant]
         return sorted(found, key=lambda each: each.repetition)
 
+    def faults_not_done(self) -> list[str]:
+        """What should have been done to the cluster and was not, with the variant and why."""
+        return [
+            f"{name}: {text}"
+            for name in self.variants
+            for run in self.of(name)
+            for text in run.summary["llx_faults_not_done"]
+        ]
+
     def rows(self) -> Iterator[tuple[str, bool, Figures]]:
         """Name and median figures of each variant, and below it of each of its classes (True)."""
         for name in self.variants:

@@ -25,6 +25,7 @@ Name = Annotated[str, Field(pattern=_NAME)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, le=86_400)]
+Victim = Annotated[str, Field(max_length=100)]
 Rate = Annotated[float, Field(gt=0, le=100_000)]
 
 
@@ -32,17 +33,32 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _neighbour(path: Path, info: ValidationInfo) -> Path:
+    """A path of the file: relative to the directory that it lies in."""
+    base = info.context
+    return base / path.expanduser() if isinstance(base, Path) else path.expanduser()
+
+
 class TargetPart(_Part):
-    """Who is asked: any OpenAI server, or a cluster of llx. Neither: the command line says."""
+    """Who is asked: an OpenAI server, a cluster of llx, the simulator; or as the command line says.
+
+    `simulator` is a file of `llx sim run`, whose cluster it is; relative: the scenario's neighbour.
+    """
 
     url: str | None = None
     context: str | None = None
+    simulator: Path | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
-        if self.url is not None and self.context is not None:
-            raise ValueError("either url or context")
+        if sum(each is not None for each in (self.url, self.context, self.simulator)) > 1:
+            raise ValueError("one of url, context and simulator")
         return self
+
+    @field_validator("simulator")
+    @classmethod
+    def _beside(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return None if path is None else _neighbour(path, info)
 
 
 class Ramp(_Part):
@@ -80,8 +96,7 @@ class Trace(_Part):
     @field_validator("file")
     @classmethod
     def _beside(cls, path: Path, info: ValidationInfo) -> Path:
-        base = info.context
-        return base / path.expanduser() if isinstance(base, Path) else path.expanduser()
+        return _neighbour(path, info)
 
 
 class Between(_Part):
@@ -178,6 +193,42 @@ class Workload(_Part):
         return self
 
 
+class Fault(_Part):
+    """Something that an operator, or bad luck, does to the cluster in the middle of a run.
+
+    `restart` stops an instance with no time for its requests to finish, `rollout` replaces all
+    instances of the model one by one, as `llx rollout --again` does. `kill`, `freeze` and `slow`
+    hit an instance's process, `partition` cuts a host off from the others; the last three end
+    after `for_s` seconds. What a fault has cordoned or drained is put back to use after the run.
+    """
+
+    at_s: Seconds
+    do: Literal[
+        "cordon", "uncordon", "drain", "restart", "rollout", "kill", "freeze", "slow", "partition"
+    ]
+    instance: Victim = ""
+    host: Victim = ""
+    for_s: Annotated[float, Field(gt=0, le=3600)] | None = None
+
+    @property
+    def is_struck(self) -> bool:
+        """Whether it is done on the host itself, not by the cluster's head."""
+        return self.do in {"kill", "freeze", "slow", "partition"}
+
+    @model_validator(mode="after")
+    def _hits_something(self) -> Self:
+        takes = {"rollout": (), "partition": ("host",)}.get(self.do, ("instance",))
+        given = tuple(name for name in ("instance", "host") if getattr(self, name))
+        if given != takes:
+            raise ValueError(
+                f"{self.do} takes {takes[0] if takes else 'neither instance nor host'}"
+            )
+        lasts = self.do in {"freeze", "slow", "partition"}
+        if lasts != (self.for_s is not None):
+            raise ValueError(f"{self.do} {'takes' if lasts else 'has no'} for_s")
+        return self
+
+
 class Variant(_Part):
     """One side of a comparison: what differs from the other ones.
 
@@ -190,6 +241,7 @@ class Variant(_Part):
             keep the workload's name.
         policy: Rules of the cluster while it is its turn: dotted keys of a model's `scheduling`, as
             `llx policy set` takes them.
+        faults: Instead of the scenario's; none of them: [].
     """
 
     name: Name
@@ -198,18 +250,7 @@ class Variant(_Part):
     extra_body: dict[str, object] = {}
     served_as: dict[Name, Name] = {}
     policy: dict[str, JsonValue] = {}
-
-
-class Fault(_Part):
-    """Something that an operator, or bad luck, does to the cluster in the middle of a run.
-
-    `restart` stops an instance with no time for its requests to finish. What a fault has cordoned
-    or drained is put back to use after the run.
-    """
-
-    at_s: Seconds
-    do: Literal["cordon", "uncordon", "drain", "restart"]
-    instance: str
+    faults: tuple[Fault, ...] | None = None
 
 
 class Slo(_Part):
@@ -244,6 +285,15 @@ class Scenario(_Part):
     seed: int = 1
     silence_s: Annotated[float, Field(gt=0)] = 300.0
 
+    def faults_of(self, variant: Variant) -> tuple[Fault, ...]:
+        """What is done to the cluster while it is this variant's turn."""
+        return self.faults if variant.faults is None else variant.faults
+
+    @property
+    def all_faults(self) -> tuple[Fault, ...]:
+        """Of any variant."""
+        return tuple(fault for each in self.variants for fault in self.faults_of(each))
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         names = [each.name for each in self.variants]
@@ -251,6 +301,8 @@ class Scenario(_Part):
             raise ValueError("two variants have the same name")
         if any(each.url and each.policy for each in self.variants):
             raise ValueError("a policy is of the cluster: a variant with a url has none")
+        if any(each.url and self.faults_of(each) for each in self.variants):
+            raise ValueError("faults are done to the cluster: a variant with a url has none")
         asked = {name for each in self.variants for name in each.served_as}
         if unknown := sorted(asked - set(self.workload.classes)):
             raise ValueError(f"served_as: the workload has no class {', '.join(unknown)}")

@@ -9,12 +9,12 @@ the gateways of a live cluster keep, the streams and whose they are.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, assert_never
+from typing import Final, Protocol, assert_never
 
 from llx.core import epochs
 from llx.core.engine_model import TokenOutput
 from llx.core.engine_state import EngineRequest
-from llx.core.migration.source import SourceRules
+from llx.core.migration import SourceRules
 from llx.core.model import Blocks, Epoch, InstanceId, InstanceLoad, Nanos, RequestId, Tokens
 from llx.core.request_choice import Movable
 from llx.core.scheduler.commands import (
@@ -57,6 +57,21 @@ _SECOND: Final = 1_000_000_000
 Observer = Callable[[Event, Nanos, Sequence[Command]], None]
 
 
+class Audience(Protocol):
+    """Told what clients, engines and sources of a live cluster would see."""
+
+    def preempted(self, instance: InstanceId, count: int) -> None:
+        """So many requests have lost their blocks there."""
+
+    def taken_over(self, request: RequestId, downtime: Nanos) -> None:
+        """The first token of a target has come, so long after the source's last."""
+
+    def move_ended(
+        self, order: Move, request: RequestId | None, outcome: MoveOutcome, now: Nanos
+    ) -> None:
+        """A move has ended; None: it had found no request."""
+
+
 class _Member:
     """An instance, and what it has said of itself."""
 
@@ -65,6 +80,8 @@ class _Member:
         self.covers: list[RequestId] = []
         """Taken in since the last report."""
         self.said: tuple[InstanceLoad, Blocks | None] | None = None
+        self.is_busy = False
+        """Whether it has any request, by what it has said."""
         self.is_due = False
 
 
@@ -77,6 +94,7 @@ class Cluster:
         watch: Told now and then how many requests have ended.
         observe: Told every event of the scheduler, when it was, and what the scheduler answered.
         policies: That the pool's configuration may name.
+        audience: Told what goes on besides.
     """
 
     def __init__(
@@ -86,12 +104,14 @@ class Cluster:
         watch: Callable[[int], None] | None = None,
         observe: Observer | None = None,
         policies: Policies | None = None,
+        audience: Audience | None = None,
     ) -> None:
         self.records: list[Record] = []
         self._config = config
         self._requests = requests
         self._watch = watch
         self._observe = observe
+        self._audience = audience
         self._kernel = Kernel()
         self._scheduler = Scheduler(policies)
         self._members: dict[InstanceId, _Member] = {}
@@ -134,6 +154,11 @@ class Cluster:
         self._kernel.run()
         self.check_end()
         return self._result(seed)
+
+    @property
+    def pool(self) -> Pool:
+        """As its scheduler knows it."""
+        return self._scheduler.pools[self._config.pool.name]
 
     def check_end(self) -> None:
         """Every request has ended once, and left nothing behind."""
@@ -229,9 +254,8 @@ class Cluster:
             return
         self._tick_later()
         self._tell(Ticked())
-        pool = self._scheduler.pools[self._config.pool.name]
         self._num_rounds += 1
-        self._num_fragmented += _is_fragmented(pool, self._kernel.now)
+        self._num_fragmented += _is_fragmented(self.pool, self._kernel.now)
 
     # ------------------------------------------------------------------ instances
 
@@ -308,12 +332,11 @@ class Cluster:
         """Those that are due say how they are, in the order in which they became so."""
         reports: list[LoadReported] = []
         again: list[_Member] = []
+        now = self._kernel.now
         for member in due:
-            said = member.engine.load_and_head()
-            if said is not member.said or member.covers:
-                self._say(member, said, reports)
-            load, _ = said
-            member.is_due = bool(load.num_running or load.num_waiting or load.free != load.total)
+            if member.engine.same_until <= now or member.covers or member.said is None:
+                self._say(member, reports)
+            member.is_due = member.is_busy
             if member.is_due:
                 again.append(member)
         if again:
@@ -321,23 +344,26 @@ class Cluster:
         if reports:
             self._kernel.after(self._config.link.hop, self._hear, reports)
 
-    def _say(
-        self,
-        member: _Member,
-        said: tuple[InstanceLoad, Blocks | None],
-        reports: list[LoadReported],
-    ) -> None:
+    def _say(self, member: _Member, reports: list[LoadReported]) -> None:
         """Report an instance's load, if it has changed or somebody is to be covered."""
+        said, before = member.engine.load_and_head(), member.said
+        if said is before and not member.covers:
+            return
         load, head = said
-        before = member.said
         if member.covers or before is None or load.free != before[0].free or said != before:
             covers, member.covers = tuple(member.covers), []
             reports.append(LoadReported(member.engine.name, load, covers, head))
+        member.is_busy = bool(load.num_running or load.num_waiting or load.free != load.total)
         member.said = said
 
     def _hear(self, reports: Sequence[LoadReported]) -> None:
-        for each in reports:
-            self._tell(each)
+        handle, observe, now = self._scheduler.handle, self._observe, self._kernel.now
+        for each in reports:  # as `_tell`, of which it is the most frequent use
+            commands = handle(each, now)
+            if observe is not None:
+                observe(each, now, commands)
+            for command in commands:
+                self._obey(command)
 
     # ------------------------------------------------------------------ what engines say
 
@@ -345,6 +371,8 @@ class Cluster:
         """`Listener`."""
         for request in preempted:
             self._record(request).preempted(self._kernel.now)
+        if preempted and self._audience is not None:
+            self._audience.preempted(engine.name, len(preempted))
 
     def said(self, engine: SimEngine, outputs: Sequence[TokenOutput]) -> None:
         """`Listener`: the gateway's part, which lets through what the owner says."""
@@ -372,6 +400,8 @@ class Cluster:
         now = self._kernel.now
         if record.first_at is not None:
             record.downtime = Nanos(max(record.downtime, now - record.last_at))
+            if self._audience is not None:
+                self._audience.taken_over(request, Nanos(now - record.last_at))
         record.owner, record.epoch = engine.name, epoch
         source = self._members[former].engine
         self._moves.ruled(source, request, epoch, is_yours=False)
@@ -397,6 +427,8 @@ class Cluster:
         picked = self._pick(order, source.engine) if source and target else None
         if picked is None or source is None or target is None:
             self._num_unmoved += 1
+            if self._audience is not None:
+                self._audience.move_ended(order, None, MoveOutcome.NONE, self._kernel.now)
             self._tell_later(MoveEnded(order.pool, order.move, MoveOutcome.NONE))
             return
         asked = source.engine.look(lambda model: model.asked(picked.request))
@@ -430,6 +462,8 @@ class Cluster:
             record.moved_at = self._kernel.now
         else:
             self._num_unmoved += 1
+        if self._audience is not None:
+            self._audience.move_ended(order, request, outcome, self._kernel.now)
         for name in (order.source, order.target):
             if name in self._members:
                 self._report_later(self._members[name])
@@ -464,7 +498,11 @@ def _is_fragmented(pool: Pool, now: Nanos) -> bool:
 
     In a central queue, or first in an instance's own and for more than that has.
     """
-    instances = [each for each in pool.instances.values() if each.is_usable]
+    instances = pool.instances.values()
     wanted = [pool.demand(head) for head in pool.queues.heads(now)]
-    wanted += [each.queue_head for each in instances if each.queue_head > each.load.free]
-    return bool(wanted) and min(wanted) <= sum(each.load.free for each in instances)
+    wanted += [
+        each.queue_head for each in instances if each.queue_head > each.load.free and each.is_usable
+    ]
+    if not wanted:
+        return False
+    return min(wanted) <= sum(each.load.free for each in instances if each.is_usable)

@@ -18,6 +18,9 @@ from llx.sim.kernel import Kernel, Timer
 
 T = TypeVar("T")
 
+_EVER: Final = 1 << 62
+"""Later than anything: as long as nobody acts."""
+
 
 class Listener(Protocol):
     """Who hears what an engine does."""
@@ -85,6 +88,8 @@ class SimEngine:
         """That the open step has begun, and that is ahead of the model."""
         self._seen: tuple[InstanceLoad, Blocks | None] | None = None
         """Load and queue's head as of the last look, if nothing has happened since."""
+        self.same_until: int = 0
+        """Before that `load_and_head` returns what it returned last; past: nobody knows."""
         self._silent: set[RequestId] = set()
         """Taken into the batch, and no token has come of it since."""
         self._timer: Timer | None = None
@@ -99,7 +104,7 @@ class SimEngine:
                 assert self._timer is not None, "a step has an end"
                 self._timer.cancel()
                 self._end_at(Nanos(row.ends_at))
-        self._seen = None
+        self._seen, self.same_until = None, 0
         done = action(self._model)
         self._model.moves.tell()
         if self._step is None:
@@ -118,9 +123,11 @@ class SimEngine:
         if row is None:
             if seen is None:
                 seen = self._seen = (self._model.load(), self._model.queue_head())
+            self.same_until = _EVER
             return seen
         if row.free_until <= self._kernel.now:
             row.advance(self._kernel.now)
+        self.same_until = row.free_until
         if seen is None:
             seen = self._seen = (self._model.load_in(row), self._model.queue_head())
         elif seen[0].free != row.num_free:
@@ -131,7 +138,7 @@ class SimEngine:
 
     def _begin(self) -> None:
         self._step = step = self._model.schedule(self._kernel.now)
-        self._seen = None
+        self._seen, self.same_until = None, 0
         if step is None:
             return
         if step.preempted:
@@ -144,9 +151,11 @@ class SimEngine:
 
     def _expects(self, step: Step) -> bool:
         """Whether somebody's first token here, or first after a preemption, is still to come."""
-        self._silent.update(step.admitted)
-        if self._silent:
-            self._silent.intersection_update(self._model.running())
+        if step.admitted:
+            self._silent.update(step.admitted)
+        elif not self._silent:
+            return False
+        self._silent.intersection_update(self._model.running())
         return bool(self._silent)
 
     def _end_at(self, time: Nanos) -> None:
@@ -156,9 +165,11 @@ class SimEngine:
         row, step = self._row, self._step
         assert step is not None, "a step that ends has begun"
         if row is not None:
-            row.advance(self._kernel.now)
-            if row.ends_at > self._kernel.now:
-                self._end_at(Nanos(row.ends_at))
+            now = self._kernel.now
+            row.advance(now)
+            if row.ends_at > now:
+                assert self._timer is not None, "it is what has come here"
+                self._kernel.step_ends_again(Nanos(row.ends_at), self.key, self._timer)
                 return
             self._settle(row)
             self._row = None

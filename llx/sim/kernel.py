@@ -38,7 +38,7 @@ class Kernel:
         self.now = Nanos(0)
         self.num_events = 0
         """Events that have happened."""
-        self._heap: list[tuple[int, int, int, Timer]] = []
+        self._heap: list[tuple[Nanos, int, int, Timer]] = []
         self._order = 0
 
     def at(self, time: Nanos, action: Callable[[Unpack[Ts]], None], *args: *Ts) -> Timer:
@@ -47,7 +47,7 @@ class Kernel:
 
     def after(self, delay: Nanos, action: Callable[[Unpack[Ts]], None], *args: *Ts) -> Timer:
         """Have something happen `delay` from now."""
-        return self._push(self.now + delay, _OTHERS, action, args)
+        return self._push(Nanos(self.now + delay), _OTHERS, action, args)
 
     def step_ends(self, time: Nanos, key: int, action: Callable[[], None]) -> Timer:
         """Have an engine's step end; `key` orders those that end at the same time."""
@@ -57,6 +57,11 @@ class Kernel:
         heappush(self._heap, (time, key, self._order, timer))
         return timer
 
+    def step_ends_again(self, time: Nanos, key: int, timer: Timer) -> None:
+        """As `step_ends`, by the timer of the end that is happening."""
+        self._order += 1
+        heappush(self._heap, (time, key, self._order, timer))
+
     def run(self) -> None:
         """Until nothing more is to happen."""
         heap = self._heap
@@ -65,13 +70,12 @@ class Kernel:
             action = timer.action
             if action is None:
                 continue
-            self.now = Nanos(time)
+            self.now = time
             self.num_events += 1
-            timer.action = None
             action(*timer.args)
 
     def _push(
-        self, time: int, rank: int, action: Callable[..., None], args: tuple[object, ...]
+        self, time: Nanos, rank: int, action: Callable[..., None], args: tuple[object, ...]
     ) -> Timer:
         assert time >= self.now, f"{time} is past, it is {self.now}"
         timer = Timer(action, args)

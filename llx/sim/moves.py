@@ -11,11 +11,11 @@ from typing import Final, Protocol, assert_never
 
 from llx.core import epochs
 from llx.core.engine_state import EngineRequest
-from llx.core.migration import Cut, Reservation
+from llx.core.migration import Cut, Progress, Reservation, SourceRules
 from llx.core.migration import events as e
 from llx.core.migration import source as source_end
 from llx.core.migration import target as target_end
-from llx.core.migration.source import Source, SourceRules, SourceState
+from llx.core.migration.source import Source, SourceState
 from llx.core.migration.target import Target
 from llx.core.model import Epoch, MigrationId, Nanos, RequestId
 from llx.core.scheduler.commands import Move
@@ -168,8 +168,8 @@ class Moves:
                 self._tell_target(moving, e.ExtendAsked(num_tokens))
             case e.Copy():
                 self._copy(moving, command)
-            case e.CutRequest():
-                source.act(lambda model: model.moves.cut(request, partial(self._was_cut, moving)))
+            case e.CutRequest(max_tokens=max_tokens):
+                self._cut(moving, max_tokens)
             case e.SendCommit(stage=stage, cut=cut):
                 asked = e.CommitAsked(stage, cut.outputs, cut.num_computed)
                 self._tell_target(moving, asked)
@@ -198,11 +198,25 @@ class Moves:
         )
 
     def _look(self, moving: _Moving) -> None:
-        progress = moving.source.look(lambda model: model.moves.progress(moving.request.request))
+        request = moving.request.request
+        self._has_progressed(
+            moving, moving.source.look(lambda model: model.moves.progress(request))
+        )
+
+    def _has_progressed(self, moving: _Moving, progress: Progress | None) -> None:
         if progress is None:
             self._tell_source(moving, e.IsGone("it is there no more"))
         else:
             self._tell_source(moving, e.HasProgressed(progress))
+
+    def _cut(self, moving: _Moving, max_tokens: int | None) -> None:
+        request, source = moving.request.request, moving.source
+        if max_tokens is not None:
+            progress = source.look(lambda model: model.moves.progress(request))
+            if progress is None or progress.num_tokens > max_tokens:
+                self._has_progressed(moving, progress)
+                return
+        source.act(lambda model: model.moves.cut(request, partial(self._was_cut, moving)))
 
     def _was_cut(self, moving: _Moving, cut: Cut | None) -> None:
         self._tell_source(

@@ -102,8 +102,13 @@ def replay(
         observe: Told every event, when it was, and what the scheduler answers.
 
     Raises:
-        ConfigError: The recording cannot be read, or names an unknown policy.
+        ConfigError: The recording cannot be read, names an unknown policy, or begins amid a term.
     """
+    if recording.opening:
+        raise ConfigError(
+            f"{recording.path} begins amid its scheduler's life, of which it does not tell all",
+            remedy="give --policy or --config to compare rules on it, or take a term-*.jsonl",
+        )
     scheduler, count, at = Scheduler(policies), 0, 0
     begin: int | None = None
     commands: Counter[str] = Counter()

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import entry_points
 from multiprocessing import get_context
 
-from llx.core.scheduler.policies import ENTRY_POINTS, Policies, extended
+from llx.core.scheduler.policies import Policies
 from llx.errors import ConfigError
+from llx.scheduling_settings import installed_policies
 from llx.sim.cluster import Cluster
 from llx.sim.onlookers import Onlookers, Wishes
 from llx.sim.plan import Job, Plan, Variant
@@ -34,15 +34,6 @@ class Done:
     run: Run
     timeline: Timeline | None = None
     failure: str | None = None
-
-
-def installed_policies() -> Policies:
-    """llx's own, and those that installed packages bring (docs/scheduler.md, "A new policy").
-
-    Raises:
-        ConfigError: A package brings one in a wrong way.
-    """
-    return extended(entry_points(group=ENTRY_POINTS))
 
 
 def prepare(plan: Plan, policies: Policies) -> Supply:

@@ -185,6 +185,7 @@ class ClassPart(Part):
 
     priority: int
     headroom: int = Field(default=0, ge=0)
+    headroom_share: float = Field(default=1.0, gt=0, le=1)
     queue_limit: Size = _ENDLESS
     max_wait_s: Positive = _ENDLESS
     ttft_ms: Positive | None = None
@@ -201,6 +202,7 @@ class ClassPart(Part):
             self.queue_limit,
             Nanos(round(self.max_wait_s * 1e9)),
             None if ttft is None or tpot is None else Slo(ttft, tpot),
+            self.headroom_share,
         )
 
 

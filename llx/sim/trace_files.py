@@ -21,6 +21,9 @@ from llx.sim.workload import SimRequest
 _SECOND: Final = 1_000_000_000
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)?$")
 
+_NUMERIC: Final = frozenset({int, float, str})
+"""Types of what may be a number; bool is none."""
+
 Fields = Mapping[str, object]
 
 
@@ -211,9 +214,9 @@ def _count(fields: Fields, name: str) -> int:
 
 def _number(fields: Fields, name: str) -> float:
     value = fields[name]
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if type(value) not in _NUMERIC:
         raise TypeError(f"{name} is {value!r}, no number")
-    number = float(value)
+    number = float(cast(str, value))
     if not abs(number) < float("inf"):
         raise ValueError(f"{name} is {value!r}, no number")
     return number

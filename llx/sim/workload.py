@@ -8,10 +8,10 @@ import bisect
 import itertools
 import math
 import random
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from llx.core.fixed import fixed
 from llx.core.model import ClassName, Nanos, Tokens
 from llx.errors import ConfigError
 
@@ -38,7 +38,7 @@ NORMAL: Final = ClassName("normal")
 HIGH: Final = ClassName("high")
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class SimRequest:
     """One request: `num_prompt` and `num_outputs` are at least 1."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sse_server():
     """URL of a server of set pace (20 ms, then a token each 10 ms), in a process of its own."""
     server = subprocess.Popen(

@@ -79,6 +79,7 @@ class Client:
         self._keys = ClusterKeys.load(folder / "state/keys.json")
         self._line_address = (folder / "line").read_text()
         self._load = load
+        self._pools = list(load["pools"]), list(load["pools"].values())
         self._name = f"gateway-0#{secrets.token_hex(6)}"
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
         make_wide(self._context)
@@ -165,9 +166,8 @@ class Client:
             now, request = time.monotonic(), RequestId(f"r{number}")
             self._asked_at[request] = now
             tokens = Tokens(self._load["prompt"])
-            self.placement.ask(
-                Wanted(PoolName("m"), request, ClassName("default"), tokens, now), self
-            )
+            pool = PoolName(self._rng.choices(*self._pools)[0])
+            self.placement.ask(Wanted(pool, request, ClassName("default"), tokens, now), self)
 
     def placed(self, request: RequestId, instance: InstanceId) -> bool:
         if instance not in self._ready:

@@ -1,8 +1,9 @@
 """A head over the instances of crowds, which run already: ``python -m tests.bench.crowd_head DIR``.
 
-It is `llx.cluster.serve` with an agent that starts nothing: asked for an instance it names the
-addresses of the one of that name (``addresses.json`` in DIR), asked for a gateway it says that it
-runs. ``profile.txt``, if it is there at the beginning, gets what the event loop's time went to.
+Its parts are those of `llx.cluster.serve`, with an agent that starts nothing: asked for an instance
+it names the addresses of the one of that name (``addresses.json`` in DIR), asked for a gateway it
+says that it runs. How many load reports have come so far is in ``reports``. ``profile.txt``, if it
+is there at the beginning, gets what the event loop's time went to.
 """
 
 import asyncio
@@ -24,10 +25,14 @@ from llx.agent.link import InstanceLink
 from llx.agent.log_file import LogPart
 from llx.agent.place import HERE
 from llx.agent.processes import ProcessState, ShimRecord
+from llx.cluster.driving.driver import ClusterDriver
+from llx.cluster.events.audit import AuditTrail
+from llx.cluster.fleet.gateway_line import GatewayLine
 from llx.cluster.fleet.load_watch import LoadWatch
-from llx.cluster.serve import HeadSeat, bind_control, serve
-from llx.cluster.state_dir import StateDir
+from llx.cluster.serve import HeadSeat, bind_control, drive, make_fleet
+from llx.cluster.state_dir import StateDir, TokenFile
 from llx.core.model import InstanceLoad
+from llx.curve import ClusterKeys
 from llx.errors import NotFoundError
 from llx.log import configure_logging
 from llx.open_files import raise_file_limit
@@ -86,42 +91,45 @@ class CrowdAgent:
         raise NotFoundError(f"{name}: instances of a crowd have no log of their own")
 
 
-class Counting:
+class CountingWatch(LoadWatch):
     """Counts load reports, for which nothing in the product has a use."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._on_load, self._count = path, LoadWatch.on_load, 0
-        LoadWatch.on_load = lambda *given: self._one_more(*given)  # type: ignore[method-assign]
+    num_reports = 0
 
-    def _one_more(self, watch: LoadWatch, link: InstanceLink, load: InstanceLoad) -> None:
-        self._count += 1
-        self._on_load(watch, link, load)
+    def on_load(self, link: InstanceLink, load: InstanceLoad) -> None:
+        """One more."""
+        self.num_reports += 1
+        super().on_load(link, load)
 
-    async def write(self) -> None:
-        while True:
-            new = self._path.with_suffix(".new")
-            new.write_text(f"{self._count}")
-            new.replace(self._path)
-            await asyncio.sleep(0.1)
+    async def tell(self, path: Path) -> None:
+        """Keep the number in a file; of one width, so that it is whole whenever it is read."""
+        with path.open("wb", buffering=0) as file:
+            while True:
+                os.pwrite(file.fileno(), b"%012d" % self.num_reports, 0)
+                await asyncio.sleep(0.1)
 
 
 async def run(folder: Path) -> None:
-    writing = asyncio.create_task(Counting(folder / "reports").write())
     state = StateDir(folder / "state")
     agent = CrowdAgent(json.loads((folder / "addresses.json").read_text()))
-    address = (folder / "line").read_text()
+    keys = ClusterKeys.load(state.keys)
     ending = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
-    with bind_control(0) as listener:
-        seat = HeadSeat(
-            load_cluster(state.settings), state, "cpu", state.raise_term(), state.new_token(),
-            address,
-        )  # fmt: skip
-        await serve(
-            seat, agent, listener=listener, ending=ending,
+    term = state.raise_term()
+    state.new_token()
+    with bind_control(0) as listener, contextlib.closing(GatewayLine(keys, term)) as line:
+        loads = CountingWatch(keys, term)
+        telling = asyncio.create_task(loads.tell(folder / "reports"))
+        address = await line.bind((folder / "line").read_text())
+        seat = HeadSeat(load_cluster(state.settings), state, "cpu", term, address)
+        fleet = make_fleet(seat, agent, line, loads, address)
+        driver = ClusterDriver(fleet, agent, AuditTrail(state.events), state)
+        await drive(
+            driver, TokenFile(state.token), listener, ending,
             on_ready=lambda url: (folder / "url").write_text(url) and None,
         )  # fmt: skip
-    writing.cancel()
+        telling.cancel()
+        await loads.close()
 
 
 @contextlib.contextmanager

@@ -1,17 +1,19 @@
-"""What moving requests and priority classes bring on four real engines that are short of KV.
+"""The standard set of benchmarks, on four real engines that are short of KV.
 
-    .venv/bin/python -m tests.bench.live_policies --out DIR
-    .venv/bin/python -m tests.bench.live_policies --out DIR --engine sim --repetitions 3 uniform
+    .venv/bin/python -m tests.bench.live_policies --out DIR kv_bound uniform priorities
+    .venv/bin/python -m tests.bench.live_policies --out DIR --engine sim --repetitions 3 drain
 
 Makes the model, brings up `examples/bench/cluster-kv-bound.yaml`, runs the scenarios beside it
 (`llx bench run`), takes the cluster down, and prints what `llx bench compare` says of them as
 Markdown. Before, a burst tells how long a token takes here while all four are busy: the scenarios'
 rates are for `STEP_MS`, and are made as much smaller or larger as it takes longer or shorter, so
-that KV is as short on a slower machine.
+that KV is as short on a slower machine. A host cannot be cut off on one machine: such variants are
+left out. `--page FILE` also puts each table between that page's marks of the scenario's name.
 
 With `--engine sim` the same on simulated engines of about that pace, which leave the cores alone: a
-rehearsal, no claim about vLLM. Exit code 8 if moves do not shorten the slowest first tokens of
-`kv_bound`, or do not lessen its preemptions: if an interval is not below 1.
+rehearsal, no claim about vLLM. Exit code 1 if a scenario could not be run, or a fault of it not be
+done (the others are, and its table is not put on the page); 8 if moves do not shorten the slowest
+first tokens of `kv_bound`, or do not lessen its preemptions: if an interval is not below 1.
 """
 
 import argparse
@@ -20,7 +22,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ from tests.bench.overhead import NODE, free_port
 from tests.node import ROOT
 
 EXAMPLES = ROOT / "examples/bench"
+MODEL = "deep"
 COMPARED: dict[str, list[tuple[str, str, str | None]]] = {
     "kv_bound": [("still", "moves", None)],
     "uniform": [("still", "moves", None)],
@@ -42,29 +46,38 @@ COMPARED: dict[str, list[tuple[str, str, str | None]]] = {
         for of_class in ("urgent", "normal")
         for base, other in (("none", "queue"), ("none", "headroom"))
     ],
+    "paper": [(base, "llx", None) for base in ("round-robin", "infaas", "llumnix")],
+    "churn": [("sticky-still", "sticky-moves", None), ("by-load", "sticky-moves", None)],
+    "drain": [("calm", other, None) for other in ("drained", "restarted")],
+    "rollout": [("calm", "rolled-out", None)],
+    "losses": [("calm", other, None) for other in ("killed", "frozen", "slow")],
 }
 """Scenarios: which variant is compared with which, and of which class."""
-FIGURES = ("mean_ttft", "p90_ttft", "p99_ttft", "mean_tpot", "p99_tpot", "mean_e2el", "preemptions")
+FIGURES = (
+    "mean_ttft", "p90_ttft", "p99_ttft", "mean_tpot", "p99_tpot", "p99_itl", "mean_e2el",
+    "request_goodput", "preemptions", "failed",
+)  # fmt: skip
+DOUBT = "?: too few repetitions, or (of a latency) the other side has lost requests."
 STEP_MS = 27.0
 """TPOT for which the scenarios' rates are."""
 BURST: dict[str, Any] = {
     "name": "pace",
     "workload": {
-        "requests": 20,
+        "requests": 28,
         "arrivals": {"rate": 100},
         "lengths": {"prompt": 20, "output": 150},
     },
     "warmup": 4,
     "repetitions": 3,
 }
-"""Five requests an instance: as many as `kv_bound` has room for."""
+"""Seven requests an instance: as many as `kv_bound` has room for."""
 MUST_SHRINK = {"kv_bound": ("p99_ttft", "preemptions")}
 SIM = {
     "step_base_ms": 25.0,
     "step_ms_per_prefill_token": 0.06,
     "step_ms_per_decode": 0.3,
     "step_ms_per_context_ktoken": 0.5,
-    "num_blocks": 40,
+    "num_blocks": 80,
     "block_size": 32,
     "max_num_seqs": 32,
     "max_num_batched_tokens": 512,
@@ -73,7 +86,7 @@ SIM = {
 
 def cluster_file(folder: Path, engine: str) -> Path:
     """The example, with its model made here and ports of its own."""
-    model = made_model("deep", folder / "deep-model")
+    model = made_model(MODEL, folder / "deep-model")
     config = yaml.safe_load((EXAMPLES / "cluster-kv-bound.yaml").read_text(encoding="utf-8"))
     config["models"][0]["model"] = str(model)
     config["gateway"]["port"] = free_port()
@@ -117,7 +130,21 @@ def measure(folder: Path, name: str, repetitions: int | None, tpot_ms: float) ->
     scenario = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8"))
     scenario["workload"]["arrivals"]["rate"] *= STEP_MS / tpot_ms
     scenario["repetitions"] = repetitions or scenario["repetitions"]
-    return run_scenario(folder, scenario)
+    return run_scenario(folder, on_one_machine(scenario))
+
+
+def on_one_machine(scenario: dict[str, Any]) -> dict[str, Any]:
+    """The scenario for this cluster: its instances' names, and nobody cut off from others."""
+    variants = []
+    for each in scenario["variants"]:
+        faults = each.get("faults", [])
+        if any("host" in fault for fault in faults):
+            continue
+        for fault in faults:
+            if "instance" in fault:
+                fault["instance"] = f"{MODEL}-0"
+        variants.append(each)
+    return scenario | {"variants": variants}
 
 
 def run_scenario(folder: Path, scenario: dict[str, Any]) -> Results:
@@ -138,14 +165,43 @@ def comparisons(results: Results) -> Iterator[tuple[str, list[Ratio]]]:
 
 
 def table(name: str, found: list[tuple[str, list[Ratio]]]) -> str:
-    """As Markdown; latencies in milliseconds."""
+    """As Markdown; latencies in milliseconds. A ratio that says little has a question mark."""
     lines = [f"| {name} | figure | base | other | ratio | 95% interval |", "|" + "---|" * 6]
     for title, ratios in found:
         for each in ratios:
-            cells = (f"{value:.3g}" for value in (each.base, each.other, each.ratio))
+            cells = " | ".join(f"{value:.3g}" for value in (each.base, each.other, each.ratio))
+            doubt = "?" if each.is_doubtful else ""
             interval = f"{each.low:.2f} to {each.high:.2f}"
-            lines.append(f"| {title} | {each.name} | {' | '.join(cells)} | {interval} |")
+            lines.append(f"| {title} | {each.name} | {cells}{doubt} | {interval} |")
+    if any(each.is_doubtful for _, ratios in found for each in ratios):
+        lines += ["", DOUBT]
     return "\n".join(lines)
+
+
+def marked(page: str, name: str, text: str) -> str:
+    """The page with `text` between the marks of that name.
+
+    Raises:
+        ValueError: It has no such marks.
+    """
+    begin, end = f"<!-- bench: {name} -->\n", "<!-- bench ends -->\n"
+    before, mark, rest = page.partition(begin)
+    _, other_mark, after = rest.partition(end)
+    if not mark or not other_mark:
+        raise ValueError(f"the page has no {begin.strip()} with {end.strip()} after it")
+    return f"{before}{begin}{text}\n{end}{after}"
+
+
+def provenance(args: Any, name: str, num_pairs: int, tpot_ms: float) -> str:
+    """Command, date, machine and pace, in a line."""
+    engine = "" if args.engine == "vllm" else f" --engine {args.engine}"
+    given = f" --repetitions {args.repetitions}" if args.repetitions else ""
+    load, today = os.getloadavg()[0], time.strftime("%Y-%m-%d")
+    return (
+        f"`python -m tests.bench.live_policies --out DIR{engine}{given} {name}` · "
+        f"{today} · {os.cpu_count()} cores, load average {load:.0f} at the end · "
+        f"{num_pairs} repetitions, {tpot_ms:.1f} ms a token"
+    )
 
 
 def shortcomings(name: str, found: list[tuple[str, list[Ratio]]]) -> list[str]:
@@ -159,33 +215,64 @@ def shortcomings(name: str, found: list[tuple[str, list[Ratio]]]) -> list[str]:
     ]
 
 
-def arguments() -> Any:
+def arguments(words: Sequence[str] | None = None) -> Any:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("scenarios", nargs="*", help=f"default: {', '.join(COMPARED)}")
     parser.add_argument("--out", type=Path, required=True, help="a new directory for everything")
     parser.add_argument("--engine", choices=["vllm", "sim"], default="vllm")
     parser.add_argument("--repetitions", type=int, help="instead of the scenarios' own")
-    args = parser.parse_args()
+    parser.add_argument("--page", type=Path, help="whose tables are replaced by the new ones")
+    args = parser.parse_args(words)
     if unknown := set(args.scenarios) - set(COMPARED):
         parser.error(f"no scenario {', '.join(sorted(unknown))}")
+    args.scenarios = args.scenarios or list(COMPARED)
+    if args.page is not None:  # known before hours of measuring, not after them
+        try:
+            page = args.page.read_text(encoding="utf-8")
+            for name in args.scenarios:
+                marked(page, name, "")
+        except (OSError, ValueError) as error:
+            parser.error(f"--page: {error}")
     return args
+
+
+def run_all(
+    args: Any, tpot_ms: float, measured: Callable[[str], Results]
+) -> tuple[list[str], list[str]]:
+    """Measure and show each scenario; what has failed, and what was not shown to shrink."""
+    failed: list[str] = []
+    missed: list[str] = []
+    for name in args.scenarios:
+        try:
+            results = measured(name)
+        except subprocess.CalledProcessError as error:
+            failed.append(f"{name}: llx ended with {error.returncode}")
+            continue
+        found = list(comparisons(results))
+        print(table(name, found), end="\n\n", flush=True)
+        missed += shortcomings(name, found)
+        if undone := results.faults_not_done():
+            failed += [f"{name}: {each}" for each in undone]
+        elif args.page is not None:
+            num_pairs = results.scenario.repetitions
+            text = f"{provenance(args, name, num_pairs, tpot_ms)}\n\n{table(name, found)}"
+            page = args.page.read_text(encoding="utf-8")
+            args.page.write_text(marked(page, name, text), encoding="utf-8")
+    return failed, missed
 
 
 def main() -> int:
     args = arguments()
     folder = args.out.resolve()
     folder.mkdir(parents=True)
-    missed: list[str] = []
     with cluster(folder, args.engine):
         tpot_ms = pace_ms(folder)
         print(f"a token takes {tpot_ms:.1f} ms with all engines busy", flush=True)
-        for name in args.scenarios or COMPARED:
-            results = measure(folder, name, args.repetitions, tpot_ms)
-            found = list(comparisons(results))
-            print(table(name, found), end="\n\n", flush=True)
-            missed += shortcomings(name, found)
-    print(json.dumps({"not shown to shrink": missed}))
-    return 8 if missed else 0
+        failed, missed = run_all(
+            args, tpot_ms, lambda name: measure(folder, name, args.repetitions, tpot_ms)
+        )
+    print(json.dumps({"failed": failed, "not shown to shrink": missed}))
+    return 1 if failed else 8 if missed else 0
 
 
 if __name__ == "__main__":

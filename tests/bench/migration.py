@@ -61,6 +61,8 @@ class Samples:
     live_downtime: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     live_stall: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     live_over_itl: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    live_steps: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """A whole move, from the order to the ruling, in ITLs."""
     blocking: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     recompute: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     itl: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -134,8 +136,10 @@ class Streamed:
         self._thread.join()
 
 
-def move(control: ControlClient, name: str, *, is_blocking: bool) -> tuple[float, float] | None:
-    """Move a request to the other instance; (downtime, ITL) in ms, if it moved."""
+def move(
+    control: ControlClient, name: str, *, is_blocking: bool
+) -> tuple[float, float, float] | None:
+    """Move a request to the other instance; (downtime, ITL, all of it) in ms, if it moved."""
     found = [each for each in control.requests().requests if name in each.id]
     if not found:
         return None
@@ -150,8 +154,8 @@ def move(control: ControlClient, name: str, *, is_blocking: bool) -> tuple[float
         if status.outcome not in {None, MoveOutcome.MOVED}:
             print(f"not moved: {status.outcome} {status.reason}", file=sys.stderr)
             return None
-        if status.downtime_ms is not None and status.itl_ms is not None:
-            return status.downtime_ms, status.itl_ms
+        if status.outcome and status.downtime_ms is not None and status.itl_ms is not None:
+            return status.downtime_ms, status.itl_ms, status.elapsed_ms
         time.sleep(0.05)
     return None
 
@@ -172,13 +176,14 @@ def measure_request(
         wanted = len(stream.tokens) + PACE_TOKENS
         if seen is None:
             continue
-        downtime, itl = seen
+        downtime, itl, elapsed = seen
         if is_blocking:
             into.blocking[context].append(downtime)
         else:
             into.live_downtime[context].append(downtime)
             into.live_stall[context].append(downtime - itl)
             into.live_over_itl[context].append((downtime - itl) / itl)
+            into.live_steps[context].append(elapsed / itl)
             into.itl[context].append(itl)
     tokens = len(stream.tokens)
     stream.join()
@@ -267,6 +272,7 @@ def main() -> int:
     parser.add_argument("--contexts", default="512,2048,4096,7168")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--windows", type=int, default=6)
+    parser.add_argument("--beside", type=int, default=0, help="streams that stay, meanwhile")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--transport", default="auto", help="migration.transport")
     parser.add_argument("--link-mib-s", type=float, help="migration.bandwidth_mib_s")
@@ -277,11 +283,17 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
         cluster(Path(folder), args.transport, args.link_mib_s) as (gateway, control),
     ):
+        beside = [
+            Streamed(gateway, [rng.randrange(10, 250) for _ in range(256)], 7000, f"beside{number}")
+            for number in range(args.beside)
+        ]
         measure_request(gateway, control, 256, rng, Samples())  # the first moves make connections
         for _ in range(args.rounds):
             for context in rng.sample(contexts, len(contexts)):
                 measure_request(gateway, control, context, rng, samples)
                 print(f"{context}: {summary(samples, context)}", file=sys.stderr)
+        for each in beside:
+            each.cancel()
         ratios = measure_neighbours(gateway, control, rng, args.windows)
     report = {"contexts": {str(each): summary(samples, each) for each in contexts}}
     if ratios:
@@ -309,6 +321,10 @@ def summary(samples: Samples, context: int) -> dict[str, object]:
         "stall_over_itl_p50": round(statistics.median(over), 2),
         "stall_over_itl_p50_interval": [round(each, 2) for each in interval_of_median(over)],
         "stall_over_itl_p95": round(percentile(over, 0.95), 2),
+        "move_over_itl_p50": round(statistics.median(samples.live_steps[context]), 2),
+        "move_over_itl_p50_interval": [
+            round(each, 2) for each in interval_of_median(samples.live_steps[context])
+        ],
         "blocking_ms": round(statistics.median(blocking), 1),
         "recompute_ms": round(statistics.median(recompute), 1),
         "blocking_over_live": round(statistics.median(blocking) / middle, 1),

@@ -33,10 +33,11 @@ from llx.bench.scenario import Trace, Workload
 from llx.bench.schedule import make_schedule
 from llx.bench.step_watch import StepWatch
 from llx.client import ControlClient
+from llx.scheduling_settings import installed_policies
 from llx.sim.cluster import Cluster
 from llx.sim.flags import Flags, planned
 from llx.sim.profile import Profile
-from llx.sim.run import installed_policies, prepare
+from llx.sim.run import prepare
 from tests.bench.intervals import percentile
 from tests.bench.migration import made_model
 from tests.bench.overhead import llx_up

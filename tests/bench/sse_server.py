@@ -36,6 +36,9 @@ class Pacer:
 
 
 class Streams(asyncio.Protocol):
+    num_done = 0
+    """Of all connections. The list of models tells it."""
+
     def __init__(self, pacer: Pacer, ttft_s: float, itl_s: float) -> None:
         self._pacer, self._ttft_s, self._itl_s = pacer, ttft_s, itl_s
         self._pending = b""
@@ -51,7 +54,8 @@ class Streams(asyncio.Protocol):
         head = self._pending[:head_end].lower()
         if head.startswith(b"get"):
             self._pending = b""
-            body = json.dumps({"data": [{"id": "mock"}]}).encode()
+            found = {"data": [{"id": "mock"}], "done": Streams.num_done}
+            body = json.dumps(found).encode()
             self._transport.write(
                 b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
                 b"content-length: %d\r\n\r\n%b" % (len(body), body)
@@ -96,6 +100,7 @@ class Streams(asyncio.Protocol):
         out += b"%x\r\n%b\r\n" % (len(event), event.encode())
         if self._left == 0:
             out += b"0\r\n\r\n"
+            Streams.num_done += 1
         else:
             self._pacer.at(self._begin + self._ttft_s + done * self._itl_s, self._next)
         self._transport.write(out)

@@ -16,6 +16,9 @@ from llx.bench.generator import Target
 from llx.bench.step_watch import StepWatch
 from llx.errors import DeadlineError, LlxError, UnreachableError
 
+LONG_S = 600.0
+"""Nothing here takes so long: the test ends when it has seen enough."""
+
 
 def first(limits: Limits, pace: Pace, count: int = 60, instances: int = 2) -> list[Wave]:
     return list(itertools.islice(waves(limits, instances, lambda: pace), count))
@@ -83,11 +86,19 @@ def test_what_was_measured_is_kept_though_the_head_is_away_at_the_end(
     sse_server: str, monkeypatch: pytest.MonkeyPatch, failure: LlxError
 ) -> None:
     monkeypatch.setattr(calibration_load, "_MOVE_EVERY_S", 0.01)
-    monkeypatch.setattr(calibration_load, "_MOVES_SHARE", 0.8)
+    monkeypatch.setattr(calibration_load, "_MOVES_SHARE", 1 - 0.3 / LONG_S)
     head: Any = Head(failure)
     watch = StepWatch(head, "m")
-    target = Target(sse_server, "m", None, silence_s=5)
-    load = CalibrationLoad(target, head, watch, 2.0, "batch", "ann")
-    asyncio.run(load.run(lambda _gone, _steps: None))
-    assert head.num_refused >= 2, "it goes on"
+    target = Target(sse_server, "m", None, silence_s=LONG_S)
+    load = CalibrationLoad(target, head, watch, LONG_S, "batch", "ann")
+
+    async def until_refused_again() -> None:
+        running = asyncio.create_task(load.run(lambda _gone, _steps: None))
+        while head.num_refused < 2 and not running.done():
+            await asyncio.sleep(0.01)
+        assert not running.done(), "it goes on"
+        running.cancel()
+        await asyncio.wait([running])
+
+    asyncio.run(until_refused_again())
     assert len(watch.samples()) >= 2

@@ -1,11 +1,13 @@
 import random
 from array import array
+from dataclasses import replace
 
 import pytest
 
 from llx.bench.compare import Verdict, compare, parse_bound
 from llx.bench.record import Outcome, Record
 from llx.bench.run_directory import Run, write_run
+from llx.bench.summary import percentile
 from llx.errors import ConfigError
 
 
@@ -13,15 +15,17 @@ from llx.errors import ConfigError
 def runs(tmp_path):
     """Makes runs whose TTFT is 100 ms on average, times a factor."""
 
-    def make(name, factor, repetitions=4, seed=1, throughput=10.0, completed=60, preemptions=()):
+    def make(
+        name, factor, repetitions=4, seed=1, throughput=10.0, completed=60, preemptions=(), **more
+    ):
         (tmp_path / "runs").mkdir(exist_ok=True)
         counts = [*preemptions, *[None] * repetitions]
         return [
-            one(name, factor, n, seed + n, throughput, completed, counts[n])
+            one(name, factor, n, seed + n, throughput, completed, counts[n], more)
             for n in range(repetitions)
         ]
 
-    def one(name, factor, repetition, seed, throughput, completed, preemptions) -> Run:
+    def one(name, factor, repetition, seed, throughput, completed, preemptions, more) -> Run:
         draw, noise = random.Random(seed), random.Random(f"{name} {seed}")
         lines = []
         for number in range(60):
@@ -34,11 +38,13 @@ def runs(tmp_path):
                 outcome=Outcome.OK,
             )  # fmt: skip
             lines.append(record.as_line(0.0))
+        mine = {key: values[repetition] for key, values in more.items()}
         summary = {
             "llx_variant": name, "llx_repetition": repetition, "llx_seed": seed,
             "llx_is_whole": True, "completed": completed, "llx_preemptions": preemptions,
-            "llx_classes": {"high": {"completed": 15, "request_throughput": 2.5}},
+            "llx_classes": {"high": {"completed": 15, "request_throughput": 2.5, **mine}},
             "request_throughput": throughput * noise.uniform(0.99, 1.01),
+            **mine,
         }  # fmt: skip
         return write_run(tmp_path, summary, lines, [], [])
 
@@ -133,6 +139,25 @@ def test_no_preemptions_at_all_are_no_better_and_no_worse(runs):
     assert "preemptions" not in figures(compare(runs("c", 1.0), some, {}))
 
 
+def test_gaps_between_tokens_are_compared_by_medians_of_runs(runs):
+    base = runs("a", 1.0, p99_itl_ms=[10, 20, 30, 12])
+    other = runs("b", 1.0, p99_itl_ms=[20, 40, 60, 24])
+    found = figures(compare(base, other, {"p99_itl": 1.9}))["p99_itl"]
+    assert (found.base, found.other, found.ratio) == (16, 32, 2)
+    assert found.verdict is Verdict.BROKEN, "less is better"
+    assert figures(compare(base, other, {}, "high"))["p99_itl"].ratio == 2
+    lossy = runs("c", 1.0, completed=50, p99_itl_ms=[1] * 4)
+    assert figures(compare(base, lossy, {"p99_itl": 1}))["p99_itl"].verdict is Verdict.UNCLEAR
+    assert parse_bound("p99_itl_ms=2") == ("p99_itl", 2.0)
+
+
+def test_failures_are_compared_by_their_means(runs):
+    base, other = runs("a", 1.0, failed=[0, 0, 4, 0]), runs("b", 1.0, failed=[2, 0, 6, 0])
+    found = figures(compare(base, other, {}))["failed"]
+    assert (found.base, found.other, found.ratio) == (1, 2, 2)
+    assert figures(compare(base, other, {}, "high"))["failed"].ratio == 2
+
+
 def test_one_class_alone(runs):
     base, other = runs("a", 1.0, preemptions=[1] * 4), runs("favouring", 1.0)
     high = figures(compare(base, other, {}, "high"))
@@ -142,3 +167,26 @@ def test_one_class_alone(runs):
     assert "preemptions" not in high, "instances count them without regard to classes"
     with pytest.raises(ConfigError, match="of class 'low'"):
         compare(base, other, {}, "low")
+
+
+def test_a_tail_is_that_of_all_requests_together(runs):
+    ones, twos = runs("a", 1.0, 6), runs("b", 1.2, 6)
+    ttfts = [
+        sorted(e.ttft_s * 1000 for run in side for e in run.records()) for side in (ones, twos)
+    ]
+    found = figures(compare(ones, twos, {}))["p99_ttft"]
+    assert found.base == pytest.approx(percentile(ttfts[0], 99))
+    assert found.other == pytest.approx(percentile(ttfts[1], 99))
+
+
+def test_enough_repetitions_are_resampled_whole(runs):
+    """Six repetitions with the same latencies say the same, whichever are drawn."""
+    [one], [two] = runs("a", 1.0, 1), runs("b", 1.2, 1)
+
+    def repeated(run, count):
+        return [replace(run, summary={**run.summary, "llx_seed": n}) for n in range(count)]
+
+    many = figures(compare(repeated(one, 6), repeated(two, 6), {}))["p99_ttft"]
+    assert many.low == pytest.approx(many.high)
+    few = figures(compare(repeated(one, 4), repeated(two, 4), {}))["p99_ttft"]
+    assert few.low < few.high

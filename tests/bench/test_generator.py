@@ -1,7 +1,6 @@
 """The generator against a server of set pace in another process."""
 
 import asyncio
-import socket
 from dataclasses import replace
 
 import pytest
@@ -11,6 +10,7 @@ from llx.bench.prompts import Prompts, Segment
 from llx.bench.record import Outcome
 from llx.bench.schedule import Planned
 from llx.errors import ConfigError
+from tests.ports import silent_port
 
 
 def planned(count, every_s=0.002, tokens=3):
@@ -39,19 +39,40 @@ async def test_everything_comes_and_is_counted(sse_server):
     assert 1 < made.most_in_flight <= 200
 
 
-async def test_the_schedule_does_not_wait_for_answers(sse_server):
-    made, records = generator(sse_server, planned(50, every_s=0.0, tokens=20))
+async def test_the_schedule_does_not_wait_for_answers():
+    """Nobody gets any before all have asked."""
+    heads, all_asked = [], asyncio.Event()
+
+    async def answer(reader, writer):
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        if len(heads) == 50:
+            all_asked.set()
+        await all_asked.wait()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    made, records = generator(url, planned(50, every_s=0.0), silence_s=20)
     await made.run()
+    server.close()
+    await server.wait_closed()
+    assert all_asked.is_set()
     assert made.most_in_flight == 50
     assert len(records) == 50
+
+
+def has_begun(made):
+    """The streams of which something has come."""
+    records = [each.record for each in made._busy]
+    return [each for each in records if each is not None and each.num_outputs]
 
 
 async def test_cancelled_it_cuts_what_is_under_way(sse_server):
     made, records = generator(sse_server, planned(5, tokens=100_000))
     task = asyncio.create_task(made.run())
-    while made.num_sent < 5:
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(20):
+        while len(has_begun(made)) < 5:
+            await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -60,10 +81,9 @@ async def test_cancelled_it_cuts_what_is_under_way(sse_server):
 
 
 async def test_nobody_there():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    made, records = generator(f"http://127.0.0.1:{port}", planned(3))
-    await made.run()
+    with silent_port() as port:
+        made, records = generator(f"http://127.0.0.1:{port}", planned(3))
+        await made.run()
     assert {each.outcome for each in records} == {Outcome.FAILED}
     assert "no connection" in records[0].error
 

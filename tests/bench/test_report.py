@@ -6,7 +6,6 @@ from array import array
 
 import pytest
 
-from llx.bench import pictures
 from llx.bench.cluster_watch import FaultNote, InstanceLoad, Move, Sight
 from llx.bench.record import Outcome, Record
 from llx.bench.run_directory import create, read_results, write_run, write_summary
@@ -65,7 +64,7 @@ def directory(tmp_path):
         summary = {
             **summarise(records, 3.0, SCENARIO.slo), "llx_variant": variant, "llx_repetition": 0,
             "llx_is_whole": True, "request_rate": rate, "llx_migrations": 1,
-            "llx_errors": {"status 429: full": 3},
+            "llx_errors": {"status 429: full": 3}, "llx_faults_not_done": ["kill m-0: gone"],
             "llx_classes": by_class(records, 3.0, SCENARIO.slo),
         }  # fmt: skip
         move = Move(
@@ -94,11 +93,15 @@ def test_one_file_with_everything(llx, directory, tmp_path):  # noqa: F811
     assert page.count('<tr class="part">') == 2
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert "6 × status 429: full\n" in done.stderr
+    assert "not done: llx-4: kill m-0: gone\n" in done.stderr
+    assert "not done: llx-4: kill m-0: gone; llx-8: kill m-0: gone." in page
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["VARIANT", "llx-4", "high", "llx-8", "high"]
 
 
 def test_the_same_runs_give_the_same_picture(directory):
+    from llx.bench import pictures  # matplotlib takes a second
+
     part = pictures.drawings(read_results(directory))[0]
     assert pictures.as_svg(part) == pictures.as_svg(part)
 

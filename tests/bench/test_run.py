@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -16,7 +17,9 @@ from llx.api import InstanceState, MoveOutcome
 from llx.bench.run_directory import read_results
 from llx.bench.scenario import load_scenario
 from llx.bench.schedule import make_schedule
+from llx.scheduling_settings import with_changed_rules
 from llx.settings import load_cluster
+from llx.sim.presets import POLICIES
 from tests.bench.live_policies import COMPARED
 from tests.cli.conftest import head, llx  # noqa: F401 - fixtures
 from tests.cli.servers import FakeHead, cluster_status, migration_status
@@ -122,6 +125,7 @@ def test_faults_need_a_cluster(llx, scenario, sse_server):  # noqa: F811
 def test_a_cluster_is_watched_and_put_back(llx, scenario, sse_server, tmp_path):  # noqa: F811
     path = scenario(
         model="mock", repetitions=1, variants=[{"name": "a"}], warmup=0,
+        workload=SMALL["workload"] | {"arrivals": {"rate": 6}},
         faults=[
             {"at_s": 0, "do": "cordon", "instance": "tiny-0"},
             {"at_s": 0.02, "do": "restart", "instance": "nobody"},
@@ -145,33 +149,84 @@ def test_a_cluster_is_watched_and_put_back(llx, scenario, sse_server, tmp_path):
         assert any("tiny-0/uncordon" in each for each in posts[1:])
 
 
-def test_interrupted_it_keeps_what_was_measured(scenario, sse_server, tmp_path):
-    slow = {**SMALL["workload"], "requests": 20_000}
-    path = scenario(workload=slow, warmup=0)
+def num_done(url):
+    """Streams that the server has ended."""
+    return httpx.get(f"{url}/v1/models", trust_env=False, timeout=20).json()["done"]
+
+
+def interrupted(words, tmp_path, is_time, **variables):
+    """What `llx bench run` says that gets SIGINT once it is under way and `is_time`."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "llx", "bench", "run", path, "--url", sse_server, "--out", "out"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+        [sys.executable, "-m", "llx", "bench", "run", *words, "--out", "out"], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), **variables},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     for line in process.stderr:
         if "repetition" in line:
             break
-    time.sleep(1.5)
+    end = time.monotonic() + 60
+    while not is_time():
+        assert time.monotonic() < end
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
+    return out, err
+
+
+def test_interrupted_it_keeps_what_was_measured(scenario, sse_server, tmp_path):
+    slow = {**SMALL["workload"], "requests": 20_000}
+    words = [scenario(workload=slow, warmup=0), "--url", sse_server]
+    before = num_done(sse_server)
+    # of 50 its client has some, too, by then
+    out, _ = interrupted(words, tmp_path, lambda: num_done(sse_server) >= before + 50)
     (run,) = read_results(tmp_path / "out").runs
     assert run.summary["llx_is_whole"] is False
     assert run.figure("completed") > 0
     assert out.startswith("VARIANT")
 
 
+def test_interrupted_it_waits_for_nobody_who_was_hit(llx, scenario, sse_server, tmp_path):  # noqa: F811
+    """Of the two minutes and more that an instance may take to be back, none is waited for."""
+    path = scenario(
+        model="mock", warmup=0, workload=SMALL["workload"] | {"requests": 20_000},
+        variants=[{"name": "a"}],
+        faults=[
+            {"at_s": 0, "do": "restart", "instance": "tiny-0"},
+            {"at_s": 3600, "do": "drain", "instance": "tiny-1"},
+        ],
+    )  # fmt: skip
+    status = cluster_status(sse_server)
+    starting = [
+        each.model_copy(update={"state": InstanceState.STARTING}) for each in status.instances
+    ]
+    before = num_done(sse_server)
+    with FakeHead(status.model_copy(update={"instances": starting})).running() as fake:
+        fake.register(llx.environment.cluster_dir("local"))
+
+        def is_time():
+            is_hit = any("restart" in each for each in fake.asked)
+            return is_hit and num_done(sse_server) >= before + 50
+
+        _, err = interrupted([path], tmp_path, is_time, **llx.variables)
+        assert any("tiny-0/uncordon" in each for each in fake.asked)
+    assert "not done: a: drain tiny-1: the run was over before\n" in err
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["llx_variants"]["a"]["completed"] > 0
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples(path, llx, sse_server, tmp_path):  # noqa: F811
-    """Each example, as it is written, makes a schedule; a few requests of it run."""
+def test_examples_make_a_schedule(path):
+    """Each as it is written."""
     full = load_scenario(path)
     made = make_schedule(full.workload, full.seed)
     assert len(made) == full.workload.requests
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_a_few_requests_of_each_example_run(path, llx, sse_server, tmp_path):  # noqa: F811
+    full = load_scenario(path)
     data = yaml.safe_load(path.read_text())
     data["workload"]["requests"] = 4
     if trace := data["workload"].get("trace"):
@@ -195,6 +250,7 @@ def test_scenarios_fit_the_cluster_that_is_short_of_kv():
     settings = load_cluster(CLUSTER)
     (model,) = settings.models
     classes = {each.name for each in settings.priority_classes}
+    pool = POLICIES["llx"]
     for name, sides in COMPARED.items():
         scenario = load_scenario(CLUSTER.with_name(f"{name}.yaml"))
         longest = model.engine_args["max_model_len"]
@@ -203,7 +259,7 @@ def test_scenarios_fit_the_cluster_that_is_short_of_kv():
         for variant in scenario.variants:
             asked = {*scenario.workload.classes} - {*variant.served_as}
             assert asked | {*variant.served_as.values()} <= classes
-            assert set(variant.policy) <= {"rescheduling.steps"}
+            with_changed_rules(pool, variant.policy)  # raises if it knows them not
         variants = {each.name for each in scenario.variants}
         assert {name for base, other, _ in sides for name in (base, other)} <= variants
     blocks = model.engine_args["num_gpu_blocks_override"] - 1

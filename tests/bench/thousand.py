@@ -3,17 +3,25 @@
     .venv/bin/python -m tests.bench.thousand
     .venv/bin/python -m tests.bench.thousand --instances 200 --rate 50 --profile
 
-Instances are `engine: sim`, whole ones with sockets of their own, many to a process
-(`tests.bench.crowd`); the head is a real one over agents that start nothing (`crowd_head`), and a
-client places requests with the gateway's own code, sends them to instances, and rules on moves
+Two pools: `whole` instances of `engine: sim` with sockets of their own, many to a process
+(`tests.bench.crowd`), and stand-ins for more of them, which say and hear the same without an engine
+(`tests.bench.stand_ins`): two cores have not the time for a thousand engines beside what is
+measured. The head is a real one over agents that start nothing (`crowd_head`), and a client places
+requests with the gateway's own code, sends them to instances, and rules on moves
 (`crowd_client`). A KV block is one token, so that every step of every busy instance makes a report,
 and the bounded rate is reached: each may report every n / 5000 seconds. Requests differ in length
-and are placed at random (`--dispatch`), so that rules find something to move all the time.
+and are placed in turn (`--dispatch`), so that rules find something to move all the time: whole
+instances move requests, stand-ins answer that they have none.
+
+Instances are other machines in truth: their processes have the least priority (nice 19), so that
+head, client and verbs get what CPU they ask for. Whether that leaves instances enough for the rate
+is told: `reports_per_s`, of the windows and while verbs ran.
 
 Per window: the head's CPU time (all its threads) over the wall clock, reports that it got, moves,
 and round trips of `Place`. Bounds: half a core, and 2 ms in the median; exit code 8 if one does not
-hold, judged by the median window. Also printed: the head's CPU per report, and what it costs while
-nothing happens. One JSON line on standard output.
+hold, judged by the median window. Also printed: the head's CPU per report. With `--verbs`, what
+verbs that read take then (`tests.bench.read_verbs`), with `--listed` so many requests behind the
+API; bound: a second. One JSON line on standard output.
 """
 
 import argparse
@@ -35,19 +43,24 @@ from typing import Any
 import msgspec
 
 from llx.api import ClusterState
-from llx.client import ControlClient
+from llx.client import HEAD_STATUS_FILE, ControlClient
 from llx.cluster.state_dir import StateDir, write_private
 from llx.errors import LlxError
 from llx.settings import ClusterSettings, dump_cluster
-from llx.specs import SimSpec
+from llx.specs import Phase, ProcessStatus, SimSpec
 from tests.bench.crowd import CrowdSpec
 from tests.bench.intervals import percentile
+from tests.bench.read_verbs import cpu_s, measured, slow
+from tests.bench.stand_ins import StandInsSpec
 from tests.node import ROOT
 
-CPU_BOUND, TRIP_BOUND_MS = 0.5, 2.0
+CPU_BOUND, TRIP_BOUND_MS, VERBS_BOUND_S = 0.5, 2.0, 1.0
 LEAST_REPORTS_PER_S = 4500.0
 """With fewer the bounds say nothing: that is not the bounded rate."""
-PER_PROCESS = 250
+LEAST = 19
+"""The priority of instances' processes."""
+PER_PROCESS = 50
+STAND_INS_PER_PROCESS = 500
 PROMPT = 16
 STEP_MS = 190.0
 SIM: dict[str, Any] = {
@@ -60,7 +73,8 @@ SIM: dict[str, Any] = {
     "kv_bytes_per_token": 16,
     "max_num_seqs": 16,
 }
-_TICK = os.sysconf("SC_CLK_TCK")
+READY_S = 300.0
+"""On two cores that others use, a thousand links take a minute or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +94,38 @@ class Window:
 
 
 def settings_of(args: argparse.Namespace) -> ClusterSettings:
-    """One pool; everything of it by rule."""
+    """Everything by rule."""
     scheduling = {
         "dispatch": args.dispatch,
         "rescheduling": {"low": args.low, "high": args.low + 20, "rest_s": 1},
     }
-    model = {
-        "name": "m", "model": "/m", "engine": "sim", "sim": SIM, "scheduling": scheduling,
-        "instances": {"min": args.instances, "max": args.instances},
-    }  # fmt: skip
-    values = {"cluster": "thousand", "models": [model], "control": {"port": 0}}
+    models = [
+        {
+            "name": name, "model": "/m", "engine": "sim", "sim": SIM, "scheduling": scheduling,
+            "instances": {"min": count, "max": count},
+        }
+        for name, count in pools(args).items()
+    ]  # fmt: skip
+    values = {"cluster": "thousand", "models": models, "control": {"port": 0}}
     return ClusterSettings.model_validate(values)
 
 
+def pools(args: argparse.Namespace) -> dict[str, int]:
+    """Instances of each model: whole ones, then stand-ins."""
+    counts = {"whole": args.whole, "stand-in": args.instances - args.whole}
+    return {name: count for name, count in counts.items() if count > 0}
+
+
 @contextmanager
-def started(folder: Path, name: str, *words: str) -> Iterator["subprocess.Popen[str]"]:
+def started(
+    folder: Path, name: str, *words: str, nice: int = 0
+) -> Iterator["subprocess.Popen[str]"]:
     """A process that ends with this one: its input ends."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    priority = ["nice", "-n", str(nice)] if nice else []
     with (folder / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *words], env=environment, stdin=subprocess.PIPE,
+            [*priority, sys.executable, "-m", *words], env=environment, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
     try:
@@ -115,28 +141,35 @@ def started(folder: Path, name: str, *words: str) -> Iterator["subprocess.Popen[
             process.wait()
 
 
-def crowd(folder: Path, stack: ExitStack, number: int, names: Sequence[str]) -> dict[str, Any]:
-    """A process with these instances; their addresses."""
-    spec = CrowdSpec(
-        list(names), "m", str(folder / "model"), str(folder / "state/keys.json"),
-        msgspec.convert(SIM, SimSpec),
-    )  # fmt: skip
-    path = folder / f"crowd-{number}.json"
+def crowd(folder: Path, stack: ExitStack, module: str, spec: Any) -> dict[str, Any]:
+    """A process with the instances of a spec; their addresses."""
+    name = f"crowd-{spec.names[0]}"
+    path = folder / f"{name}.json"
     path.write_bytes(msgspec.json.encode(spec))
-    process = stack.enter_context(
-        started(folder, f"crowd-{number}", "tests.bench.crowd", str(path))
-    )
+    process = stack.enter_context(started(folder, name, module, str(path), nice=LEAST))
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise RuntimeError((folder / f"crowd-{number}.log").read_text()[-2000:])
+        raise RuntimeError((folder / f"{name}.log").read_text()[-2000:])
     return json.loads(line)
 
 
-def cpu_s(pid: int) -> float:
-    """Time that a process has used, all its threads together."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
+def crowds(folder: Path, stack: ExitStack, args: argparse.Namespace) -> dict[str, Any]:
+    """All processes with instances; the addresses of all instances."""
+    sim, keys = msgspec.convert(SIM, SimSpec), str(folder / "state/keys.json")
+    addresses: dict[str, Any] = {}
+    for pool, count in pools(args).items():
+        names = [f"{pool}-{number}" for number in range(count)]
+        size = PER_PROCESS if pool == "whole" else STAND_INS_PER_PROCESS
+        for first in range(0, count, size):
+            part = names[first : first + size]
+            if pool == "whole":
+                spec: Any = CrowdSpec(part, pool, str(folder / "model"), keys, sim)
+                addresses |= crowd(folder, stack, "tests.bench.crowd", spec)
+            else:
+                spec = StandInsSpec(part, pool, keys, sim, args.listed // count)
+                addresses |= crowd(folder, stack, "tests.bench.stand_ins", spec)
+    return addresses
 
 
 def prepare(folder: Path, args: argparse.Namespace) -> None:
@@ -164,7 +197,7 @@ def line_port() -> int:
 def wait_ready(folder: Path, head: "subprocess.Popen[str]") -> None:
     """Until every instance is connected, to the head and to the client."""
     began = time.monotonic()
-    while time.monotonic() < began + 100:
+    while time.monotonic() < began + READY_S:
         time.sleep(1.0)
         if head.poll() is not None:
             break
@@ -193,13 +226,13 @@ class Measured:
         self._client.stdin.flush()
         return json.loads(self._client.stdout.readline())
 
-    def _num_reports(self) -> int:
+    def num_reports(self) -> int:
         """Load reports that the head has had of all instances."""
         return int((self._folder / "reports").read_text())
 
     def window(self, seconds: float) -> Window:
         self.ask_client()
-        reports = self._num_reports()
+        reports = self.num_reports()
         began, used = time.monotonic(), cpu_s(self._head.pid)
         time.sleep(seconds)
         wall, used = time.monotonic() - began, cpu_s(self._head.pid) - used
@@ -208,7 +241,7 @@ class Measured:
         return Window(
             seconds=wall,
             head_cores=used / wall,
-            reports_per_s=(self._num_reports() - reports) / wall,
+            reports_per_s=(self.num_reports() - reports) / wall,
             placed=counts.get("Placed", 0),
             trip_p50_ms=statistics.median(trips) if trips else float("nan"),
             trip_p99_ms=percentile(trips, 0.99) if trips else float("nan"),
@@ -220,13 +253,13 @@ class Measured:
 
 
 def run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    names = [f"m-{number}" for number in range(args.instances)]
     prepare(folder, args)
-    load = {"rate": args.rate, "prompt": PROMPT, "outputs": args.outputs}
+    load = {
+        "rate": args.rate or args.instances * 0.12, "prompt": PROMPT, "outputs": args.outputs,
+        "pools": pools(args),
+    }  # fmt: skip
     with ExitStack() as stack:
-        addresses: dict[str, Any] = {}
-        for first in range(0, len(names), PER_PROCESS):
-            addresses |= crowd(folder, stack, first, names[first : first + PER_PROCESS])
+        addresses = crowds(folder, stack, args)
         (folder / "addresses.json").write_text(json.dumps(addresses))
         head = stack.enter_context(started(folder, "head", "tests.bench.crowd_head", str(folder)))
         client = stack.enter_context(
@@ -234,15 +267,33 @@ def run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         )
         wait_ready(folder, head)
         print("all connected", file=sys.stderr)
-        measured = Measured(folder, head, client)
+        rig = Measured(folder, head, client)
         time.sleep(args.settle)
         windows = []
         for _ in range(args.windows):
-            windows.append(measured.window(args.seconds))
+            windows.append(rig.window(args.seconds))
             print(windows[-1], file=sys.stderr)
+        told = figures(windows)
+        if args.verbs:
+            reports, began = rig.num_reports(), time.monotonic()
+            told["verbs"] = read(folder, args.verbs, head.pid)
+            seconds = time.monotonic() - began
+            told["verbs_reports_per_s"] = round((rig.num_reports() - reports) / seconds)
     if args.profile:
         print((folder / "profile.txt").read_text(), file=sys.stderr)
-    return figures(windows)
+    return told
+
+
+def read(folder: Path, rounds: int, head: int) -> dict[str, Any]:
+    """What reading verbs take now, as operators run them."""
+    status = ProcessStatus(Phase.READY, addresses=[(folder / "url").read_text()])
+    path = folder / "state" / HEAD_STATUS_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(status))
+    home = folder / "home"
+    (home / "llx/clusters").mkdir(parents=True)
+    (home / "llx/clusters/thousand").symlink_to(folder / "state")
+    return measured(rounds, str(home), head)
 
 
 def figures(windows: Sequence[Window]) -> dict[str, Any]:
@@ -265,17 +316,21 @@ def figures(windows: Sequence[Window]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--instances", type=int, default=1000)
-    parser.add_argument("--rate", type=float, default=60.0, help="requests a second")
+    parser.add_argument("--whole", type=int, default=40, help="of these with an engine")
+    parser.add_argument("--listed", type=int, default=0, help="more requests that stand-ins list")
+    parser.add_argument("--rate", type=float, help="requests a second; default: 0.12 an instance")
     parser.add_argument("--outputs", type=int, nargs=2, default=(20, 160), help="tokens, evenly")
     parser.add_argument("--dispatch", default="round_robin")
     parser.add_argument("--low", type=float, default=120.0, help="rescheduling.low")
     parser.add_argument("--settle", type=float, default=20.0, help="seconds before the first")
     parser.add_argument("--windows", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="of a window")
+    parser.add_argument("--verbs", type=int, default=0, help="rounds of verbs that read, after it")
     parser.add_argument("--profile", action="store_true", help="of the head's event loop")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="llx-thousand-") as folder:
         result = run(Path(folder), args)
+    result["holds"] = result["holds"] and not slow(result.get("verbs", {}), VERBS_BOUND_S)
     print(json.dumps({"bench": "thousand", "instances": args.instances, **result}))
     return 0 if result["holds"] else 8
 

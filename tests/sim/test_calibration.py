@@ -14,6 +14,7 @@ from llx.core.engine_state import StepTime
 from llx.errors import ConfigError
 from llx.sim.calibration import StepSample, fit_step_time
 from llx.sim.kernel_profiles import kernel_samples
+from tests.example_counts import of_a_hundred
 
 
 def steps(draw: random.Random, count: int) -> list[StepSample]:
@@ -48,7 +49,7 @@ def duration(model: StepTime, step: StepSample) -> int:
     )
 
 
-@settings(max_examples=8)
+@settings(max_examples=of_a_hundred(8))
 @given(
     st.builds(
         StepTime,

@@ -20,6 +20,7 @@ from llx.sim.kernel import Kernel
 from llx.sim.links import LinkConfig, Links
 from llx.sim.presets import POLICIES, paper_cluster
 from llx.sim.workload import HIGH, NORMAL, SimRequest, generated
+from tests.example_counts import of_a_hundred
 
 pytestmark = pytest.mark.sim
 
@@ -95,7 +96,7 @@ def configurations(draw, policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=of_a_hundred(25), deadline=None)
 @given(data=st.data(), requests=workloads())
 def test_a_leap_shows_in_nothing(policy, data, requests):
     config = data.draw(configurations(policy))
@@ -104,7 +105,7 @@ def test_a_leap_shows_in_nothing(policy, data, requests):
     assert replace(one, num_events=0) == replace(other, num_events=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=of_a_hundred(25), deadline=None)
 @given(requests=workloads(), threshold=st.integers(2, 12))
 def test_moves_lose_nothing(requests, threshold):
     config = small("llumnix")

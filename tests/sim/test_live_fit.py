@@ -13,6 +13,7 @@ from llx.sim.calibration import StepSample
 from llx.sim.coverage import cover
 from llx.sim.link_fit import MoveSample, fit_links
 from llx.sim.live_fit import fit_live
+from tests.example_counts import of_a_hundred
 
 
 def served(draw: random.Random, waves: int = 60) -> list[StepSample]:
@@ -62,7 +63,7 @@ def noisy(truth: StepTime, draw: random.Random, steps: list[StepSample]) -> list
     ]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=of_a_hundred(6), deadline=None)
 @given(
     st.builds(
         StepTime,

@@ -144,9 +144,11 @@ def test_a_recording_can_be_drawn(tmp_path):
 )
 def test_where_nothing_can_be_drawn(tmp_path, words, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = llx(*SHORT, *words)
+    for_ever = ["sim", "run", "--requests", "100000000"]
+    done = llx(*for_ever, *words)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path):

@@ -17,6 +17,7 @@ from llx.sim.cluster import Cluster
 from llx.sim.presets import POLICIES, paper_cluster
 from llx.sim.replay import compare, replay
 from llx.sim.workload import generated
+from tests.example_counts import of_a_hundred
 
 pytestmark = pytest.mark.sim
 
@@ -38,7 +39,9 @@ def unwatched(_count):
 
 
 @settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=of_a_hundred(10),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     st.sampled_from(sorted(POLICIES)),

@@ -6,9 +6,10 @@ import pytest
 from llx.core.model import ClassName
 from llx.core.scheduler.config import PoolConfig, Slo
 from llx.errors import ConfigError
+from llx.scheduling_settings import installed_policies
 from llx.sim.flags import Flags, overridden, planned
 from llx.sim.presets import POLICIES, paper_cluster
-from llx.sim.run import installed_policies, prepare, run_once
+from llx.sim.run import prepare, run_once
 from llx.sim.scenario import Scenario
 from llx.sim.supply import Mix, Trace
 
@@ -64,7 +65,7 @@ def test_what_is_given_differs(tmp_path):
         round_every_ms: 50
         classes:
           calm: {priority: 5, queue_limit: 7, share: 0.2}
-          keen: {priority: -5, headroom: 11, ttft_ms: 200, tpot_ms: 30}
+          keen: {priority: -5, headroom: 11, headroom_share: 0.5, ttft_ms: 200, tpot_ms: 30}
         policies:
           infaas: {}
           mine:
@@ -81,6 +82,7 @@ def test_what_is_given_differs(tmp_path):
     assert [each.name for each in mine.pool.classes] == ["keen", "calm"]
     assert mine.pool.classes[0].slo == Slo(200_000_000, 30_000_000)
     assert (mine.pool.classes[0].headroom, mine.pool.classes[1].queue_limit) == (11, 7)
+    assert mine.pool.classes[0].headroom_share == 0.5
     assert (mine.pool.dispatch, mine.pool.is_immediate) == ("round_robin", True)
     rules = mine.pool.rescheduling
     assert (rules.low, rules.high, rules.rest, rules.max_out) == (2, float("inf"), 1.5e9, 1)

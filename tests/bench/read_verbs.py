@@ -1,0 +1,123 @@
+"""What verbs that only read take, beyond the start of a process.
+
+    .venv/bin/python -m tests.bench.read_verbs --rounds 7
+
+Each verb runs as operators run it, in turns with `llx --version`, which is the start of a process.
+Of each the median is said, less that of the start, of the wall clock and of the process' CPU time;
+beside it what the head used meanwhile. `top --once` is asked for JSON, as its table waits a second
+for rates. A verb that fails counts as one that took for ever. With `--bound` the exit code is 8 if
+one takes longer. `tests.bench.thousand --verbs` does the same to a cluster of a thousand. One JSON
+line on standard output.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from tests.node import ROOT
+
+START: Final = "--version"
+VERBS: Final = (
+    "status", "inst ls", "req ls", "req ls --limit 20 -o json", "queue", "events",
+    "top --once -o json", "mig ls", "policy show",
+)  # fmt: skip
+
+
+class Round(NamedTuple):
+    """One run of a verb: seconds of the wall clock, of its CPU and of the head's; bytes printed."""
+
+    wall_s: float
+    cpu_s: float
+    head_cpu_s: float
+    size: int
+
+
+def measured(
+    rounds: int, state_home: str | None = None, head: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Each verb beyond the start of a process: medians, the longest, and what it printed.
+
+    `head`: its process id, if its CPU time is to be told.
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    if state_home is not None:
+        environment["XDG_STATE_HOME"] = state_home
+    took: dict[str, list[Round]] = {each: [] for each in (START, *VERBS)}
+    for _ in range(rounds):
+        for verb, found in took.items():
+            found.append(_run(verb, environment, head))
+    start = _medians(took.pop(START))
+    return {verb: _beyond(found, start) for verb, found in took.items()}
+
+
+def _run(verb: str, environment: dict[str, str], head: int | None) -> Round:
+    began, used = time.perf_counter(), _children_cpu_s()
+    head_used = 0.0 if head is None else cpu_s(head)
+    done = subprocess.run(
+        [sys.executable, "-m", "llx", *verb.split()], env=environment, stdout=subprocess.PIPE,
+        check=False,
+    )  # fmt: skip
+    wall_s = time.perf_counter() - began if done.returncode == 0 else math.inf
+    head_s = 0.0 if head is None else cpu_s(head) - head_used
+    return Round(wall_s, _children_cpu_s() - used, head_s, len(done.stdout))
+
+
+def _beyond(found: list[Round], start: Round) -> dict[str, float]:
+    middle = _medians(found)
+    return {
+        "beyond_start_s": round(middle.wall_s - start.wall_s, 3),
+        "longest_s": round(max(each.wall_s for each in found) - start.wall_s, 3),
+        "cpu_beyond_start_s": round(middle.cpu_s - start.cpu_s, 3),
+        "head_cpu_s": round(middle.head_cpu_s, 3),
+        "bytes": middle.size,
+        "failed": sum(math.isinf(each.wall_s) for each in found),
+    }
+
+
+def _medians(found: list[Round]) -> Round:
+    return Round(
+        statistics.median(each.wall_s for each in found),
+        statistics.median(each.cpu_s for each in found),
+        statistics.median(each.head_cpu_s for each in found),
+        found[-1].size,
+    )
+
+
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def cpu_s(pid: int) -> float:
+    """Time that a process has used, all its threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def slow(found: dict[str, dict[str, float]], bound_s: float) -> list[str]:
+    """The verbs that take longer."""
+    return [verb for verb, each in found.items() if each["beyond_start_s"] > bound_s]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--bound", type=float, help="seconds beyond the start")
+    parser.add_argument("--head", type=int, metavar="PID", help="tell its CPU time, too")
+    args = parser.parse_args()
+    found: dict[str, Any] = measured(args.rounds, head=args.head)
+    missed = slow(found, args.bound) if args.bound else []
+    print(json.dumps({"bench": "read_verbs", "verbs": found, "slow": missed}))
+    return 8 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
