@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -27,6 +27,7 @@ from llx.api import (
     HostStatus,
     InstanceStatus,
     InstanceSteps,
+    KeysStatus,
     LogSlice,
     MigrateReport,
     MigrateRequest,
@@ -170,6 +171,10 @@ class ControlClient:
     def status(self) -> ClusterStatus:
         """The whole cluster."""
         return self._request("GET", "status", ClusterStatus)
+
+    def keys(self) -> KeysStatus:
+        """The keys on the cluster's own sockets."""
+        return self._request("GET", "keys", KeysStatus)
 
     def instance(self, name: str) -> InstanceStatus:
         """One instance.
@@ -398,6 +403,30 @@ class ControlClient:
         """As what each model was rolled out last, and how far that is."""
         return self._request("GET", "rollouts", RolloutList).rollouts
 
+    def recording(self, last_s: float, into: IO[bytes]) -> int:
+        """What the scheduler was told and answered over the last `last_s`, or somewhat more.
+
+        Written as a recording (`llx.recording`), a few megabytes up to some 30.
+
+        Returns:
+            How many bytes that are; 0: nothing was recorded yet.
+
+        Raises:
+            NotFoundError: Nothing is recorded there.
+        """
+        size = 0
+        params = {"last_s": last_s}
+        try:
+            with self._http.stream("GET", f"/{API_VERSION}/recording", params=params) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _error_of(response)
+                for chunk in response.iter_bytes():
+                    size += into.write(chunk)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        return size
+
     def explain(self, request: str) -> Explanation:
         """What was decided about a request, by any of its ids.
 
@@ -515,24 +544,35 @@ class ControlClient:
             "POST", path, StopReport, json=body.model_dump(), timeout=deadline_s + _STOP_MARGIN_S
         )
 
+    def metrics(self) -> str:
+        """The head's metrics, in Prometheus' text format."""
+        return self._send("GET", "/metrics").text
+
     def _request(self, method: str, path: str, kind: type[R], **options: Any) -> R:
+        response = self._send(method, f"/{API_VERSION}/{path}", **options)
         try:
-            response = self._http.request(method, f"/{API_VERSION}/{path}", **options)
-        except httpx.HTTPError as error:
-            raise UnreachableError(
-                f"{self._name} does not answer ({type(error).__name__}: {error})",
-                remedy=self._remedy,
+            return kind.model_validate_json(response.content)
+        except ValidationError as error:
+            raise RemoteError(
+                f"the control API at {self.url} answers something else than {kind.__name__}",
+                remedy="run the same llx version here and on the head",
+                detail=str(error),
             ) from None
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
         if response.is_success:
-            try:
-                return kind.model_validate_json(response.content)
-            except ValidationError as error:
-                raise RemoteError(
-                    f"the control API at {self.url} answers something else than {kind.__name__}",
-                    remedy="run the same llx version here and on the head",
-                    detail=str(error),
-                ) from None
+            return response
         raise _error_of(response)
+
+    def _unreachable(self, error: httpx.HTTPError) -> UnreachableError:
+        return UnreachableError(
+            f"{self._name} does not answer ({type(error).__name__}: {error})",
+            remedy=self._remedy,
+        )
 
 
 def _error_of(response: httpx.Response) -> LlxError:

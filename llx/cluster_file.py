@@ -270,11 +270,36 @@ class TenantSettings(Settings):
     tokens_per_minute: float | None = Field(default=None, gt=0)
 
 
+class TlsSettings(Settings):
+    """The certificate that gateways show: two files of the operator's, or one that llx makes.
+
+    The word ``generated`` is short for `generated`. The files are read by `llx up` alone: a head
+    keeps their paths as something that can change, and looks at neither.
+    """
+
+    certificate: ConfigPath | None = None
+    key: ConfigPath | None = None
+    generated: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: object) -> object:
+        return {"generated": True} if value == "generated" else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [each is not None for each in (self.certificate, self.key)]
+        if given != [not self.generated] * 2:
+            raise PydanticCustomError("tls", 'must be "generated", or "certificate" and "key"')
+        return self
+
+
 class GatewaySettings(Settings):
     """The OpenAI API's address and limits."""
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    tls: TlsSettings | None = None
     count: int | None = Field(default=None, ge=1, le=16)
     max_requests: int = Field(default=1024, ge=1)
     api_keys: tuple[ApiKeySettings, ...] = ()

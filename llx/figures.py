@@ -1,5 +1,7 @@
 """Figures as text, short and to be read: the tables of `llx` and the panes of `llx top`."""
 
+from collections.abc import Sequence
+
 
 def span(seconds: float) -> str:
     """A duration, roughly: ``12s``, ``3m``, ``5h``, ``2d``."""
@@ -32,3 +34,15 @@ def size_text(size_bytes: float) -> str:
 def rate_text(rate: float) -> str:
     """Bytes per second, to be read."""
     return f"{size_text(rate)}/s" if rate > 0 else "-"
+
+
+def cores_text(cores: float) -> str:
+    """CPU cores in use: ``0.04``, ``3.1``, ``57``."""
+    return f"{cores:.2f}" if cores < 1 else f"{cores:.1f}" if cores < 10 else f"{cores:.0f}"
+
+
+def percents_text(shares: Sequence[float | None]) -> str:
+    """How busy each of some devices is: ``87% 0% -``; a dash alone: of none it is known."""
+    if all(each is None for each in shares):
+        return "-"
+    return " ".join("-" if each is None else f"{each:.0f}%" for each in shares)

@@ -4,6 +4,8 @@ A running head gives every node agent a copy of the little that it must remember
 lost with the head's host. `llx up --head` puts the newest on the host that becomes the head.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 
 from llx.core.model import Term
@@ -12,7 +14,8 @@ COPY_FILE = "head-copy.json"
 """In a cluster's state directory, on every host but the head's: `HeadCopy`."""
 MOVED_FILE = "moved.json"
 """Likewise on a host that has become the head, until that has started: `HeadMoved`."""
-STATE_FILES = ("cluster.yaml", "placement.json", "rollouts.json", "cordons.json", "policies.json")
+ROLLOUTS_FILE = "rollouts.json"
+STATE_FILES = ("cluster.yaml", "placement.json", ROLLOUTS_FILE, "cordons.json", "policies.json")
 """What is copied, if it is there."""
 
 
@@ -28,6 +31,24 @@ class HeadCopy(msgspec.Struct, frozen=True):
     term: Term
     number: int
     files: dict[str, str]
+
+
+class _Rollout(msgspec.Struct):
+    state: str
+
+
+class _Generation(msgspec.Struct):
+    rollout: _Rollout | None = None
+
+
+def rolling(files: Mapping[str, str]) -> list[str]:
+    """Models of which a rollout is under way, by a head's files (`llx.cluster.rollout_file`)."""
+    try:
+        found = msgspec.json.decode(files.get(ROLLOUTS_FILE, "{}"), type=dict[str, _Generation])
+    except msgspec.DecodeError:  # the next head cannot read it either, and goes on without
+        return []
+    under_way = {name: each.rollout for name, each in found.items() if each.rollout is not None}
+    return [name for name, each in under_way.items() if each.state != "done"]
 
 
 class HeadMoved(msgspec.Struct, frozen=True):

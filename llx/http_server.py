@@ -6,7 +6,9 @@ descriptors left, or no place among those that `limit_concurrency` allows. How l
 may take is for the applications to say.
 """
 
+import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,6 +44,13 @@ class BoundedServer(uvicorn.Server):
         self._rests: dict[Any, tuple[_Rest, float]] = {}
         """By connection, with since when."""
         self._patience_s = config.timeout_keep_alive + head_s
+        self.is_listening = asyncio.Event()
+        """Set once connections are taken; before, a socket that is bound refuses them."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Also say when it is done."""
+        await super().startup(sockets)
+        self.is_listening.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -37,6 +37,10 @@ class EventLog:
         """A change of state."""
         self._emit(logging.INFO, event, fields)
 
+    def info_of(self, at: float, event: str, /, **fields: object) -> None:
+        """A change of state at an earlier moment, seconds since 1970: for who logs in batches."""
+        self._emit(logging.INFO, event, fields, at=at)
+
     def warning(self, event: str, /, **fields: object) -> None:
         """Something is wrong and llx goes on."""
         self._emit(logging.WARNING, event, fields)
@@ -50,11 +54,25 @@ class EventLog:
         self._emit(logging.ERROR, event, fields, has_traceback=True)
 
     def _emit(
-        self, level: int, event: str, fields: dict[str, object], *, has_traceback: bool = False
+        self,
+        level: int,
+        event: str,
+        fields: dict[str, object],
+        *,
+        has_traceback: bool = False,
+        at: float | None = None,
     ) -> None:
-        if self._logger.isEnabledFor(level):
-            extra = {_FIELDS: {**self._fields, **fields}}
-            self._logger.log(level, "%s", event, extra=extra, exc_info=has_traceback, stacklevel=3)
+        if not self._logger.isEnabledFor(level):
+            return
+        extra = {_FIELDS: {**self._fields, **fields}}
+        trace = sys.exc_info() if has_traceback else None
+        # `Logger.log` would walk the stack for the caller's line, which no line of ours shows.
+        record = self._logger.makeRecord(
+            self._logger.name, level, "", 0, "%s", (event,), trace, None, extra
+        )
+        if at is not None:
+            record.created = at
+        self._logger.handle(record)
 
 
 class EventFormatter(logging.Formatter):

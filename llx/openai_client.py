@@ -4,6 +4,7 @@ Synchronous, over httpx. Server-sent events are read here; nothing else of the A
 """
 
 import json
+import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,7 @@ from llx.secret import Secret
 INSTANCE_HEADER = "x-llx-instance"
 PRIORITY_HEADER = "x-llx-priority"
 REQUEST_ID_HEADER = "x-request-id"
+TIMEOUT_HEADER = "x-llx-timeout"
 
 _CONNECT_TIMEOUT_S = 5.0
 _MAX_LINE_BYTES = 16 << 20
@@ -116,7 +118,8 @@ class OpenAIClient:
         url: Of the server, with or without ``/v1``.
         api_key: Sent as bearer token.
         timeout_s: Longest silence in the middle of an answer.
-        transport: For tests.
+        tls: For HTTPS (`llx.pinned_tls`); without it what this machine trusts.
+        transport: Another way there, which has to see to TLS itself.
 
     Every method raises UnreachableError, DeadlineError, NotFoundError (no such model), ConfigError
     (the request is refused as wrong, or the key is) or RemoteError (the server failed or is busy).
@@ -128,9 +131,12 @@ class OpenAIClient:
         api_key: Secret | None = None,
         *,
         timeout_s: float = 120.0,
+        tls: ssl.SSLContext | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
+        if tls is None and self.url.startswith("https:"):
+            tls = ssl.create_default_context()
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key.reveal()}"}
         self._http = httpx.Client(
             base_url=f"{self.url}/v1/",
@@ -138,6 +144,7 @@ class OpenAIClient:
             timeout=httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S, pool=None),
             limits=httpx.Limits(max_connections=None),
             trust_env=False,
+            verify=True if tls is None else tls,
             transport=transport,
         )
 
@@ -157,6 +164,13 @@ class OpenAIClient:
             response = self._http.get("models")
             _check(response)
             return [str(each["id"]) for each in response.json()["data"]]
+
+    def metrics(self) -> str:
+        """The server's metrics, in Prometheus' text format."""
+        with self._errors():
+            response = self._http.get(f"{self.url}/metrics")
+            _check(response)
+            return response.text
 
     def chat(self, request: ChatRequest) -> Answer:
         """Ask, and wait for the whole answer."""
@@ -232,6 +246,12 @@ class OpenAIClient:
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise UnreachableError(
+                    f"the certificate of {self.url} is not trusted ({error})",
+                    remedy="llx status -o wide shows the gateways' certificates; with --url, "
+                    "SSL_CERT_FILE names a file of the authority that signed it",
+                ) from None
             raise UnreachableError(
                 f"no gateway answers at {self.url} ({error})", remedy="llx status; llx up"
             ) from None

@@ -3,11 +3,11 @@
 The defaults are the core's (`llx.core.scheduler.config`), whose words explain what each means.
 """
 
-from collections.abc import Sequence
-from importlib.metadata import entry_points
-from typing import Annotated, Final, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import PydanticCustomError
 
 from llx.core.model import Blocks, ClassName, Nanos, PoolName, Tokens
@@ -21,15 +21,19 @@ from llx.core.scheduler.config import (
     StepTime,
 )
 from llx.core.scheduler.freeness import Freeness
-from llx.core.scheduler.policies import ENTRY_POINTS, Policies, extended
+from llx.errors import ConfigError
+
+if TYPE_CHECKING:  # they are asked for by the head alone
+    from llx.core.scheduler.policies import Policies
 
 _MILLISECOND: Final = 1_000_000
 _MICROSECOND: Final = 1_000
 _SCALING: Final = Scaling()
+_DRAIN: Final = "drain"
 
 
 def _not_drain(step: str) -> str:
-    if step == "drain":
+    if step == _DRAIN:
         raise PydanticCustomError("steps", '"drain" is what `llx inst drain` does, not a step here')
     return step
 
@@ -56,6 +60,7 @@ class PriorityClassSettings(_Section):
     priority: int
     default: bool = False
     headroom_blocks: int = Field(default=0, ge=0)
+    headroom_share: float = Field(default=1.0, gt=0, le=1)
     queue_limit: int = Field(default=1024, ge=1)
     max_wait_s: float = Field(default=600, gt=0)
     slo: SloSettings | None = None
@@ -150,29 +155,131 @@ def pool_config(
     Raises:
         ConfigError: The numbers contradict each other.
     """
-    return PoolConfig(
+    least, most = num_instances
+    pool = PoolConfig(
         name=PoolName(name),
         classes=tuple(_class(each) for each in sorted(classes, key=lambda each: each.priority)),
+        step_tokens=Tokens(step_tokens),
+        max_requests=max_requests,
+        scaling=Scaling(min_instances=least, max_instances=most),
+    )
+    return with_rules(pool, scheduling, can_move=can_move)
+
+
+def with_rules(pool: PoolConfig, scheduling: SchedulingSettings, *, can_move: bool) -> PoolConfig:
+    """A pool scheduled by a model's section; its classes, sizes and numbers stay its own.
+
+    Raises:
+        ConfigError: The numbers contradict each other.
+    """
+    limits = pool.scaling.min_instances, pool.scaling.max_instances
+    return replace(
+        pool,
         dispatch=scheduling.dispatch,
         is_immediate=scheduling.binding == "immediate",
         overtaking=scheduling.overtaking,
         growth=Blocks(scheduling.growth_blocks),
-        step_tokens=Tokens(step_tokens),
-        max_requests=max_requests,
         age_after=_nanos(scheduling.age_after_s),
         charge_expires_after=_nanos(scheduling.charge_expires_after_s),
         step_time=scheduling.step_time.value(),
         rescheduling=_rescheduling(scheduling.rescheduling) if can_move else Rescheduling(steps=()),
-        scaling=_scaling(scheduling.scaling, *num_instances),
+        scaling=_scaling(scheduling.scaling, *limits),
     )
 
 
-def installed_policies() -> Policies:
+def with_changes(
+    scheduling: SchedulingSettings, changes: Mapping[str, JsonValue]
+) -> SchedulingSettings:
+    """The settings with dotted keys replaced.
+
+    Raises:
+        ConfigError: A key does not exist, or a value is not allowed.
+    """
+    values: dict[str, Any] = scheduling.model_dump(mode="json")
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        place: Any = values
+        for each in sections:
+            place = place.get(each) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            known = ", ".join(_keys("", values))
+            raise ConfigError(f'scheduling has no key "{key}"', remedy=f"there are: {known}")
+        place[last] = value
+    try:
+        return SchedulingSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(each) for each in first["loc"])
+        raise ConfigError(f"scheduling.{where}: {first['msg']}") from None
+
+
+def settings_of(pool: PoolConfig) -> SchedulingSettings:
+    """The section that a pool is scheduled by: `with_rules` turned around, `weight` apart."""
+    moves, scaling, step = pool.rescheduling, pool.scaling, pool.step_time
+    return SchedulingSettings(
+        dispatch=pool.dispatch,
+        binding="immediate" if pool.is_immediate else "late",
+        overtaking=pool.overtaking,
+        growth_blocks=pool.growth,
+        age_after_s=pool.age_after / SECOND,
+        charge_expires_after_s=pool.charge_expires_after / SECOND,
+        step_time=StepTimeSettings(
+            base_ms=step.base / _MILLISECOND,
+            per_prefill_token_us=step.per_prefill_token / _MICROSECOND,
+            per_request_us=step.per_request / _MICROSECOND,
+            per_block_us=step.per_block / _MICROSECOND,
+        ),
+        rescheduling=ReschedulingSettings.model_construct(  # checked when it is changed
+            steps=tuple(each for each in moves.steps if each != _DRAIN),
+            low=float(moves.low),
+            high=float(moves.high),
+            hysteresis=float(moves.hysteresis),
+            choice=moves.choice,
+            rest_s=moves.rest / SECOND,
+            max_out=moves.max_out,
+            max_in=moves.max_in,
+            max_moves=moves.max_moves,
+            retry_after_s=moves.retry_after / SECOND,
+            deadline_s=moves.deadline / SECOND,
+        ),
+        scaling=ScalingSettings(
+            rule=scaling.rule,
+            low=float(scaling.low),
+            high=float(scaling.high),
+            sustain_s=scaling.sustain / SECOND,
+            grow_after_s=scaling.grow_after / SECOND,
+            cooldown_s=scaling.cooldown / SECOND,
+            lost_grace_s=scaling.lost_grace / SECOND,
+        ),
+    )
+
+
+def with_changed_rules(pool: PoolConfig, changes: Mapping[str, JsonValue]) -> PoolConfig:
+    """A pool with dotted keys of its section replaced; how it empties instances stays as it is.
+
+    Raises:
+        ConfigError: A key does not exist, or a value is not allowed.
+    """
+    changed = with_rules(pool, with_changes(settings_of(pool), changes), can_move=True)
+    before, moves = pool.rescheduling.steps, changed.rescheduling
+    if _DRAIN not in before:
+        return changed
+    later = before[before.index(_DRAIN) :]
+    at = next((n for n, each in enumerate(moves.steps) if each in later), len(moves.steps))
+    steps = (*moves.steps[:at], _DRAIN, *moves.steps[at:])
+    return replace(changed, rescheduling=replace(moves, steps=steps))
+
+
+def installed_policies() -> "Policies":
     """The built-in policies, and those of packages that are installed here.
 
     Raises:
         ConfigError: A package's entry point is wrong.
     """
+    from importlib.metadata import entry_points
+
+    from llx.core.scheduler.policies import ENTRY_POINTS, extended
+
     return extended(entry_points(group=ENTRY_POINTS))
 
 
@@ -212,6 +319,7 @@ def _class(settings: PriorityClassSettings) -> PriorityClass:
         name=ClassName(settings.name),
         priority=settings.priority,
         headroom=Blocks(settings.headroom_blocks),
+        headroom_share=settings.headroom_share,
         queue_limit=settings.queue_limit,
         max_wait=_nanos(settings.max_wait_s),
         slo=None
@@ -222,3 +330,10 @@ def _class(settings: PriorityClassSettings) -> PriorityClass:
 
 def _nanos(value: float, unit: int = SECOND) -> Nanos:
     return Nanos(round(value * unit))
+
+
+def _keys(prefix: str, values: Mapping[str, Any]) -> list[str]:
+    found: list[str] = []
+    for key, value in values.items():
+        found += _keys(f"{prefix}{key}.", value) if isinstance(value, dict) else [prefix + key]
+    return found

@@ -30,6 +30,7 @@ from llx.cluster_file import (
     RuntimeSettings,
     Settings,
     TenantSettings,
+    TlsSettings,
     is_model_path,
 )
 from llx.errors import ConfigError, NotFoundError
@@ -57,6 +58,7 @@ __all__ = [
     "RuntimeSettings",
     "SchedulingSettings",
     "TenantSettings",
+    "TlsSettings",
     "differing_keys",
     "dump_cluster",
     "example_cluster",

@@ -17,6 +17,9 @@ from llx.errors import ConfigError
 
 T = TypeVar("T")
 
+GATEWAY_CERTIFICATE = "gateway.pem"
+"""In a cluster's directory: what its gateways show, and the key of it."""
+
 MODELS = "@models/"
 """Begins the name of a model that lies in the host's own models directory."""
 
@@ -185,9 +188,10 @@ class PoolSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class GatewaySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="gateway"):
     """One gateway, for ``python -m llx.gateway.main SPEC``.
 
-    The head leaves `keys_path`, `status_path`, `url_host` and `on_host` empty for the node agent to
-    fill in. `host` is what it listens on, `url_host` what clients put into a URL to reach that,
-    `on_host` the name of the host that it runs on.
+    The head leaves `keys_path`, `status_path`, `url_host`, `on_host` and `certificate_path` empty
+    for the node agent to fill in. `host` is what it listens on, `url_host` what clients put into a
+    URL to reach that, `on_host` the name of the host that it runs on. `certificate_path`: with
+    `is_tls`, certificates and key in one file, which may be replaced at any time.
     """
 
     name: str
@@ -204,6 +208,8 @@ class GatewaySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     hang: HangSpec = HangSpec()
     url_host: str = ""
     on_host: str = ""
+    is_tls: bool = False
+    certificate_path: str = ""
 
 
 class HostSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -226,6 +232,8 @@ class HostSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ray_tmp: Ray's temporary directory.
         kv_cache_gib: On the CPU: KV cache of one instance.
         home: The home directory that ``~/…`` means in the paths of models.
+        llx_version: Of the release that brought the host here; where no head answers, nothing else
+            tells what runs.
     """
 
     cluster: str
@@ -244,6 +252,7 @@ class HostSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ray_tmp: str
     kv_cache_gib: int = 1
     home: str = ""
+    llx_version: str = ""
 
     @property
     def is_head(self) -> bool:

@@ -4,7 +4,7 @@ Knows nothing of what the files mean.
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -12,14 +12,28 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from llx.errors import ConfigError
+from llx.errors import ConfigError, NotFoundError
 
 M = TypeVar("M", bound=BaseModel)
+_MAX_NAMED = 20
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``; did you mean "…"?`` for the known word closest to `word`, or an empty string."""
-    matches = difflib.get_close_matches(word.replace("-", "_"), list(known), n=1, cutoff=0.6)
+    return _hint(word.replace("-", "_"), known)
+
+
+def no_such(kind: str, name: str, known: Collection[str]) -> NotFoundError:
+    """There is nothing of that name: which is the nearest, and what there is, the first of many."""
+    shown = ", ".join(list(known)[:_MAX_NAMED])
+    more = f" and {len(known) - _MAX_NAMED} more" if len(known) > _MAX_NAMED else ""
+    return NotFoundError(
+        f'no {kind} "{name}"{_hint(name, known)}', remedy=f"there are: {shown or 'none'}{more}"
+    )
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f'; did you mean "{matches[0]}"?' if matches else ""
 
 

@@ -12,11 +12,14 @@ from llx.cli.parameters import ContextOption, ModelOption, OutputOption, UrlOpti
 from llx.cli.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import ssl
+    from collections.abc import Callable, Iterator
 
-    from llx.bench.run import Bench, Observe, Progress
+    from llx.bench.fault_injector import Strike
+    from llx.bench.run import Bench
     from llx.bench.run_directory import Run
     from llx.bench.scenario import Scenario
+    from llx.bench.turns import Observe, Progress
     from llx.client import ControlClient
 
 app = typer.Typer(
@@ -30,6 +33,22 @@ OutOption = Annotated[
     Path | None,
     typer.Option(
         "--out", metavar="DIR", help="For the results; default: NAME-DATE in this directory."
+    ),
+]
+SimulatorOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--simulator",
+        metavar="SIM.yaml",
+        help="In virtual time, on this file's cluster (examples/sim/), by its first policy.",
+    ),
+]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="FILE",
+        help="In virtual time; engine and link as `llx calibrate` has measured them.",
     ),
 ]
 SideArgument = Annotated[
@@ -51,6 +70,8 @@ def run(
     output: OutputOption = None,
     url: UrlOption = None,
     context: ContextOption = None,
+    simulator: SimulatorOption = None,
+    profile: ProfileOption = None,
 ) -> None:
     """Run a scenario: send its requests when it says so, and keep what came of each.
 
@@ -58,16 +79,22 @@ def run(
 
     Requests are sent on schedule whether or not the server keeps up, and latencies count from the
     planned time. Of a cluster of llx the load and the migrations are kept, too. Ctrl-C keeps what
-    was measured.
+    was measured. With --simulator all of it happens in virtual time, on the cluster of a file of
+    `llx sim run`.
     """
     from llx.bench.run import run_bench
-    from llx.bench.run_directory import read_results
     from llx.bench.scenario import load_scenario
-    from llx.cli.bench_tables import emit_results
-    from llx.errors import NotFoundError
+    from llx.errors import ConfigError
 
     scenario = load_scenario(file)
     asked = context is not None or url is not None
+    if asked and (simulator is not None or profile is not None):
+        raise ConfigError("--simulator and --profile ask no server: leave out --url and --context")
+    if not asked:
+        simulator = simulator or scenario.target.simulator
+    if simulator is not None or profile is not None:
+        _simulate(Session(output_name=output), scenario, simulator, profile, model, out)
+        return
     session = Session(
         context_name=context if asked else scenario.target.context,
         output_name=output,
@@ -75,15 +102,50 @@ def run(
     )
     with contextlib.ExitStack() as stack:
         bench = _bench(session, scenario, model, out or _default_out(scenario), stack)
-        session.err.print(f"results: {bench.directory}", soft_wrap=True)
-        try:
-            with shown(session) as observe:
-                run_bench(bench, observe)
-        except KeyboardInterrupt:
-            with contextlib.suppress(NotFoundError):  # there was nothing to keep yet
-                emit_results(session, read_results(bench.directory))
-            raise
-    emit_results(session, read_results(bench.directory))
+        _run_and_emit(session, bench.directory, lambda observe: run_bench(bench, observe))
+
+
+def _simulate(
+    session: Session,
+    scenario: "Scenario",
+    simulator: Path | None,
+    profile: Path | None,
+    model: str | None,
+    out: Path | None,
+) -> None:
+    """Run it on the simulated cluster of a file, or the default one."""
+    from llx.bench.simulated import SimulatedBench, run_simulated
+    from llx.scheduling_settings import installed_policies
+    from llx.sim.flags import Flags, planned
+
+    plan = planned(simulator, Flags(profile=profile))
+    bench = SimulatedBench(
+        scenario,
+        plan.variants[0].cluster,
+        installed_policies(),
+        out or _default_out(scenario),
+        model or scenario.model or "simulated",
+    )
+    _run_and_emit(session, bench.directory, lambda observe: run_simulated(bench, observe))
+
+
+def _run_and_emit(
+    session: Session, directory: Path, run_all: "Callable[[Observe], list[Run]]"
+) -> None:
+    """Run it and print its results; those that there are, if it is interrupted."""
+    from llx.bench.run_directory import read_results
+    from llx.cli.bench_tables import emit_results
+    from llx.errors import NotFoundError
+
+    session.err.print(f"results: {directory}", soft_wrap=True)
+    try:
+        with shown(session) as observe:
+            run_all(observe)
+    except KeyboardInterrupt:
+        with contextlib.suppress(NotFoundError):  # there was nothing to keep yet
+            emit_results(session, read_results(directory))
+        raise
+    emit_results(session, read_results(directory))
 
 
 def _bench(
@@ -98,36 +160,47 @@ def _bench(
     from llx.bench.run import Bench
     from llx.openai_client import OpenAIClient
 
-    url, control = session.options.url, None
+    url, tls, control = session.options.url, None, None
     if url is None:
         control = stack.enter_context(session.control())
-        url = gateway_url(session, control)
+        url, tls = gateway_of(session, control)
     key = session.environment.api_key
     name = model or scenario.model
     if name is None:
-        with OpenAIClient(url, key) as client:
+        with OpenAIClient(url, key, tls=tls) as client:
             name = the_model(client, None)
-    target = Target(url, name, key, silence_s=scenario.silence_s)
-    return Bench(scenario, target, out, control, session.user)
+    target = Target(url, name, key, silence_s=scenario.silence_s, tls=tls)
+    strike = None if control is None else _strike(session, scenario, stack)
+    return Bench(scenario, target, out, control, session.user, strike)
 
 
-def gateway_url(session: Session, control: "ControlClient") -> str:
-    """Where the cluster's gateway can be reached from here, without a tunnel.
+def _strike(session: Session, scenario: "Scenario", stack: contextlib.ExitStack) -> "Strike | None":
+    """What does the faults that are done on hosts; None: there are none."""
+    from llx.chaos.strike import Striker
+    from llx.cli.grounds import grounds_of
+
+    struck = [each for each in scenario.all_faults if each.is_struck]
+    return Striker(grounds_of(session, stack), struck) if struck else None
+
+
+def gateway_of(session: Session, control: "ControlClient") -> "tuple[str, ssl.SSLContext | None]":
+    """Where the cluster's gateway can be reached from here, without a tunnel; and its TLS.
 
     Raises:
         ConfigError: It cannot.
     """
     from llx.bootstrap.remote_control import needs_tunnel
     from llx.errors import ConfigError
+    from llx.pinned_tls import trusting
 
     status = control.status()
-    gateway = next((each for each in status.gateways if each.url == status.url), None)
+    gateway = status.first_gateway
     if session.cluster().hosts and gateway is not None and needs_tunnel(gateway):
         raise ConfigError(
             f"{gateway.name} listens on its own host alone, and a tunnel would be measured, too",
             remedy="let the gateway listen on an address of the network, or run this on its host",
         )
-    return status.url
+    return status.url, None if gateway is None else trusting(gateway.certificate)
 
 
 def _default_out(scenario: "Scenario") -> Path:

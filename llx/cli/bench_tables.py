@@ -44,13 +44,15 @@ def rows_of(results: "Results") -> list[VariantRow]:
 
 
 def emit_results(session: Session, results: "Results") -> None:
-    """Print results in the session's format."""
+    """Print results in the session's format; on stderr, faults not done and why requests failed."""
     rows = rows_of(results)
 
     def show(is_wide: bool) -> None:
         print_table(session.out, table(result_columns(), rows, is_wide=is_wide))
 
     emit(session.out, session.output, rows, results.variants, show)
+    for text in results.faults_not_done()[:_SHOWN_ERRORS]:
+        session.err.print(f"not done: {text}", markup=False, soft_wrap=True)
     for text, count in errors_of(results)[:_SHOWN_ERRORS]:
         session.err.print(f"{count} × {text}", markup=False, soft_wrap=True)
 

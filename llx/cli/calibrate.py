@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llx.cli.completing import complete_model
 from llx.cli.failures import command
 from llx.cli.parameters import ContextOption, OutputOption, YesOption, parse_duration
 from llx.cli.session import Session, confirmed
@@ -28,7 +29,10 @@ _LOAD_S = 60.0
 @command
 def calibrate(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Default: the only one there is.")
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="Default: the only one there is.", autocompletion=complete_model
+        ),
     ] = None,
     load: Annotated[
         bool,
@@ -123,12 +127,13 @@ def _drive(
 
     from llx.bench.calibration_load import CalibrationLoad
     from llx.bench.generator import Target
-    from llx.cli.bench import gateway_url
+    from llx.cli.bench import gateway_of
 
     classes = session.cluster().priority_classes
     least = max(classes, key=lambda each: each.priority).name if classes else ""
-    url = gateway_url(session, control)
-    target = Target(url, watch.size.model, session.environment.api_key, silence_s=60 + seconds)
+    url, tls = gateway_of(session, control)
+    key = session.environment.api_key
+    target = Target(url, watch.size.model, key, silence_s=60 + seconds, tls=tls)
     driven = CalibrationLoad(target, control, watch, seconds, least, session.user)
     asyncio.run(driven.run(observe))
 

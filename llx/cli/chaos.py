@@ -10,6 +10,7 @@ import typer
 from llx.choices import OutputFormat
 from llx.cli.failures import command
 from llx.cli.generate import the_model
+from llx.cli.grounds import grounds_of
 from llx.cli.parameters import (
     ContextOption,
     DryRunOption,
@@ -19,13 +20,13 @@ from llx.cli.parameters import (
     complete_process,
     parse_duration,
 )
-from llx.cli.session import Session, confirmed
+from llx.cli.session import Session, confirm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llx.chaos.plan import ChaosPlan
-    from llx.chaos.run import Grounds, Observe, Progress
+    from llx.chaos.run import Observe, Progress
 
 app = typer.Typer(
     help="Break your own cluster on purpose, and see what becomes of its streams.",
@@ -41,7 +42,7 @@ TargetArgument = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
-        help="instance, gateway, head, agent; or the name of an instance or gateway.",
+        help="instance, gateway, head, agent, shim, ray; or the name of an instance or gateway.",
         autocompletion=complete_process,
     ),
 ]
@@ -217,7 +218,11 @@ def run(
     ] = _KINDS,
     targets: Annotated[
         str,
-        typer.Option("--targets", metavar="ROLE,…", help="instance, gateway, head, agent, host"),
+        typer.Option(
+            "--targets",
+            metavar="ROLE,…",
+            help="instance, gateway, head, agent, shim, ray, host",
+        ),
     ] = _TARGETS,
     streams: StreamsOption = 4,
     count_only: CountOnlyOption = False,
@@ -300,12 +305,13 @@ def _go(
     """Ask, do, show, judge."""
     import time
 
+    from llx.chaos.preflight import check_partitions
     from llx.chaos.record import RunDirectory
     from llx.chaos.run import run_plan
     from llx.chaos.victims import check_possible, choose
     from llx.cli.chaos_tables import print_verdict
     from llx.cli.render import emit
-    from llx.errors import CheckError, LlxError
+    from llx.errors import CheckError
 
     with session.control() as control:
         status = control.status()
@@ -319,11 +325,11 @@ def _go(
         return
     what = f"{len(plan.faults)} faults" if len(plan.faults) > 1 else str(plan.faults[0].kind)
     question = f"{what} on {status.cluster}: streams of others may end. Go on?"
-    if not confirmed(session, question, is_yes=is_yes):
-        raise LlxError("not confirmed: nothing was changed")
+    confirm(session, question, is_yes=is_yes)
     directory = RunDirectory(out or Path(f"chaos-{time.strftime('%Y%m%d-%H%M%S')}"))
     with contextlib.ExitStack() as stack:
-        grounds = _grounds(session, stack)
+        grounds = grounds_of(session, stack)
+        check_partitions(plan, {name: place.hand for name, place in grounds.places.items()})
         gateways = session.gateways(status, timeout_s=plan.traffic.silence_s)
         for each in gateways.values():
             stack.enter_context(each)
@@ -346,34 +352,14 @@ def _go(
         )
 
 
-def _grounds(session: Session, stack: contextlib.ExitStack) -> "Grounds":
-    """The machines of the cluster meant."""
-    from llx.bootstrap.hosts_world import layout_of
-    from llx.chaos.inject import ThisMachine
-    from llx.chaos.run import Grounds, Place
-
-    settings = session.cluster()
-    if not settings.hosts:
-        state = session.environment.cluster_dir(settings.cluster)
-        places = {"": Place(ThisMachine(), state / "procs")}
-        return Grounds(lambda: session.control_of(settings), places, "", session.user)
-    places = {}
-    for host in settings.hosts:
-        shell = session.connect(host)
-        stack.callback(shell.close)
-        places[host.name] = Place(shell, layout_of(shell, settings.cluster).procs)
-    head = settings.head_host
-    assert head is not None, "a cluster on hosts has a head"
-    return Grounds(lambda: session.control_of(settings), places, head.name, session.user)
-
-
 def _show_plan(session: Session, plan: "ChaosPlan", cluster: str) -> None:
     if session.output is OutputFormat.JSON:
         session.out.file.write(plan.model_dump_json(indent=2) + "\n")
     else:
         for number, each in enumerate(plan.faults, 1):
             lasts = f" for {each.lasts_s:g} s" if each.lasts_s else ""
-            line = f"{number}  after {each.after_s:g} s: {each.kind} {each.target}{lasts}"
+            beside = f" beside {each.burst} streams more" if each.burst else ""
+            line = f"{number}  after {each.after_s:g} s: {each.kind} {each.target}{lasts}{beside}"
             session.out.print(line, markup=False, soft_wrap=True)
     session.err.print(f"nothing was changed on {cluster}")
 

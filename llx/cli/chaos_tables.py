@@ -1,8 +1,11 @@
 """A verdict of `llx chaos` as a table."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
+from llx.chaos.by_kind import KindRow
 from llx.chaos.verdict import ChaosVerdict
 from llx.cli.render import print_table
 
@@ -29,6 +32,28 @@ def print_verdict(console: Console, verdict: ChaosVerdict) -> None:
     ):
         grid.add_row(title, value)
     print_table(console, grid)
+    if verdict.by_kind:
+        console.print()
+        print_by_kind(console, verdict.by_kind)
+
+
+def print_by_kind(console: Console, rows: Sequence[KindRow]) -> None:
+    """What each kind of fault has cost."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("FAULT")
+    for title in ("DONE", "BESIDE", "HIT", "COMPLETE", "ERRORS", "EXCUSED", "FLAWED", "P50", "MAX"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        counts = (
+            row.faults, row.beside, row.hit, row.hit_complete, row.errors, row.excused, row.flawed
+        )  # fmt: skip
+        times = (row.recovery_p50_s, row.recovery_max_s)
+        table.add_row(
+            row.fault,
+            *(str(each) for each in counts),
+            *("-" if each is None else f"{each:.1f} s" for each in times),
+        )
+    print_table(console, table)
 
 
 def _two(median: float | None, most: float | None) -> str:

@@ -7,7 +7,7 @@ import typer
 from llx.cli import dry_run as dry
 from llx.cli.failures import Interruptions, command
 from llx.cli.parameters import ContextOption, DryRunOption, YesOption, parse_duration
-from llx.cli.session import Session, confirmed, local_ports
+from llx.cli.session import Session, confirm, local_ports
 
 if TYPE_CHECKING:
     from llx.bootstrap.hosts_stop import Farewell
@@ -48,7 +48,7 @@ def down(
     from llx.bootstrap.local_stop import DownResult, down_and_purge, purge_list
     from llx.bootstrap.local_stop import down as take_down
     from llx.cli.checklist import Checklist
-    from llx.errors import LlxError, NotFoundError
+    from llx.errors import NotFoundError
 
     session = Session(context_name=context)
     name = session.options.context
@@ -73,8 +73,7 @@ def down(
     if doomed:
         for each in doomed:
             session.err.print(f"will be removed: {each}", markup=False, soft_wrap=True)
-        if not confirmed(session, "Remove them?", is_yes=yes):
-            raise LlxError("not confirmed: nothing was changed")
+        confirm(session, "Remove them?", is_yes=yes)
     interruptions = Interruptions()
     ports = local_ports(interruptions)
     checklist = Checklist(session.err)
@@ -109,14 +108,12 @@ def _down_hosts(
     from llx.bootstrap.hosts_stop import down as take_down
     from llx.cli.checklist import Checklist
     from llx.cli.session import hosts_world
-    from llx.errors import LlxError
 
     state_dir = session.context().state_dir
     names = ", ".join(each.name for each in settings.hosts)
     what = f"cluster {settings.cluster} on {names}"
     extra = ", with all that llx put there" if farewell.is_purge else ""
-    if not confirmed(session, f"Take down {what}{extra}?", is_yes=is_yes):
-        raise LlxError("not confirmed: nothing was changed")
+    confirm(session, f"Take down {what}{extra}?", is_yes=is_yes)
     interruptions = Interruptions(last_words="left at once; `llx down` again goes on from here")
     checklist = Checklist(session.err)
     with interruptions.installed(), checklist.shown():

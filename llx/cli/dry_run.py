@@ -127,13 +127,12 @@ def _status(session: Session) -> "ClusterStatus":
 
 
 def _host(name: str, known: "Sequence[HostStatus]") -> "HostStatus":
-    from llx.errors import NotFoundError
+    from llx.yaml_reader import no_such
 
     for each in known:
         if each.name == name:
             return each
-    names = ", ".join(each.name for each in known)
-    raise NotFoundError(f'no host "{name}"', remedy=f"there are: {names}")
+    raise no_such("host", name, [each.name for each in known])
 
 
 def _requests(instance: "InstanceStatus") -> str:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llx.cli.completing import complete_request
 from llx.cli.failures import command
 from llx.cli.parameters import ContextOption, OutputOption
 from llx.cli.session import Session
@@ -20,6 +21,7 @@ def explain(
             metavar="REQUEST",
             help="Any of its ids: `llx req ls`, the client's own.",
             show_default=False,
+            autocompletion=complete_request,
         ),
     ],
     output: OutputOption = None,

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llx.cli import dry_run as dry
+from llx.cli.completing import complete_host
 from llx.cli.failures import command
 from llx.cli.parameters import ContextOption, DeadlineOption, OutputOption, YesOption
-from llx.cli.session import Session, confirmed
+from llx.cli.session import Session, confirm
 
 if TYPE_CHECKING:
     from llx.api import HostStatus
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Hosts: list, add, remove, cordon, drain.", no_args_is_help=True)
 
-HostArgument = Annotated[str, typer.Argument(metavar="HOST", show_default=False)]
+HostArgument = Annotated[
+    str, typer.Argument(metavar="HOST", autocompletion=complete_host, show_default=False)
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Check and show the plan; change nothing.")
 ]
@@ -103,14 +106,15 @@ def rm(
     """Take a host out of a running cluster: emptied first, then stopped. Its logs stay there."""
     from llx.bootstrap.hosts_stop import Farewell
     from llx.cli.hosts import converge
-    from llx.errors import ConflictError, NotFoundError
+    from llx.errors import ConflictError
     from llx.settings import with_hosts
+    from llx.yaml_reader import no_such
 
     session = Session(context_name=context)
     settings = _of_hosts(session)
     names = [each.name for each in settings.hosts]
     if host not in names:
-        raise NotFoundError(f'no host "{host}"', remedy=f"there are: {', '.join(names)}")
+        raise no_such("host", host, names)
     head = settings.head_host
     if head is not None and head.name == host:
         raise ConflictError(
@@ -165,15 +169,13 @@ def drain(
     What cannot move may finish; so may the streams of its gateway.
     """
     from llx.cli.drained import report_drain
-    from llx.errors import LlxError
 
     session = Session(context_name=context)
     if dry_run:
         dry.drain(session, host, deadline)
         return
     question = f"Drain {host}? What cannot move and has not finished after {deadline:g} s is cut."
-    if not confirmed(session, question, is_yes=yes):
-        raise LlxError("not confirmed: nothing was changed")
+    confirm(session, question, is_yes=yes)
     with session.control() as control:
         report = control.drain_host(host, deadline_s=deadline, user=session.user)
     report_drain(session, host, report)

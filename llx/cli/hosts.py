@@ -2,17 +2,18 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llx.cli.checklist import Checklist
 from llx.cli.failures import Interruptions
-from llx.cli.session import Session, confirmed, hosts_world
+from llx.cli.session import Session, confirm, hosts_world
 
 if TYPE_CHECKING:
     from llx.bootstrap.hosts_look import Outlook
     from llx.bootstrap.hosts_plan import HostsPlan
+    from llx.bootstrap.hosts_result import HostsResult
     from llx.bootstrap.hosts_stop import Farewell
-    from llx.bootstrap.hosts_up import HostsResult
     from llx.settings import ClusterSettings
 
 LAST_WORDS = "left at once; the same command goes on from here, `llx down` clears what is left"
@@ -28,12 +29,15 @@ def converge(
     farewell: "Farewell | None" = None,
     moves_head: bool = False,
     keeps_settings: bool = False,
+    rotates: bool = False,
+    upgrade_deadline_s: float | None = None,
 ) -> None:
     """Make the cluster on hosts match `settings`; shows the plan first, and asks.
 
     `farewell` is how hosts are left that are not in `settings` any more. With `moves_head` the head
     may be elsewhere so far; settings that do not say where it is leave it there. With
-    `keeps_settings` a running cluster keeps those it has.
+    `keeps_settings` a running cluster keeps those it has. `rotates`, `upgrade_deadline_s`: see
+    `HostsPlan`.
 
     Raises:
         LlxError: As `hosts_look.look` and `hosts_up.apply` say.
@@ -48,7 +52,8 @@ def converge(
     before = running_settings(state_dir)
     if before is not None and settings.head is None and before.head in _names(settings):
         settings = settings.model_copy(update={"head": before.head})
-    plan = make_hosts_plan(settings, session.environment)
+    made = make_hosts_plan(settings, session.environment, keeps_certificate=keeps_settings)
+    plan = replace(made, rotates=rotates, upgrade_deadline_s=upgrade_deadline_s)
     interruptions = Interruptions(last_words=LAST_WORDS)
     checklist = Checklist(session.err)
     world = hosts_world(session, interruptions, host_key_question(session, checklist))
@@ -117,10 +122,8 @@ def _show(session: Session, outlook: "Outlook", *, is_result: bool) -> None:
 
 
 def _confirm(session: Session, *, is_yes: bool) -> None:
-    from llx.errors import LlxError
 
-    if not confirmed(session, "Go ahead?", is_yes=is_yes):
-        raise LlxError("not confirmed: nothing was changed")
+    confirm(session, "Go ahead?", is_yes=is_yes)
 
 
 def _apply(
@@ -139,6 +142,7 @@ def _apply(
 
 
 def _summary(session: Session, plan: "HostsPlan", result: "HostsResult") -> None:
+    from llx.bootstrap.gateway_tls import AUTHORITY_FILE
     from llx.bootstrap.remote_control import needs_tunnel
 
     status = result.status
@@ -155,6 +159,9 @@ def _summary(session: Session, plan: "HostsPlan", result: "HostsResult") -> None
             port = gateway.url.rpartition(":")[2]
             address = {each.name: each.address for each in plan.settings.hosts}[gateway.host]
             lines.append(f"              through ssh -N -L {port}:127.0.0.1:{port} {address}")
+    authority = plan.state_dir / AUTHORITY_FILE
+    if authority.exists():
+        lines.append(f"              trusted with curl --cacert {authority}")
     lines.append(f"  models      {', '.join(model.name for model in status.models)}")
     lines.append('  next        llx generate "Hello" · llx status · llx logs NAME -f · llx down')
     for line in lines:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llx.cli import dry_run as dry
+from llx.cli.completing import complete_unit
 from llx.cli.failures import command
 from llx.cli.logs import logs
 from llx.cli.parameters import (
@@ -13,10 +14,9 @@ from llx.cli.parameters import (
     DryRunOption,
     OutputOption,
     YesOption,
-    complete_process,
     parse_duration,
 )
-from llx.cli.session import Session, confirmed
+from llx.cli.session import Session, confirm
 
 if TYPE_CHECKING:
     from llx.api import GatewayStatus, InstanceStatus
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Instances: list, look at, cordon, drain, restart.", no_args_is_help=True)
 
 InstanceArgument = Annotated[
-    str, typer.Argument(metavar="NAME", autocompletion=complete_process, show_default=False)
+    str, typer.Argument(metavar="NAME", autocompletion=complete_unit, show_default=False)
 ]
 WaitOption = Annotated[
     float,
@@ -130,15 +130,12 @@ def restart(
     The requests of an instance move to others first. What cannot move may finish; so may the
     streams of a gateway.
     """
-    from llx.errors import LlxError
-
     session = Session(context_name=context, output_name=output)
     if dry_run:
         dry.restart(session, name, deadline)
         return
     question = f"Restart {name}? What cannot move and has not finished after {deadline:g} s is cut."
-    if not confirmed(session, question, is_yes=yes):
-        raise LlxError("not confirmed: nothing was changed")
+    confirm(session, question, is_yes=yes)
     with session.control() as control:
         _show(session, control.restart_instance(name, user=session.user, deadline_s=deadline))
 
@@ -170,12 +167,12 @@ def _set_cordon(
 
 
 def _show(session: Session, found: "InstanceStatus | GatewayStatus") -> None:
-    from llx.cli.render import as_yaml, emit
+    from llx.cli.render import as_text, emit
 
     emit(
         session.out,
         session.output,
         found,
         [found.name],
-        lambda _: session.out.print(as_yaml(found), markup=False, soft_wrap=True),
+        lambda _: session.out.print(as_text(found), markup=False, soft_wrap=True),
     )

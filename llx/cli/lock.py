@@ -9,7 +9,7 @@ import typer
 
 from llx.cli.failures import command
 from llx.cli.parameters import ContextOption, DryRunOption, FileOption, OutputOption, YesOption
-from llx.cli.session import Session, confirmed
+from llx.cli.session import Session, confirm
 from llx.cli.trail import note
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def release_lock(
     from llx.bootstrap.cluster_dir import lock_holder
     from llx.bootstrap.host_lock import release as take_away
     from llx.bootstrap.host_lock import show as shown
-    from llx.errors import ConflictError, LlxError
+    from llx.errors import ConflictError
 
     settings, state_dir = _cluster(session, file)
     head = None if settings is None else settings.head_host
@@ -102,8 +102,7 @@ def release_lock(
             session.err.print("nothing was changed")
             return
         session.err.print(f"held by {holder}", markup=False, soft_wrap=True)
-        if not confirmed(session, "Take it away?", is_yes=is_yes):
-            raise LlxError("not confirmed: nothing was changed")
+        confirm(session, "Take it away?", is_yes=is_yes)
         take_away(shell, layout)
     session.out.print(f"released; it was held by {holder}", markup=False, soft_wrap=True)
     note(session, settings, "lock release", f"it was held by {holder}")

@@ -1,8 +1,10 @@
 """The `llx` command: its verbs, and the way in."""
 
+import gc
 import os
 import sys
-from typing import Annotated
+from types import ModuleType
+from typing import Annotated, cast
 
 import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
@@ -15,6 +17,7 @@ from llx.cli import (
     chat,
     completion,
     context,
+    debug,
     demo,
     doctor,
     down,
@@ -26,6 +29,7 @@ from llx.cli import (
     inst,
     lock,
     logs,
+    metrics,
     mig,
     migrate,
     model,
@@ -40,8 +44,10 @@ from llx.cli import (
     status,
     top,
     up,
+    upgrade,
     verify,
 )
+from llx.cli.examples import add_examples
 from llx.errors import ExitCode
 
 EPILOG = (
@@ -95,10 +101,12 @@ app.command("queue")(queue.queue)
 app.command("explain")(explain.explain)
 app.command("scale")(scale.scale)
 app.command("rollout")(rollout.rollout)
+app.command("upgrade", epilog=upgrade.EXAMPLE)(upgrade.upgrade)
 app.add_typer(policy.app, name="policy")
 app.add_typer(mig.app, name="mig")
 app.command("events")(events.events)
 app.command("logs")(logs.logs)
+app.command("metrics")(metrics.metrics)
 app.command("play")(play.play)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
@@ -112,11 +120,24 @@ app.add_typer(sim.app, name="sim")
 app.command("calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.add_typer(context.app, name="context")
 app.add_typer(lock.app, name="lock")
+app.add_typer(debug.app, name="debug")
 app.command("completion")(completion.completion)
+add_examples(app)
+
+
+def _start_sooner() -> None:
+    """Spare verbs that only read a fifth of what they take.
+
+    Imports alone would cause dozens of collections, which find nothing. And httpx comes with a
+    command line of its own, with pygments and progress bars, unless that cannot be imported.
+    """
+    gc.set_threshold(50_000, 20, 50)
+    sys.modules.setdefault("httpx._main", cast(ModuleType, None))
 
 
 def run() -> None:
     """Entry point of the ``llx`` script."""
+    _start_sooner()
     # `llx completion` takes the place of typer's own options, which would do this.
     completion_init()
     try:

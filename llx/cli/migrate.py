@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llx.cli.completing import complete_instance, complete_request
 from llx.cli.failures import command
-from llx.cli.parameters import ContextOption, DryRunOption, OutputOption, complete_process
+from llx.cli.parameters import ContextOption, DryRunOption, OutputOption
 from llx.cli.session import Session
 from llx.core.request_choice import CHOICES
 
@@ -24,11 +25,14 @@ def migrate(
             metavar="REQUEST",
             help="Any of its ids: `llx req ls`, the client's own.",
             show_default=False,
+            autocompletion=complete_request,
         ),
     ] = None,
     target: Annotated[
         str,
-        typer.Option("--to", metavar="INSTANCE", help="Where to.", autocompletion=complete_process),
+        typer.Option(
+            "--to", metavar="INSTANCE", help="Where to.", autocompletion=complete_instance
+        ),
     ] = "",
     source: Annotated[
         str | None,
@@ -36,7 +40,7 @@ def migrate(
             "--from",
             metavar="INSTANCE",
             help="Instead of a request: some of this instance.",
-            autocompletion=complete_process,
+            autocompletion=complete_instance,
         ),
     ] = None,
     count: Annotated[

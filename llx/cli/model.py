@@ -8,7 +8,7 @@ import typer
 
 from llx.cli.failures import Interruptions, command
 from llx.cli.parameters import ContextOption, DryRunOption, FileOption, OutputOption, YesOption
-from llx.cli.session import Session, confirmed, hosts_world
+from llx.cli.session import Session, confirm, hosts_world
 from llx.cli.trail import note_results
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def remove_from_hosts(
     """`llx model rm`."""
     from llx.bootstrap.model_files import check_name, hub_name, size_text
     from llx.bootstrap.models import remove_model, users_of
-    from llx.errors import ConflictError, LlxError, NotFoundError
+    from llx.errors import ConflictError, NotFoundError
 
     place = hub_name(name) if "/" in name else check_name(name)
     settings = _settings(session, file)
@@ -219,8 +219,7 @@ def remove_from_hosts(
     if is_dry_run:
         _look(session, settings, hosts, look)
         return
-    if not confirmed(session, f"Remove {place} from the hosts?", is_yes=is_yes):
-        raise LlxError("not confirmed: nothing was changed")
+    confirm(session, f"Remove {place} from the hosts?", is_yes=is_yes)
     results = _run(
         session,
         settings,

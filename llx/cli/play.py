@@ -8,7 +8,7 @@ import typer
 
 from llx.cli.failures import Interruptions, command
 from llx.cli.parameters import ContextOption, FileOption, YesOption
-from llx.cli.session import Session, confirmed, hosts_world
+from llx.cli.session import Session, confirm, hosts_world
 from llx.cli.trail import note_results
 
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ def perform(
     if not is_dry_run:
         session.err.print(f"{book.name}: {book.description}", markup=False, soft_wrap=True)
         question = f"Play it on {', '.join(performance.hosts)}?"
-        if not confirmed(session, question, is_yes=is_yes):
-            raise LlxError("not confirmed: nothing was changed")
+        confirm(session, question, is_yes=is_yes)
     interruptions = Interruptions(last_words="left at once; playing it again goes on from here")
     checklist = Checklist(session.err)
     world = hosts_world(session, interruptions, host_key_question(session, checklist))

@@ -4,12 +4,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llx.choices import OutputFormat
+from llx.cli.completing import complete_model
 from llx.cli.failures import command
-from llx.cli.parameters import ContextOption, DryRunOption, OutputOption
+from llx.cli.parameters import ContextOption, OutputOption, parse_duration
 from llx.cli.session import Session
 
 if TYPE_CHECKING:
     from llx.api import PolicyList
+    from llx.client import ControlClient
 
 app = typer.Typer(
     help="The scheduler's rules: show, change, pause.",
@@ -18,8 +21,31 @@ app = typer.Typer(
 
 PoolOption = Annotated[
     str | None,
-    typer.Option("--model", metavar="MODEL", help="Only of this model.", show_default=False),
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="Only of this model.",
+        show_default=False,
+        autocompletion=complete_model,
+    ),
 ]
+RulesDryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Change nothing; say what would have been decided otherwise lately."
+    ),
+]
+OverOption = Annotated[
+    float,
+    typer.Option(
+        "--over",
+        parser=parse_duration,
+        metavar="DURATION",
+        help="With --dry-run: look back so far; 0: not at all. Some 5 to 10 minutes are recorded.",
+        show_default="5m",
+    ),
+]
+_OVER_S = 300.0
 
 
 @app.command("show")
@@ -48,11 +74,16 @@ def set_(
         ),
     ],
     model: PoolOption = None,
-    dry_run: DryRunOption = False,
+    dry_run: RulesDryRunOption = False,
+    over: OverOption = _OVER_S,
     output: OutputOption = None,
     context: ContextOption = None,
 ) -> None:
-    """Change rules of the running cluster; they hold until `llx policy revert`."""
+    """Change rules of the running cluster; they hold until `llx policy revert`.
+
+    With --dry-run they are asked what they would have decided over the last minutes, on the loads
+    and requests as they were: which requests would have gone elsewhere, waited, moved.
+    """
     from llx.errors import ConfigError
 
     parsed: dict[str, str] = {}
@@ -61,19 +92,20 @@ def set_(
         if not sign or not key:
             raise ConfigError(f'"{each}" is not KEY=VALUE', remedy="llx policy show")
         parsed[key] = value
-    _update(model, parsed, output, context, is_revert=False, is_dry_run=dry_run)
+    _update(model, parsed, output, context, over, is_revert=False, is_dry_run=dry_run)
 
 
 @app.command("revert")
 @command
 def revert(
     model: PoolOption = None,
-    dry_run: DryRunOption = False,
+    dry_run: RulesDryRunOption = False,
+    over: OverOption = _OVER_S,
     output: OutputOption = None,
     context: ContextOption = None,
 ) -> None:
     """Go back to the rules of cluster.yaml."""
-    _update(model, {}, output, context, is_revert=True, is_dry_run=dry_run)
+    _update(model, {}, output, context, over, is_revert=True, is_dry_run=dry_run)
 
 
 @app.command("pause")
@@ -108,6 +140,7 @@ def _update(
     changes: dict[str, str],
     output: OutputOption,
     context: ContextOption,
+    over_s: float,
     *,
     is_revert: bool,
     is_dry_run: bool,
@@ -123,9 +156,29 @@ def _update(
         user=session.user,
     )
     with session.control() as control:
-        _show(session, control.update_policies(update), model)
-    if is_dry_run:
-        session.err.print("nothing was changed: --dry-run", markup=False)
+        found = control.update_policies(update)
+        if not is_dry_run:
+            _show(session, found, model)
+            return
+        _forecast(session, control, found, model, over_s)
+    session.err.print("nothing was changed: --dry-run", markup=False)
+
+
+def _forecast(
+    session: Session,
+    control: "ControlClient",
+    found: "PolicyList",
+    model: str | None,
+    over_s: float,
+) -> None:
+    """The rules as they would be, and what they would have decided lately."""
+    from llx.cli.policy_dry_run import compare_lately, show_comparison
+    from llx.sim.policy_change import PolicyForecast
+
+    compared = compare_lately(session, control, found, over_s) if over_s > 0 else None
+    _show(session, PolicyForecast(policies=found.policies, comparison=compared), model)
+    if compared is not None and session.output in {OutputFormat.TABLE, OutputFormat.WIDE}:
+        show_comparison(session, compared, over_s)
 
 
 def _steer(verb: str, model: str | None, output: OutputOption, context: ContextOption) -> None:
@@ -137,12 +190,11 @@ def _steer(verb: str, model: str | None, output: OutputOption, context: ContextO
 def _show(session: Session, found: "PolicyList", model: str | None) -> None:
     from llx.cli.render import emit, print_table, table
     from llx.cli.scheduling_tables import policy_columns, policy_rows
-    from llx.errors import NotFoundError
+    from llx.yaml_reader import no_such
 
     policies = [each for each in found.policies if model in (None, each.model)]
     if not policies:
-        known = ", ".join(each.model for each in found.policies)
-        raise NotFoundError(f'no model "{model}"', remedy=f"there are: {known}")
+        raise no_such("model", str(model), [each.model for each in found.policies])
     emit(
         session.out,
         session.output,

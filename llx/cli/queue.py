@@ -21,7 +21,7 @@ def queue(
     """Show the central queues: what waits until an instance has room, by model and class."""
     from llx.cli.render import emit, print_table, table
     from llx.cli.scheduling_tables import queue_columns
-    from llx.errors import NotFoundError
+    from llx.yaml_reader import no_such
 
     session = Session(context_name=context, output_name=output)
     with session.control() as control:
@@ -29,9 +29,7 @@ def queue(
     queues = [each for each in found.queues if priority_class in (None, each.priority_class)]
     if priority_class is not None and not queues:
         known = dict.fromkeys(each.priority_class for each in found.queues)
-        raise NotFoundError(
-            f'no priority class "{priority_class}"', remedy=f"there are: {', '.join(known)}"
-        )
+        raise no_such("priority class", priority_class, known)
     emit(
         session.out,
         session.output,

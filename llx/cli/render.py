@@ -2,12 +2,15 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import BaseModel
-from rich.console import Console, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.segment import Segment
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +24,9 @@ R = TypeVar("R", bound=BaseModel)
 
 _PIPE_WIDTH = 400
 """Columns where there is no terminal: nothing is cut."""
+
+_GAP = 2
+"""Blanks between columns."""
 
 _STYLES = {
     "ready": "green",
@@ -62,24 +68,70 @@ def make_console(environment: "Environment", *, stderr: bool = False) -> Console
     return console
 
 
-def table(columns: Sequence[Column[R]], rows: Sequence[R], *, is_wide: bool = False) -> Table:
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table as text, for rich consoles.
+
+    rich takes half a second to lay out a thousand rows. Where there is room for all columns and no
+    character that is wider than others, the same comes of padding.
+    """
+
+    titles: list[str]
+    are_numbers: list[bool]
+    rows: list[list[str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widths = [max(map(len, column)) for column in zip(self.titles, *self.rows, strict=True)]
+        is_room = sum(widths) + _GAP * (len(widths) - 1) <= options.max_width
+        if not (is_room and self._is_plain()):
+            yield self._laid_out(widths)
+            return
+        bold, plain = Style(bold=True), Style()
+        styles = {name: console.get_style(style) for name, style in _STYLES.items()}
+        yield from self._line(self.titles, widths, [bold] * len(widths), bold)
+        for row in self.rows:
+            yield from self._line(row, widths, [styles.get(text, plain) for text in row], plain)
+
+    def _is_plain(self) -> bool:
+        used = set().union(*self.titles, *map("".join, self.rows))
+        return all(each.isprintable() and cell_len(each) == 1 for each in used)
+
+    def _line(
+        self, texts: Sequence[str], widths: Sequence[int], styles: Sequence[Style], gap: Style
+    ) -> Iterator[Segment]:
+        for index, (text, width) in enumerate(zip(texts, widths, strict=True)):
+            if index:
+                yield Segment(" " * _GAP, gap)
+            is_number = self.are_numbers[index]
+            padded = text.rstrip().rjust(width) if is_number else text.ljust(width)
+            yield Segment(padded, styles[index])
+        yield Segment.line()
+
+    def _laid_out(self, widths: Sequence[int]) -> Table:
+        grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+        last = len(widths) - 1
+        for index, (title, is_number) in enumerate(zip(self.titles, self.are_numbers, strict=True)):
+            grid.add_column(
+                title,
+                justify="right" if is_number else "left",
+                no_wrap=True,
+                overflow="ellipsis",
+                # Where room is short, it is the last column that gives way.
+                min_width=widths[index] if index < last else None,
+            )
+        for row in self.rows:
+            grid.add_row(*(styled(text) for text in row))
+        return grid
+
+
+def table(columns: Sequence[Column[R]], rows: Sequence[R], *, is_wide: bool = False) -> Grid:
     """Rows under UPPERCASE headings."""
     shown = [each for each in columns if is_wide or not each.is_wide_only]
-    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    cells = [[each.value(row) for each in shown] for row in rows]
-    for index, each in enumerate(shown):
-        widest = max(len(text) for text in (each.title, *(row[index] for row in cells)))
-        grid.add_column(
-            each.title.upper(),
-            justify="right" if each.is_number else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            # Where room is short, it is the last column that gives way.
-            min_width=widest if each is not shown[-1] else None,
-        )
-    for row in cells:
-        grid.add_row(*(styled(text) for text in row))
-    return grid
+    return Grid(
+        [each.title.upper() for each in shown],
+        [each.is_number for each in shown],
+        [[each.value(row) for each in shown] for row in rows],
+    )
 
 
 def styled(text: str) -> Text:
@@ -109,6 +161,23 @@ def as_yaml(resource: BaseModel | Sequence[BaseModel]) -> str:
     import yaml
 
     return yaml.safe_dump(_plain(resource), sort_keys=False).rstrip()
+
+
+def as_text(resource: BaseModel) -> str:
+    """As `as_yaml`, for people: moments (``…_at``) by this machine's clock, and how long ago."""
+    import yaml
+
+    values = _plain(resource)
+    assert isinstance(values, dict), "one resource"
+    told = {key: _moment(key, value) for key, value in values.items()}
+    return yaml.safe_dump(told, sort_keys=False).rstrip()
+
+
+def _moment(key: str, value: object) -> object:
+    if not key.endswith("_at") or not isinstance(value, float):
+        return value
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+    return f"{clock} ({span(max(0.0, time.time() - value))} ago)"
 
 
 def emit(

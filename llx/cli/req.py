@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llx.cli.completing import complete_request
 from llx.cli.failures import command
 from llx.cli.parameters import ContextOption, DryRunOption, OutputOption, YesOption
-from llx.cli.session import Session, confirmed
+from llx.cli.session import Session, confirm
 
 if TYPE_CHECKING:
     from llx.api import NotChanged, RequestChangeReport, RequestList, RequestStatus
@@ -18,15 +19,25 @@ app = typer.Typer(help="Requests: list, look at, cancel, reclass, pin.", no_args
 RequestArgument = Annotated[
     str,
     typer.Argument(
-        metavar="REQUEST", help="Any of its ids, also its client's own.", show_default=False
+        metavar="REQUEST",
+        help="Any of its ids, also its client's own.",
+        show_default=False,
+        autocompletion=complete_request,
     ),
 ]
 RequestsArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="REQUEST", help="Any of its ids, also its client's own.", show_default=False
+        metavar="REQUEST",
+        help="Any of its ids, also its client's own.",
+        show_default=False,
+        autocompletion=complete_request,
     ),
 ]
+
+
+_LISTED = 1000
+"""Requests that are listed unless more are asked for."""
 
 
 def _only(name: str, metavar: str, words: str) -> typer.models.OptionInfo:
@@ -52,8 +63,9 @@ def ls(
         bool | None, typer.Option("--pinned/--movable", help="Only those that cannot move; can.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="N", help="At most so many.")
-    ] = None,
+        int,
+        typer.Option("--limit", min=0, metavar="N", help="At most so many; 0: all there are."),
+    ] = _LISTED,
     offset: Annotated[
         int, typer.Option("--offset", min=0, metavar="N", help="Leave out so many first.")
     ] = 0,
@@ -74,7 +86,7 @@ def ls(
             priority_class=priority_class,
             is_pinned=pinned,
             offset=offset,
-            limit=limit,
+            limit=limit or None,
         )
     _list(session, found)
     shown = len(found.requests)
@@ -123,14 +135,12 @@ def cancel(
 
     Example: llx req cancel llx-3f9c24d1a07be655
     """
-    from llx.errors import LlxError
-
     session = Session(context_name=context, output_name=output)
     one = len(requests) == 1
     what = requests[0] if one else f"{len(requests)} requests"
     question = f"Cancel {what}? {'Its client gets' if one else 'Their clients get'} an error."
-    if not dry_run and not confirmed(session, question, is_yes=yes):
-        raise LlxError("not confirmed: nothing was changed")
+    if not dry_run:
+        confirm(session, question, is_yes=yes)
     _change(session, "cancel", requests, lambda _: "cancelled", is_dry_run=dry_run)
 
 

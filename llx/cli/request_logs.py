@@ -3,7 +3,8 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llx.cli.session import Session
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 _POLL_S = 1.0
 _SEARCH_S = 60.0
 
-Search = Callable[[str], Mapping[str, "list[StoryLine] | LlxError"]]
-"""Pattern → the lines found, by host; or why it could not be searched."""
+Found = Mapping[str, "list[StoryLine] | LlxError"]
+"""The lines found, by host; or why it could not be searched."""
+Search = Callable[[str, Container[str]], Found]
+"""A pattern is searched for on all hosts but these."""
 
 
 def show_request_logs(session: Session, request: str, tail: int, *, is_following: bool) -> None:
@@ -35,7 +38,7 @@ def show_request_logs(session: Session, request: str, tail: int, *, is_following
     if hosts is None:
         procs = str(context.state_dir / PROCS)
         _show(
-            lambda pattern: {"local": _here(procs, pattern)},
+            lambda pattern, _: {"local": _here(procs, pattern)},
             request,
             tail,
             is_following=is_following,
@@ -43,7 +46,7 @@ def show_request_logs(session: Session, request: str, tail: int, *, is_following
         return
     crew = connect_all(hosts.hosts, hosts.cluster, session.connect)
     try:
-        _show(lambda pattern: _on_hosts(crew, pattern), request, tail, is_following=is_following)
+        _show(partial(_on_hosts, crew), request, tail, is_following=is_following)
     finally:
         crew.close()
 
@@ -66,9 +69,14 @@ def _show(search: Search, request: str, tail: int, *, is_following: bool) -> Non
         time.sleep(_POLL_S)
         lines, ids, missed = _story(search, ids)
         _write(unseen(lines, shown))
-        if missed and (told is None or missed.message != told.message):
+        if missed and _who(missed) != _who(told):
             sys.stderr.write(f"({missed.message})\n")
         told = missed
+
+
+def _who(missed: "LlxError | None") -> str:
+    """The line that names the hosts. Why may be put in other words at each search."""
+    return "" if missed is None else missed.message.partition("\n")[0]
 
 
 def said(line: "StoryLine") -> tuple[str, str, str, str]:
@@ -94,18 +102,22 @@ def unseen(
 def _story(
     search: Search, ids: list[str]
 ) -> tuple[list["StoryLine"], list[str], "LlxError | None"]:
-    """The request's lines by time, the ids that it goes by, and what could not be searched."""
+    """The request's lines by time, the ids that it goes by, and what could not be searched.
+
+    A host that could not be searched is not asked again in this search: one that hangs would hold
+    the others up once more for each id that turns up.
+    """
     from llx.bootstrap.fan_out import FanOutError
     from llx.bootstrap.request_story import MAX_ROUNDS, ids_in, pattern_of
     from llx.errors import LlxError
 
     lines: list[StoryLine] = []
     errors: dict[str, LlxError] = {}
-    num_searched = 0
+    is_partial = False
     for _ in range(MAX_ROUNDS):
-        found = search(pattern_of(ids))
+        found = search(pattern_of(ids), errors)
         errors |= {host: each for host, each in found.items() if isinstance(each, LlxError)}
-        num_searched = len(found) - len(errors)
+        is_partial = any(not isinstance(each, LlxError) for each in found.values())
         lines = sorted(
             line for each in found.values() if not isinstance(each, LlxError) for line in each
         )
@@ -115,10 +127,10 @@ def _story(
     if not errors:
         return lines, ids, None
     headline = f"not searched: {', '.join(errors)}; lines of theirs are missing"
-    return lines, ids, FanOutError(headline, errors, is_partial=num_searched > 0)
+    return lines, ids, FanOutError(headline, errors, is_partial=is_partial)
 
 
-def _on_hosts(crew: "Crew", pattern: str) -> "Mapping[str, list[StoryLine] | LlxError]":
+def _on_hosts(crew: "Crew", pattern: str, without: Container[str]) -> Found:
     from llx.bootstrap.fan_out import fan_out
     from llx.bootstrap.request_story import MAX_LINES, SEARCH, lines_of
 
@@ -127,7 +139,8 @@ def _on_hosts(crew: "Crew", pattern: str) -> "Mapping[str, list[StoryLine] | Llx
         argv = ["sh", "-c", SEARCH, "sh", procs, pattern, str(MAX_LINES)]
         return lines_of(host, crew.shells[host].run(argv, timeout_s=_SEARCH_S).stdout)
 
-    return {**fan_out(crew.good, search), **crew.errors}
+    hosts = [each for each in crew.good if each not in without]
+    return {**fan_out(hosts, search), **crew.errors}
 
 
 def _here(procs: str, pattern: str) -> "list[StoryLine]":

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llx.cli.completing import complete_model
 from llx.cli.failures import command
 from llx.cli.parameters import (
     ContextOption,
@@ -14,7 +15,7 @@ from llx.cli.parameters import (
     parse_duration,
 )
 from llx.cli.rollout_request import make_request
-from llx.cli.session import Session, confirmed
+from llx.cli.session import Session, agreed, confirm
 
 if TYPE_CHECKING:
     from llx.api import RolloutRequest, RolloutStatus
@@ -26,7 +27,13 @@ _POLL_S = 0.5
 @command
 def rollout(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Default: show all.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Default: show all.",
+            show_default=False,
+            autocompletion=complete_model,
+        ),
     ] = None,
     changes: Annotated[
         list[str] | None,
@@ -98,6 +105,8 @@ def rollout(
     session = Session(context_name=context, output_name=output)
     has_change = bool(changes or weights or file or again or apart)
     verb = _verb(model, pause=pause, resume=resume, abort=abort, has_change=has_change)
+    if wait and model is None:
+        _refuse_without_model()
     if model is None or not (verb or has_change):
         _list(session, model, is_waiting=wait)
     elif verb:
@@ -125,8 +134,14 @@ def _verb(
     if len(asked) + has_change > 1:
         raise ConfigError("one at a time: --pause, --resume, --abort, or a change")
     if model is None and (asked or has_change):
-        raise ConfigError("that is of a MODEL", remedy="llx rollout --help")
+        _refuse_without_model()
     return asked[0] if asked else None
+
+
+def _refuse_without_model() -> None:
+    from llx.errors import ConfigError
+
+    raise ConfigError("that is of a MODEL", remedy="llx rollout --help")
 
 
 def _begin(
@@ -138,20 +153,15 @@ def _begin(
     is_yes: bool,
     is_waiting: bool,
 ) -> None:
-    from llx.errors import LlxError
 
     with session.control() as control:
         plan = control.rollout(model, request.model_copy(update={"is_dry_run": True}))
-        for each in plan.changes or ["nothing changes"]:
-            session.err.print(each, markup=False, soft_wrap=True)
-        if is_dry_run:
-            session.err.print("nothing was changed: --dry-run", markup=False)
+        question = f"Roll out {model}?"
+        if not agreed(session, plan.changes, question, is_dry_run=is_dry_run, is_yes=is_yes):
             return
         if not plan.changes:
             _show(session, [plan.rollout])
             return
-        if not confirmed(session, f"Roll out {model}?", is_yes=is_yes):
-            raise LlxError("not confirmed: nothing was changed")
         found = control.rollout(model, request).rollout
         _end(session, control, found, is_waiting=is_waiting)
 
@@ -159,7 +169,7 @@ def _begin(
 def _steer(
     session: Session, model: str, verb: str, *, is_dry_run: bool, is_yes: bool, is_waiting: bool
 ) -> None:
-    from llx.errors import ConflictError, LlxError
+    from llx.errors import ConflictError
 
     with session.control() as control:
         if is_dry_run:
@@ -170,8 +180,8 @@ def _steer(
             _show(session, [found])
             return
         question = f"Go back to what {model} was before?"
-        if verb == "abort" and not confirmed(session, question, is_yes=is_yes):
-            raise LlxError("not confirmed: nothing was changed")
+        if verb == "abort":
+            confirm(session, question, is_yes=is_yes)
         found = control.steer_rollout(model, verb, user=session.user).rollout
         _end(session, control, found, is_waiting=is_waiting and verb != "pause")
 
@@ -196,8 +206,10 @@ def _wait(session: Session, control: "ControlClient", found: "RolloutStatus") ->
     import time
 
     from llx.cli.scheduling_tables import rollout_text
+    from llx.errors import ConflictError
 
     told = ""
+    begun = found
     while found.state == "running":
         text = rollout_text(found)
         if text != told:
@@ -205,18 +217,21 @@ def _wait(session: Session, control: "ControlClient", found: "RolloutStatus") ->
         told = text
         time.sleep(_POLL_S)
         found = _of(control, found.model)
+        if found.begun_at != begun.begun_at:
+            how = "gone back on" if found.is_back is not begun.is_back else "followed by another"
+            raise ConflictError(
+                f"the rollout of {found.model} was {how} by {found.user or 'somebody'}",
+                remedy=f"llx rollout {found.model}",
+            )
     return found
 
 
 def _of(control: "ControlClient", model: str) -> "RolloutStatus":
-    from llx.errors import NotFoundError
-    from llx.yaml_reader import nearest
+    from llx.yaml_reader import no_such
 
     found = {each.model: each for each in control.rollouts()}
     if model not in found:
-        raise NotFoundError(
-            f'no model "{model}"{nearest(model, found)}', remedy=f"there are: {', '.join(found)}"
-        )
+        raise no_such("model", model, found)
     return found[model]
 
 

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llx.cli.completing import complete_model
 from llx.cli.failures import command
 from llx.cli.parameters import ContextOption, DryRunOption, OutputOption, YesOption
-from llx.cli.session import Session, confirmed
+from llx.cli.session import Session, agreed
 
 if TYPE_CHECKING:
     from llx.api import ModelStatus, ScaleRequest
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
 @command
 def scale(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Default: show all.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Default: show all.",
+            show_default=False,
+            autocompletion=complete_model,
+        ),
     ] = None,
     number: Annotated[
         int | None, typer.Argument(metavar="N", help="So many from now on.", show_default=False)
@@ -60,33 +67,24 @@ def scale(
 def _scale(
     session: Session, model: str, request: "ScaleRequest", *, is_dry_run: bool, is_yes: bool
 ) -> None:
-    from llx.errors import LlxError
 
     with session.control() as control:
         plan = control.scale(model, request.model_copy(update={"is_dry_run": True}))
-        for each in plan.changes or ["nothing changes"]:
-            session.err.print(each, markup=False, soft_wrap=True)
-        if is_dry_run:
-            session.err.print("nothing was changed: --dry-run", markup=False)
+        question = f"Scale {model}?"
+        if not agreed(session, plan.changes, question, is_dry_run=is_dry_run, is_yes=is_yes):
             return
-        if plan.changes and not confirmed(session, f"Scale {model}?", is_yes=is_yes):
-            raise LlxError("not confirmed: nothing was changed")
         report = control.scale(model, request)
     _show(session, [report.model])
 
 
 def _list(session: Session, model: str | None) -> None:
-    from llx.errors import NotFoundError
-    from llx.yaml_reader import nearest
+    from llx.yaml_reader import no_such
 
     with session.control() as control:
         models = control.status().models
     found = [each for each in models if model in (None, each.name)]
     if model is not None and not found:
-        names = [each.name for each in models]
-        raise NotFoundError(
-            f'no model "{model}"{nearest(model, names)}', remedy=f"there are: {', '.join(names)}"
-        )
+        raise no_such("model", model, [each.name for each in models])
     _show(session, found)
 
 

@@ -1,6 +1,6 @@
 """What a verb needs to begin with: environment, options, consoles, and the cluster it means."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ from llx.cli.failures import Interruptions
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llx.api import ClusterStatus
+    from llx.api import ClusterStatus, GatewayStatus
     from llx.bootstrap.cluster_dir import Context
     from llx.bootstrap.hosts_world import HostsWorld
     from llx.bootstrap.local_ports import LocalPorts
@@ -168,36 +168,45 @@ class Session:
         """The gateway meant: of ``--url``, else of the cluster."""
         from llx.openai_client import OpenAIClient
 
-        url, transport = self.options.url, None
-        if url is None:
-            with self.control() as control:
-                status = control.status()
-            url, transport = self._way_to(status)
-        return OpenAIClient(url, self.environment.api_key, transport=transport)
+        if self.options.url is not None:
+            return OpenAIClient(self.options.url, self.environment.api_key)
+        with self.control() as control:
+            status = control.status()
+        gateway = status.first_gateway
+        if gateway is None:
+            return OpenAIClient(status.url, self.environment.api_key)
+        return self.gateway_of(gateway)
 
     def gateways(self, status: "ClusterStatus", *, timeout_s: float) -> "dict[str, OpenAIClient]":
         """Clients of all gateways, by name; each asks that one alone."""
+        return {each.name: self.gateway_of(each, timeout_s=timeout_s) for each in status.gateways}
+
+    def gateway_of(self, gateway: "GatewayStatus", *, timeout_s: float = 120.0) -> "OpenAIClient":
+        """A client of one gateway."""
         from llx.openai_client import OpenAIClient
+        from llx.pinned_tls import trusting
 
-        found = {}
-        for each in status.gateways:
-            url, transport = self._way_to(status.model_copy(update={"url": each.url}))
-            key = self.environment.api_key
-            found[each.name] = OpenAIClient(url, key, timeout_s=timeout_s, transport=transport)
-        return found
+        return OpenAIClient(
+            gateway.url,
+            self.environment.api_key,
+            timeout_s=timeout_s,
+            tls=trusting(gateway.certificate),
+            transport=self._tunnel_to(gateway),
+        )
 
-    def _way_to(self, status: "ClusterStatus") -> "tuple[str, TunnelTransport | None]":
-        """A gateway's URL and, if only its own host can reach it, a tunnel."""
+    def _tunnel_to(self, gateway: "GatewayStatus") -> "TunnelTransport | None":
+        """A way there, if only the gateway's own host can reach it.
+
+        Of two gateways on the loopback of two hosts, the URL is the same: the host tells.
+        """
         hosts = {each.name: each for each in self.cluster().hosts}
-        if not hosts:
-            return status.url, None
+        if gateway.host not in hosts:
+            return None
         from llx.bootstrap.remote_control import needs_tunnel, open_gateway
 
-        gateway = next((each for each in status.gateways if each.url == status.url), None)
-        if gateway is None or not needs_tunnel(gateway) or gateway.host not in hosts:
-            return status.url, None
-        shell = self.connect(hosts[gateway.host])
-        return status.url, open_gateway(shell, status.url, closes_shell=True)
+        if not needs_tunnel(gateway):
+            return None
+        return open_gateway(self.connect(hosts[gateway.host]), gateway, closes_shell=True)
 
 
 def hosts_world(
@@ -247,6 +256,36 @@ def confirmed(session: Session, question: str, *, is_yes: bool) -> bool:
     if is_yes or not (sys.stdin.isatty() and session.err.is_terminal):
         return True
     return typer.confirm(question, err=True)
+
+
+def confirm(session: Session, question: str, *, is_yes: bool) -> None:
+    """Go on only if `confirmed`.
+
+    Raises:
+        LlxError: The answer is no.
+    """
+    from llx.errors import LlxError
+
+    if not confirmed(session, question, is_yes=is_yes):
+        raise LlxError("not confirmed: nothing was changed")
+
+
+def agreed(
+    session: Session, changes: Sequence[str], question: str, *, is_dry_run: bool, is_yes: bool
+) -> bool:
+    """Show what would change, and ask; False: it was to be shown only.
+
+    Raises:
+        LlxError: The answer is no.
+    """
+    for each in changes or ["nothing changes"]:
+        session.err.print(each, markup=False, soft_wrap=True)
+    if is_dry_run:
+        session.err.print("nothing was changed: --dry-run", markup=False)
+        return False
+    if changes:
+        confirm(session, question, is_yes=is_yes)
+    return True
 
 
 def _nobody(_host: str, _kind: str, _fingerprint: str) -> bool:

@@ -85,11 +85,12 @@ def run(
     LLaMA-7B, an A10 for each instance. Flags override what the scenario says.
     """
     from llx.cli.sim_output import progress
+    from llx.scheduling_settings import installed_policies
     from llx.sim.figures import rows_of
     from llx.sim.flags import Flags, planned
     from llx.sim.onlookers import Wishes
     from llx.sim.report import pictures, write_report
-    from llx.sim.run import installed_policies, prepare, simulate, simulate_on
+    from llx.sim.run import prepare, simulate, simulate_on
 
     session, policies = _session(output), installed_policies()
     flags = Flags(
@@ -135,13 +136,16 @@ def run(
 
 
 def _can_draw(report: Path | None, plot: Path | None) -> bool:
-    """Whether pictures are wanted; if they are, they can be drawn: known before time is spent."""
+    """Whether pictures are wanted. Whether they can be drawn and written is told at once."""
+    from llx.cli.out_file import check_writable
     from llx.sim.report import pictures
 
     if plot is not None:
         pictures().kind_of(plot)
     elif report is not None:
         pictures()
+    for path in filter(None, (plot, report)):
+        check_writable(path)
     return report is not None or plot is not None
 
 

@@ -10,9 +10,8 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-    from llx.cli.render import Column
+    from llx.cli.render import Column, Grid
     from llx.sim.figures import Interval, Row
 
 
@@ -74,7 +73,7 @@ def progress(
         yield lambda name, count: bar.update(task, description=name, completed=count)
 
 
-def rows_table(rows: "Sequence[Row]", *, is_wide: bool) -> "Table":
+def rows_table(rows: "Sequence[Row]", *, is_wide: bool) -> "Grid":
     """The most telling figures of each row; they fit 80 columns unless wide."""
     from llx.cli.render import Column, table
 

@@ -74,8 +74,9 @@ def plan(
     from llx.cli.render import emit, print_table, table
     from llx.cli.sim_output import progress
     from llx.errors import CheckError
+    from llx.scheduling_settings import installed_policies
     from llx.sim.flags import Flags, planned
-    from llx.sim.run import installed_policies, prepare
+    from llx.sim.run import prepare
     from llx.sim.sizing import sizes
 
     session, policies = Session(output_name=output), installed_policies()

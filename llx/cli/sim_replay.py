@@ -54,18 +54,20 @@ def replay(
     another policy would have met others. Moves and instances that only the other policy wants do
     not come about. `llx sim run` tells what would have become of the requests.
     """
+    from llx.cli.out_file import check_writable
     from llx.cli.sim_output import progress
     from llx.recording import Recording
+    from llx.scheduling_settings import installed_policies
     from llx.sim.replay import Compared, compare
     from llx.sim.replay import replay as replayed
     from llx.sim.report import pictures
-    from llx.sim.run import installed_policies
     from llx.sim.timeline import Timeline
 
     session, policies = Session(output_name=output), installed_policies()
     rules = _rules(policy, config, profile, plot)
     if plot is not None:
         pictures().kind_of(plot)
+        check_writable(plot)
     recording, timeline = Recording(file), Timeline()
     with progress(session.err, None, "events") as bar:
         watch = partial(bar, file.name)

@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 
 from rich.console import Console, Group
-from rich.table import Table
 from rich.text import Text
 
 from llx.api import (
@@ -15,8 +14,9 @@ from llx.api import (
     InstanceStatus,
     ModelStatus,
 )
-from llx.cli.render import Column, age, print_table, styled, table
-from llx.figures import span
+from llx.cli.render import Column, Grid, age, print_table, styled, table
+from llx.figures import cores_text, percents_text, span
+from llx.pinned_tls import fingerprint
 
 
 def instance_columns(
@@ -33,6 +33,8 @@ def instance_columns(
         Column("wait", lambda each: _load(each, "waiting"), is_number=True),
         Column("kv", _kv, is_number=True),
         Column("freeness", _freeness, is_number=True, is_wide_only=True),
+        Column("cpu", _cores, is_number=True, is_wide_only=True),
+        Column("gpu", _gpu_use, is_number=True, is_wide_only=True),
         Column("restarts", lambda each: str(each.restarts), is_number=True, is_wide_only=True),
         Column("age", lambda each: age(each.started_at, now), is_number=True),
         Column("pid", lambda each: _or_dash(each.pid), is_number=True, is_wide_only=True),
@@ -44,9 +46,13 @@ def instance_columns(
 
 
 def gateway_columns(
-    now: float | None = None, *, shows_host: bool = False
+    now: float | None = None, *, shows_host: bool = False, shows_certificate: bool = False
 ) -> list[Column[GatewayStatus]]:
     """Of the gateways in `llx status`."""
+    certificate: list[Column[GatewayStatus]] = [
+        Column("certificate", lambda each: certificate_left(each, now), is_number=True),
+        Column("sha-256", _fingerprint, is_wide_only=True),
+    ]
     return [
         Column("gateway", lambda each: each.name),
         Column("host", lambda each: each.host or "-", is_wide_only=not shows_host),
@@ -58,10 +64,24 @@ def gateway_columns(
         Column("refused", lambda each: str(each.refused), is_number=True),
         Column("tokens", lambda each: str(each.output_tokens), is_number=True),
         Column("age", lambda each: age(each.started_at, now), is_number=True),
+        Column("cpu", _cores, is_number=True, is_wide_only=True),
         Column("pid", lambda each: _or_dash(each.pid), is_number=True, is_wide_only=True),
         Column("url", lambda each: each.url, is_wide_only=True),
+        *(certificate if shows_certificate else []),
         Column("detail", lambda each: _one_line(each.detail), is_wide_only=True),
     ]
+
+
+def certificate_left(gateway: GatewayStatus, now: float | None = None) -> str:
+    """How long the certificate is good for yet, in words."""
+    if gateway.certificate_ends_at is None:
+        return "-"
+    left_s = gateway.certificate_ends_at - (time.time() if now is None else now)
+    return f"{left_s / 86400:.0f} days left" if left_s > 0 else "expired"
+
+
+def _fingerprint(gateway: GatewayStatus) -> str:
+    return fingerprint(gateway.certificate) if gateway.certificate else "-"
 
 
 def host_columns() -> list[Column[HostStatus]]:
@@ -71,7 +91,9 @@ def host_columns() -> list[Column[HostStatus]]:
         Column("state", lambda each: f"{each.state}{', cordoned' if each.is_cordoned else ''}"),
         Column("address", lambda each: each.address or "-"),
         Column("cpus", lambda each: str(each.cpus or "-"), is_number=True),
+        Column("cpu used", _cores, is_number=True, is_wide_only=True),
         Column("gpus", _gpus, is_number=True),
+        Column("gpu use", _gpus_use, is_number=True, is_wide_only=True),
         Column("instances", lambda each: str(len(each.instances)), is_number=True),
         Column("gateways", lambda each: str(len(each.gateways)), is_number=True, is_wide_only=True),
         Column("memory", lambda each: _gib(each.memory_free_bytes), is_number=True),
@@ -118,7 +140,7 @@ def _range(model: ModelStatus) -> str:
 
 def cluster_parts(
     status: ClusterStatus, *, is_wide: bool, now: float | None = None
-) -> list[Text | Table]:
+) -> list[Text | Grid]:
     """The headline and the tables of `llx status`."""
     up_for = span((time.time() if now is None else now) - status.started_at)
     headline = Text.assemble(
@@ -133,7 +155,15 @@ def cluster_parts(
     return [
         headline,
         *([table(host_columns(), status.hosts, is_wide=is_wide)] if is_many else []),
-        table(gateway_columns(now, shows_host=is_many), status.gateways, is_wide=is_wide),
+        table(
+            gateway_columns(
+                now,
+                shows_host=is_many,
+                shows_certificate=any(each.certificate for each in status.gateways),
+            ),
+            status.gateways,
+            is_wide=is_wide,
+        ),
         table(model_columns(status.models), status.models, is_wide=is_wide),
         table(instance_columns(now, shows_host=is_many), status.instances, is_wide=is_wide),
     ]
@@ -142,7 +172,7 @@ def cluster_parts(
 def cluster_view(status: ClusterStatus, *, is_wide: bool, now: float | None = None) -> Group:
     """`llx status -w` on a terminal."""
     parts = cluster_parts(status, is_wide=is_wide, now=now)
-    spaced: list[Text | Table] = []
+    spaced: list[Text | Grid] = []
     for each in parts:
         spaced += [each, Text("")]
     return Group(*spaced[:-1])
@@ -155,23 +185,52 @@ def print_cluster(
     headline, *grids = cluster_parts(status, is_wide=is_wide, now=now)
     console.print(headline, soft_wrap=True)
     for grid in grids:
-        assert isinstance(grid, Table), "the rest are tables"
+        assert isinstance(grid, Grid), "the rest are tables"
         console.print()
         print_table(console, grid)
 
 
 def without_ages(status: ClusterStatus) -> str:
-    """What of a status is worth a line in a watch: all but the age of load reports."""
-    quiet = [
-        each.model_copy(update={"load": each.load and each.load.model_copy(update={"age_s": 0.0})})
+    """What of a status is worth a line in a watch: all but ages, and what is measured of hosts."""
+    unused = {"cores_used": None, "gpu_percent": None}
+    instances = [
+        each.model_copy(
+            update={"load": each.load and each.load.model_copy(update={"age_s": 0.0}), **unused}
+        )
         for each in status.instances
     ]
-    return status.model_copy(update={"instances": quiet}).model_dump_json()
+    gateways = [each.model_copy(update={"cores_used": None}) for each in status.gateways]
+    hosts = [_without_use(each) for each in status.hosts]
+    quiet = {"instances": instances, "gateways": gateways, "hosts": hosts}
+    return status.model_copy(update=quiet).model_dump_json()
+
+
+def _without_use(host: HostStatus) -> HostStatus:
+    gpus = [each.model_copy(update={"use_percent": None}) for each in host.gpus]
+    measured = {
+        "cores_used": None,
+        "memory_free_bytes": 0,
+        "disk_free_bytes": 0,
+        "last_heard_s": None,
+    }
+    return host.model_copy(update={"gpus": gpus, **measured})
 
 
 def _gpus(each: HostStatus) -> str:
     busy = sum(gpu.is_busy for gpu in each.gpus)
     return f"{len(each.gpus)} ({busy} busy)" if busy else str(len(each.gpus) or "-")
+
+
+def _cores(each: InstanceStatus | GatewayStatus | HostStatus) -> str:
+    return "-" if each.cores_used is None else cores_text(each.cores_used)
+
+
+def _gpu_use(each: InstanceStatus) -> str:
+    return percents_text([each.gpu_percent])
+
+
+def _gpus_use(each: HostStatus) -> str:
+    return percents_text([gpu.use_percent for gpu in each.gpus])
 
 
 def _gib(size_bytes: int) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from llx.api import Snapshot
     from llx.client import ControlClient
 
-_MAX_REQUESTS = 100_000
+_MAX_REQUESTS = 1000
 _MAX_OVER = 1000
 
 
@@ -38,7 +38,8 @@ def top(
     """Show the cluster live: instances, requests, migrations; ? lists the keys.
 
     From there requests are moved, instances and hosts cordoned and drained. Where
-    there is no terminal, and with -o other than table, it is `--once`.
+    there is no terminal, and with -o other than table, it is `--once`, with
+    1000 requests at most and how many there are; `llx req ls` pages through all.
 
     Example: llx top --once -o json
     """

@@ -1,5 +1,7 @@
 """`llx up`."""
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,11 +10,14 @@ import typer
 from llx.choices import Platform
 from llx.cli.failures import Interruptions, command
 from llx.cli.parameters import Engine, YesOption
-from llx.cli.session import Session, confirmed, local_ports
+from llx.cli.session import Session, confirm, local_ports
+from llx.cli.trail import note
 
 if TYPE_CHECKING:
     from llx.bootstrap.local import UpResult
     from llx.bootstrap.plan import Plan
+
+_ROTATED = "the control API's token and the keys of the cluster's sockets were replaced"
 
 
 @command
@@ -35,6 +40,15 @@ def up(
             help="Move the control plane to that host; what serves goes on.",
         ),
     ] = None,
+    rotate: Annotated[
+        bool,
+        typer.Option(
+            "--rotate",
+            help="Replace the control API's token, the keys of the cluster's own sockets, "
+            "gateways' certificates of llx's making and, on hosts, Ray's token and certificates: "
+            "control is away for about half a minute. No stream is cut.",
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option("--model", help="Local cluster: directory or Hugging Face id.", metavar="M"),
@@ -86,7 +100,7 @@ def up(
     session = Session()
     if head is not None:
         _refuse_local_flags(model, instances, engine, platform, port, control_port)
-        _move_head(session, head, file, is_yes=yes, is_dry_run=dry_run)
+        _move_head(session, head, file, is_yes=yes, is_dry_run=dry_run, rotates=rotate)
         return
     if file is not None:
         _refuse_local_flags(model, instances, engine, platform, port, control_port)
@@ -94,7 +108,7 @@ def up(
         if settings.hosts:
             from llx.cli.hosts import converge
 
-            converge(session, settings, verb="up", is_yes=yes, is_dry_run=dry_run)
+            converge(session, settings, verb="up", is_yes=yes, is_dry_run=dry_run, rotates=rotate)
             return
         plan = make_plan(settings, session.environment)
     else:
@@ -108,6 +122,7 @@ def up(
             port=port,
             control_port=control_port,
         )
+    plan = replace(plan, rotates=rotate)
     if dry_run:
         _dry_run(session, plan)
     else:
@@ -115,7 +130,13 @@ def up(
 
 
 def _move_head(
-    session: Session, head: str, file: Path | None, *, is_yes: bool, is_dry_run: bool
+    session: Session,
+    head: str,
+    file: Path | None,
+    *,
+    is_yes: bool,
+    is_dry_run: bool,
+    rotates: bool,
 ) -> None:
     from llx.cli.hosts import converge
     from llx.errors import ConfigError, NotFoundError
@@ -136,6 +157,7 @@ def _move_head(
         is_dry_run=is_dry_run,
         moves_head=True,
         keeps_settings=file is None,
+        rotates=rotates,
     )
 
 
@@ -173,20 +195,22 @@ def _show_plan(session: Session, plan: "Plan", *, is_result: bool) -> None:
 def _bring_up(session: Session, plan: "Plan", *, is_yes: bool) -> None:
     from llx.bootstrap.local import up as bring_up
     from llx.cli.checklist import Checklist
-    from llx.errors import LlxError
 
     if session.err.is_terminal and not is_yes:
         _show_plan(session, plan, is_result=False)
-        if not confirmed(session, "Go ahead?", is_yes=is_yes):
-            raise LlxError("not confirmed: nothing was changed")
+        confirm(session, "Go ahead?", is_yes=is_yes)
     interruptions = Interruptions()
     checklist = Checklist(session.err)
     with interruptions.installed(), checklist.shown():
         result = bring_up(plan, local_ports(interruptions), checklist.observe)
+    if plan.rotates:
+        note(session, plan.settings, "up --rotate", _ROTATED)
     _summary(session, plan, result)
 
 
 def _summary(session: Session, plan: "Plan", result: "UpResult") -> None:
+    from llx.bootstrap.gateway_tls import AUTHORITY_FILE
+
     status = result.status
     names = [model.name for model in status.models]
     key = "" if not plan.settings.gateway.api_keys else " -H 'Authorization: Bearer '$LLX_API_KEY"
@@ -197,11 +221,13 @@ def _summary(session: Session, plan: "Plan", result: "UpResult") -> None:
     ready = sum(model.instances_ready for model in status.models)
     verb = "is up already" if result.was_running else "is up"
     headers = f"{key} -H 'Content-Type: application/json'"
+    authority = plan.state_dir / AUTHORITY_FILE
+    trust = f" --cacert {shlex.quote(str(authority))}" if authority.exists() else ""
     lines = [
         f"cluster {status.cluster} {verb}: {ready} instances",
         f"  OpenAI API  {status.url}/v1",
         f"  models      {', '.join(names)}",
-        f"  try         curl {status.url}/v1/chat/completions{headers} -d '{body}'",
+        f"  try         curl{trust} {status.url}/v1/chat/completions{headers} -d '{body}'",
         "  next        llx status · llx chat · llx logs NAME -f · llx down",
     ]
     for line in lines:

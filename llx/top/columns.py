@@ -13,7 +13,7 @@ from llx.api import (
     RequestStatus,
     Snapshot,
 )
-from llx.figures import milliseconds, rate_text, size_text, span
+from llx.figures import cores_text, milliseconds, percents_text, rate_text, size_text, span
 from llx.top.drawing import bar, count_text, shortened, state_text
 from llx.top.table import Column, Order, number, since, word
 
@@ -79,11 +79,15 @@ def instance_columns(snapshot: Snapshot) -> list[Column[InstanceStatus]]:
         _load_number("wait", "waiting"),
         Column("free", _freeness, lambda each: (_freeness_order(each),), 0, True),
         Column("moves", moves, lambda each: (coming.count(each.name) + going.count(each.name),)),
-        _load_number("preempted", "preempted", 110),
-        _load_number("demand", "waiting_demand_blocks", 130),
+        Column("tok/s", _tokens_per_s, lambda each: (_pace(each, "tokens_per_s"),), 96, True),
+        _latencies("TTFT 50 99", "ttft", 132),
+        _latencies("ITL 50 99", "itl", 118),
+        _load_number("preempted", "preempted", 180),
+        _load_number("demand", "waiting_demand_blocks", 190),
+        Column("use", _use, lambda each: (_use_order(each),), 104, True),
         since("age", lambda each: each.started_at, snapshot.at, 80),
-        number("restarts", lambda each: each.restarts, 140),
-        word("devices", lambda each: ",".join(each.devices), 160),
+        number("restarts", lambda each: each.restarts, 200),
+        word("devices", lambda each: ",".join(each.devices), 170),
         word("transport", lambda each: each.moved_by.partition(" ")[0], 120),
         word("detail", _instance_detail, 76),
     ]
@@ -106,6 +110,37 @@ def _load_number(title: str, field: str, width_from: int = 0) -> Column[Instance
         width_from,
         True,
     )
+
+
+def _tokens_per_s(each: InstanceStatus) -> str:
+    return "" if each.pace is None else count_text(each.pace.tokens_per_s)
+
+
+def _use(each: InstanceStatus) -> str:
+    """Of its GPUs, else of the CPU."""
+    if each.gpu_percent is not None:
+        return f"{each.gpu_percent:.0f}% gpu"
+    return "-" if each.cores_used is None else f"{cores_text(each.cores_used)} cpu"
+
+
+def _use_order(each: InstanceStatus) -> float:
+    found = each.cores_used if each.gpu_percent is None else each.gpu_percent
+    return -1.0 if found is None else found
+
+
+def _latencies(title: str, field: str, width_from: int) -> Column[InstanceStatus]:
+    """The median and the 99th percentile; ordered by the latter."""
+
+    def text(each: InstanceStatus) -> str:
+        found = [_pace(each, f"{field}_{share}_ms") for share in ("p50", "p99")]
+        return " ".join(milliseconds(value) for value in found) if min(found) >= 0 else ""
+
+    return Column(title, text, lambda each: (_pace(each, f"{field}_p99_ms"),), width_from, True)
+
+
+def _pace(each: InstanceStatus, field: str) -> float:
+    value = None if each.pace is None else getattr(each.pace, field)
+    return -1.0 if value is None else float(value)
 
 
 def _loaded(each: InstanceStatus, field: str) -> float:
@@ -248,8 +283,9 @@ def host_columns(_snapshot: Snapshot) -> list[Column[HostStatus]]:
         word("host", lambda each: each.name),
         Column("state", _host_state, lambda each: (each.state,)),
         word("address", lambda each: each.address),
-        number("cpus", lambda each: each.cpus),
+        Column("cpus", _cpus, lambda each: (each.cpus,), 0, True),
         Column("gpus", _gpus, lambda each: (len(each.gpus),), 0, True),
+        word("gpu use", _gpu_use, 120),
         number("instances", lambda each: len(each.instances)),
         number("gateways", lambda each: len(each.gateways), 100),
         Column("memory", _memory_bar, lambda each: (_memory_share(each),)),
@@ -269,6 +305,12 @@ def _host_state(each: HostStatus) -> Text:
     return state_text(each.state, " cordoned" if each.is_cordoned else "")
 
 
+def _cpus(each: HostStatus) -> str:
+    """In use, of all."""
+    used = "-" if each.cores_used is None else cores_text(each.cores_used)
+    return f"{used}/{each.cpus}" if each.cpus else "-"
+
+
 def _gpus(each: HostStatus) -> str:
     """In use, of all; those of others are named."""
     if not each.gpus:
@@ -276,6 +318,10 @@ def _gpus(each: HostStatus) -> str:
     held = sum(bool(gpu.holder) for gpu in each.gpus)
     busy = sum(gpu.is_busy for gpu in each.gpus)
     return f"{held}/{len(each.gpus)}" + (f" +{busy} others'" if busy else "")
+
+
+def _gpu_use(each: HostStatus) -> str:
+    return percents_text([gpu.use_percent for gpu in each.gpus])
 
 
 def _memory_share(each: HostStatus) -> float:
@@ -295,6 +341,10 @@ def _heard(each: HostStatus) -> str:
     return "never" if each.last_heard_s is None else f"{span(each.last_heard_s)} ago"
 
 
+def _gateway_cpu(each: GatewayStatus) -> str:
+    return "-" if each.cores_used is None else cores_text(each.cores_used)
+
+
 def gateway_columns(snapshot: Snapshot) -> list[Column[GatewayStatus]]:
     """Of gateways."""
     return [
@@ -302,6 +352,7 @@ def gateway_columns(snapshot: Snapshot) -> list[Column[GatewayStatus]]:
         word("host", lambda each: each.host, 90),
         Column("state", lambda each: state_text(each.state), lambda each: (each.state,)),
         number("now", lambda each: each.in_flight),
+        Column("cpu", _gateway_cpu, lambda each: (each.cores_used or 0.0,), 90, True),
         number("requests", lambda each: each.requests),
         number("finished", lambda each: each.finished, 90),
         number("failed", lambda each: each.failed),
