@@ -1,5 +1,6 @@
 """What every tier shares: golden files, the node environment, the oracle model."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # How long an example takes says how busy the machine is, and nothing of what is tested.
 settings.register_profile("llx", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# `make check`: enough to see most mistakes while one works; `make test` and CI do them all.
+settings.register_profile("quick", settings.get_profile("llx"), max_examples=20)
 # `make fuzz`: the same properties, for as long as one has the patience.
 settings.register_profile("fuzz", settings.get_profile("llx"), max_examples=3000)
 settings.load_profile("llx")
@@ -36,6 +39,15 @@ STAY_TOGETHER = {
 }
 """Directories that one process runs, by what they share: a start that takes a minute; or the two
 cores, for which several clusters of vLLM engines would fight each other into their deadlines."""
+WITHOUT_ENGINES = {
+    "contract": ("transport", "transport_media"),
+    "e2e": ("arguments", "lifecycle", "secured_gateway"),
+    "hosts": (
+        "bad_hosts", "doctor", "facts", "install", "play", "ssh",
+        "tunnel", "up",
+    ),
+}  # fmt: skip
+"""Files there that start no vLLM engine: they run beside those that do."""
 STAND_ALONE = ("cluster",)
 """Directories in which no test shares anything with the next one."""
 
@@ -51,6 +63,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(directory_of(item.nodeid), len(ranks)))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What was collected stays to the end: no garbage collection need go through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Have what former tests left collected before hypothesis reads source.
+
+    A failed test may leave tasks whose exception nobody has asked for. When they are collected, the
+    log tells it with a traceback, which parses source; where that comes in the middle of another
+    parsing, CPython 3.11 raises `SystemError: AST constructor recursion depth mismatch`.
+    """
+    if pyfuncitem.get_closest_marker("hypothesis") is not None:
+        gc.collect()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Tests side by side (`-n`): a file, or a directory that stays together, is one process's."""
@@ -59,10 +90,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             directory = directory_of(nodeid)
-            if directory in STAY_TOGETHER:
+            if directory in STAY_TOGETHER and not is_without_engines(nodeid):
                 return STAY_TOGETHER[directory]
             return nodeid if directory in STAND_ALONE else nodeid.partition("::")[0]
 
+    for directory, subjects in WITHOUT_ENGINES.items():
+        for subject in subjects:
+            path = GOLDEN.parent / directory / f"test_{subject}.py"
+            assert path.exists(), f"WITHOUT_ENGINES names {path}, which is gone"
     config.option.loadscopereorder = False  # the order of collection is the better one
     return Scheduling(config, log)
 
@@ -70,6 +105,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def directory_of(nodeid: str) -> str:
     """The first directory below `tests`; of a file there, its name."""
     return nodeid.partition("::")[0].removeprefix("tests/").partition("/")[0]
+
+
+def is_without_engines(nodeid: str) -> bool:
+    """Whether its file is among those that start no vLLM engine."""
+    subject = Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
+    return subject in WITHOUT_ENGINES.get(directory_of(nodeid), ())
 
 
 @pytest.fixture

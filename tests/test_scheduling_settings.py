@@ -76,14 +76,15 @@ def test_units_and_words_become_the_cores() -> None:
     assert (found.rescheduling.rest, found.rescheduling.steps) == (1_500_000_000, ("balance",))
     settings = PriorityClassSettings.model_validate(
         {
-            "name": "a", "priority": 1, "headroom_blocks": 7, "queue_limit": 3, "max_wait_s": 2,
-            "slo": {"ttft_ms": 500, "tpot_ms": 50},
+            "name": "a", "priority": 1, "headroom_blocks": 7, "headroom_share": 0.5,
+            "queue_limit": 3, "max_wait_s": 2, "slo": {"ttft_ms": 500, "tpot_ms": 50},
         }
     )  # fmt: skip
     [each] = pool_config(
         "m", SchedulingSettings(), [settings], step_tokens=1, max_requests=1
     ).classes
     assert (each.headroom, each.queue_limit, each.max_wait) == (7, 3, 2 * SECOND)
+    assert each.headroom_share == 0.5
     assert isinstance(each.slo, Slo)
     assert each.slo.ttft == SECOND // 2
 

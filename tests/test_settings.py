@@ -16,6 +16,7 @@ from llx.settings import (
     Environment,
     OutputFormat,
     Platform,
+    TlsSettings,
     differing_keys,
     dump_cluster,
     example_cluster,
@@ -136,6 +137,13 @@ class TestMistakes:
                 MINIMAL + "gateway: {api_keys: [{tenant: t, key_env: A, class: bach}]}\n",
                 '1: api key of "t": no priority class "bach"; did you mean "batch"?',
             ),
+            *(
+                (
+                    MINIMAL + f"gateway: {{tls: {tls}}}\n",
+                    '2: gateway.tls: must be "generated", or "certificate" and "key"',
+                )
+                for tls in ("{key: k}", "{}", "{generated: true, key: k, certificate: c}")
+            ),
             (
                 MINIMAL + "runtime: {python: /p, prefix: /q}\n",
                 '2: runtime: "python" uses what is there',
@@ -229,6 +237,16 @@ class TestClusters:
     def test_max_follows_min(self, tmp_path):
         text = "models: [{name: m, model: ./m, instances: {min: 3}}]\n"
         assert load_cluster(write(tmp_path, text)).models[0].instances.max == 3
+
+    def test_the_certificate_of_gateways(self, tmp_path):
+        path = tmp_path / "cluster.yaml"
+        path.write_text(MINIMAL + "gateway: {tls: generated}\n")
+        assert load_cluster(path).gateway.tls == TlsSettings(generated=True)
+        path.write_text(MINIMAL + "gateway: {tls: {certificate: ./c.pem, key: /etc/k.pem}}\n")
+        settings = load_cluster(path)
+        assert settings.gateway.tls.certificate == tmp_path / "c.pem"
+        path.write_text(dump_cluster(settings))
+        assert load_cluster(path) == settings
 
     def test_a_number_of_instances_is_short_for_both_ends(self, tmp_path):
         text = "models: [{name: m, model: ./m, instances: 3}]\n"

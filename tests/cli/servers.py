@@ -38,6 +38,7 @@ from llx.api import (
     RolloutStatus,
     ScaleReport,
     ScaleRequest,
+    SettingsDocument,
     Snapshot,
     StopReport,
 )
@@ -56,7 +57,7 @@ def cluster_status(url="http://127.0.0.1:8000", *, started_at=NOW - 300):
         InstanceStatus(
             name="tiny-0", model="tiny", host="here", engine="vllm", state=InstanceState.READY,
             pid=101, devices=["cpu:0"], started_at=started_at, ready_after_s=21.5, load=load,
-            log="/state/procs/tiny-0/log",
+            log="/state/procs/tiny-0/log", cores_used=1.31, gpu_percent=87.0,
         ),
         InstanceStatus(
             name="tiny-1", model="tiny", host="here", engine="vllm", state=InstanceState.FAILED,
@@ -67,7 +68,7 @@ def cluster_status(url="http://127.0.0.1:8000", *, started_at=NOW - 300):
     gateway = GatewayStatus(
         name="gateway-0", host="here", url=url, state=InstanceState.READY, pid=100,
         started_at=started_at, in_flight=4, requests=120, finished=115, failed=1, refused=2,
-        output_tokens=54321, connected=["tiny-0"],
+        output_tokens=54321, connected=["tiny-0"], cores_used=0.87,
     )  # fmt: skip
     model = ModelStatus(
         name="tiny", source="/models/tiny-1", engine="vllm", instances_min=2, instances_max=4,
@@ -163,6 +164,8 @@ class FakeHead(Server):
         self.asked: list[str] = []
         self.notes: list[dict] = []
         self.log = "one\ntwo\nthree\n"
+        self.page = "llx:term 3.0\n"
+        self.settings = "cluster: local\n"
         self.drained = StopReport(finished=2, cut=1)
         self.requests = RequestList(requests=[request_status("a")])
         self.changed = RequestChangeReport(changed=[request_status("a")])
@@ -174,6 +177,10 @@ class FakeHead(Server):
         self.events: list[EventList] = [EventList(events=[])]
         """Answers, one after the other; the last one stays."""
         self.policies = PolicyList(policies=[])
+        self.wanted_policies: PolicyList | None = None
+        """As a dry run would have them; None: as they are."""
+        self.recording = ""
+        """What the scheduler has recorded."""
         self.updates: list[PolicyUpdate] = []
         self.scaled: list[ScaleRequest] = []
         self.scale_changes = ["model tiny: 2 to 4 → 3 instances", "tiny-2 is started"]
@@ -234,7 +241,7 @@ class FakeHead(Server):
                 return self.events.pop(0) if len(self.events) > 1 else self.events[0]
             case ["policies"] if handler.command == "PUT":
                 self.updates.append(PolicyUpdate.model_validate_json(body))
-                return self.policies
+                return self.wanted_policies or self.policies
             case ["policies", *_]:
                 return self.policies
             case ["models", "tiny", "instances"]:
@@ -249,6 +256,8 @@ class FakeHead(Server):
             case ["rollouts"]:
                 found = self.rollout.pop(0) if len(self.rollout) > 1 else self.rollout[0]
                 return RolloutList(rollouts=[found])
+            case ["settings"]:
+                return SettingsDocument(yaml=self.settings)
             case ["explain", given] if any(e.name == given for e in self.explained.requests):
                 return self.explained
         return None
@@ -265,7 +274,7 @@ class FakeHead(Server):
     def register(self, state_dir):
         """Be the head of the cluster of that directory."""
         procs = state_dir / "procs" / "head"
-        procs.mkdir(parents=True, mode=0o700)
+        procs.mkdir(parents=True, mode=0o700, exist_ok=True)
         (state_dir / "cluster.yaml").write_text("models: [{name: tiny, model: /m}]\n")
         (state_dir / "token").write_text(self.token)
         save_spec(procs / "status.json", ProcessStatus(Phase.READY, addresses=[self.url]))
@@ -276,6 +285,13 @@ class FakeHead(Server):
         if handler.headers.get("authorization") != f"Bearer {self.token}":
             error = ErrorBody(error="unauthorized", message="no")
             return self.send(handler, 401, error.model_dump_json())
+        plain = {
+            "/metrics": (self.page, "text/plain"),
+            "/v1/keys": ('{"made_at": null, "is_changing": false}', "application/json"),
+            "/v1/recording": (self.recording, "application/x-ndjson"),
+        }
+        if path in plain:
+            return self.send(handler, 200, *plain[path])
         words = path.split("/")[2:]
         found = self.about_requests(handler, words, query, body)
         found = found or self.about_scheduling(handler, words, body)
@@ -319,6 +335,8 @@ class FakeGateway(Server):
         self.count = 0
 
     def answer(self, handler, body):
+        if handler.path == "/metrics":
+            return self.send(handler, 200, "llx:requests_total 1.0\n", "text/plain")
         if handler.path.endswith("/models"):
             data = [{"id": name} for name in self.models]
             return self.send(handler, 200, json.dumps({"data": data}))

@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -12,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llx import __version__
+from llx.cli import completing
+from llx.cli.main import app
 from llx.cli.parameters import Engine, parse_duration
 from llx.settings import load_cluster
 from llx.specs import EngineKind
@@ -26,8 +30,9 @@ NEVER = {
 
 VERBS = [
     "", "init", "up", "down", "status", "logs", "generate", "chat", "demo", "completion",
+    "verify", "verify migration",
     "inst", "inst ls", "inst get", "inst restart", "inst logs", "inst cordon", "inst uncordon",
-    "inst drain", "queue", "explain", "events", "scale", "rollout",
+    "inst drain", "queue", "explain", "events", "scale", "rollout", "upgrade",
     "policy", "policy show", "policy set", "policy revert",
     "policy pause", "policy resume", "policy step", "req", "req ls", "req get",
     "req cancel", "req set-priority", "req pin", "req unpin",
@@ -39,17 +44,18 @@ VERBS = [
     "sim", "sim run", "sim replay", "sim calibrate", "sim plan", "calibrate", "top",
     "bench", "bench run", "bench compare", "bench report",
     "chaos", "chaos kill", "chaos freeze", "chaos slow", "chaos partition",
-    "chaos restart", "chaos run",
+    "chaos restart", "chaos run", "metrics", "debug", "debug bundle",
 ]  # fmt: skip
 
 
-def modules_after(*words):
-    """What is imported once `llx WORDS` has run."""
+def modules_after(*verbs):
+    """What is imported once all these have run, one after the other in one process."""
     code = (
         "import sys\n"
         "from llx.cli.main import run\n"
-        f"sys.argv = ['llx', *{words!r}]\n"
-        "try:\n    run()\nexcept SystemExit:\n    pass\n"
+        f"for verb in {verbs!r}:\n"
+        "    sys.argv = ['llx', *verb.split()]\n"
+        "    try:\n        run()\n    except SystemExit:\n        pass\n"
         "print('\\n'.join(sys.modules), file=sys.stderr)\n"
     )
     done = subprocess.run(
@@ -63,13 +69,45 @@ def test_help_imports_nothing_heavy():
     assert modules_after("--help") & HEAVY == set()
 
 
-@pytest.mark.parametrize(
-    "verb",
-    ["status", "up --dry-run", "down", "context ls", "top --once", "sim run --requests 5"],
-)
-def test_no_verb_imports_what_the_plain_install_lacks(verb, tmp_path, monkeypatch):
+def test_no_verb_imports_what_the_plain_install_lacks(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert modules_after(*verb.split()) & NEVER == set()
+    verbs = ("status", "up --dry-run", "down", "context ls", "top --once", "sim run --requests 5")
+    found = modules_after(*verbs)
+    assert "llx.sim.run" in found, "even the last has run"
+    assert found & NEVER == set()
+
+
+def leaves(command, before=()):
+    """Each verb of the command, and what parses its words."""
+    for name, found in command.commands.items():
+        if hasattr(found, "commands"):
+            yield from leaves(found, (*before, name))
+        else:
+            yield " ".join((*before, name)), found
+
+
+LEAVES = dict(leaves(typer.main.get_command(app)))
+
+
+def test_the_verbs_are_those_whose_help_is_tested():
+    assert {each for each in VERBS if each in LEAVES} == set(LEAVES)
+
+
+@pytest.mark.parametrize("verb", LEAVES)
+def test_each_verb_has_an_example_that_it_understands(llx, verb):
+    found = LEAVES[verb]
+    told = f"{found.help}\n\n{found.epilog or ''}"
+    examples = [each for each in told.split("\n\n") if each.startswith("Example: llx ")]
+    assert len(examples) == 1
+    lines = examples[0].removeprefix("Example: ").split(" && ")
+    assert any(each.startswith(f"llx {verb}") for each in lines)
+    for line in lines:
+        words = shlex.split(line.partition(" > ")[0])[1:]
+        for each in words:
+            if each.endswith((".csv", ".yaml", ".jsonl")) and "/" not in each:
+                Path(each).touch()
+        name = next(each for each in LEAVES if words[: len(each.split())] == each.split())
+        LEAVES[name].make_context(name, words[len(name.split()) :]).close()
 
 
 @pytest.mark.golden
@@ -173,6 +211,35 @@ def test_completion_of_processes(llx, head):
         (procs / name).mkdir()
         (procs / name / "shim.json").touch()
     assert completions(llx, "llx logs t") == ["tiny-0", "tiny-1"]
+
+
+def test_completion_of_what_a_running_cluster_has(llx, head):
+    assert completions(llx, "llx req get llx-") == ["llx-a"]
+
+
+@pytest.mark.parametrize(
+    ("complete", "begun", "offered"),
+    [
+        (completing.complete_request, "", ["llx-a"]),
+        (completing.complete_request, "cmpl-a", ["cmpl-a-0-0123abcd"]),
+        (completing.complete_instance, "tiny", ["tiny-0", "tiny-1"]),
+        (completing.complete_unit, "", ["gateway-0", "tiny-0", "tiny-1"]),
+        (completing.complete_model, "t", ["tiny"]),
+        (completing.complete_host, "x", []),
+    ],
+)
+def test_what_is_completed_is_asked_of_the_cluster(
+    llx, head, monkeypatch, complete, begun, offered
+):
+    for name, value in llx.variables.items():
+        monkeypatch.setenv(name, value)
+    context = SimpleNamespace(params={"context": None})
+    assert complete(context, begun) == offered
+    assert complete(SimpleNamespace(params={"context": "none"}), begun) == []
+
+
+def test_completion_without_a_cluster_says_nothing(llx):
+    assert completions(llx, "llx req get ") == []
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ def test_all_of_them_need_no_word(llx, head):
     head.requests = RequestList(requests=[request_status("a")], num_found=1)
     done = llx("req", "ls")
     assert (done.exit_code, done.stderr) == (0, "")
+    assert head.asked[-1] == "GET /v1/requests?limit=1000"
+    llx("req", "ls", "--limit", "0")
     assert head.asked[-1] == "GET /v1/requests"
 
 

@@ -14,8 +14,9 @@ from llx.bootstrap.request_story import (
     lines_of,
     pattern_of,
 )
+from llx.cli import request_logs
 from llx.cli.request_logs import show_request_logs, unseen
-from llx.errors import ConfigError, ExitCode, LlxError, NotFoundError
+from llx.errors import ConfigError, DeadlineError, ExitCode, LlxError, NotFoundError
 
 T = "2026-11-28T10:00:0"
 GATEWAY = f"""{T}1.000Z INFO pool.accepted request=cmpl-mine-0-aa name=llx-01 client=mine model=tiny
@@ -144,3 +145,49 @@ def test_a_line_is_shown_once_though_its_log_is_moved_and_twice_if_it_was_said_t
     again = line("b", is_present=True, number=1)
     assert unseen([*moved, again], shown) == [again]
     assert unseen([*moved, again], shown) == []
+
+
+def rows(host, text):
+    return lines_of(
+        host, "".join(f"m-0/log:{n}:{each}\n" for n, each in enumerate(text.split("\n")))
+    )
+
+
+def test_a_host_that_hangs_is_asked_once_in_a_search_and_again_in_the_next():
+    asked = []
+
+    def search(pattern, without):
+        hosts = [each for each in ("h1", "h2") if each not in without]
+        asked.append(hosts)
+        hung = DeadlineError("h2: searching: took longer than 60 s")
+        return {each: hung if each == "h2" else rows("h1", GATEWAY) for each in hosts}
+
+    for _ in range(2):
+        lines, ids, missed = request_logs._story(search, ["mine"])
+        assert "cmpl-mine-0-aa" in ids
+        assert len(lines) == 4
+        assert missed.message.startswith("not searched: h2;")
+        assert missed.exit_code is ExitCode.PARTIAL
+    assert asked[0] == ["h1", "h2"]
+    assert asked[1 : len(asked) // 2] == [["h1"]] * (len(asked) // 2 - 1)
+    assert len(asked) >= 4
+
+
+def test_who_is_not_searched_is_said_once_while_it_is_the_same(monkeypatch, capsys):
+    hosts = iter([["h2"], ["h2"], [], ["h2"], ["h2", "h3"]])
+
+    def search(_pattern, _without):
+        try:
+            down = next(hosts)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+        why = {each: DeadlineError(f"{each}: took {id(down)} s") for each in down}
+        return {"h1": [], **why}
+
+    monkeypatch.setattr(request_logs, "_POLL_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        request_logs._show(search, "mine", 10, is_following=True)
+    said = [each for each in capsys.readouterr().err.splitlines() if "not searched" in each]
+    assert [each.partition(";")[0] for each in said] == [
+        "(not searched: h2", "(not searched: h2", "(not searched: h2, h3",
+    ]  # fmt: skip

@@ -46,6 +46,16 @@ def test_one_that_stops_fails_whoever_waits(llx, head):
     assert llx("rollout", "tiny").exit_code == 0, "to look is no failure"
 
 
+def test_whoever_waits_hears_of_it_when_somebody_goes_back(llx, head):
+    back = {"begun_at": 2.0, "is_back": True, "user": "bob", "revision": 0}
+    head.rollout = [RUNNING, RUNNING, RUNNING, DONE.model_copy(update=back)]
+    done = llx("rollout", "tiny", "--again", "--wait", "-y")
+    assert done.exit_code == 5
+    assert "the rollout of tiny was gone back on by bob" in done.stderr
+    head.rollout = [RUNNING, DONE.model_copy(update={"begun_at": 2.0})]
+    assert llx("rollout", "tiny", "--wait").exit_code == 5
+
+
 def test_without_a_change_it_shows(llx, head):
     head.rollout = [RUNNING]
     assert [each["moved"] for each in json.loads(llx("rollout", "-o", "json").stdout)] == [3]
@@ -82,6 +92,7 @@ def test_of_a_file_the_model_counts(llx, head, tmp_path):
         (["tiny", "--pause", "--abort"], "one at a time"),
         (["tiny", "--resume", "--again"], "one at a time"),
         (["--again"], "of a MODEL"),
+        (["--wait"], "of a MODEL"),
         (["tiny", "--set", "nonsense"], "not KEY=VALUE"),
         (["tiny", "--set", "max_num_seq=3"], 'did you mean "max_num_seqs"?'),
         (["tiny", "--set", "engine_args.scheduler_cls=x.y"], "does not go with llx"),

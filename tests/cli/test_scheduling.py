@@ -1,6 +1,7 @@
 """`llx queue`, `policy` and `explain` against a head that pretends."""
 
 import json
+import re
 
 import pytest
 
@@ -13,6 +14,11 @@ from llx.api import (
     QueueList,
     QueueStatus,
 )
+from llx.recording import Recorder
+from llx.scheduling_settings import SchedulingSettings
+from llx.sim.cluster import Cluster
+from llx.sim.presets import paper_cluster
+from llx.sim.workload import generated
 from tests.cli.servers import NOW
 
 QUEUES = QueueList(
@@ -102,6 +108,55 @@ def test_rules_are_changed_and_reverted(llx, head):
     )  # fmt: skip
     assert llx("policy", "set", "dispatch").exit_code == 2
     assert len(head.updates) == 2
+
+
+def lately(head, tmp_path, **changed):
+    """A head that has recorded a run of two instances, and would be scheduled by other rules."""
+    path = tmp_path / "r"
+    with Recorder(path, origin="cluster") as recorder:
+        requests = generated("m-m", 4.0, 20, 3)
+        Cluster(paper_cluster("llx", 2), iter(requests), observe=recorder.record).run(3)
+    head.recording = path.read_text()
+    model = json.loads(head.recording.splitlines()[1])["data"]["config"]["name"]
+    now = SchedulingSettings().model_dump(mode="json")
+    status = PolicyStatus(model=model, is_paused=False, scheduling=now)
+    head.policies = PolicyList(policies=[status])
+    other = status.model_copy(update={"scheduling": {**now, **changed}})
+    head.wanted_policies = PolicyList(policies=[other])
+
+
+def test_a_dry_run_says_what_would_have_been_decided_otherwise(llx, head, tmp_path):
+    lately(head, tmp_path, dispatch="round_robin", binding="immediate")
+    done = llx("policy", "set", "dispatch=round_robin", "--dry-run", "--over", "10m")
+    assert done.exit_code == 0, done.stderr
+    assert "GET /v1/recording?last_s=600.0" in head.asked
+    assert re.search(
+        r"these rules would have sent \d+ of 20 requests \(\d+%\) elsewhere", done.stdout
+    )
+    assert "more is not recorded" in done.stdout
+    assert re.search(r"requests dispatched +20 +20 +20", done.stdout)
+    assert "An open loop" in done.stdout
+    assert "20 of 20 dispatches (100%) come out as they were made" in done.stdout
+    assert "nothing was changed" in done.stderr
+    found = json.loads(llx("policy", "set", "a=b", "--dry-run", "-o", "json").stdout)
+    assert found["policies"][0]["scheduling"]["dispatch"] == "round_robin"
+    assert found["comparison"]["elsewhere"] > 0
+    assert found["comparison"]["same"] + found["comparison"]["elsewhere"] == 20
+
+
+def test_a_dry_run_without_anything_to_compare_still_says_the_rules(llx, head, tmp_path):
+    head.policies = POLICIES
+    done = llx("policy", "set", "dispatch=freest", "--dry-run")
+    assert (done.exit_code, "not compared: nothing is recorded yet" in done.stderr) == (0, True)
+    assert "round_robin" in done.stdout
+    lately(head, tmp_path, dispatch="of_a_package")
+    done = llx("policy", "set", "dispatch=of_a_package", "--dry-run")
+    assert done.exit_code == 0
+    assert "not compared:" in done.stderr
+    assert "of_a_package" in done.stderr
+    asked = len(head.asked)
+    assert llx("policy", "revert", "--dry-run", "--over", "0").exit_code == 0
+    assert not any("recording" in each for each in head.asked[asked:])
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume", "step"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from llx.api import ClusterStatus, InstanceStatus, StopReport
+from llx.api import ClusterStatus, HostStatus, InstanceStatus, StopReport
 from llx.cli.tables import cluster_view, print_cluster, without_ages
 from tests.cli.servers import NOW, FakeHead, cluster_status
 
@@ -98,6 +99,14 @@ class TestStatus:
         later = one.instances[0].model_copy(update={"load": load.model_copy(update={"age_s": 9.0})})
         other = one.model_copy(update={"instances": [later, one.instances[1]]})
         assert without_ages(one) == without_ages(other)
+        used = one.gateways[0].model_copy(update={"cores_used": 0.5})
+        host = HostStatus(name="h", state="ready", cores_used=1.0, last_heard_s=0.3)
+        quiet = host.model_copy(update={"cores_used": 3.0, "last_heard_s": 0.1})
+        both = [one.model_copy(update={"hosts": [each]}) for each in (host, quiet)]
+        assert without_ages(both[0]) == without_ages(both[1])
+        assert without_ages(both[0]) != without_ages(one)
+        other = one.model_copy(update={"gateways": [used, *one.gateways[1:]]})
+        assert without_ages(one) == without_ages(other)
         busier = later.model_copy(update={"load": load.model_copy(update={"running": 9})})
         changed = one.model_copy(update={"instances": [busier, one.instances[1]]})
         assert without_ages(one) != without_ages(changed)
@@ -118,7 +127,9 @@ class TestInstances:
     def test_get(self, llx, head):
         done = llx("inst", "get", "tiny-1", "-o", "json")
         assert InstanceStatus.model_validate_json(done.stdout) == head.found.instances[1]
-        assert llx("inst", "get", "tiny-1").stdout.startswith("name: tiny-1\n")
+        told = llx("inst", "get", "tiny-1").stdout
+        assert told.startswith("name: tiny-1\n")
+        assert re.search(r"^started_at: \d{4}-\d\d-\d\d [\d:]{8} \(.* ago\)$", told, re.MULTILINE)
         assert llx("inst", "get", "tiny-1", "-o", "name").stdout == "tiny-1\n"
 
     def test_get_nobody(self, llx, head):

@@ -18,8 +18,7 @@ from tests.contract.kv_rig import BytesStore
 
 CHUNK_BLOCKS = 3
 DEPTH = 2
-_JOIN_S = 2.0
-_FINISH_S = 4.0
+_FINISH_S = 60.0
 _POLL_S = 0.002
 
 
@@ -30,6 +29,8 @@ class Gpus:
     Attributes:
         refuses_join: Why no pair can be joined, if so.
         hangs_join: A source's end does not come.
+        is_hanging: Set once one has begun not to come.
+        join_s: An end waits for the other for so long.
         never_ends: A copy is not seen to end, and an end not to close.
         breaks: Why whatever goes through a pair fails, if so.
         flows: Set: what is begun is done; cleared: it stalls after the first half of a chunk.
@@ -38,6 +39,8 @@ class Gpus:
 
     refuses_join: str = ""
     hangs_join: bool = False
+    is_hanging: threading.Event = field(default_factory=threading.Event)
+    join_s: float = 60.0
     never_ends: bool = False
     breaks: str = ""
     flows: threading.Event = field(default_factory=threading.Event)
@@ -102,9 +105,10 @@ class FakeDevice:
         gpus = self._gpus
         if gpus.refuses_join and not is_source:
             raise EngineError(gpus.refuses_join)
-        deadline = time.monotonic() + _JOIN_S
+        deadline = time.monotonic() + gpus.join_s
         meeting = gpus.meetings[pair]
         while gpus.hangs_join and is_source:
+            gpus.is_hanging.set()
             if is_cancelled() or time.monotonic() > deadline:
                 raise EngineError("the other end did not join in time")
             time.sleep(_POLL_S)

@@ -11,7 +11,8 @@ from tests.contract.kv_rig import BLOCK_BYTES, Answer, End, end_here, wait_until
 TOKEN = b"0123456789abcdef"
 M = MigrationId("m-1")
 GPU_MEDIA = ("cuda-ipc", "nccl")
-SOON_S = 1.0
+SOON_S = 20.0
+"""Less than whatever else would end it: a join (`Gpus`), or silence (`sockets.SILENCE_S`)."""
 """By when a death is noticed on a busy machine; it takes milliseconds."""
 
 

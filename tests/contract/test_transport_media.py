@@ -1,5 +1,6 @@
 """Which medium is taken and why; what pairs of GPUs must survive. On GPUs that are not there."""
 
+import re
 import threading
 import time
 from functools import partial
@@ -169,7 +170,7 @@ def test_a_pair_that_cannot_be_joined_falls_back_and_is_left_alone(
     if how == "refuses":
         gpus.refuses_join = "no route"
     else:
-        gpus.hangs_join = True
+        gpus.hangs_join, gpus.join_s = True, 0.3
     found = copied(pair)
     assert isinstance(found, Copied)
     assert found.medium == ("tcp" if kind == "nccl" else "shm")
@@ -178,7 +179,7 @@ def test_a_pair_that_cannot_be_joined_falls_back_and_is_left_alone(
     gpus.refuses_join, gpus.hangs_join = "", False
     found = copied(pair, MigrationId("m-2"))
     assert isinstance(found, Copied)
-    assert "nccl: could not be joined 0 s ago: " in found.why
+    assert re.search(r"nccl: could not be joined \d+ s ago: ", found.why)
     assert gpus.num_joined == 0
 
 
@@ -211,10 +212,8 @@ def test_a_request_that_stands_still_waits_a_moment_for_a_pair(
     pair = near_pair("nccl", here, gpus)
     gpus.hangs_join = True
     pair.begin([1])
-    begun = time.monotonic()
     answer = pair.send(0, [2], [1], state_of=RequestId("r"))
-    assert answer.get() == pair.size(1)
-    assert time.monotonic() - begun < 1.8, "less than joining may take"
+    assert answer.get(SOON_S) == pair.size(1), "it takes less than joining may"
     assert answer.copied is not None
     assert answer.copied.medium == "tcp"
 
@@ -227,6 +226,7 @@ def test_who_was_joined_in_vain_for_long_is_left_alone_however_that_ended(
     gpus.hangs_join = True
     pair.begin([1])
     answer = pair.send(0, [2], [1])
+    assert gpus.is_hanging.wait(SOON_S)
     time.sleep(0.2)
     pair.source.transport.close(M)
     assert isinstance(answer.get(SOON_S), str)
@@ -242,7 +242,7 @@ def test_closing_ends_a_join(here, gpus: Gpus) -> None:
     gpus.hangs_join = True
     pair.begin([1])
     answer = pair.send(0, [2], [1])
-    time.sleep(0.05)
+    assert gpus.is_hanging.wait(SOON_S)
     pair.source.transport.close(M)
     assert "closed" in str(answer.get(SOON_S))
     assert pair.target.heard.next(SOON_S)[0] == M
@@ -257,7 +257,7 @@ def test_a_fence_ends_a_join(here, gpus: Gpus) -> None:
     gpus.hangs_join = True
     pair.begin([1])
     answer, fenced = pair.send(0, [2], [1]), Answer()
-    time.sleep(0.05)
+    assert gpus.is_hanging.wait(SOON_S)
     pair.target.transport.fence(M, fenced)
     fenced.get(SOON_S)
     assert isinstance(answer.get(SOON_S), str)
@@ -307,7 +307,7 @@ def test_a_stage_goes_in_rounds_and_under_a_limit_chunk_by_chunk(here, gpus: Gpu
     pair.begin(range(NUM_BLOCKS))
     begin = time.monotonic()
     assert pair.send(0, range(NUM_BLOCKS), range(NUM_BLOCKS)).get() == size
-    assert 0.15 < time.monotonic() - begin < 2
+    assert time.monotonic() - begin > 0.15
     assert pair.source.stores[0].data == pair.target.stores[0].data
 
 
@@ -319,7 +319,7 @@ def stalled(pair: Pair, gpus: Gpus) -> Answer:
     gpus.flows.clear()
     pair.begin(range(NUM_BLOCKS))
     answer = pair.send(0, range(20), range(20))
-    assert gpus.is_stalled.wait(2)
+    assert gpus.is_stalled.wait(SOON_S)
     return answer
 
 

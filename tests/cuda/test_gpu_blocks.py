@@ -15,6 +15,7 @@ from llx.cuda.gpu_blocks import GpuBlocks
 from llx.errors import EngineError
 from tests.cuda.caches import Cache, Shape, cache_of, caches, llama
 from tests.cuda.fake_driver import FakeDriver, FakeTensor, World
+from tests.example_counts import of_a_hundred
 
 NOTHING = {"device": 0, "host": 0, "streams": 0, "events": 0, "mapped": 0}
 
@@ -43,7 +44,7 @@ def rest_of(cache: Cache, blocks: list[int]) -> bytearray:
     return content
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=of_a_hundred(60), deadline=None)
 @given(caches(), st.data(), st.integers(0, 1000))
 def test_what_is_packed_is_unpacked_and_nothing_else_written(cache, data, seed) -> None:
     count = cache.num_blocks

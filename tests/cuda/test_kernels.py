@@ -18,6 +18,7 @@ from llx.cuda.tables import MAX_IDS, ids_of
 from llx.errors import EngineError
 from tests.cuda.caches import Arena
 from tests.cuda.twin import SOURCE, Built, compiler, twin
+from tests.example_counts import of_a_hundred
 
 WIDTHS = [16, 8, 4, 2, 1]
 ARCHITECTURES = [80, 90]
@@ -89,7 +90,7 @@ class Case:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=of_a_hundred(25), deadline=None)
 @given(st.data(), st.sampled_from([1, 2, 7, 64]))
 def test_source_does_what_the_twin_does_and_nothing_else(built, width, data, ctas) -> None:
     """Every byte of all memory around is compared, before and after."""

@@ -16,6 +16,7 @@ from llx.errors import EngineError
 from tests.cuda.caches import Cache, cache_of, caches, llama
 from tests.cuda.fake_driver import FakeDriver, FakeTensor
 from tests.cuda.fake_nccl import FakeNccl
+from tests.example_counts import of_a_hundred
 
 
 def never() -> bool:
@@ -95,7 +96,7 @@ def two(order: str = "LBNHC", **other) -> Two:
     return Two(cache_of(shape, seed=1), cache_of(shape, seed=2), **other)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=of_a_hundred(40), deadline=None)
 @given(caches(), st.data(), st.integers(0, 1000), st.integers(0, 3))
 def test_blocks_arrive_bit_by_bit_and_nothing_else_is_written(cache, data, seed, busy) -> None:
     count = cache.num_blocks

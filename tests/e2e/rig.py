@@ -88,12 +88,14 @@ class Cluster:
 def cluster_up(home: Path, settings: dict[str, Any]) -> Iterator[Cluster]:
     """A cluster with these settings besides its name and ports; `llx down` must leave nothing."""
     llx, config, port = Llx(home), home / "cluster.yaml", random.randrange(21000, 29000)
-    own = {"cluster": "e2e", "gateway": {"port": port}, "control": {"port": 0}}
+    gateway = settings.get("gateway", {}) | {"port": port}
+    own = {"cluster": "e2e", "gateway": gateway, "control": {"port": 0}}
     config.write_text(json.dumps(settings | own))
     done = llx("up", "-y", str(config), timeout_s=600)
     assert done.returncode == 0, done.stderr
     try:
-        yield Cluster(llx, f"http://127.0.0.1:{port}", config)
+        scheme = "https" if "tls" in gateway else "http"
+        yield Cluster(llx, f"{scheme}://127.0.0.1:{port}", config)
     finally:
         done = llx("down", "--deadline", "5s")
         left = processes_of(home)

@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import httpx
 import openai
@@ -174,3 +177,23 @@ def test_the_example_client_streams(cluster):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_threads_that_poll_for_nothing_stand_behind_the_rest(cluster):
+    instances = cluster.llx.json("status")["instances"]
+    pid = next(each["pid"] for each in instances if each["model"] == "oracle")
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    names = {int(task.name): (task / "comm").read_text().strip() for task in tasks}
+    polling = [task for task, name in names.items() if name == "gloo_tcp_loop"]
+    assert polling, f"PyTorch calls them otherwise now: {sorted(set(names.values()))}"
+    assert {os.sched_getscheduler(task) for task in polling} == {os.SCHED_IDLE}
+    assert os.sched_getscheduler(pid) == os.SCHED_OTHER
+
+
+def test_instances_keep_their_files_in_their_own_directories(cluster):
+    instances = [i for i in cluster.llx.json("status")["instances"] if i["model"] == "oracle"]
+    for each in instances:
+        assert (cluster.directory / "procs" / each["name"] / "rendezvous").exists()
+    began = min(each["started_at"] for each in instances)
+    left = Path(tempfile.gettempdir()).glob("vllm_dist_*")
+    assert [each for each in left if each.stat().st_mtime > began] == []

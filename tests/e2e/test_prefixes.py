@@ -87,16 +87,16 @@ async def test_what_begins_alike_goes_to_who_has_it_until_too_much_waits_there(
     await client.cordon("p-0", is_on=True)
     instance, why = await client.ask([*shared, *client.tokens(40)])
     assert (instance, "cached" in why) == ("p-1", False), why
-    await client.cordon("p-0", is_on=False)
     update = PolicyUpdate(model="p", changes={"dispatch": "prefix_aware"})
     await client.head(lambda head: head.update_policies(update))
     async with asyncio.timeout(30):
-        while True:  # until gateways, scheduler and instances have heard of it
+        while True:  # until gateway and scheduler have heard of it, and of what p-1 has
             probe = client.tokens(100)
             await client.ask(probe)
             await asyncio.sleep(0.3)
             if "cached tokens 96" in (await client.ask(probe))[1]:
                 break
+    await client.cordon("p-0", is_on=False)
     _, why = await client.ask(client.tokens(300))
     assert "cached" not in why
     for _ in range(6):

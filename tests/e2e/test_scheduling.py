@@ -272,8 +272,10 @@ def is_empty(head: ControlClient) -> bool:
 
 async def test_a_stream_is_cancelled_where_it_runs_waits_or_moves(client: Client) -> None:
     streams = [await Live(client).begun() for _ in range(ROOM)]
-    queued = [asyncio.create_task(client.ask(4, "batch")) for _ in range(2)]
-    await client.until(lambda head: waiting(head)["batch"] == 2)
+    queued = []
+    for place in (1, 2):
+        queued.append(asyncio.create_task(client.ask(4, "batch")))
+        await client.until(lambda head, place=place: waiting(head)["batch"] == place)
     listed = (await client.head(lambda head: head.requests(state="queued"))).requests
     assert [(each.priority_class, each.position, each.instance) for each in listed] == [
         ("batch", 1, ""), ("batch", 2, ""),

@@ -7,12 +7,11 @@ driver. `POST /v1/stop` is left out where it may be right: it would end the clus
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schemathesis import GenerationMode
 
 from tests.cluster.hosts_rig import HostsRig
 
@@ -23,25 +22,30 @@ EXPECTED_ABOVE_500 = {502, 504}
 NAMES = ["h1", "h2", "m", "m-0", "m-1", "gateway-0", "head", "../keys", "m-0/../../token"]
 
 
-def operations_of(url: str, headers: dict[str, str]) -> list:
+def operations_of(url: str, headers: dict[str, str]) -> list[Any]:
+    import schemathesis  # half a second, which others need not wait for when tests are collected
+
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=headers)
     return [result.ok() for result in schema.get_all_operations()]
 
 
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+@pytest.mark.parametrize("mode", ["positive", "negative"])
 def test_no_request_is_an_error_of_the_head(control, rig: HostsRig, mode) -> None:
+    from schemathesis import GenerationMode
+
+    wanted = GenerationMode(mode)
     token = {"authorization": f"Bearer {rig.state.keep_or_new_token().reveal()}"}
     every = operations_of(control.url, token)
     operations = [each for each in every if each.path != "/v1/stop"]
     assert len(operations) > 20
-    cases = st.one_of([each.as_strategy(generation_mode=mode) for each in operations])
+    cases = st.one_of([each.as_strategy(generation_mode=wanted) for each in operations])
     answers: Counter[int] = Counter()
     secrets = [value for key, value in json.loads(rig.keys).items() if "secret" in key]
 
     @settings(suppress_health_check=list(HealthCheck), print_blob=True)
     @given(case=cases, name=st.none() | st.sampled_from(NAMES))
     def ask(case, name) -> None:
-        if name is not None and mode is GenerationMode.POSITIVE:
+        if name is not None and mode == "positive":
             case.path_parameters = dict.fromkeys(case.path_parameters or {}, name)
         answer = case.call(headers=token, timeout=ANSWER_S)
         answers[answer.status_code] += 1
@@ -52,6 +56,6 @@ def test_no_request_is_an_error_of_the_head(control, rig: HostsRig, mode) -> Non
 
     before = len(list(Path("/proc/self/fd").iterdir()))
     ask()
-    assert sum(answers.values()) >= 50, answers
+    assert sum(answers.values()) >= settings().max_examples // 2, answers
     assert control.status().cluster == "c"
     assert len(list(Path("/proc/self/fd").iterdir())) < before + 64, "descriptors are left open"

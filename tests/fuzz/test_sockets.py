@@ -64,12 +64,12 @@ async def test_who_does_not_come_to_the_point_loses_his_place() -> None:
 
     One that is being answered for as long is not touched.
     """
-    server, url = server_of(slow_app)
-    serving = asyncio.create_task(server.serve(sockets=[bound(url)]))
+    server, listener, url = server_of(slow_app)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
     async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
         await until(lambda: server.started)
         long_answer = asyncio.create_task(client.get("/slow"))
-        await asyncio.sleep(0.1)
+        await until(lambda: server.server_state.tasks)
         with contextlib.ExitStack() as stack:
             held = [connect(stack, address_of(url), b"GE") for _ in range(PLACES)]
             assert (await client.get("/", headers={"connection": "close"})).status_code == 503
@@ -94,20 +94,15 @@ async def slow_app(scope, receive, send) -> None:
     await send({"type": "http.response.body", "body": b"done"})
 
 
-def server_of(app) -> tuple[BoundedServer, str]:
+def server_of(app) -> tuple[BoundedServer, socket.socket, str]:
     config = uvicorn.Config(
         app, lifespan="off", ws="none", log_config=None, limit_concurrency=PLACES,
         timeout_keep_alive=1,
     )  # fmt: skip
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return BoundedServer(config, head_s=1.0), f"http://127.0.0.1:{free.getsockname()[1]}"
-
-
-def bound(url: str) -> socket.socket:
     listener = socket.socket()
-    listener.bind(address_of(url))
-    return listener
+    listener.bind(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    return BoundedServer(config, head_s=1.0), listener, url
 
 
 async def until(check) -> None:

@@ -25,6 +25,8 @@ class Operator:
     """An environment on the hosts that is used as it is; empty: llx makes its own."""
     variables: dict[str, str] = field(default_factory=dict)
     """Set in the operator's shell."""
+    gateway: dict[str, Any] = field(default_factory=dict)
+    """More for the gateways' settings."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -39,7 +41,7 @@ class Operator:
             "cluster": "c",
             "hosts": self.rig.cluster_hosts() if hosts is None else hosts,
             "models": [SIM],
-            "gateway": {"host": "0.0.0.0", "port": 8000, "count": 1},
+            "gateway": {"host": "0.0.0.0", "port": 8000, "count": 1, **self.gateway},
             "runtime": runtime,
             **changes,
         }

@@ -215,6 +215,10 @@ class Host:
         self.write(stand_in, content)
         self.x("mount", "--bind", stand_in, path, check=True)
 
+    def uncover(self, path: str) -> None:
+        """End what `cover` does."""
+        self.x("umount", path, check=True)
+
     def own_paths(self, *folders: str) -> list[str]:
         """All that lies below `folders`, but for what it sees of this machine."""
         skipped = [word for each in self.options.binds for word in ("-path", each, "-prune", "-o")]

@@ -15,10 +15,14 @@ from typing import Any
 
 import pytest
 
+from llx.host_ports import HostPorts
 from tests.e2e.rig import ROOT
-from tests.hosts.operator_machine import Operator, eventually
+from tests.hosts.operator_machine import CONTROL_PORT, Operator, eventually
 from tests.hosts.rig import USER, Host, HostOptions, Rig, python_binds
+from tests.hosts.sockets import check_sockets
 from tests.hosts.traffic import Traffic
+from tests.hosts.verbs import Verbs
+from tests.hosts.verbs_here import verbs_here
 
 pytestmark = [pytest.mark.hosts, pytest.mark.node, pytest.mark.e2e]
 
@@ -141,6 +145,11 @@ def test_llx_generate_goes_through(operator):
     assert done.stdout.strip()
 
 
+def test_every_verb_works_while_it_serves(operator, tmp_path):
+    with verbs_here(operator, "oracle", tmp_path) as here:
+        Verbs(operator, here, "oracle").check()
+
+
 def test_a_second_up_changes_nothing(operator):
     pids = serving(operator)
     done = operator("up", "-y", "cluster.yaml")
@@ -235,6 +244,36 @@ def ledgers(rig: Rig) -> dict[str, str]:
     return {host.name: host.x("cat", path).stdout for host in rig.hosts}
 
 
+CHAOS = """
+traffic: {streams: 4, prompts: 2, prompt_tokens: 32, output_tokens: 200}
+bounds: {healed_s: 90}
+faults:
+  - {kind: freeze, target: instance, for_s: 1}
+  - {kind: slow, target: instance, for_s: 2, draw: 0.9}
+  - {kind: kill, target: agent, draw: 0.9}
+  - {kind: freeze, target: ray, for_s: 1, draw: 0.5}
+  - {kind: kill, target: head}
+"""
+
+
+def test_faults_over_ssh_cost_no_token(operator, rig):
+    (rig.home / "chaos.yaml").write_text(CHAOS)
+    done = operator("chaos", "run", "chaos.yaml", "-y", "-o", "json", "--out", "chaos")
+    verdict = json.loads(done.stdout)
+    assert (done.returncode, verdict["problems"]) == (0, []), done.stderr
+    assert verdict["faults_by"] == {
+        "freeze instance": 1, "freeze ray": 1, "kill agent": 1, "kill head": 1, "slow instance": 1
+    }  # fmt: skip
+    assert verdict["complete"] == verdict["streams"] > verdict["hit"] >= 2
+
+
+def test_who_may_not_cut_a_host_off_is_told_before_anything_is_done(operator, rig):
+    done = operator("chaos", "partition", "h2", "-y", "--out", "cut")
+    assert done.returncode == 5, done.stderr
+    assert "h2: nft there takes root" in done.stderr
+    assert not (rig.home / "cut").exists()
+
+
 def test_a_strange_peer_is_refused(operator, rig, node_python):
     """Somebody on the network, without token, certificate or secret key, at each kind of port."""
     script = (
@@ -272,6 +311,14 @@ def test_a_strange_peer_is_refused(operator, rig, node_python):
     assert "Failed to connect to GCS" in done.stderr
     refused = stranger.x("curl", "-s", "-m", "5", f"http://{rig['h1'].address}:8900/v1/status")
     assert refused.returncode != 0, "the control API listens on loopback only"
+
+
+def test_every_socket_is_in_the_docs_and_refuses_a_stranger(operator, rig):
+    """Of all three hosts: who listens, and what somebody without any key hears there."""
+    hosts = [rig[name] for name in ("h1", "h2", "h3")]
+    named = {"gateway.port": 8000, "control.port": CONTROL_PORT}
+    ports = HostPorts(20000)
+    check_sockets(hosts, rig["h4"], ports, named, has_keys=False, has_vllm=True)
 
 
 def test_a_host_is_added_and_one_removed(operator, rig, cases, node_python):

@@ -4,6 +4,7 @@ One cluster of simulated engines on three hosts for the module, in the order of 
 """
 
 import json
+import tarfile
 import time
 from pathlib import Path
 
@@ -83,6 +84,42 @@ def test_a_host_that_is_none_is_refused(operator):
     assert 'no host "h9"' in done.stderr
 
 
+def bundle(operator: Operator, name: str) -> tuple[int, dict[str, str]]:
+    """How `llx debug bundle` ends, and its files."""
+    path = operator.rig.home / name
+    done = operator("debug", "bundle", "-o", str(path))
+    assert done.returncode in {0, 6}, done.stderr
+    with tarfile.open(path) as archive:
+        names = {each: each.partition("/")[2] for each in archive.getnames()}
+        return done.returncode, {
+            short: archive.extractfile(each).read().decode() for each, short in names.items()
+        }
+
+
+def secrets_of(host: Host) -> list[str]:
+    values = json.loads(file_of(host, "keys.json")).items()
+    keys = [value for name, value in values if name.endswith(("_public", "_secret"))]
+    return [file_of(host, "token").strip(), file_of(host, "ray.token").strip(), *keys]
+
+
+def test_metrics_and_a_bundle_come_over_ssh(operator):
+    assert 'llx:host_up{host="h3"} 1.0' in operator("metrics").stdout.splitlines()
+    assert "vllm:num_requests_running" in operator("metrics", "gateway-1").stdout
+    code, files = bundle(operator, "all.tar.gz")
+    assert code == 0, files["contents.json"]
+    for host in ("h1", "h2", "h3"):
+        assert {f"hosts/{host}/facts.txt", f"hosts/{host}/procs/ray/log"} <= set(files)
+        assert any(name.startswith(f"hosts/{host}/ray/r/s/logs/raylet") for name in files)
+    for name in ("head", "agent"):
+        assert f"hosts/h1/procs/{name}/log" in files
+    for name in ("sim-0", "sim-1", "sim-2", "gateway-0", "gateway-1"):
+        assert any(each.endswith(f"/procs/{name}/log") for each in files), name
+    assert json.loads(files["head/status.json"])["state"] == "ready"
+    for secret in secrets_of(operator.rig["h1"]):
+        assert len(secret) > 20
+        assert not [name for name, text in files.items() if secret in text]
+
+
 def test_the_heads_host_loses_its_power_and_another_takes_over(operator):
     rig = operator.rig
     done = operator("inst", "cordon", "sim-2")
@@ -111,6 +148,9 @@ def test_the_heads_host_loses_its_power_and_another_takes_over(operator):
     assert hosts(operator)["h1"]["state"] == "lost"
     assert operator.json("policy", "show")["policies"][0]["is_paused"]
     assert operator("policy", "resume").returncode == 0, "control works"
+    code, files = bundle(operator, "without-h1.tar.gz")
+    assert (code, [*json.loads(files["contents.json"])["not_taken"]]) == (6, ["host h1"])
+    assert "hosts/h2/procs/head/log" in files
     trail = file_of(rig["h2"], "events.jsonl").splitlines()
     (moved,) = [e for e in map(json.loads, trail) if e["kind"] == "head.moved"]
     assert (moved["former"], moved["name"]) == ("h1", "h2")

@@ -111,9 +111,9 @@ def test_a_power_cycle_cleans_the_disk_unless_it_is_kept(hosts: Hosts) -> None:
 def test_a_silent_power_cut_says_nothing_a_loud_one_does(hosts: Hosts) -> None:
     rig = hosts(2)
     for host, is_silent in zip(rig.hosts, (True, False), strict=True):
-        with socket.create_connection((host.address, 22), 2) as connection:
-            connection.settimeout(1)
+        with socket.create_connection((host.address, 22), 20) as connection:
             connection.recv(100)
+            connection.settimeout(1 if is_silent else 20)
             host.off(is_silent=is_silent)
             if is_silent:
                 with pytest.raises(TimeoutError):
@@ -151,11 +151,11 @@ def test_cable_partition_freeze_and_kill(hosts: Hosts) -> None:
     assert answers(two)
 
     sleeper = three.spawn("sleep", "1234")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while not three.processes("sleep 1234") and time.monotonic() < deadline:
         time.sleep(0.01)
     assert three.kill("sleep 1234") == 1
-    assert sleeper.wait(5) != 0
+    assert sleeper.wait(20) != 0
     assert not three.processes("sleep 1234")
 
 
@@ -180,6 +180,8 @@ def test_a_covered_file_reads_otherwise(hosts: Hosts) -> None:
     rig = hosts(1)
     rig["h1"].cover("/proc/meminfo", "MemTotal: 1 kB\n")
     assert rig["h1"].x("cat", "/proc/meminfo", user="llx").stdout == "MemTotal: 1 kB\n"
+    rig["h1"].uncover("/proc/meminfo")
+    assert "SwapTotal" in rig["h1"].x("cat", "/proc/meminfo", user="llx").stdout
 
 
 def test_the_operator_has_a_home_of_its_own(hosts: Hosts) -> None:
@@ -215,7 +217,7 @@ def test_everything_ends_with_its_maker_even_by_sigkill(host_rig: Rig) -> None:
     namespaces = [Path(f"/proc/{pid}/ns/net").readlink() for pid in pids]
     maker.send_signal(signal.SIGKILL)
     maker.communicate()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while _in_namespaces(namespaces) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not _in_namespaces(namespaces)

@@ -76,7 +76,7 @@ def shell(rig: Rig) -> Iterator[SshShell]:
         yield shell
 
 
-def eventually(holds: Callable[[], bool], timeout_s: float = 8) -> bool:
+def eventually(holds: Callable[[], bool], timeout_s: float = 20) -> bool:
     deadline = time.monotonic() + timeout_s
     while not holds():
         if time.monotonic() > deadline:
@@ -118,12 +118,19 @@ class TestRun:
         assert sum(map(len, lines)) + len(lines) - 1 == 20_000_000
         assert len(done.stdout) == 1 << 20
 
-    def test_lines_are_heard_as_they_come(self, shell: SshShell) -> None:
-        heard: dict[str, float] = {}
-        argv = ["sh", "-c", "echo one; echo two >&2; sleep 1; printf '1%%\\r2%%\\nlast'"]
-        shell.run(argv, on_line=lambda line: heard.update({line: time.monotonic()}))
+    def test_lines_are_heard_as_they_come(self, rig: Rig, shell: SshShell) -> None:
+        """The command goes on when the first lines have been heard."""
+        heard: list[str] = []
+
+        def hear(line: str) -> None:
+            heard.append(line)
+            if sorted(heard) == ["one", "two"]:
+                rig["h1"].write("/tmp/heard", "")
+
+        wait = "until [ -e /tmp/heard ]; do sleep 0.05; done"
+        argv = ["sh", "-c", f"echo one; echo two >&2; {wait}; printf '1%%\\r2%%\\nlast'"]
+        shell.run(argv, on_line=hear, timeout_s=30)
         assert sorted(heard) == ["1%", "2%", "last", "one", "two"]
-        assert heard["last"] - heard["two"] > 0.5
 
     def test_what_a_command_leaves_behind_does_not_hold_us_up(
         self, rig: Rig, shell: SshShell
@@ -131,7 +138,7 @@ class TestRun:
         began = time.monotonic()
         done = shell.run(["sh", "-c", "sleep 1234 & setsid sleep 4321 & echo started"])
         assert done.stdout == "started\n"
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60, "they sleep for longer"
         assert len(rig["h1"].processes("sleep 1234")) == 1
         shell.close()
         time.sleep(1)
@@ -145,7 +152,7 @@ class TestRun:
         began = time.monotonic()
         with pytest.raises(DeadlineError, match=r"h1: .*sleep 1234.* longer than 1 s") as caught:
             shell.run(["sh", "-c", f"{script}; true"], timeout_s=1)
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 60
         assert caught.value.exit_code is ExitCode.TIMEOUT
         assert eventually(lambda: not rig["h1"].processes("sleep 1234"))
 
@@ -165,7 +172,7 @@ class TestRun:
         thread.start()
         assert eventually(lambda: bool(rig["h1"].processes("sleep 1234")))
         shell.close()
-        thread.join(5)
+        thread.join(20)
         assert [type(each) for each in results] == [UnreachableError]
         assert eventually(lambda: not rig["h1"].processes("sleep 1234"))
 

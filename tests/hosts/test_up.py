@@ -7,13 +7,21 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.hosts.operator_machine import Operator, eventually
-from tests.hosts.rig import USER, HostOptions, Rig, python_binds
+from llx.host_ports import HostPorts
+from tests.e2e.rig import ROOT
+from tests.hosts.operator_machine import CONTROL_PORT, Operator, eventually
+from tests.hosts.rig import USER, Host, HostOptions, Rig, python_binds
+from tests.hosts.sockets import hear, listeners
+from tests.hosts.traffic import Traffic
+
+BROKEN_GATEWAY = ROOT / "tests/e2e/broken_gateway/sitecustomize.py"
 
 pytestmark = [pytest.mark.hosts, pytest.mark.node, pytest.mark.e2e]
 
@@ -22,7 +30,7 @@ pytestmark = [pytest.mark.hosts, pytest.mark.node, pytest.mark.e2e]
 def operator(host_rig: Rig, node_python):
     binds = python_binds(Path(node_python))
     host_rig.up(3, HostOptions(binds=binds, size="16g", keeps_disk=True))
-    operator = Operator(host_rig, python=node_python)
+    operator = Operator(host_rig, python=node_python, gateway={"tls": "generated"})
     yield operator
     host_rig.down()
 
@@ -33,12 +41,15 @@ def hosts(operator: Operator, *names: str) -> list[dict]:
 
 def wait_for(process, words: str, timeout_s: float = 60) -> str:
     """Read what `llx` says until it says `words`."""
-    said, end = "", time.monotonic() + timeout_s
-    while words not in said:
-        assert time.monotonic() < end, said
-        line = process.stderr.readline()
-        assert line, said
-        said += line
+    said, timer = "", threading.Timer(timeout_s, process.kill)
+    timer.start()
+    try:
+        while words not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+    finally:
+        timer.cancel()
     return said
 
 
@@ -62,7 +73,7 @@ def test_two_operators_at_once(operator):
     assert shown.stdout.startswith("llx up of root@"), shown.stderr
     assert "llx up of root@" in second.stderr
     assert f"(pid {first.pid}" in second.stderr
-    said = first.communicate(timeout=200)
+    said = first.communicate(timeout=500)
     assert first.returncode == 0, said
     assert operator("lock", "show").stdout == "nobody holds the lock\n"
     assert operator.is_well()
@@ -105,6 +116,187 @@ def test_a_partitioned_host_is_lost_and_comes_back_by_itself(operator):
     assert [each["pid"] for each in after["instances"]] == [
         each["pid"] for each in before["instances"]
     ], "nothing was started again on the way"
+
+
+@dataclass(frozen=True)
+class RayIdentity:
+    """By what a process passes for one of the cluster's Ray, in contents of files by name."""
+
+    files: dict[str, str]
+
+    @classmethod
+    def of(cls, host: Host) -> "RayIdentity":
+        """A host's."""
+        names = ("ray.token", "tls/ca.pem", "tls/host.pem", "tls/host.key")
+        state = f"/home/{USER}/.llx/clusters/c"
+        return cls({n: host.x("cat", f"{state}/{n}", check=True).stdout for n in names})
+
+    def with_token_of(self, other: "RayIdentity") -> "RayIdentity":
+        return RayIdentity({**self.files, "ray.token": other.files["ray.token"]})
+
+    def is_let_in(self, rig: Rig, stranger: str) -> set[bool]:
+        """At each port where Ray listens on h1 and h2: whether it is answered as one of its own."""
+        self._lay(rig[stranger])
+        answers = set()
+        for host in (rig["h1"], rig["h2"]):
+            ports = {each for each in listeners(host) if each.process in RAYS and not each.is_local}
+            ports = {each for each in ports if each.port != HostPorts(20000).scheduler}
+            heard = hear(ports, host, rig[stranger], "/run/ray/tls")
+            encrypted = {e: word for e, word in heard.items() if "HTTP" not in word.word}
+            assert len(encrypted) >= 3, heard
+            answers |= {said.word == "TLS" for said in encrypted.values()}
+            assert {said.word for said in encrypted.values()} <= {"TLS", "nothing"}
+            environments = f"http://{host.address}:{HostPorts(20000).runtime_env_agent}/"
+            token = f"Authorization: Bearer {self.files['ray.token']}"
+            asked = ("curl", "-s", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", "-H")
+            answers.add(rig[stranger].x(*asked, token, environments).stdout not in {"401", "403"})
+        return answers
+
+    def can_join(self, rig: Rig, python: str) -> bool:
+        """Whether a driver on h2 can speak to Ray."""
+        host = rig["h2"]
+        self._lay(host)
+        environment = [
+            "RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN_PATH=/run/ray/ray.token", "RAY_USE_TLS=1",
+            "RAY_TLS_SERVER_CERT=/run/ray/tls/host.pem", "RAY_TLS_SERVER_KEY=/run/ray/tls/host.key",
+            "RAY_TLS_CA_CERT=/run/ray/tls/ca.pem",
+        ]  # fmt: skip
+        argv = ("timeout", "90", python, "-c", JOIN, f"{rig['h1'].address}:20000", host.address)
+        return host.x("env", *environment, *argv, user=USER, timeout=120).stdout.startswith(
+            "joined"
+        )
+
+    def _lay(self, host: Host) -> None:
+        for name, content in self.files.items():
+            host.write(f"/run/ray/{name}", content, mode=0o644)
+
+
+RAYS = ("Ray control store", "Ray node", "Ray environments", "scheduler", "node agent")
+JOIN = """
+import ray, sys
+ray.init(address=sys.argv[1], _node_ip_address=sys.argv[2], log_to_driver=False)
+print("joined", ray.nodes()[0]["NodeID"])
+"""
+
+
+KNOCK = """
+import json, sys, zmq
+from zmq.utils.monitor import recv_monitor_message as next_event
+old, new, *addresses = json.loads(sys.argv[1])
+let_in = []
+for address in addresses:
+    for server in (old, new):
+        socket = zmq.Context.instance().socket(zmq.DEALER)
+        monitor = socket.get_monitor_socket()
+        socket.curve_publickey = old["dialer_public"].encode()
+        socket.curve_secretkey = old["dialer_secret"].encode()
+        socket.curve_serverkey = server["listener_public"].encode()
+        socket.connect(address)
+        while monitor.poll(20000):
+            event = next_event(monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                let_in.append(address)
+            if event in (
+                zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+                zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+            ):
+                break
+        else:
+            sys.exit(f"{address} does not answer")
+        socket.disable_monitor()
+        socket.close(0)
+sys.exit(f"let in: {let_in}" if let_in else 0)
+"""
+
+
+def test_rotate_locks_out_what_was_known_and_cuts_no_stream(operator, node_python):
+    rig, state = operator.rig, f"/home/{USER}/.llx/clusters/c"
+
+    def files(*names: str) -> list[str]:
+        return [rig["h1"].x("cat", f"{state}/{name}", check=True).stdout for name in names]
+
+    path = operator.config(hosts(operator, "h1", "h2"))
+    names = ("keys.json", "token", "gateway.pem", "ray.token", "tls/ca.pem", "tls/ca.key")
+    former = RayIdentity.of(rig["h2"])
+    assert former.is_let_in(rig, "h3") == {True}
+    assert former.can_join(rig, node_python)
+    term = operator.json("status")["term"]
+    before_it = files(*names)
+    keys, token = before_it[:2]
+    status = operator.json("status")
+    before = {e["name"]: e["pid"] for e in [*status["instances"], *status["gateways"]]}
+    url = status["url"]
+    assert url.startswith("https://")
+    trusted = str(operator.state_dir / "gateway-ca.pem")
+    with Traffic(url, "sim", [], threads=0, authority=trusted) as first:
+        cases = [(prompt, first.ask(prompt, 120)) for prompt in ([1, 2, 3], [4, 5], [6, 7, 8])]
+    with Traffic(url, "sim", cases, threads=4, authority=trusted) as traffic:
+        eventually(lambda: traffic.finished >= 4 or traffic.failures, 120)
+        dry = operator("up", "--rotate", "--dry-run", path)
+        assert "started anew on every host" in dry.stdout, dry.stderr
+        began = time.monotonic()
+        done = operator("up", "-y", "--rotate", path, timeout_s=500)
+        print(f"\nup --rotate took {time.monotonic() - began:.1f} s")
+        finished = traffic.finished
+        eventually(lambda: traffic.finished >= finished + 8 or traffic.failures, 120)
+    assert traffic.failures == []
+    assert done.returncode == 0, done.stderr
+    assert "replaced: the former ones are refused" in done.stderr
+    assert {name: pid_of(operator, name) for name in before} == before
+    assert operator.json("status")["term"] > term
+    now = files(*names)
+    assert all(each != former for each, former in zip(now, before_it, strict=True))
+    assert rig["h2"].x("cat", f"{state}/keys.json").stdout == now[0]
+    asked = ("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", "20",
+             f"http://127.0.0.1:{CONTROL_PORT}/v1/status", "-H")  # fmt: skip
+    said = [rig["h1"].x(*asked, f"Authorization: Bearer {each}").stdout for each in (token, now[1])]
+    assert said == ["401", "200"]
+    assert rig["h1"].x("ls", f"{state}/ray.next").returncode != 0
+    present = RayIdentity.of(rig["h2"])
+    assert present.is_let_in(rig, "h3") == {True}, "or the next line would prove nothing"
+    assert former.is_let_in(rig, "h3") == {False}
+    assert present.can_join(rig, node_python)
+    assert not present.with_token_of(former).can_join(rig, node_python)
+    addresses = [a for each in operator.json("status")["instances"] for a in each["addresses"]]
+    assert len(addresses) == 4
+    addresses.append(f"tcp://{rig['h1'].address}:{HostPorts(20000).scheduler}")
+    words = json.dumps([json.loads(keys), json.loads(now[0]), *addresses])
+    knocked = rig["h3"].x(node_python, "-c", KNOCK, words, timeout=120)
+    assert knocked.returncode == 0, knocked.stderr
+    for name in ("gateway-0", "sim-0"):
+        assert sum(host.kill(f"procs/{name}/spec.json") for host in rig.hosts) >= 1
+        eventually(lambda name=name: pid_of(operator, name) not in {None, before[name]}, 300)
+    eventually(operator.is_well, 120)
+    eventually(lambda: operator("generate", "Hello", "--max-tokens", "4").returncode == 0, 60)
+
+
+def test_a_rotation_that_was_interrupted_is_gone_on_with_and_cuts_no_stream(operator):
+    rig, state = operator.rig, f"/home/{USER}/.llx/clusters/c"
+    path = operator.config(hosts(operator, "h1", "h2"))
+    status = operator.json("status")
+    before = {e["name"]: e["pid"] for e in [*status["instances"], *status["gateways"]]}
+    former = RayIdentity.of(rig["h2"])
+    trusted = str(operator.state_dir / "gateway-ca.pem")
+    with Traffic(status["url"], "sim", [], threads=0, authority=trusted) as first:
+        cases = [([1, 2, 3], first.ask([1, 2, 3], 120))]
+    with Traffic(status["url"], "sim", cases, threads=2, authority=trusted) as traffic:
+        going = operator.start("up", "-y", "--rotate", path)
+        wait_for(going, "Ray ends on all hosts", 300)
+        going.send_signal(signal.SIGINT)
+        going.communicate(timeout=60)
+        assert going.returncode == 130
+        said = operator("doctor").stdout
+        assert "half replaced by an `up --rotate`" in said
+        finished = traffic.finished
+        eventually(lambda: traffic.finished >= finished + 2 or traffic.failures, 120)
+        done = operator("up", "-y", path)
+        assert done.returncode == 0, done.stderr
+    assert traffic.failures == []
+    assert {name: pid_of(operator, name) for name in before} == before
+    assert RayIdentity.of(rig["h2"]).files["ray.token"] != former.files["ray.token"]
+    assert rig["h1"].x("ls", f"{state}/ray.next").returncode != 0
+    assert "half replaced" not in operator("doctor").stdout
+    eventually(operator.is_well, 60)
 
 
 def test_a_rebooted_host_is_taken_back_by_up(operator):
@@ -238,10 +430,57 @@ def test_what_is_done_past_the_head_is_in_its_audit_trail(operator):
     assert "1 file to be copied" in dry.stdout, dry.stderr
     assert operator("model", "add", "w", str(weights)).returncode == 0
     events = [json.loads(line) for line in host_events(operator).splitlines()]
-    (event,) = [each for each in events if each["kind"] == "operator.note"]
+    notes = [each for each in events if each["kind"] == "operator.note"]
+    (event,) = [each for each in notes if each["verb"] != "up --rotate"]
     assert (event["verb"], event["text"].rpartition(": ")[2]) == ("model add", "on h1, h2")
     assert event["user"].startswith("root@")
     assert operator("model", "rm", "w", "-y").returncode == 0
+
+
+@pytest.fixture
+def broken_gateway(operator, node_python):
+    """The gateway checks no epochs from now on: whatever comes counts, whoever sends it.
+
+    Python reads what is broken at its start, where it learns where llx is.
+    """
+    [gateway] = operator.json("status")["gateways"]
+    host = operator.rig[gateway["host"]]
+    [start] = Path(node_python).parent.parent.glob("lib/python3*/site-packages/_llx.pth")
+    host.write("/run/broken/broken_gateway.py", BROKEN_GATEWAY.read_text())
+    words = "; ".join(
+        (
+            "import os, sys",
+            "os.environ['BROKEN_GATEWAY'] = 'leaves zombies, checks no epochs'",
+            "sys.path.append('/run/broken')",
+            "import broken_gateway",
+        )
+    )
+    host.cover(str(start), f"{start.read_text().strip()}\n{words}\n")
+    start_again(operator, gateway)
+    yield
+    host.uncover(str(start))
+
+
+def start_again(operator: Operator, unit: dict) -> None:
+    """Restart an instance or a gateway; returns when another process serves."""
+    done = operator("inst", "restart", unit["name"], "-y", "--deadline", "5s")
+    assert done.returncode == 0, done.stderr
+    eventually(lambda: pid_of(operator, unit["name"]) not in {None, unit["pid"]}, 300)
+    eventually(operator.is_well, 300)
+
+
+def pid_of(operator: Operator, name: str) -> int | None:
+    status = operator.glance()
+    units = status.get("instances", []) + status.get("gateways", [])
+    return next((each["pid"] for each in units if each["name"] == name), None)
+
+
+def test_a_gateway_that_checks_no_epochs_is_caught(broken_gateway, operator):
+    """Two instances speak at once; the same build with its check passes in `tests/e2e`."""
+    done = operator("chaos", "kill", "instance", "-y", "-o", "json", "--out", "broken")
+    verdict = json.loads(done.stdout)
+    assert done.returncode == 8, done.stderr
+    assert verdict["doubled"] + verdict["reordered"] + verdict["wrong"] >= 1, verdict["problems"]
 
 
 def test_down_while_a_host_is_away_and_again(operator):

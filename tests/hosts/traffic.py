@@ -1,10 +1,18 @@
 """Streams that go on while something is done to the cluster, each checked to its last token."""
 
+import ssl
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
 import openai
+
+_PAUSE_S = 0.2
+
+
+class NotLetInError(Exception):
+    """The gateway has taken no request: it does not listen, or knows of no instance yet."""
 
 
 class Traffic:
@@ -15,13 +23,31 @@ class Traffic:
         model: To ask for.
         cases: (prompt, the tokens that must come).
         threads: Streams at a time.
+        authority: File of the certificate that the gateway's is to be signed by.
+        waits: A gateway that is being replaced lets nobody in: it is asked until it does, and
+            `not_let_in` has when it did not: asked and answered, in Unix seconds. What has begun
+            must end well.
     """
 
     def __init__(
-        self, url: str, model: str, cases: list[tuple[list[int], list[int]]], threads: int = 2
+        self,
+        url: str,
+        model: str,
+        cases: list[tuple[list[int], list[int]]],
+        threads: int = 2,
+        authority: str = "",
+        *,
+        waits: bool = False,
     ) -> None:
-        self._client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        trusted = ssl.create_default_context(cafile=authority) if authority else True
+        self._client = openai.OpenAI(
+            base_url=f"{url}/v1",
+            api_key="none",
+            max_retries=0,
+            http_client=openai.DefaultHttpxClient(verify=trusted),
+        )
         self._model = model
+        self._waits = waits
         self._cases = cases
         self._is_over = threading.Event()
         self._threads = [
@@ -29,6 +55,7 @@ class Traffic:
         ]
         self.finished = 0
         self.failures: list[str] = []
+        self.not_let_in: list[tuple[float, float]] = []
 
     def __enter__(self) -> Self:
         for each in self._threads:
@@ -49,8 +76,16 @@ class Traffic:
     def _run(self, number: int) -> None:
         while not self._is_over.is_set() and not self.failures:
             prompt, wanted = self._cases[number % len(self._cases)]
+            asked = time.time()
             try:
                 got = self.ask(prompt, len(wanted))
+            except NotLetInError as error:
+                if not self._waits:
+                    self.failures.append(f"not let in: {error}")
+                    return
+                self.not_let_in.append((asked, time.time()))
+                self._is_over.wait(_PAUSE_S)
+                continue
             except openai.OpenAIError as error:
                 self.failures.append(f"{type(error).__name__}: {error}")
                 return
@@ -60,15 +95,28 @@ class Traffic:
             number += 1
 
     def ask(self, prompt: list[int], length: int) -> list[int]:
-        """One stream's tokens."""
-        stream = self._client.completions.create(
-            model=self._model,
-            prompt=prompt,
-            max_tokens=length,
-            temperature=0,
-            stream=True,
-            extra_body={"ignore_eos": True, "return_token_ids": True},
-        )
+        """One stream's tokens.
+
+        Raises:
+            NotLetInError: It has not begun, and may elsewhere.
+        """
+        try:
+            stream = self._client.completions.create(
+                model=self._model,
+                prompt=prompt,
+                max_tokens=length,
+                temperature=0,
+                stream=True,
+                extra_body={"ignore_eos": True, "return_token_ids": True},
+            )
+        except openai.APITimeoutError:
+            raise
+        except openai.APIConnectionError as error:
+            raise NotLetInError(repr(error.__cause__)) from None
+        except openai.InternalServerError as error:
+            if error.type == "ServiceUnavailable":  # of a request that was taken: another type
+                raise NotLetInError(error.message) from None
+            raise
         tokens: list[int] = []
         for chunk in stream:
             for choice in chunk.choices:

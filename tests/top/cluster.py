@@ -17,6 +17,7 @@ from llx.api import (
     ModelStatus,
     MoveOutcome,
     NotChanged,
+    PaceStatus,
     RequestChangeReport,
     RequestList,
     RequestStatus,
@@ -27,6 +28,11 @@ from llx.errors import ConflictError, UnreachableError
 
 NOW = 1_800_000_000.0
 GIB = 1 << 30
+
+
+PACE = PaceStatus(
+    tokens_per_s=1234.5, ttft_p50_ms=84.2, ttft_p99_ms=1310.0, itl_p50_ms=21.4, itl_p99_ms=48.9
+)
 
 
 def load(used, running, waiting=0, preempted=0):
@@ -67,10 +73,13 @@ def migration(number, **more):
 
 
 def host(name, **more):
-    gpus = [GpuStatus(label="gpu:0", holder="tiny-0"), GpuStatus(label="gpu:1", is_busy=True)]
+    gpus = [
+        GpuStatus(label="gpu:0", holder="tiny-0", use_percent=87),
+        GpuStatus(label="gpu:1", is_busy=True),
+    ]
     values = {
         "name": name, "address": "10.0.0.1", "state": HostState.READY, "platform": "cuda",
-        "cpus": 64, "gpus": gpus, "memory_total_bytes": 256 * GIB,
+        "cpus": 64, "cores_used": 12.5, "gpus": gpus, "memory_total_bytes": 256 * GIB,
         "memory_free_bytes": 190 * GIB, "disk_free_bytes": 900 * GIB,
         "instances": ["tiny-0"], "gateways": ["gateway-0"], "last_heard_s": 0.4, **more,
     }  # fmt: skip
@@ -86,8 +95,10 @@ def cluster(tokens=54321):
                         instances_wanted=3, instances_ready=2)
         ],
         instances=[
-            instance("tiny-0", load=load(1988, 24, 3, 1), moved_by="nccl"),
-            instance("tiny-1", load=load(512, 6), host="gpu2", is_cordoned=True),
+            instance("tiny-0", load=load(1988, 24, 3, 1), moved_by="nccl", pace=PACE,
+                     cores_used=1.31, gpu_percent=87.0),
+            instance("tiny-1", load=load(512, 6), host="gpu2", is_cordoned=True,
+                     pace=PaceStatus(tokens_per_s=0.0), cores_used=0.04),
             instance(
                 "tiny-2", InstanceState.FAILED, detail="exit code 1\nRuntimeError: out of memory",
                 host="gpu2", restarts=2, devices=[],
@@ -97,7 +108,7 @@ def cluster(tokens=54321):
             GatewayStatus(
                 name="gateway-0", host="gpu1", url="http://10.0.0.1:8000",
                 state=InstanceState.READY, started_at=NOW - 3000, in_flight=33, requests=12_345,
-                finished=12_310, failed=1, refused=2, output_tokens=tokens,
+                finished=12_310, failed=1, cores_used=0.87, refused=2, output_tokens=tokens,
             ),
         ],
         hosts=[
