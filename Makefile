@@ -1,15 +1,24 @@
 # Everything a fresh clone needs: python3 >= 3.11 with venv and pip, and make.
 #
-#   make check        format, lint, types, import rules, and every test that needs no node
+#   make check        format, lint, types, import rules, and every quick test that needs no node
 #                     environment and no hosts
 #   make test         all of that, plus the tests against real vLLM, Ray and SSH to hosts made of
 #                     namespaces; everything but the GPU tier
 #   make demo         a local cluster of two vLLM instances, shown at work
-#   make bench        what moves and priorities bring on four real engines that are short of KV; half
-#                     an hour, by itself on the machine
-#   make fuzz         what `make check` asks of inputs and sockets from outside, thirty times as often
+#   make bench        the standard set on four real engines that are short of KV, and its tables in
+#                     docs/benchmarks.md anew; hours, by itself on the machine. make bench SET=drain: one
+#   make chaos        every kind of fault, over a hundred of them, on three namespace hosts with real
+#                     vLLM; at most an hour; goes on where it was interrupted; needs root
+#   make rollout      an engine argument, then another model, rolled out under load over three instances of
+#                     real vLLM; some five minutes
+#   make fuzz         what is asked of inputs and sockets from outside, thirty times as often
+#   make audit        ask osv.dev about known vulnerabilities of all packages that llx installs
 #   make wheelhouse   all packages of the node environment, as hosts without internet get them
-#   make locks        refresh the hashed locks of the node environment
+#   make dist         wheel and sdist into dist/, checked; the same commit gives the same bytes
+#   make man          the manual pages anew, from the command's own help
+#   make locks        the hashed locks anew, after a change of pins or dependencies; what still fits
+#                     stays. make locks AS_OF=2026-11-28: the newest of everything at that moment
+#   make licences     docs/licences.md anew: under what terms each package is that llx installs
 #   make clean        remove both environments, the packages and the caches
 #
 # .venv is the operator's and developer's environment, .node the one vLLM and Ray run in (made by
@@ -39,10 +48,13 @@ BIN := $(VENV)/bin
 export LLX_NODE_PREFIX := $(NODE)
 export LLX_WHEELHOUSE := $(WHEELHOUSE)
 
-.PHONY: check test lint node wheelhouse host-tools demo bench fuzz locks clean
+.PHONY: check test lint node wheelhouse host-tools demo bench chaos rollout fuzz audit dist man locks licences clean
+
+# What lies below these is deselected as a whole: each process of pytest need not import it first.
+BEYOND_CHECK := $(addprefix --ignore=tests/,e2e gpu hosts migration)
 
 check: lint
-	@env -u LLX_NODE_PREFIX $(BIN)/pytest -q -n $(JOBS) -m 'not node and not gpu and not hosts and not slow' $(PYTEST_ARGS)
+	@env -u LLX_NODE_PREFIX $(BIN)/pytest -q -n $(JOBS) $(BEYOND_CHECK) --hypothesis-profile=quick -m 'not node and not gpu and not hosts and not slow' $(PYTEST_ARGS)
 
 # One pytest run, last: its summary is the last thing printed.
 test: lint host-tools node wheelhouse
@@ -71,14 +83,33 @@ demo: node
 	@$(BIN)/llx demo --platform $(NODE_PLATFORM)
 
 bench: node
-	@$(BIN)/python -m tests.bench.live_policies --out build/bench-$$(date +%Y%m%d-%H%M%S)
+	@$(BIN)/python -m tests.bench.live_policies --page docs/benchmarks.md --out build/bench-$$(date +%Y%m%d-%H%M%S) $(SET)
 
-fuzz: $(VENV)/.stamp
-	@$(BIN)/pytest -q -n $(JOBS) --hypothesis-profile=fuzz tests/fuzz tests/test_wire.py tests/agent/transport/test_frames.py $(PYTEST_ARGS)
+chaos: host-tools node wheelhouse
+	@$(BIN)/python -m tests.chaos.on_hosts --out build/chaos
+
+rollout: node
+	@$(BIN)/pytest -q -s tests/e2e/rollout_of_three.py $(PYTEST_ARGS)
+
+fuzz: node
+	@$(BIN)/pytest -q -n $(JOBS) --hypothesis-profile=fuzz tests/fuzz tests/test_wire.py tests/agent/transport/test_frames.py tests/e2e/test_secured_gateway.py $(PYTEST_ARGS)
+
+audit: $(VENV)/.stamp
+	@$(BIN)/python .ci/audit.py
+
+dist: $(VENV)/.stamp
+	@$(BIN)/python .ci/dist.py
+
+man: $(VENV)/.stamp
+	@$(BIN)/python .ci/manual.py
 
 locks: $(VENV)/.stamp
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[locks]' >&2
-	@$(BIN)/python -m llx.bootstrap.locks.refresh >&2
+	@$(BIN)/python -m llx.bootstrap.locks.refresh $(if $(AS_OF),--as-of $(AS_OF)) >&2
+
+licences: $(VENV)/.stamp
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[locks]' >&2
+	@$(BIN)/python .ci/licences.py >&2
 
 clean:
 	@rm -rf $(VENV) $(NODE) $(CURDIR)/.wheelhouse dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
