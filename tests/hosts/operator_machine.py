@@ -92,6 +92,27 @@ class Operator:
         """Whether all that there is is ready, at a glance."""
         return set(self.states().values()) == {"ready"}
 
+    def becomes_well(self, timeout_s: float, what: str = "") -> None:
+        """Wait until all that there is is ready; what is not is told with the reason."""
+        end = time.monotonic() + timeout_s
+        while not self.is_well():
+            assert time.monotonic() < end, f"{what}: not well: {self._why_not()}"
+            time.sleep(0.2)
+
+    def _why_not(self) -> str:
+        """All that is not ready: as the head tells it, and the end of its log."""
+        status = self.glance()
+        rows = [
+            each
+            for kind in ("hosts", "instances", "gateways")
+            for each in status.get(kind, [])
+            if each["state"] != "ready"
+        ]
+        told = [json.dumps(status.get("state", "the head is silent"))]
+        for each in rows:
+            told += [json.dumps(each), self("logs", each["name"], "--tail", "40").stdout]
+        return "\n".join(told)
+
     @property
     def state_dir(self) -> Path:
         """What this operator's machine knows of the cluster."""

@@ -223,7 +223,7 @@ def ray_kill(head: Host, python: str) -> bool:
 
 @pytest.mark.parametrize("kill", KILLS, ids=str)
 def test_control_dies_and_streams_go_on(operator, rig, cases, node_python, kill):
-    eventually(operator.is_well, 90)
+    operator.becomes_well(90)
     pids, url = serving(operator), url_of(operator)
     held = ledgers(rig)
     with Traffic(url, "oracle", cases) as traffic:
@@ -231,7 +231,7 @@ def test_control_dies_and_streams_go_on(operator, rig, cases, node_python, kill)
         assert KILLS[kill](rig, node_python)
         begun = traffic.finished
         eventually(lambda: traffic.finished > begun + 1 or bool(traffic.failures), 60)
-        eventually(operator.is_well, 90, f"{kill}: not all is well again")
+        operator.becomes_well(90, kill)
     assert traffic.failures == []
     # A head that dies with Ray's answers for some seconds yet, that all is well.
     eventually(lambda: serves_still(operator, pids), 60, f"{kill}: others serve than before")
