@@ -92,8 +92,12 @@ class Operator:
         """Whether all that there is is ready, at a glance."""
         return set(self.states().values()) == {"ready"}
 
-    def becomes_well(self, timeout_s: float, what: str = "") -> None:
-        """Wait until all that there is is ready; what is not is told with the reason."""
+    def becomes_well(self, timeout_s: float = 300, what: str = "") -> None:
+        """Wait until all that there is is ready; what is not is told with the reason.
+
+        A gateway that starts again imports vLLM, for which it needs some fifteen seconds of CPU:
+        minutes beside other tests' engines.
+        """
         end = time.monotonic() + timeout_s
         while not self.is_well():
             assert time.monotonic() < end, f"{what}: not well: {self._why_not()}"

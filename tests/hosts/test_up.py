@@ -85,7 +85,7 @@ def test_a_crashed_instance_is_started_again_and_the_reason_kept(operator):
     host = operator.rig[before["host"]]
     assert host.kill(f"procs/{name}/spec.json") >= 1
     eventually(lambda: restarts(operator, name) == 1, 30)
-    operator.becomes_well(60)
+    operator.becomes_well()
     after = operator.json("inst", "get", name)
     assert after["pid"] != before["pid"]
     events = host_events(operator)
@@ -111,7 +111,7 @@ def test_a_partitioned_host_is_lost_and_comes_back_by_itself(operator):
         assert done.returncode == 0, done.stderr
     finally:
         h2.heal()
-    operator.becomes_well(120)
+    operator.becomes_well()
     after = operator.json("status")
     assert [each["pid"] for each in after["instances"]] == [
         each["pid"] for each in before["instances"]
@@ -266,8 +266,8 @@ def test_rotate_locks_out_what_was_known_and_cuts_no_stream(operator, node_pytho
     for name in ("gateway-0", "sim-0"):
         assert sum(host.kill(f"procs/{name}/spec.json") for host in rig.hosts) >= 1
         eventually(lambda name=name: pid_of(operator, name) not in {None, before[name]}, 300)
-    operator.becomes_well(120)
-    eventually(lambda: operator("generate", "Hello", "--max-tokens", "4").returncode == 0, 60)
+    operator.becomes_well()
+    eventually(lambda: operator("generate", "Hello", "--max-tokens", "4").returncode == 0, 120)
 
 
 def test_a_rotation_that_was_interrupted_is_gone_on_with_and_cuts_no_stream(operator):
@@ -296,7 +296,7 @@ def test_a_rotation_that_was_interrupted_is_gone_on_with_and_cuts_no_stream(oper
     assert RayIdentity.of(rig["h2"]).files["ray.token"] != former.files["ray.token"]
     assert rig["h1"].x("ls", f"{state}/ray.next").returncode != 0
     assert "half replaced" not in operator("doctor").stdout
-    operator.becomes_well(60)
+    operator.becomes_well()
 
 
 def test_a_rebooted_host_is_taken_back_by_up(operator):
@@ -466,7 +466,7 @@ def start_again(operator: Operator, unit: dict) -> None:
     done = operator("inst", "restart", unit["name"], "-y", "--deadline", "5s")
     assert done.returncode == 0, done.stderr
     eventually(lambda: pid_of(operator, unit["name"]) not in {None, unit["pid"]}, 300)
-    operator.becomes_well(300)
+    operator.becomes_well()
 
 
 def pid_of(operator: Operator, name: str) -> int | None:

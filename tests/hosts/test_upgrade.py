@@ -163,7 +163,7 @@ def test_streams_go_on_while_everything_is_replaced_even_in_two_goes(operator: O
     after = operator.glance()
     one, other = (set(pids_of(each, *SERVING).values()) for each in (before, after))
     assert not one & other, "everything was replaced"
-    operator.becomes_well(60)
+    operator.becomes_well()
     (rollout,) = operator.json("rollout")
     assert (rollout["moved"] > 0, rollout["cut"]) == (True, 0)
     # Nobody was turned away but while his own gateway was replaced, and then another took him in.
