@@ -30,35 +30,76 @@ ReadSocket = Callable[[zmq.asyncio.Socket, Take], Awaitable[Never]]
 
 
 async def read_all(socket: zmq.asyncio.Socket, take: Take) -> Never:
-    """Give each message to `take`, until cancelled.
+    """Give each message to `take`, until cancelled. Nobody writes to that socket.
 
     Raises:
         Exception: What `take` has raised, or the socket. Nothing is read any more then.
     """
-    loop = asyncio.get_running_loop()
-    plain: zmq.Socket[bytes] = zmq.Socket.shadow(socket)
-    failed: asyncio.Future[Never] = loop.create_future()
-    fd: int = plain.fileno()
+    await Conversation(socket).read_all(take)
 
-    def read() -> None:
-        if failed.done():
-            return
+
+class Conversation:
+    """One socket that is read and written by an event loop.
+
+    Its descriptor tells of news once, and whatever is done with the socket may take that notice
+    away: so after each of it there is a look.
+    """
+
+    def __init__(self, socket: zmq.asyncio.Socket) -> None:
+        self._socket: zmq.Socket[bytes] = zmq.Socket.shadow(socket)
+        self._read: Callable[[], None] | None = None
+        self._is_due = False
+        """Whether there is going to be a look."""
+
+    def send(self, *frames: bytes) -> bool:
+        """Whether it took the message; it never waits."""
         try:
-            is_empty = _read_some(plain, take)
-        except Exception as error:  # noqa: BLE001 - raised in the task, which awaits it
-            failed.set_exception(error)
-            return
-        if not is_empty:
-            loop.call_soon(read)  # the descriptor tells of news once, and there may be more
+            self._socket.send_multipart(frames, zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        finally:
+            self.look_soon()
+        return True
 
-    loop.add_reader(fd, read)
-    try:
-        read()  # what has come before
-        await failed
-        raise AssertionError("it only fails")
-    finally:
-        failed.cancel()
-        loop.remove_reader(fd)
+    def look_soon(self) -> None:
+        """Something was done with the socket past this: read what there is, on the next turn."""
+        if self._read is not None and not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._read)
+
+    async def read_all(self, take: Take) -> Never:
+        """Give each message to `take`, until cancelled.
+
+        Raises:
+            Exception: What `take` has raised, or the socket. Nothing is read any more then.
+        """
+        loop = asyncio.get_running_loop()
+        failed: asyncio.Future[Never] = loop.create_future()
+        fd: int = self._socket.fileno()
+
+        def read() -> None:
+            if failed.done():
+                return
+            self._is_due = True  # what `take` sends is looked after by the message that follows
+            try:
+                is_empty = _read_some(self._socket, take)
+            except Exception as error:  # noqa: BLE001 - raised in the task, which awaits it
+                failed.set_exception(error)
+                return
+            self._is_due = not is_empty
+            if not is_empty:
+                loop.call_soon(read)  # the descriptor tells of news once, and there may be more
+
+        loop.add_reader(fd, read)
+        self._read, self._is_due = read, False
+        try:
+            read()  # what has come before
+            await failed
+            raise AssertionError("it only fails")
+        finally:
+            self._read = None
+            failed.cancel()
+            loop.remove_reader(fd)
 
 
 def _read_some(socket: "zmq.Socket[bytes]", take: Take) -> bool:

@@ -13,7 +13,9 @@ the scheduler, no request is lost with it:
 - No first answer within `FIRST_ANSWER_S`, or no line: the request is *bypassed*. The pool's client
   dispatches it by what its own links report (`llx.gateway.roster`). So are others for `_AWAY_S`.
 - One that is held is asked for again every `_RENEW_S`, with the time that it has waited, in all
-  and in its class. If that brings no answer for `_SILENT_S`, it is bypassed.
+  and in its class; more seldom in a long queue, for which the scheduler is not to hear of more
+  than `_RENEWALS_PER_S`. If nothing is heard of the scheduler for `_SILENT_S`, or nothing of that
+  request for as many renewals, it is bypassed.
 - Of a scheduler of a new term everything is asked again at once; it takes in what was held before,
   however many wait by then. Answers of an older one count not.
 
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 FIRST_ANSWER_S: Final = 0.25
 _AWAY_S: Final = 1.0
 _RENEW_S: Final = 2.0
+_RENEWALS_PER_S: Final = 250.0
 _SILENT_S: Final = 6.0
 _LATE_S: Final = 0.05
 _MISSED_S: Final = 0.1
@@ -80,7 +83,7 @@ class _Asked:
     """What waits for an answer.
 
     `heard_at`: when the scheduler last said something of it. `held_since`: when it came into its
-    class; None until it has been held.
+    class; None until it has been held. `num_waiting`: so many were held with it, at all gateways.
     """
 
     wanted: Wanted
@@ -91,6 +94,12 @@ class _Asked:
     is_held: bool = False
     held_since: float | None = None
     num_misses: int = 0
+    num_waiting: int = 0
+
+    @property
+    def renew_s(self) -> float:
+        """Until it is asked for again."""
+        return max(_RENEW_S, self.num_waiting / _RENEWALS_PER_S)
 
 
 class Placement:
@@ -102,6 +111,7 @@ class Placement:
         self._numbers = itertools.count(1)
         self._term = Term(0)
         self._away_until = 0.0
+        self._heard_at = 0.0
 
     def __contains__(self, request: RequestId) -> bool:
         return request in self._asked
@@ -160,7 +170,7 @@ class Placement:
         """The scheduler answers."""
         if answer.term < self._term:
             return
-        self._away_until = 0.0
+        self._away_until, self._heard_at = 0.0, time.monotonic()
         asked = self._asked.get(answer.request)
         if asked is not None and asked.ask == answer.ask:
             self._take_answer(asked, answer)
@@ -171,8 +181,8 @@ class Placement:
 
     def _take_answer(self, asked: _Asked, answer: PlacementAnswer) -> None:
         match answer:
-            case Held():
-                self._hold(asked)
+            case Held(num_waiting=num_waiting):
+                self._hold(asked, num_waiting)
             case Placed(instance=instance):
                 self._go(asked, instance)
             case NotPlaced():
@@ -181,14 +191,14 @@ class Placement:
             case _:
                 assert_never(answer)
 
-    def _hold(self, asked: _Asked) -> None:
-        asked.heard_at = time.monotonic()
+    def _hold(self, asked: _Asked, num_waiting: int) -> None:
+        asked.heard_at, asked.num_waiting = time.monotonic(), num_waiting
         if asked.held_since is None:
             asked.held_since = asked.wanted.since
         if not asked.is_held:
             asked.is_held = True
             asked.timer.cancel()
-            asked.timer = self._later(_RENEW_S, self._renew, asked.wanted.request)
+            asked.timer = self._later(asked.renew_s, self._renew, asked.wanted.request)
 
     def _go(self, asked: _Asked, instance: InstanceId) -> None:
         wanted = asked.wanted
@@ -233,12 +243,16 @@ class Placement:
     def _renew(self, request: RequestId) -> None:
         """Ask anew for what is held, or give the scheduler up."""
         asked, now = self._asked[request], time.monotonic()
-        if now - asked.heard_at >= _SILENT_S:
+        if self._is_silent(asked, now):
             log.warning("placement.silent request=%s", request)
             self._give_up(request)
             return
         self._ask_again(asked, now)
-        asked.timer = self._later(_RENEW_S, self._renew, request)
+        asked.timer = self._later(asked.renew_s, self._renew, request)
+
+    def _is_silent(self, asked: _Asked, now: float) -> bool:
+        silent_s = _SILENT_S * asked.renew_s / _RENEW_S
+        return now - self._heard_at >= _SILENT_S or now - asked.heard_at >= silent_s
 
     def _give_up(self, request: RequestId) -> None:
         asked = self._take(request)

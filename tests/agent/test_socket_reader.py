@@ -8,7 +8,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from llx.agent.socket_reader import ReadSocket, SocketReader, read_all
+from llx.agent.socket_reader import Conversation, ReadSocket, SocketReader, read_all
 
 Make = Callable[[], ReadSocket]
 
@@ -224,3 +224,40 @@ def test_it_looks_again_whatever_was_raised() -> None:
 
     asyncio.run(play())
     assert len(raised) == 1
+
+
+def test_a_conversation_misses_nothing_while_it_speaks() -> None:
+    """What one side sends may take away the notice that something has come for it."""
+
+    async def play() -> tuple[list[bytes], list[bytes]]:
+        context = zmq.asyncio.Context()
+        heard: tuple[list[bytes], list[bytes]] = ([], [])
+        sides = [context.socket(zmq.PAIR), context.socket(zmq.PAIR)]
+        for each in sides:
+            each.setsockopt(zmq.SNDHWM, 0)
+            each.setsockopt(zmq.RCVHWM, 0)
+        sides[0].bind("inproc://x")
+        sides[1].connect("inproc://x")
+        talks = [Conversation(each) for each in sides]
+        tasks = [
+            asyncio.create_task(talk.read_all(lambda frames, own=own: own.extend(frames)))
+            for talk, own in zip(talks, heard, strict=True)
+        ]
+        try:
+            for number in range(2000):
+                for talk in talks:
+                    assert talk.send(b"%d" % number)
+                if number % 7 == 0:
+                    await asyncio.sleep(0)
+            async with asyncio.timeout(20):
+                while min(map(len, heard)) < 2000:
+                    await asyncio.sleep(0.01)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            context.destroy(linger=0)
+        return heard
+
+    for heard in asyncio.run(play()):
+        assert heard == [b"%d" % number for number in range(2000)]

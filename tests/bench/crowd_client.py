@@ -1,10 +1,10 @@
 """A gateway without HTTP for a crowd's instances: ``python -m tests.bench.crowd_client DIR RATE``.
 
-Requests are placed by the gateway's own code (`llx.gateway.placement`) over the line to the head,
-at RATE a second, and sent to the instances over their real sockets; who owns a stream is judged by
-`llx.core.streams`, so that moves come about. One socket reads what all instances say. From the
-first line on its input on, each placement is timed; at the second line, what has happened is
-printed and begins anew.
+Once all instances are connected, requests are placed by the gateway's own code
+(`llx.gateway.placement`) over the line to the head, at RATE a second, and sent to the instances
+over their real sockets; who owns a stream is judged by `llx.core.streams`, so that moves come
+about. One socket reads what all instances say. From the first line on its input on, each placement
+is timed; at the second line, what has happened is printed and begins anew.
 """
 
 import asyncio
@@ -80,6 +80,7 @@ class Client:
         self._line_address = (folder / "line").read_text()
         self._load = load
         self._pools = list(load["pools"]), list(load["pools"].values())
+        self._num_instances = sum(load["pools"].values())
         self._name = f"gateway-0#{secrets.token_hex(6)}"
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
         make_wide(self._context)
@@ -158,7 +159,7 @@ class Client:
             due += self._rng.expovariate(rate)
             if (left := due - time.monotonic()) > 0:
                 await asyncio.sleep(left)
-            if not self._ready:
+            if len(self._ready) < self._num_instances:
                 due = time.monotonic()
                 await asyncio.sleep(0.1)
                 continue

@@ -90,19 +90,19 @@ async def test_nothing_is_said_before_the_first_list(line: GatewayLine, peer: Pe
     await peer.hello()
     await asyncio.wait_for(line.changed.wait(), 5)
     assert await peer.hears_nothing()
-    await line.publish([])
+    line.publish([])
     assert await peer.members() == Members(TERM, 1, [])
 
 
 async def test_a_change_reaches_who_is_there(line: GatewayLine, peer: Peer) -> None:
-    await line.publish(ONE)
+    line.publish(ONE)
     await peer.hello()
     assert await peer.members() == Members(TERM, 1, ONE)
-    await line.publish(ONE)
+    line.publish(ONE)
     assert await peer.hears_nothing()
-    await line.publish(TWO)
+    line.publish(TWO)
     assert await peer.members() == Members(TERM, 2, TWO)
-    await line.publish(TWO, {PoolName("m")})
+    line.publish(TWO, {PoolName("m")})
     assert await peer.members() == Members(TERM, 3, TWO, [PoolName("m")])
 
 
@@ -128,13 +128,13 @@ async def test_what_a_gateway_saw_of_moves_is_told(line: GatewayLine, peer: Peer
 async def test_who_knows_an_older_list_gets_this_one(
     line: GatewayLine, peer: Peer, term: int, version: int
 ) -> None:
-    await line.publish(ONE)
+    line.publish(ONE)
     await peer.hello(term, version)
     assert await peer.members() == Members(TERM, 1, ONE)
 
 
 async def test_who_knows_this_list_hears_nothing(line: GatewayLine, peer: Peer) -> None:
-    await line.publish(ONE)
+    line.publish(ONE)
     await peer.hello(3, 1)
     assert await peer.hears_nothing()
 
@@ -142,7 +142,7 @@ async def test_who_knows_this_list_hears_nothing(line: GatewayLine, peer: Peer) 
 async def test_reports_are_kept_and_a_change_of_connections_wakes(
     line: GatewayLine, peer: Peer
 ) -> None:
-    await line.publish(ONE)
+    line.publish(ONE)
     await peer.hello()
     await peer.members()
     line.changed.clear()
@@ -160,7 +160,7 @@ async def test_reports_are_kept_and_a_change_of_connections_wakes(
 async def test_a_gateway_started_anew_takes_the_place_of_the_old(
     line: GatewayLine, peer: Peer, address: str
 ) -> None:
-    await line.publish(ONE)
+    line.publish(ONE)
     await peer.hello()
     await peer.members()
     again = Peer(address)
@@ -180,7 +180,7 @@ async def test_a_gateway_is_heard_on_its_host_alone(
     """One that was given up with its host speaks again; another has long been put elsewhere."""
     hosts = {"g": "h1"}
     line.expect(lambda name: hosts.get(name, ""))
-    await line.publish(ONE)
+    line.publish(ONE)
     await peer.hello()
     await peer.members()
     hosts["g"] = "h2"
@@ -194,7 +194,7 @@ async def test_a_gateway_is_heard_on_its_host_alone(
             await peer.hello()
             await nobody.hello()
         await peer.socket.send(encode(GatewayReport("g", 99, 99, 0, 0, 0, 0, [])))
-        await line.publish(TWO)
+        line.publish(TWO)
         assert (await there.members()).members == TWO
         assert await peer.hears_nothing()
         view = line.view("g")
@@ -208,14 +208,14 @@ async def test_a_gateway_is_heard_on_its_host_alone(
 
 @pytest.mark.parametrize("frames", [[b""], [b"\x01garbage"], [b"\xff"], [b"x"] * 300])
 async def test_garbage_harms_nothing(line: GatewayLine, peer: Peer, frames: list[bytes]) -> None:
-    await line.publish(ONE)
+    line.publish(ONE)
     await peer.socket.send_multipart(frames)
     await peer.hello()
     assert (await peer.members()).members == ONE
 
 
 async def test_a_stranger_is_not_heard(line: GatewayLine, address: str) -> None:
-    await line.publish(ONE)
+    line.publish(ONE)
     ours = ClusterKeys.create()
     stranger = ClusterKeys(
         KEYS.listener_public, KEYS.listener_secret, ours.dialer_public, ours.dialer_secret
@@ -336,7 +336,7 @@ async def test_other_keys_end_the_connections_of_the_former_and_keep_the_address
     line = GatewayLine(keys, TERM)
     task = asyncio.create_task(line.run())
     address = await line.bind(None)
-    await line.publish(ONE)
+    line.publish(ONE)
     former = Peer(address, "former")
     await former.hello()
     assert await former.members() == Members(TERM, 1, ONE)
@@ -348,7 +348,7 @@ async def test_other_keys_end_the_connections_of_the_former_and_keep_the_address
     try:
         await later.hello()
         assert await later.members() == Members(TERM, 1, ONE)
-        await line.publish(TWO)
+        line.publish(TWO)
         assert await later.members() == Members(TERM, 2, TWO)
         await late.hello()
         for each in (former, late):

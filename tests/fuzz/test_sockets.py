@@ -153,7 +153,7 @@ async def bother_line(messages) -> None:
     running = asyncio.create_task(line.run())
     context = zmq.asyncio.Context()
     try:
-        await line.publish([Member(InstanceId("m-0"), PoolName("m"), "tcp://a", "tcp://b")])
+        line.publish([Member(InstanceId("m-0"), PoolName("m"), "tcp://a", "tcp://b")])
         mad, sane = (context.socket(zmq.DEALER) for _ in range(2))
         for each in (mad, sane):
             make_dialer(each, KEYS)
@@ -181,7 +181,7 @@ async def test_a_line_serves_beside_strangers(what: str) -> None:
         for _ in range(8):
             connect(stack, address_of(address), NOISE[what])
         running = asyncio.create_task(line.run())
-        await line.publish([])
+        line.publish([])
         context = zmq.asyncio.Context()
         sane = context.socket(zmq.DEALER)
         make_dialer(sane, KEYS)

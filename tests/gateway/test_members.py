@@ -172,7 +172,7 @@ async def test_a_head_that_comes_back_hears_what_is_not_what_was(start: Start) -
 
 async def test_a_line_that_fails_is_opened_anew(start: Start, line: GatewayLine) -> None:
     gateway = start(await line.bind(None), SoreRoster(8))
-    await line.publish([Member(InstanceId("m-0"), PoolName("m"), "tcp://a:1", "tcp://b:1")])
+    line.publish([Member(InstanceId("m-0"), PoolName("m"), "tcp://a:1", "tcp://b:1")])
     await until(gateway.link, "the list is applied in the end")
     assert not gateway.line.done()
     view = line.view("gateway-1")
@@ -197,7 +197,7 @@ async def test_two_gateways_of_one_name_leave_each_other_their_sessions(
         member = Member(InstanceId("m-0"), PoolName("m"), *endpoint.start())
         address = await line.bind(None)
         gateways = [start(address), start(address)]
-        await line.publish([member])
+        line.publish([member])
         for gateway in gateways:
             await until(lambda one=gateway: one.roster.ready(), "its session stands")
         await asyncio.sleep(0.5)  # they would dial again every 0.2 s

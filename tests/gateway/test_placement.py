@@ -210,6 +210,31 @@ async def test_what_is_held_is_given_up_when_the_scheduler_falls_silent(
     assert rig.pool.log == [("bypassed", R)]
 
 
+async def test_in_a_long_queue_it_is_asked_for_again_more_seldom(rig: Rig, spans: Spans) -> None:
+    spans(_RENEW_S=0.02, _RENEWALS_PER_S=1000.0, _SILENT_S=1000.0)
+    ask = rig.ask()
+    rig.placement.hear(Held(Term(1), R, ask, 400))
+    began = time.monotonic()
+    await until(lambda: len(rig.sent) > 1)
+    assert time.monotonic() - began >= 0.39
+    rig.placement.hear(Held(Term(1), R, ask, 1))
+    await until(lambda: len(rig.sent) > 3)
+    assert rig.pool.log == []
+
+
+async def test_a_scheduler_that_says_nothing_at_all_is_given_up_however_long_the_queue(
+    rig: Rig, spans: Spans
+) -> None:
+    spans(_RENEW_S=0.02, _RENEWALS_PER_S=1000.0, _SILENT_S=0.1)
+    ask = rig.ask()
+    rig.placement.hear(Held(Term(1), R, ask, 150))
+    other = RequestId("other")
+    rig.ask(other)
+    rig.placement.hear(NotPlaced(Term(1), other, rig.sent[-1].ask, "full", 0.0))
+    await until(lambda: ("bypassed", R) in rig.pool.log)
+    assert rig.sent[-1] == Withdraw(R)
+
+
 async def test_a_new_scheduler_is_asked_for_all_that_waits(rig: Rig) -> None:
     first, second = rig.ask(), rig.ask(RequestId("s"))
     rig.placement.hear(Held(Term(1), R, first, 1))

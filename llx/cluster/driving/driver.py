@@ -267,7 +267,7 @@ class ClusterDriver:
         if self.fleet.line.version or self._knows_enough():
             offers = pool_offers(self.fleet.settings, self.fleet.generations)
             keys = desired_api_keys(self.fleet.settings)
-            await self.fleet.line.publish(members, self.scheduler.by_prefix, offers, keys)
+            self.fleet.line.publish(members, self.scheduler.by_prefix, offers, keys)
             self.scheduler.open()
 
     def _schedule(self) -> None:

@@ -20,6 +20,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from llx.agent.socket_reader import Conversation
 from llx.core.model import PoolName, RequestId, Term
 from llx.curve import Authenticator, ClusterKeys, KeySource, make_listener
 from llx.errors import ConflictError, WireError
@@ -127,6 +128,7 @@ class GatewayLine:
         self._socket = self._context.socket(zmq.ROUTER)
         make_listener(self._socket, self.listens_with)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._conversation = Conversation(self._socket)
         self.changed = asyncio.Event()
 
     def expect(self, host_of: HostOf) -> None:
@@ -156,7 +158,7 @@ class GatewayLine:
     def tell(self, gateway: bytes, answer: PlacementAnswer | Change) -> None:
         """Tell a gateway something; dropped if it does not take it, and then it asks again."""
         # A ROUTER never waits: whom it cannot send to it drops.
-        self._socket.send_multipart([gateway, encode(answer)], zmq.DONTWAIT)
+        self._conversation.send(gateway, encode(answer))
 
     def sweep(self) -> None:
         """Forget the requests of gateways that have fallen silent."""
@@ -193,7 +195,7 @@ class GatewayLine:
         """Receive until cancelled, with the keys of any moment."""
         following = asyncio.create_task(self._follow_keys(), name="line-keys")
         try:
-            await self._receive_all()
+            await self._conversation.read_all(self._take)
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
@@ -217,20 +219,19 @@ class GatewayLine:
         for attempt in itertools.count(1):
             try:
                 self._socket.bind(self._address)
+                self._conversation.look_soon()
                 return
             except zmq.ZMQError as error:
                 if attempt % _COMPLAIN_EVERY == 0:
                     log.warning("gateway_line.cannot_listen", address=self._address, error=error)
             await asyncio.sleep(_BIND_AGAIN_S)
 
-    async def _receive_all(self) -> None:
-        while True:
-            frames = await self._socket.recv_multipart()
-            try:
-                check_frames(frames[1:])
-                await self._receive(frames[0], self._decoder.decode(frames[1]))
-            except WireError as error:
-                log.warning("gateway_line.bad_message", peer=frames[0][:64], error=error)
+    def _take(self, frames: list[bytes]) -> None:
+        try:
+            check_frames(frames[1:])
+            self._receive(frames[0], self._decoder.decode(frames[1]))
+        except WireError as error:
+            log.warning("gateway_line.bad_message", peer=frames[0][:64], error=error)
 
     def close(self) -> None:
         """Close the socket."""
@@ -251,7 +252,7 @@ class GatewayLine:
             if not view.is_silent
         )
 
-    async def publish(
+    def publish(
         self,
         members: list[Member],
         by_prefix: Iterable[PoolName] = (),
@@ -271,7 +272,7 @@ class GatewayLine:
         self._version += 1
         log.info("members.published", version=self._version, instances=_names(members))
         for view in list(self._expected()):
-            await self._send(view.identity)
+            self._send(view.identity)
 
     def view(self, gateway: str) -> GatewayView | None:
         """What is known of a gateway of that name; None before its first heartbeat."""
@@ -284,7 +285,7 @@ class GatewayLine:
         if view is not None:
             self._leave(view.identity)
 
-    async def _receive(self, identity: bytes, message: ToScheduler) -> None:
+    def _receive(self, identity: bytes, message: ToScheduler) -> None:
         now = time.monotonic()
         match message:
             case Place() | Withdraw() | Changed():
@@ -301,7 +302,7 @@ class GatewayLine:
                     view = self._join(identity, message, now)
                 view.hello, view.heard_at, view.is_forgotten = message, now, False
                 if self._version and (term, version) < (self._term, self._version):
-                    await self._send(identity)
+                    self._send(identity)
             case GatewayReport():
                 if view is not None and view.identity == identity:
                     if view.report is None or _serves(view.report) != _serves(message):
@@ -359,9 +360,9 @@ class GatewayLine:
         self._ignored.add(identity)
         log.warning("gateway.not_expected", gateway=hello.gateway, host=hello.host, url=hello.url)
 
-    async def _send(self, identity: bytes) -> None:
+    def _send(self, identity: bytes) -> None:
         try:
-            await self._socket.send_multipart([identity, encode(self._list)])
+            self._conversation.send(identity, encode(self._list))
         except zmq.ZMQError as error:
             log.warning("gateway_line.send_failed", peer=identity, error=error)
 
