@@ -13,9 +13,9 @@ and the bounded rate is reached: each may report every n / 5000 seconds. Request
 and are placed in turn (`--dispatch`), so that rules find something to move all the time: whole
 instances move requests, stand-ins answer that they have none.
 
-Instances are other machines in truth: their processes have the least priority (nice 19), so that
-head, client and verbs get what CPU they ask for. Whether that leaves instances enough for the rate
-is told: `reports_per_s`, of the windows and while verbs ran.
+Instances are other machines in truth: once all are connected their processes have the least
+priority (nice 19), so that head, client and verbs get what CPU they ask for. Whether that leaves
+instances enough for the rate is told: `reports_per_s`, of the windows and while verbs ran.
 
 Per window: the head's CPU time (all its threads) over the wall clock, reports that it got, moves,
 and round trips of `Place`. Bounds: half a core, and 2 ms in the median; exit code 8 if one does not
@@ -117,15 +117,12 @@ def pools(args: argparse.Namespace) -> dict[str, int]:
 
 
 @contextmanager
-def started(
-    folder: Path, name: str, *words: str, nice: int = 0
-) -> Iterator["subprocess.Popen[str]"]:
+def started(folder: Path, name: str, *words: str) -> Iterator["subprocess.Popen[str]"]:
     """A process that ends with this one: its input ends."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    priority = ["nice", "-n", str(nice)] if nice else []
     with (folder / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
-            [*priority, sys.executable, "-m", *words], env=environment, stdin=subprocess.PIPE,
+            [sys.executable, "-m", *words], env=environment, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
     try:
@@ -141,23 +138,31 @@ def started(
             process.wait()
 
 
-def crowd(folder: Path, stack: ExitStack, module: str, spec: Any) -> dict[str, Any]:
-    """A process with the instances of a spec; their addresses."""
+def make_least(pid: int) -> None:
+    """All threads of a process run when nobody else wants to."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.setpriority(os.PRIO_PROCESS, int(thread.name), LEAST)
+
+
+def crowd(folder: Path, stack: ExitStack, module: str, spec: Any) -> tuple[int, dict[str, Any]]:
+    """A process with the instances of a spec: its number, and their addresses."""
     name = f"crowd-{spec.names[0]}"
     path = folder / f"{name}.json"
     path.write_bytes(msgspec.json.encode(spec))
-    process = stack.enter_context(started(folder, name, module, str(path), nice=LEAST))
+    process = stack.enter_context(started(folder, name, module, str(path)))
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
         raise RuntimeError((folder / f"{name}.log").read_text()[-2000:])
-    return json.loads(line)
+    return process.pid, json.loads(line)
 
 
-def crowds(folder: Path, stack: ExitStack, args: argparse.Namespace) -> dict[str, Any]:
+def crowds(
+    folder: Path, stack: ExitStack, args: argparse.Namespace
+) -> tuple[list[int], dict[str, Any]]:
     """All processes with instances; the addresses of all instances."""
     sim, keys = msgspec.convert(SIM, SimSpec), str(folder / "state/keys.json")
-    addresses: dict[str, Any] = {}
+    pids, addresses = [], {}
     for pool, count in pools(args).items():
         names = [f"{pool}-{number}" for number in range(count)]
         size = PER_PROCESS if pool == "whole" else STAND_INS_PER_PROCESS
@@ -165,11 +170,14 @@ def crowds(folder: Path, stack: ExitStack, args: argparse.Namespace) -> dict[str
             part = names[first : first + size]
             if pool == "whole":
                 spec: Any = CrowdSpec(part, pool, str(folder / "model"), keys, sim)
-                addresses |= crowd(folder, stack, "tests.bench.crowd", spec)
+                module = "tests.bench.crowd"
             else:
                 spec = StandInsSpec(part, pool, keys, sim, args.listed // count)
-                addresses |= crowd(folder, stack, "tests.bench.stand_ins", spec)
-    return addresses
+                module = "tests.bench.stand_ins"
+            pid, found = crowd(folder, stack, module, spec)
+            pids.append(pid)
+            addresses |= found
+    return pids, addresses
 
 
 def prepare(folder: Path, args: argparse.Namespace) -> None:
@@ -198,7 +206,7 @@ def wait_ready(folder: Path, head: "subprocess.Popen[str]") -> None:
     """Until every instance is connected, to the head and to the client."""
     began = time.monotonic()
     while time.monotonic() < began + READY_S:
-        time.sleep(1.0)
+        time.sleep(3.0)  # to be asked costs the head what connecting needs
         if head.poll() is not None:
             break
         try:
@@ -259,14 +267,17 @@ def run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "pools": pools(args),
     }  # fmt: skip
     with ExitStack() as stack:
-        addresses = crowds(folder, stack, args)
+        pids, addresses = crowds(folder, stack, args)
         (folder / "addresses.json").write_text(json.dumps(addresses))
         head = stack.enter_context(started(folder, "head", "tests.bench.crowd_head", str(folder)))
         client = stack.enter_context(
             started(folder, "client", "tests.bench.crowd_client", str(folder), json.dumps(load))
         )
+        began = time.monotonic()
         wait_ready(folder, head)
-        print("all connected", file=sys.stderr)
+        print(f"all connected after {time.monotonic() - began:.0f} s", file=sys.stderr)
+        for pid in pids:
+            make_least(pid)
         rig = Measured(folder, head, client)
         time.sleep(args.settle)
         windows = []
