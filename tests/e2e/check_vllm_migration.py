@@ -357,6 +357,7 @@ def check_room(rig: Rig) -> None:
     check("taken", rig.free == free - 8 - 12)
     check("twice", isinstance(rig.reserve("full", prepared, 10, False), str))
     check("cache stays", not rig.core.scheduler.reset_prefix_cache(True))
+    rig.store.keep_sampler_state(MigrationId("full"), b"g1" + bytes(5056))  # of its last stage
     for migration in ("full", "full", "filler"):
         rig.port.abandon(MigrationId(migration))
     gone = rig.port.commit(MigrationId("full"), PEER, Epoch(2), (1,), 5)

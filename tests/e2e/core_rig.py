@@ -155,9 +155,12 @@ class Rig:
         self.until(lambda: not self.core.has_work(), "an idle engine")
 
     def is_quiet(self, free: int, what: str) -> None:
-        """Everything is as it was before."""
+        """Everything is as it was before, once the workers have heard with a step who is gone."""
         self.idle()
         scheduler = self.core.scheduler
+        if scheduler._llx_gone_arrivals:
+            self.run(self.add([1, 2, 3], {"max_tokens": 1}))
+            self.idle()
         check(f"{what}: free blocks", self.free == free, self.free, free)
         manager = scheduler.kv_cache_manager.coordinator.single_type_managers[0]
         left = {key for key, blocks in manager.req_to_blocks.items() if blocks}

@@ -240,10 +240,12 @@ class Arrivals(Scheduler):
                 manager.num_cached_block[request_id] = manager.num_cached_block.pop(key)
 
     def llx_abandon(self, migration: MigrationId) -> None:
-        """Free what was reserved."""
+        """Free what was reserved, and have the workers forget what has come with its last stage."""
         shadow = self._llx_shadows.pop(migration, None)
         if shadow is None:
             return
+        gone = Arrival(shadow.request.request_id, migration, is_gone=True)
+        self._llx_gone_arrivals.append(gone)
         shadow.request.request_id = shadow.key
         self.kv_cache_manager.free(shadow.request)
 
