@@ -12,7 +12,7 @@ import pytest
 
 from tests.hosts.operator_machine import eventually
 from tests.hosts.rig import USER, Host
-from tests.migration.cases import GREEDY, STREAMS, Answer, answers, ask, prompt
+from tests.migration.cases import GREEDY, STREAMS, Answer, answers, ask, client_of, prompt
 from tests.migration.conftest import Movable
 from tests.migration.test_drain import do, running
 from tests.migration.test_identity import Mover, differences, is_idle
@@ -26,7 +26,7 @@ SILENT_S = 1.0
 
 async def outcomes(url: str) -> dict[str, Answer | openai.OpenAIError]:
     """Every stream's answer, or how it failed."""
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+    async with client_of(url) as client:
 
         async def one(case: dict[str, Any]) -> Answer | openai.OpenAIError:
             try:
@@ -142,7 +142,7 @@ def is_up(movable: Movable, name: str) -> bool:
 
 
 async def serves_again(url: str) -> None:
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+    async with client_of(url) as client:
         end = time.monotonic() + 180
         said = ""
         while time.monotonic() < end:

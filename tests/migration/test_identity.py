@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -87,12 +88,20 @@ def differences(expected: dict[str, Answer], got: dict[str, Answer]) -> list[str
         for index, choice in one.choices.items():
             moved = other.choices[index]
             if choice.token_ids != moved.token_ids:
-                found.append(f"{name}: tokens {choice.token_ids} and {moved.token_ids}")
+                found.append(f"{name}: {first_difference(choice.token_ids, moved.token_ids)}")
             elif (choice.text, choice.finish_reason) != (moved.text, moved.finish_reason):
                 found.append(f"{name}: text {choice} and {moved}")
             elif choice.logprobs != pytest.approx(moved.logprobs, abs=2e-3):
                 found.append(f"{name}: logprobs {choice.logprobs} and {moved.logprobs}")
     return found
+
+
+def first_difference(expected: Sequence[int], got: Sequence[int]) -> str:
+    """Where it is, and what follows: a token lost or doubled shows as a shift."""
+    pairs = enumerate(zip(expected, got, strict=False))
+    at = next((at for at, (one, other) in pairs if one != other), min(len(expected), len(got)))
+    first, last = max(0, at - 3), at + 8
+    return f"tokens from {first} on: {expected[first:last]} and {got[first:last]}"
 
 
 def is_idle(movable: Movable) -> bool:
