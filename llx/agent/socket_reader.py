@@ -3,7 +3,8 @@
 `zmq.asyncio` makes a future, and gives its task a turn, for each message; here a message costs its
 reading. The price: nobody else may await what comes on that socket.
 
-`read_all` reads one socket as soon as there is something. A `SocketReader` is for who has a
+`read_all` reads one socket as soon as there is something; a `Conversation` is for one that is also
+written to. A `SocketReader` is for who has a
 thousand of them, each with a few messages a second: for these it is the waking up that costs.
 """
 
@@ -80,7 +81,7 @@ class Conversation:
         def read() -> None:
             if failed.done():
                 return
-            self._is_due = True  # what `take` sends is looked after by the message that follows
+            self._is_due = True  # for what `take` sends: it is read on until nothing is left
             try:
                 is_empty = _read_some(self._socket, take)
             except Exception as error:  # noqa: BLE001 - raised in the task, which awaits it

@@ -98,10 +98,7 @@ class Operator:
         A gateway that starts again imports vLLM, for which it needs some fifteen seconds of CPU:
         minutes beside other tests' engines.
         """
-        end = time.monotonic() + timeout_s
-        while not self.is_well():
-            assert time.monotonic() < end, f"{what}: not well: {self._why_not()}"
-            time.sleep(0.2)
+        eventually(self.is_well, timeout_s, lambda: f"{what}: not well: {self._why_not()}")
 
     def _why_not(self) -> str:
         """All that is not ready: as the head tells it, and the end of its log."""
@@ -123,11 +120,15 @@ class Operator:
         return self.rig.home / "state" / "llx" / "clusters" / "c"
 
 
-def eventually(check: Callable[[], bool], timeout_s: float = 60.0, what: str = "") -> None:
-    """Wait until `check` holds."""
+def eventually(
+    check: Callable[[], bool], timeout_s: float = 60.0, what: str | Callable[[], str] = ""
+) -> None:
+    """Wait until `check` holds; `what`: said if it does not, found out only then if it is asked."""
     end = time.monotonic() + timeout_s
     while not check():
-        assert time.monotonic() < end, what or "it never came true"
+        if time.monotonic() >= end:
+            said = what if isinstance(what, str) else what()
+            raise AssertionError(said or "it never came true")
         time.sleep(0.2)
 
 
