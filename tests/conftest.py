@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ settings.register_profile("quick", settings.get_profile("llx"), max_examples=20)
 settings.register_profile("fuzz", settings.get_profile("llx"), max_examples=3000)
 settings.load_profile("llx")
 
+FAILURE_CHARACTERS = 6000
+"""How much of a failure is told at once; the summary has all of it."""
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -80,6 +83,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
     """
     if pyfuncitem.get_closest_marker("hypothesis") is not None:
         gc.collect()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once, on stderr, why a test failed: what ends a run early leaves no summary."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        title = f" {report.nodeid} ({report.when}, after {report.duration:.0f} s) "
+        print(f"\n{title:=^100}\n{report.longreprtext[-FAILURE_CHARACTERS:]}", file=sys.__stderr__)
 
 
 @pytest.hookimpl(optionalhook=True)
