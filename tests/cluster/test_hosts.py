@@ -85,6 +85,18 @@ def test_a_head_that_comes_back_finds_everything_where_it_is(rig) -> None:
         assert "members term=2 m-0,m-1\ncordoned: m-1" in rig.hosts["h1"].log("gateway-0")
 
 
+def test_what_is_new_waits_for_a_host_that_is_silent_for_a_moment(rig) -> None:
+    rig.add("h1", "h2")
+    with rig.up(rig.settings()) as client:
+        rig.reaches(client, ClusterState.READY)
+        rig.hosts["h2"].line = "cut"
+        rig.eventually(lambda: host_state(client, "h2") is HostState.AGENT_AWAY, "it is away")
+        put(client, rig.settings(models=[rig.model("m", 4)]))
+        rig.hosts["h2"].line = "up"
+        rig.reaches(client, ClusterState.READY)
+        assert sorted(rig.where(client)[f"m-{n}"] for n in range(4)) == ["h1", "h1", "h2", "h2"]
+
+
 @pytest.mark.parametrize("line", ["cut", "hangs"])
 def test_an_agent_that_is_away_changes_nothing_for_what_runs(rig, line: str) -> None:
     rig.add("h1", "h2")

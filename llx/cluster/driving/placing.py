@@ -16,6 +16,10 @@ from llx.core.placement import HostRoom, Placement, place_gateways, place_instan
 from llx.specs import InstanceSpec
 
 _UNSURE = frozenset({HostState.LOST, HostState.FAILED})
+_SILENT = frozenset({HostState.LOST, HostState.AGENT_AWAY})
+_BACK_S = 15.0
+"""A host that has been silent for a shorter time may be busy and no more: what is placed without it
+stays away from it for good."""
 
 
 class Placing:
@@ -26,12 +30,12 @@ class Placing:
         self._actions = actions
 
     def place(self) -> None:
-        """A host for whoever has none; waits until no host is just starting."""
+        """A host for whoever has none; waits for hosts that are just starting, or silent."""
         for host in self._fleet.hosts.values():
             self._take_what_runs(host)
         for unit in self._fleet.units():
             self._leave_if_never_started(unit)
-        if self.is_looking():
+        if self.is_looking() or self._is_one_silent():
             return
         if any(not unit.host and not unit.is_leaving for unit in self._fleet.units()):
             self._place()
@@ -54,6 +58,15 @@ class Placing:
         """Whether a host is just starting, so that nobody knows yet what there is room for."""
         hosts = [each for each in self._fleet.hosts.values() if not each.is_leaving]
         return any(host.state is HostState.STARTING for host in hosts)
+
+    def _is_one_silent(self) -> bool:
+        """Whether a host does not answer that did a moment ago, and may be about to again."""
+        now = time.monotonic()
+        return any(
+            host.state in _SILENT and now - host.answered_at < _BACK_S
+            for host in self._fleet.hosts.values()
+            if host.answered_at is not None and not host.is_leaving and not host.is_cordoned
+        )
 
     def _take_what_runs(self, host: HostUnit) -> None:
         """A unit without a host that runs somewhere is there."""
