@@ -1,6 +1,5 @@
 """The `llx` command: its verbs, and the way in."""
 
-import gc
 import os
 import sys
 from types import ModuleType
@@ -49,6 +48,7 @@ from llx.cli import (
 )
 from llx.cli.examples import add_examples
 from llx.errors import ExitCode
+from llx.garbage import collect_seldom
 
 EPILOG = (
     "Exit codes: 0 ok, 1 failure, 2 usage, 3 unreachable, 4 not found, 5 conflict or locked, "
@@ -131,7 +131,7 @@ def _start_sooner() -> None:
     Imports alone would cause dozens of collections, which find nothing. And httpx comes with a
     command line of its own, with pygments and progress bars, unless that cannot be imported.
     """
-    gc.set_threshold(50_000, 20, 50)
+    collect_seldom()
     sys.modules.setdefault("httpx._main", cast(ModuleType, None))
 
 

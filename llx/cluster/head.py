@@ -21,6 +21,7 @@ from llx.cluster.fleet.agents import LocalAgents
 from llx.cluster.serve import HeadSeat, bind_control, serve
 from llx.cluster.state_dir import HeadSpec, StateDir
 from llx.errors import LlxError
+from llx.garbage import leave_what_is_here
 from llx.log import configure_logging, get_log
 from llx.open_files import raise_file_limit
 from llx.settings import ClusterSettings, Environment, Platform, load_cluster
@@ -72,8 +73,13 @@ async def _serve(
             LocalAgents(agent),
             listener=listener,
             ending=ending,
-            on_ready=lambda url: status.write(Phase.READY, addresses=[url]),
+            on_ready=partial(_begun, status),
         )
+
+
+def _begun(status: StatusFile, url: str) -> None:
+    leave_what_is_here()
+    status.write(Phase.READY, addresses=[url])
 
 
 def _ending_signal() -> asyncio.Event:

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from llx.agent.actor import HOST_SPEC, log_to
@@ -19,6 +20,7 @@ from llx.cluster.ray.paths import RayPaths
 from llx.cluster.serve import HeadSeat, bind_control, serve
 from llx.cluster.state_dir import StateDir
 from llx.errors import LlxError
+from llx.garbage import leave_what_is_here
 from llx.host_ports import HostPorts
 from llx.log import get_log
 from llx.open_files import raise_file_limit
@@ -99,10 +101,15 @@ async def _serve(spec: HostSpec, state: StateDir, status: StatusFile) -> bool:
                 agents,
                 listener=listener,
                 ending=asyncio.Event(),
-                on_ready=lambda url: status.write(Phase.READY, addresses=[url]),
+                on_ready=partial(_begun, status),
             )
         finally:
             await agents.close()
+
+
+def _begun(status: StatusFile, url: str) -> None:
+    leave_what_is_here()
+    status.write(Phase.READY, addresses=[url])
 
 
 @contextlib.contextmanager

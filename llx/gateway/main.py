@@ -14,6 +14,7 @@ from llx.agent.pulse import Pulse, Slot
 from llx.core.model import PoolName, Term
 from llx.curve import KeyFile
 from llx.errors import ConflictError, LlxError
+from llx.garbage import leave_what_is_here
 from llx.gateway.placement import Placement
 from llx.gateway.scheduler_address import SchedulerAddress
 from llx.log import configure_logging
@@ -147,6 +148,7 @@ async def _serve(
     tasks = [line, beats, asyncio.create_task(announce(server, status, url))]
     if certificate is not None:
         tasks.append(asyncio.create_task(certificate.follow()))
+    leave_what_is_here()
     try:
         await server.serve(sockets=[listener])
     finally:

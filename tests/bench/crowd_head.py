@@ -34,6 +34,7 @@ from llx.cluster.state_dir import StateDir, TokenFile
 from llx.core.model import InstanceLoad
 from llx.curve import ClusterKeys
 from llx.errors import NotFoundError
+from llx.garbage import leave_what_is_here
 from llx.log import configure_logging
 from llx.open_files import raise_file_limit
 from llx.pins import VLLM_VERSION
@@ -124,10 +125,12 @@ async def run(folder: Path) -> None:
         seat = HeadSeat(load_cluster(state.settings), state, "cpu", term, address)
         fleet = make_fleet(seat, agent, line, loads, address)
         driver = ClusterDriver(fleet, agent, AuditTrail(state.events), state)
-        await drive(
-            driver, TokenFile(state.token), listener, ending,
-            on_ready=lambda url: (folder / "url").write_text(url) and None,
-        )  # fmt: skip
+
+        def begun(url: str) -> None:
+            leave_what_is_here()
+            (folder / "url").write_text(url)
+
+        await drive(driver, TokenFile(state.token), listener, ending, begun)
         telling.cancel()
         await loads.close()
 
