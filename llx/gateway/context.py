@@ -33,6 +33,8 @@ class RequestContext:
     """How long that was from its arrival, as its client said."""
     charge: Callable[[int], None] = lambda _: None
     """Told of its tokens, prompts and outputs, as they are computed."""
+    is_read: bool = False
+    """Whether vLLM has made a request to an engine of it."""
     refusal: Refusal | None = None
     """Why a generation of it was not taken; the answer, if nothing was answered yet."""
 

@@ -142,7 +142,7 @@ class PoolClient(AsyncMPClient):
         """Have a request placed; it goes, or is refused, when that is known."""
         http = context.current.get()
         if http is not None:
-            request.priority = http.priority
+            request.priority, http.is_read = http.priority, True
         request.client_index = 0
         sent = Sent(
             RequestId(request.request_id),

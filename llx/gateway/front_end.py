@@ -27,6 +27,7 @@ from vllm.v1.executor import Executor
 
 from llx.agent.vllm.arguments import front_end_argv
 from llx.core.model import PoolName
+from llx.gateway import unreadable
 from llx.gateway.engine_client import PoolClient
 from llx.gateway.metrics import PoolMetrics
 from llx.gateway.placement import Placement
@@ -97,6 +98,7 @@ class FrontEnd:
         self.client = self._llm.engine_core
         tasks = await self._llm.get_supported_tasks()
         app = build_app(self._args, tasks, self._llm.model_config)
+        unreadable.answer_them(app)
         await init_app_state(self._llm, app.state, self._args, tasks)
         await self._stack.enter_async_context(app.router.lifespan_context(app))
         self.app = app

@@ -156,6 +156,25 @@ def test_a_certificate_that_cannot_be_used_changes_nothing(cluster):
 # ---------------------------------------------------------------------- noise
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "message", "role": "assistant", "id": "", "status": "completed", "content": []},
+        {"type": "message", "role": "assistant", "id": "", "status": "completed",
+         "content": [{"type": "refusal", "refusal": "no"}]},
+        {"type": "custom_tool_call_output"},
+        {"type": "custom_tool_call", "input": "x"},
+    ],
+)  # fmt: skip
+def test_what_vllm_stumbles_over_is_the_requests_fault(cluster, item):
+    body = {"model": "m", "input": [{"role": "user", "content": "Hello"}, item]}
+    with client_of(cluster) as client:
+        answer = client.post("/v1/responses", json=body)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["code"] == 400
+        assert "x-llx-request-id" in answer.headers
+
+
 @pytest.mark.hypothesis
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 def test_no_request_is_an_error_of_the_gateway(cluster, mode) -> None:
