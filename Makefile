@@ -33,8 +33,9 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# Tests that run side by side. Most of them wait most of the time, vLLM's do not.
-JOBS ?= 2
+# Processes that run tests side by side, on two cores. Most tests of `make test` wait most of the time.
+JOBS ?= 3
+CHECK_JOBS ?= 2
 # cpu or cuda. The tests run vLLM on the CPU, also where there is a GPU.
 NODE_PLATFORM ?= cpu
 # A folder of wheels (`llx node download`), for a machine without internet.
@@ -54,7 +55,7 @@ export LLX_WHEELHOUSE := $(WHEELHOUSE)
 BEYOND_CHECK := $(addprefix --ignore=tests/,e2e gpu hosts migration)
 
 check: lint
-	@env -u LLX_NODE_PREFIX $(BIN)/pytest -q -n $(JOBS) $(BEYOND_CHECK) --hypothesis-profile=quick -m 'not node and not gpu and not hosts and not slow' $(PYTEST_ARGS)
+	@env -u LLX_NODE_PREFIX $(BIN)/pytest -q -n $(CHECK_JOBS) $(BEYOND_CHECK) --hypothesis-profile=quick -m 'not node and not gpu and not hosts and not slow' $(PYTEST_ARGS)
 
 # One pytest run, last: its summary is the last thing printed.
 test: lint host-tools node wheelhouse

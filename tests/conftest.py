@@ -44,10 +44,10 @@ STAY_TOGETHER = {
 cores, for which several clusters of vLLM engines would fight each other into their deadlines."""
 WITHOUT_ENGINES = {
     "contract": ("transport", "transport_media"),
-    "e2e": ("arguments", "lifecycle", "secured_gateway"),
+    "e2e": ("arguments", "chaos", "lifecycle", "scaling", "secured_gateway"),
     "hosts": (
-        "bad_hosts", "doctor", "facts", "install", "play", "ssh",
-        "tunnel", "up",
+        "bad_hosts", "doctor", "facts", "head_move", "install", "play", "ray", "rig", "ssh",
+        "tunnel", "up", "upgrade",
     ),
 }  # fmt: skip
 """Files there that start no vLLM engine: they run beside those that do."""
