@@ -68,6 +68,7 @@ class Link:
 
     async def observe(self) -> HostView:
         view = await (await self._reach()).observe()
+        await self._reach()  # nor does an answer come through a line that was cut meanwhile
         release = self._to.release or view.llx_version
         return msgspec.structs.replace(view, llx_version=release)
 
