@@ -116,6 +116,7 @@ class MoveLog:
         self._open: dict[MigrationId, Move] = {}
         self._over: OrderedDict[MigrationId, Move] = OrderedDict()
         self._seen: OrderedDict[SeenKey, MoveSeen] = OrderedDict()
+        self._moved_by: dict[InstanceId, str] = {}
 
     # ------------------------------------------------------------------ looking
 
@@ -151,11 +152,7 @@ class MoveLog:
 
     def moved_by(self, instance: str) -> str:
         """How KV last went from or to an instance, and why so: ``shm (nccl: no GPU)``, or empty."""
-        for move in itertools.chain(reversed(self._open.values()), reversed(self._over.values())):
-            if instance in (move.source, move.target) and move.news and move.news.transport:
-                why = move.news.transport_why
-                return f"{move.news.transport} ({why})" if why else move.news.transport
-        return ""
+        return self._moved_by.get(InstanceId(instance), "")
 
     def experience(self) -> Experience:
         """What the last moves were like."""
@@ -185,6 +182,9 @@ class MoveLog:
             return False
         move.news, move.heard_at = news, now
         move.request, move.name = news.request or move.request, news.name or move.name
+        if news.transport:
+            why = f" ({news.transport_why})" if news.transport_why else ""
+            self._moved_by[move.source] = self._moved_by[move.target] = f"{news.transport}{why}"
         if not news.is_over:
             return False
         try:
@@ -202,7 +202,7 @@ class MoveLog:
         """
         ended = []
         for seen in moves:
-            key = (seen.request, seen.source, seen.target, seen.epoch)
+            key = _key(seen)
             if key in self._seen:
                 continue
             self._seen[key] = seen
@@ -228,8 +228,7 @@ class MoveLog:
         if len(self._over) > self._max_over:
             self._over.popitem(last=False)
         if move.seen is None:
-            found = (seen for seen in reversed(self._seen.values()) if _fits(move, seen))
-            move.seen = next(found, None)
+            move.seen = next((self._seen[key] for key in _seen_as(move) if key in self._seen), None)
         if move.seen is not None and outcome is MoveOutcome.UNKNOWN:
             move.outcome, move.reason = MoveOutcome.MOVED, ""
         self._count(move)
@@ -242,17 +241,26 @@ class MoveLog:
             self.tally.moved(move.news.elapsed_ms, move.news.size_bytes)
 
     def _matching(self, seen: MoveSeen) -> list[Move]:
-        moves = [*self._open.values(), *self._over.values()]
-        return [each for each in moves if each.seen is None and _fits(each, seen)]
+        key = _key(seen)
+        return [
+            each
+            for each in itertools.chain(self._open.values(), self._over.values())
+            if each.seen is None and each.request == seen.request and key in _seen_as(each)
+        ]
 
 
-def _fits(move: Move, seen: MoveSeen) -> bool:
-    """Whether the gateway has seen this move.
+def _key(seen: MoveSeen) -> SeenKey:
+    return (seen.request, seen.source, seen.target, seen.epoch)
+
+
+def _seen_as(move: Move) -> list[SeenKey]:
+    """How a gateway may tell of this move, the likelier first.
 
     The source speaks of the epoch under which it had the request, the gateway of that under which
     the target has it, the next one. A request that goes back and forth comes to the same source
     two epochs later.
     """
-    if (move.request, move.source, move.target) != (seen.request, seen.source, seen.target):
-        return False
-    return move.news is not None and seen.epoch - move.news.epoch in {0, 1}
+    if move.news is None:
+        return []
+    epoch = move.news.epoch
+    return [(move.request, move.source, move.target, Epoch(each)) for each in (epoch + 1, epoch)]
