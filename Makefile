@@ -57,8 +57,9 @@ BEYOND_CHECK := $(addprefix --ignore=tests/,e2e gpu hosts migration)
 check: lint
 	@env -u LLX_NODE_PREFIX $(BIN)/pytest -q -n $(CHECK_JOBS) $(BEYOND_CHECK) --hypothesis-profile=quick -m 'not node and not gpu and not hosts and not slow' $(PYTEST_ARGS)
 
-# One pytest run, last: its summary is the last thing printed.
-test: lint host-tools node wheelhouse
+# What it needs is made side by side. One pytest run, last: its summary is the last thing printed.
+test: $(VENV)/.stamp
+	@$(MAKE) -j4 lint host-tools node wheelhouse
 	@$(BIN)/pytest -q -n $(JOBS) -m 'not gpu' $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp

@@ -93,6 +93,7 @@ class Traffic:
                 self.failures.append(f"{len(got)} of {len(wanted)} tokens, or others")
             self.finished += 1
             number += 1
+            self._is_over.wait(_PAUSE_S)  # streams without a gap would keep both cores from others
 
     def ask(self, prompt: list[int], length: int) -> list[int]:
         """One stream's tokens.
