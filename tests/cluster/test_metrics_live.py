@@ -27,9 +27,10 @@ def test_a_cluster_and_what_becomes_of_it(rig: HostsRig) -> None:
     rig.add("h1", "h2")
     with rig.up(rig.settings()) as client:
         rig.reaches(client, ClusterState.READY)
+        up = 'llx:instance_up{host="h2",instance="m-1",model="m"}'
+        rig.eventually(lambda: values(client)[up] == 1, "the head hears of its load")
         found = values(client)
         assert found['llx:instances{model="m",state="ready"}'] == 2
-        assert found['llx:instance_up{host="h2",instance="m-1",model="m"}'] == 1
         assert found['llx:gateways{state="ready"}'] == 2
         assert found['llx:events_total{kind="head.started"}'] == 1
         assert found["llx:term"] == 1
