@@ -130,10 +130,11 @@ class Trial:
             assert time.monotonic() < deadline, f"{whom} does not stop"
             os.sched_yield()
         self._world.pass_time(duration_s)
-        child.signal(signal.SIGCONT)
         if duration_s > LEASE_S:
             self._lost.add(whom)
             self._has_hung = True
+            self._world.ready = []  # it will say anew whom it reaches, once it knows what was lost
+        child.signal(signal.SIGCONT)
 
     def _cut(self, what: str) -> None:
         if what == "llumlets":
