@@ -18,10 +18,9 @@ from llx.agent.devices import DeviceLedger, find_devices
 from llx.agent.node import Commands, NodeAgent
 from llx.agent.place import Place, status_path
 from llx.cluster.fleet.agents import LocalAgents
-from llx.cluster.serve import HeadSeat, bind_control, serve
+from llx.cluster.serve import HeadSeat, bind_control, serve, tell_ready
 from llx.cluster.state_dir import HeadSpec, StateDir
 from llx.errors import LlxError
-from llx.garbage import leave_what_is_here
 from llx.log import configure_logging, get_log
 from llx.open_files import raise_file_limit
 from llx.settings import ClusterSettings, Environment, Platform, load_cluster
@@ -73,13 +72,8 @@ async def _serve(
             LocalAgents(agent),
             listener=listener,
             ending=ending,
-            on_ready=partial(_begun, status),
+            on_ready=partial(tell_ready, status),
         )
-
-
-def _begun(status: StatusFile, url: str) -> None:
-    leave_what_is_here()
-    status.write(Phase.READY, addresses=[url])
 
 
 def _ending_signal() -> asyncio.Event:

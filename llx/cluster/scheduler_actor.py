@@ -17,10 +17,9 @@ from pathlib import Path
 from llx.agent.actor import HOST_SPEC, log_to
 from llx.agent.place import status_path
 from llx.cluster.ray.paths import RayPaths
-from llx.cluster.serve import HeadSeat, bind_control, serve
+from llx.cluster.serve import HeadSeat, bind_control, serve, tell_ready
 from llx.cluster.state_dir import StateDir
 from llx.errors import LlxError
-from llx.garbage import leave_what_is_here
 from llx.host_ports import HostPorts
 from llx.log import get_log
 from llx.open_files import raise_file_limit
@@ -101,15 +100,10 @@ async def _serve(spec: HostSpec, state: StateDir, status: StatusFile) -> bool:
                 agents,
                 listener=listener,
                 ending=asyncio.Event(),
-                on_ready=partial(_begun, status),
+                on_ready=partial(tell_ready, status),
             )
         finally:
             await agents.close()
-
-
-def _begun(status: StatusFile, url: str) -> None:
-    leave_what_is_here()
-    status.write(Phase.READY, addresses=[url])
 
 
 @contextlib.contextmanager

@@ -30,10 +30,11 @@ from llx.cluster.state_dir import StateDir, TokenFile, write_private
 from llx.core.model import Term
 from llx.curve import KeyFile
 from llx.errors import ConflictError
+from llx.garbage import leave_what_is_here
 from llx.log import get_log
 from llx.secret import Secret
 from llx.settings import ClusterSettings, dump_cluster
-from llx.specs import GatewaySpec, InstanceSpec
+from llx.specs import GatewaySpec, InstanceSpec, Phase, StatusFile
 
 if TYPE_CHECKING:  # imported late: by then the processes of the cluster are starting
     from llx.http_server import BoundedServer
@@ -130,6 +131,12 @@ async def drive(
         for task in (driving, serving, listening, asked, stopped):
             task.cancel()
         await asyncio.gather(driving, serving, listening, asked, stopped, return_exceptions=True)
+
+
+def tell_ready(status: StatusFile, url: str) -> None:
+    """For `on_ready` of a process that is a head and no more: its modules are all there by now."""
+    leave_what_is_here()
+    status.write(Phase.READY, addresses=[url])
 
 
 def bind_control(port: int) -> socket.socket:
