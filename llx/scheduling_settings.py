@@ -87,7 +87,7 @@ class StepTimeSettings(_Section):
 class ReschedulingSettings(_Section):
     """When running requests move."""
 
-    steps: tuple[Step, ...] = ("preempt", "make_room", "balance")
+    steps: tuple[Step, ...] = ("preempt", "requeue", "make_room", "balance")
     low: float = 3.0
     high: float = 6.0
     hysteresis: float = Field(default=1.0, ge=0)

@@ -41,7 +41,7 @@ def test_the_defaults_are_the_cores_but_for_drains_which_the_driver_does() -> No
         classes=(PriorityClass(ClassName("a"), 1), PriorityClass(ClassName("b"), 9)),
         step_tokens=Tokens(512),
         max_requests=8,
-        rescheduling=Rescheduling(steps=("preempt", "make_room", "balance")),
+        rescheduling=Rescheduling(steps=("preempt", "requeue", "make_room", "balance")),
     )
     assert found == own
 

@@ -59,6 +59,11 @@ def lowest_class(request: Movable) -> Rank:
     return -request.priority, *shortest(request)
 
 
+def next_in_line(request: Movable) -> Rank:
+    """The most urgent first, among equals who came first: as an engine serves its queue."""
+    return request.priority, request.arrival
+
+
 CHOICES: MappingProxyType[str, Choice] = MappingProxyType(
     {
         "shortest": shortest,
@@ -66,6 +71,7 @@ CHOICES: MappingProxyType[str, Choice] = MappingProxyType(
         "latest": latest,
         "oldest": oldest,
         "lowest-class": lowest_class,
+        "next-in-line": next_in_line,
     }
 )
 

@@ -29,6 +29,7 @@ REQUESTS = [
         ("latest", "waits batch-short long batch short"),
         ("oldest", "short batch long batch-short waits"),
         ("lowest-class", "batch-short batch waits short long"),
+        ("next-in-line", "long short waits batch batch-short"),
     ],
 )
 def test_choices(by, names):
@@ -38,7 +39,14 @@ def test_choices(by, names):
 
 
 def test_every_choice_is_tested():
-    assert set(CHOICES) == {"shortest", "longest", "latest", "oldest", "lowest-class"}
+    assert set(CHOICES) == {
+        "shortest",
+        "longest",
+        "latest",
+        "oldest",
+        "lowest-class",
+        "next-in-line",
+    }
 
 
 requests = st.lists(

@@ -85,7 +85,7 @@ class Rescheduling:
         deadline: A move that has not ended by then counts no longer.
     """
 
-    steps: tuple[str, ...] = ("preempt", "drain", "make_room", "balance")
+    steps: tuple[str, ...] = ("preempt", "requeue", "drain", "make_room", "balance")
     low: Freeness = _GIVES_BELOW
     high: Freeness = _TAKES_ABOVE
     hysteresis: Freeness = _HYSTERESIS

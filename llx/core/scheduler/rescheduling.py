@@ -33,6 +33,7 @@ class Wish:
         most_urgent: Rank of the most urgent class that may move.
         about: Blocks that are wanted free at the source; None: whatever the choice picks.
         decision: Why.
+        is_waiting: Only what waits in the source's own queue, the next in line first.
     """
 
     source: Instance
@@ -41,6 +42,7 @@ class Wish:
     most_urgent: int
     about: Blocks | None
     decision: Decision
+    is_waiting: bool = False
 
 
 ReschedulingRule = Callable[[Pool, Nanos], Iterator[Wish]]
@@ -111,6 +113,52 @@ def _widest(pool: Pool, targets: Sequence[Instance], at_least: Blocks) -> "_Targ
     found = _find(pool, targets, at_least)
     able = sorted(found.able, key=lambda each: -room_for_move(pool, each))
     return _Targets(able, found.num_full)
+
+
+# ------------------------------------------------------------------ requeue
+
+
+def requeue(pool: Pool, now: Nanos) -> Iterator[Wish]:
+    """What waits in an instance's own queue for blocks goes to whoever has them all.
+
+    It was preempted there, or others have grown into the blocks that it was sent for. It holds no
+    KV, so the move costs nothing but its messages, and what is to be computed is computed there.
+    """
+    waiting = [each for each in pool.instances.values() if each.load.num_waiting]
+    sources = [each for each in waiting if _has_stuck(pool, each, now)]
+    targets = pool.freest(_MOST_TARGETS) if sources else []
+    sources.sort(key=attrgetter("freeness"))
+    for source in sources:
+        others = [each for each in targets if each is not source]
+        free = [each for each in others if _has_plenty(pool, each, source, now)]
+        able = _find(pool, free, source.queue_head).able
+        found = _Targets(able, len(others) - len(able))
+        if found.able:
+            why = _why(pool, "requeue", source, found, (("demand", source.queue_head),))
+            blocks = source.queue_head
+            yield Wish(source, found.able[0], blocks, 0, None, why, is_waiting=True)
+
+
+def _has_plenty(pool: Pool, target: Instance, source: Instance, now: Nanos) -> bool:
+    """Whether what is stuck at a source leaves the target free enough to take more by `balance`.
+
+    With less all of them, as they grow, would soon be short of blocks again, and preempted.
+    """
+    after = (target.spare - source.queue_head) / (target.batch + 1)
+    is_free = after >= pool.config.rescheduling.high
+    return is_free and not _rests(pool, target, now, gives=False)
+
+
+def _has_stuck(pool: Pool, instance: Instance, now: Nanos) -> bool:
+    """Whether the first in an instance's own queue wants more blocks than are free there.
+
+    While anything leaves it the next report is waited for: it may be this request, or make room.
+    """
+    load = instance.load
+    if instance.queue_head <= load.free or instance.num_out:
+        return False
+    is_there = instance.lost_at is None and instance.wanted is not _TERMINATING
+    return is_there and may_give(pool, instance, now)
 
 
 # ------------------------------------------------------------------ make room
@@ -253,7 +301,13 @@ def _roles(pool: Pool) -> tuple[list[Instance], list[Instance]]:
 
 
 RESCHEDULING: Mapping[str, ReschedulingRule] = MappingProxyType(
-    {"preempt": preempt, "drain": drain, "make_room": make_room, "balance": balance}
+    {
+        "preempt": preempt,
+        "requeue": requeue,
+        "drain": drain,
+        "make_room": make_room,
+        "balance": balance,
+    }
 )
 
 
