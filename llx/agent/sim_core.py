@@ -50,7 +50,7 @@ from llx.core.model import Epoch, Nanos, RequestId
 from llx.core.token_model import HashedTokens
 from llx.errors import EngineError, LlxError, WireError
 from llx.ports import PIN, SET_PRIORITY, Frame
-from llx.wire import Add, Call, FromInstance, Load, Outputs, Reply
+from llx.wire import Add, Call, FromInstance, Load, Outputs, Reply, oldest_of
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +68,11 @@ RESULTS: Final = MappingProxyType[str, Any](
 """The utilities whose answer never changes."""
 REQUESTS: Final = "llx_requests"
 """The utility that answers with a list of `llx.wire.RequestView`."""
+OLDEST: Final = "llx_oldest_requests"
+"""The utility that answers with `llx.wire.OldestRequests`, of so many as it is asked for."""
 STEPS: Final = "llx_steps"
 """The utility that answers with `llx.wire.StepRows`."""
-UTILITIES: Final = frozenset({*RESULTS, REQUESTS, STEPS, SET_PRIORITY, PIN})
+UTILITIES: Final = frozenset({*RESULTS, REQUESTS, OLDEST, STEPS, SET_PRIORITY, PIN})
 """The utilities it answers; the endpoint admits these names and no other."""
 
 _CATCH_UP_NS = 2_000_000
@@ -316,6 +318,9 @@ class SimEngine:
     def _call(self, method: str, arguments: bytes) -> Any:
         if method == REQUESTS:
             return self.moves.requests()
+        if method == OLDEST:
+            (count,) = msgspec.msgpack.decode(arguments, type=tuple[int])
+            return oldest_of(self.moves.requests(), count)
         if method == STEPS:
             return self._step_log.answer()
         if method == SET_PRIORITY:

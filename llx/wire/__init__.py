@@ -59,6 +59,7 @@ from llx.wire.moving import (
     Target,
 )
 from llx.wire.sessions import (
+    LEAVING,
     NO_SESSION,
     Abort,
     Add,
@@ -68,6 +69,7 @@ from llx.wire.sessions import (
     Hello,
     InstanceInfo,
     Load,
+    OldestRequests,
     Outputs,
     Ping,
     Prefixes,
@@ -77,10 +79,12 @@ from llx.wire.sessions import (
     Rekeyed,
     Reply,
     RequestView,
+    oldest_of,
 )
 from llx.wire.steps import StepRow, StepRows
 
 __all__ = [
+    "LEAVING",
     "MAX_FRAMES",
     "MAX_HEADER_BYTES",
     "MAX_ID_BYTES",
@@ -123,6 +127,7 @@ __all__ = [
     "MoveSeen",
     "Moving",
     "NotPlaced",
+    "OldestRequests",
     "Outputs",
     "Ping",
     "Place",
@@ -152,6 +157,7 @@ __all__ = [
     "Withdraw",
     "check_frames",
     "encode",
+    "oldest_of",
 ]
 
 ToTarget = Reserve | Extend | Commit | AbortMigration

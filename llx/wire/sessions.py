@@ -1,5 +1,8 @@
 """Sessions with an instance, the requests in them, and what it reports."""
 
+from collections.abc import Sequence
+from typing import Final
+
 import msgspec
 
 from llx.core.model import (
@@ -233,6 +236,10 @@ class Reply(Message, frozen=True, tag="reply"):
     error: str = ""
 
 
+LEAVING: Final = "leaving"
+"""State of a request that goes to another instance."""
+
+
 class RequestView(msgspec.Struct, frozen=True, gc=False):
     """A request as its instance sees it; the utility ``llx_requests`` answers with a list of them.
 
@@ -261,6 +268,25 @@ class RequestView(msgspec.Struct, frozen=True, gc=False):
     size_bytes: int
     arrival: float
     pinned: str = ""
+
+
+class OldestRequests(msgspec.Struct, frozen=True):
+    """What the utility ``llx_oldest_requests`` answers, of so many as it is asked for.
+
+    Attributes:
+        num: All that the instance has.
+        views: The oldest of them, the oldest first; then those of the others that are leaving.
+    """
+
+    num: int
+    views: list[RequestView]
+
+
+def oldest_of(views: Sequence[RequestView], count: int) -> OldestRequests:
+    """An instance's answer, of all that it has."""
+    by_age = sorted(views, key=lambda each: each.arrival)
+    leaving = [each for each in by_age[count:] if each.state == LEAVING]
+    return OldestRequests(len(by_age), by_age[:count] + leaving)
 
 
 class Dead(Message, frozen=True, tag="dead"):

@@ -56,6 +56,7 @@ from llx.wire import (
     Reply,
     ToInstance,
     encode,
+    oldest_of,
 )
 from llx.wire import RequestView as View
 
@@ -64,6 +65,7 @@ _POLL_MS: Final = 10
 _AT_LEAST_S: Final = 0.02
 _TOKEN: Final = 7
 _LIST: Final = "llx_requests"
+_OLDEST: Final = "llx_oldest_requests"
 
 
 class StandInsSpec(msgspec.Struct, frozen=True):
@@ -164,7 +166,7 @@ class StandIn:
                 for request, _ in requests:
                     self._running.pop(request, None)
             case Call(call=call, method=method):
-                self._answer(identity, call, method, now)
+                self._answer(identity, call, method, payload, now)
             case MigrateOrder(migration=migration, target=target):
                 news = MigrationNews(
                     migration, RequestId(""), "", target.instance, "idle", Epoch(0),
@@ -183,8 +185,10 @@ class StandIn:
             if each.role == "scheduler":
                 each.covers.append(request)
 
-    def _answer(self, peer: bytes, call: int, method: str, now: float) -> None:
-        if method != _LIST:
+    def _answer(
+        self, peer: bytes, call: int, method: str, payload: Sequence[bytes], now: float
+    ) -> None:
+        if method not in (_LIST, _OLDEST):
             self._say(peer, Reply(call, f"{method!r} is not an admitted utility"))
             return
         running = [
@@ -192,7 +196,12 @@ class StandIn:
                  self._blocks(each, now), 0, time.time() + each.began - now)
             for request, each in self._running.items()
         ]  # fmt: skip
-        self._say(peer, Reply(call), encode_payload([*running, *self._parked]))
+        views = [*running, *self._parked]
+        if method == _LIST:
+            self._say(peer, Reply(call), encode_payload(views))
+        else:
+            (count,) = msgspec.msgpack.decode(payload[0], type=tuple[int])
+            self._say(peer, Reply(call), encode_payload(oldest_of(views, count)))
 
     def _end(self, peer: bytes) -> None:
         self._peers.pop(peer, None)

@@ -376,6 +376,19 @@ def views(peer: Peer) -> dict[str, dict[str, Any]]:
     return {each["id"]: each for each in peer.call("llx_requests")[1]}
 
 
+def test_the_oldest_are_told_and_how_many_there_are(peer: Peer) -> None:
+    streams = [peer.add(f"old-{k}", PROMPT, max_tokens=LONG) for k in range(3)]
+    peer.until(lambda: all(stream.tokens for stream in streams))
+    by_age = sorted(views(peer).values(), key=lambda each: each["arrival"])
+    found = peer.call("llx_oldest_requests", 2)[1]
+    assert found["num"] == 3
+    assert [each["id"] for each in found["views"]] == [each["id"] for each in by_age[:2]]
+    assert peer.call("llx_oldest_requests")[0].error
+    for k in range(3):
+        peer.abort(f"old-{k}")
+    wait_load(peer, running=0)
+
+
 def test_a_priority_can_be_changed_of_what_runs_and_of_what_waits(peer: Peer) -> None:
     running = [peer.add(f"full-{k}", PROMPT, max_tokens=LONG, priority=5) for k in range(8)]
     peer.until(lambda: all(stream.tokens for stream in running))

@@ -73,6 +73,7 @@ ALLOWED_CALLS = frozenset(
         "list_loras",
         "pin_lora",
         "llx_requests",
+        "llx_oldest_requests",
         SET_PRIORITY,
         PIN,
         "llx_steps",

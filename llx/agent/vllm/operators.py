@@ -13,6 +13,7 @@ from llx.agent.ownership import Ownership
 from llx.agent.vllm.migrating import request_views
 from llx.core.model import RequestId
 from llx.ports import IS_LEAVING, NOT_HERE
+from llx.wire import oldest_of
 
 if TYPE_CHECKING:
     from llx.agent.vllm.engine import LlxEngineCore
@@ -27,6 +28,12 @@ class OperatorCalls:
     def llx_requests(self) -> list[dict[str, Any]]:
         """All that is held here (`RequestView`)."""
         return [msgspec.to_builtins(view) for view in request_views(cast("LlxEngineCore", self))]
+
+    def llx_oldest_requests(self, count: int) -> dict[str, Any]:
+        """`OldestRequests`."""
+        views = request_views(cast("LlxEngineCore", self))
+        found: dict[str, Any] = msgspec.to_builtins(oldest_of(views, count))
+        return found
 
     def llx_set_priority(self, request: str, priority: int) -> bool:
         """`llx.ports.SET_PRIORITY`."""

@@ -3,9 +3,10 @@
 from llx.api import InstanceState
 from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.fleet.unit import Unit
-from llx.cluster.requests.book import LEAVING, Located
+from llx.cluster.requests.book import Located
 from llx.errors import ConflictError
 from llx.specs import InstanceSpec
+from llx.wire import LEAVING
 
 SERVING = frozenset({InstanceState.READY, InstanceState.DRAINING})
 """States of instances that may have requests."""

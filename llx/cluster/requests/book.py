@@ -8,9 +8,11 @@ import asyncio
 import difflib
 import heapq
 import itertools
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 
@@ -19,14 +21,18 @@ from llx.cluster.fleet.load_watch import LoadWatch
 from llx.cluster.scheduling.queue_view import Waiting
 from llx.core.model import InstanceId, RequestId
 from llx.errors import ConflictError, LlxError, NotFoundError, WireError
-from llx.wire import RequestView
+from llx.ports import Frame
+from llx.wire import LEAVING, OldestRequests, RequestView
 
 LIST_CALL = "llx_requests"
-LEAVING = "leaving"
-"""State of a request that goes to another instance."""
+OLDEST_CALL = "llx_oldest_requests"
 QUEUED = "queued"
 """State of a request that no instance has, for it waits in a central queue."""
 _ASK_S = 3.0
+_ALL = msgspec.msgpack.Decoder(list[RequestView])
+_OLDEST = msgspec.msgpack.Decoder(OldestRequests)
+_SHARE = 4
+"""Times what each instance has of the oldest if all have as many, and as many more."""
 _MAX_NAMED = 5
 _MAX_NEAR = 3
 _SHORTEST_PART = 4
@@ -35,6 +41,9 @@ _LIST = "llx req ls"
 _BEGINNING = re.compile(r"(\d+_)?[a-z]+[-_]")
 _PROMPT = re.compile(r"-\d+\Z")
 _RANDOM = re.compile(r"-[0-9a-f]{8}\Z")
+
+
+T = TypeVar("T")
 
 
 class Located(msgspec.Struct, frozen=True, gc=False):
@@ -60,10 +69,14 @@ class Located(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True)
 class Listing:
-    """Requests, and why those of some instances are not known, ``instance: reason``."""
+    """Requests, and why those of some instances are not known, ``instance: reason``.
+
+    `num_more`: so many more there are, all of them younger than those that were wanted.
+    """
 
     requests: list[Located] = field(default_factory=list)
     not_asked: list[str] = field(default_factory=list)
+    num_more: int = 0
 
 
 async def list_requests(loads: LoadWatch, instances: Sequence[str]) -> Listing:
@@ -71,17 +84,62 @@ async def list_requests(loads: LoadWatch, instances: Sequence[str]) -> Listing:
 
     A request that is on its way may be listed at both ends: then it is where it goes.
     """
+    arguments = encode_arguments()
+    asked = [_ask(loads, each, LIST_CALL, arguments, _ALL.decode) for each in instances]
+    return _merged(zip(instances, await asyncio.gather(*asked), strict=True))
+
+
+async def list_oldest(loads: LoadWatch, instances: Sequence[str], count: int) -> Listing:
+    """As `list_requests`, but at least the `count` oldest, and only the number of the others.
+
+    Of many instances each is asked for a few. Who has more that may be among the oldest is asked
+    again: a hundred thousand requests are not fetched for the sake of a page.
+    """
+    share = min(count, -(-_SHARE * count // max(1, len(instances))) + _SHARE)
+    told = dict(zip(instances, await _oldest_of_each(loads, instances, share), strict=True))
+    if share < count:
+        views = [view for each in told.values() if not isinstance(each, str) for view in each.views]
+        wanted = count + sum(each.state == LEAVING for each in views)  # who may be listed twice
+        arrivals = sorted(each.arrival for each in views)
+        last = arrivals[wanted - 1] if len(arrivals) >= wanted else math.inf
+        again = [
+            name
+            for name, each in told.items()
+            if not isinstance(each, str)
+            and each.num > share
+            and each.views[share - 1].arrival < last
+        ]
+        told.update(zip(again, await _oldest_of_each(loads, again, wanted), strict=True))
+    found = _merged(
+        (name, each if isinstance(each, str) else each.views) for name, each in told.items()
+    )
+    found.num_more = sum(
+        each.num - len(each.views) for each in told.values() if not isinstance(each, str)
+    )
+    return found
+
+
+async def _oldest_of_each(
+    loads: LoadWatch, instances: Sequence[str], count: int
+) -> list[OldestRequests | str]:
+    arguments = encode_arguments(count)
+    asked = [_ask(loads, each, OLDEST_CALL, arguments, _OLDEST.decode) for each in instances]
+    return await asyncio.gather(*asked)
+
+
+def _merged(answers: Iterable[tuple[str, list[RequestView] | str]]) -> Listing:
     found = Listing()
-    answers = await asyncio.gather(*(_ask(loads, each) for each in instances))
     by_id: dict[str, Located] = {}
-    for instance, answer in zip(instances, answers, strict=True):
+    for instance, answer in answers:
         if isinstance(answer, str):
             found.not_asked.append(f"{instance}: {answer}")
             continue
-        for view in answer:
-            known = by_id.get(view.id)
-            if known is None or known.view.state == LEAVING:
-                by_id[view.id] = Located(view, InstanceId(instance))
+        name = InstanceId(instance)
+        here = {view.id: Located(view, name) for view in answer}
+        for twice in by_id.keys() & here.keys():
+            if by_id[twice].view.state != LEAVING:
+                del here[twice]
+        by_id.update(here)
     found.requests = list(by_id.values())
     return found
 
@@ -93,6 +151,8 @@ def add_waiting(listing: Listing, waiting: Iterable[Waiting], now: float) -> Non
     `now`: seconds since 1970.
     """
     queued = {each.request: _queued(each, now) for each in waiting}
+    if not queued:
+        return
     elsewhere = [each for each in listing.requests if each.request not in queued]
     listing.requests = [*elsewhere, *queued.values()]
 
@@ -213,11 +273,17 @@ def _first_alike(given: str, ids: Sequence[str]) -> list[str]:
     return heapq.nlargest(_MAX_COMPARED, ids, key=num_alike)
 
 
-async def _ask(loads: LoadWatch, instance: str) -> list[RequestView] | str:
-    """Its requests, or why they are not known."""
+async def _ask(
+    loads: LoadWatch,
+    instance: str,
+    method: str,
+    arguments: Sequence[Frame],
+    decode: Callable[[bytes], T],
+) -> T | str:
+    """What an instance answers, or why that is not known."""
     try:
-        frames = await loads.call(instance, LIST_CALL, encode_arguments(), _ASK_S)
-        return msgspec.msgpack.decode(b"".join(frames), type=list[RequestView])
+        frames = await loads.call(instance, method, arguments, _ASK_S)
+        return decode(b"".join(frames))
     except TimeoutError:
         return f"no answer in {_ASK_S:g} s"
     except (msgspec.DecodeError, WireError) as error:

@@ -2,11 +2,19 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 from llx.api import RequestList, RequestStatus
 from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.moves.movability import SERVING, model_of
-from llx.cluster.requests.book import Listing, Located, add_waiting, find, list_requests
+from llx.cluster.requests.book import (
+    Listing,
+    Located,
+    add_waiting,
+    find,
+    list_oldest,
+    list_requests,
+)
 from llx.cluster.requests.page import Facts, RequestFilter
 from llx.cluster.scheduling.queue_view import Waiting
 from llx.specs import model_of_pool
@@ -24,24 +32,29 @@ class Requests:
         self._fleet = fleet
         self._waiting = waiting
 
-    async def listing(self) -> Listing:
-        """All of them, the oldest first."""
+    async def listing(self, oldest: int | None = None) -> Listing:
+        """All of them, the oldest first; or at least so many, if that is what is wanted."""
         units = self._fleet.instances.values()
         serving = [each.name for each in units if each.state in SERVING and each.known]
-        listing = await list_requests(self._fleet.loads, serving)
+        if oldest is None:
+            listing = await list_requests(self._fleet.loads, serving)
+        else:
+            listing = await list_oldest(self._fleet.loads, serving, oldest)
         add_waiting(listing, self._waiting(), time.time())
-        listing.requests.sort(key=lambda each: each.view.arrival)
+        listing.requests.sort(key=attrgetter("view.arrival"))
         return listing
 
     async def page(self, wanted: RequestFilter) -> RequestList:
         """A page of them."""
-        listing = await self.listing()
+        is_beginning = wanted.is_open and wanted.limit is not None
+        listing = await self.listing(wanted.offset + (wanted.limit or 0) if is_beginning else None)
         found = listing.requests
         if not wanted.is_open:
             classes = self._classes()
             found = [each for each in found if wanted.lets_through(self._facts(each, classes))]
         page = [self.status(each) for each in wanted.cut(found)]
-        return RequestList(requests=page, num_found=len(found), not_asked=listing.not_asked)
+        num_found = len(found) + listing.num_more
+        return RequestList(requests=page, num_found=num_found, not_asked=listing.not_asked)
 
     async def get(self, given: str) -> RequestList:
         """One request by any of its ids, with all its generations.

@@ -65,7 +65,8 @@ def main() -> int:
     engine = FakeEngine(Path("requests.json"))
     endpoint = InstanceEndpoint(
         ClusterKeys.load(Path(spec.keys_path)), spec.bind_host, info=info, engine_ready=b"",
-        sink=engine, llumlet=engine, allowed_calls=frozenset({"llx_requests"}),
+        sink=engine, llumlet=engine,
+        allowed_calls=frozenset({"llx_requests", "llx_oldest_requests"}),
         port_range=spec.port_range,
     )  # fmt: skip
     engine.emit = endpoint.emit

@@ -22,6 +22,7 @@ from llx.wire import (
     MigrationNews,
     Reply,
     RequestView,
+    oldest_of,
 )
 
 FIELDS = {field.name for field in msgspec.structs.fields(RequestView)}
@@ -48,12 +49,16 @@ class FakeEngine:
     def abort(self, *_: object) -> None: ...
     def drop_peer(self, *_: object) -> None: ...
 
-    def call(self, peer: int, message: Call, _payload: object) -> None:
+    def call(self, peer: int, message: Call, payload: list) -> None:
         views = [
             {**DEFAULTS, **{key: value for key, value in each.items() if key in FIELDS}}
             for each in self.requests()
         ]
-        self.emit(peer, Reply(message.call), lambda: [msgspec.msgpack.encode(views)])
+        result: object = views
+        if message.method == "llx_oldest_requests":
+            (count,) = msgspec.msgpack.decode(payload[0])
+            result = oldest_of(msgspec.convert(views, list[RequestView]), count)
+        self.emit(peer, Reply(message.call), lambda: [msgspec.msgpack.encode(result)])
 
     def receive(self, peer: int, message: object, _payload: object) -> None:
         self.inbox.put((peer, message))
