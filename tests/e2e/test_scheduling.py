@@ -59,13 +59,15 @@ class Client:
         self.model = model
         self.http = http
 
-    def body(self, tokens: int, prompt: str) -> dict[str, Any]:
+    def body(self, tokens: int, prompt: str | list[int]) -> dict[str, Any]:
         return {
             "model": self.model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True,
             "temperature": 0,
         }  # fmt: skip
 
-    async def ask(self, tokens: int, cls: str = "normal", prompt: str = "x") -> httpx.Response:
+    async def ask(
+        self, tokens: int, cls: str = "normal", prompt: str | list[int] = "x"
+    ) -> httpx.Response:
         headers = {"x-llx-priority": cls}
         return await self.http.post(
             "/v1/completions", json=self.body(tokens, prompt), headers=headers
@@ -207,6 +209,35 @@ async def test_a_full_instance_gives_to_an_empty_one_unless_that_is_paused(clien
     [explained] = (await client.head(lambda head: head.explain(move.name))).requests
     assert [each.what for each in explained.decisions][-2:] == ["placed", "move"]
     assert "balance" in explained.decisions[-1].why
+
+
+async def test_what_was_preempted_goes_on_where_its_blocks_are_free(client: Client) -> None:
+    """Two that fit m-0 grow until one of them has to go; it waits there, while m-1 is empty."""
+    prompt = [5] * 1400
+    update = PolicyUpdate(
+        model="m", changes={"rescheduling.steps": "[requeue]", "rescheduling.high": "60"}
+    )
+
+    def has_preempted(head: ControlClient) -> bool:
+        return head.instance("m-0").load.waiting == 1
+
+    await client.head(lambda head: head.cordon_instance("m-1", is_on=True))
+    try:
+        await client.head(lambda head: head.update_policies(update))
+        await asyncio.sleep(1)
+        asked = [asyncio.create_task(client.ask(400, prompt=prompt)) for _ in range(2)]
+        await client.until(has_preempted)
+        await client.head(lambda head: head.cordon_instance("m-1", is_on=False))
+        await client.until(lambda head: loads(head) == [1, 1])
+    finally:
+        await client.head(lambda head: head.cordon_instance("m-1", is_on=False))
+        await client.head(lambda head: head.update_policies(PolicyUpdate(is_revert=True)))
+    answers = [each.json() for each in await asyncio.gather(*asked)]
+    assert [each["usage"]["completion_tokens"] for each in answers] == [400, 400]
+    assert answers[0]["choices"][0]["text"] == answers[1]["choices"][0]["text"]
+    move = (await client.head(lambda head: head.migrations()))[-1]
+    assert (move.source, move.target, move.why, move.outcome) == ("m-0", "m-1", "requeue", "moved")
+    assert move.blocks_copied == 0, "what is computed anew need not be copied"
 
 
 # ---------------------------------------------------------------- what operators do to requests
