@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -31,39 +30,10 @@ FAILURE_CHARACTERS = 6000
 GOLDEN = Path(__file__).parent / "golden"
 
 
-LONGEST_FIRST = ("migration", "hosts", "e2e", "chaos", "contract", "cluster")
-"""Directories that are begun before all others, so that none of them is waited for at the end."""
-STAY_TOGETHER = {
-    "chaos": "chaos",
-    "migration": "vLLM",
-    "hosts": "vLLM",
-    "e2e": "vLLM",
-    "contract": "vLLM",
-}
-"""Directories that one process runs, by what they share: a start that takes a minute; or the two
-cores, for which several clusters of vLLM engines would fight each other into their deadlines."""
-WITHOUT_ENGINES = {
-    "contract": ("transport", "transport_media"),
-    "e2e": ("arguments", "chaos", "lifecycle", "scaling", "secured_gateway"),
-    "hosts": (
-        "bad_hosts", "doctor", "facts", "head_move", "install", "play", "ray", "rig", "ssh",
-        "tunnel", "up", "upgrade",
-    ),
-}  # fmt: skip
-"""Files there that start no vLLM engine: they run beside those that do."""
-STAND_ALONE = ("cluster",)
-"""Directories in which no test shares anything with the next one."""
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rewrite", action="store_true", help="write golden files anew; review them as diffs"
     )
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: ranks.get(directory_of(item.nodeid), len(ranks)))
 
 
 @pytest.hookimpl(trylast=True)
@@ -90,37 +60,6 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
         title = f" {report.nodeid} ({report.when}, after {report.duration:.0f} s) "
         print(f"\n{title:=^100}\n{report.longreprtext[-FAILURE_CHARACTERS:]}", file=sys.__stderr__)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests side by side (`-n`): a file, or a directory that stays together, is one process's."""
-    from xdist.scheduler import LoadScopeScheduling  # a plugin that one may lack
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            directory = directory_of(nodeid)
-            if directory in STAY_TOGETHER and not is_without_engines(nodeid):
-                return STAY_TOGETHER[directory]
-            return nodeid if directory in STAND_ALONE else nodeid.partition("::")[0]
-
-    for directory, subjects in WITHOUT_ENGINES.items():
-        for subject in subjects:
-            path = GOLDEN.parent / directory / f"test_{subject}.py"
-            assert path.exists(), f"WITHOUT_ENGINES names {path}, which is gone"
-    config.option.loadscopereorder = False  # the order of collection is the better one
-    return Scheduling(config, log)
-
-
-def directory_of(nodeid: str) -> str:
-    """The first directory below `tests`; of a file there, its name."""
-    return nodeid.partition("::")[0].removeprefix("tests/").partition("/")[0]
-
-
-def is_without_engines(nodeid: str) -> bool:
-    """Whether its file is among those that start no vLLM engine."""
-    subject = Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
-    return subject in WITHOUT_ENGINES.get(directory_of(nodeid), ())
 
 
 @pytest.fixture

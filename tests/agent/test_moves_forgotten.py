@@ -132,6 +132,7 @@ def held() -> Counter[type]:
 
 
 @pytest.mark.usefixtures("no_collector")
+@pytest.mark.slow
 def test_of_a_move_that_is_over_only_the_target_remembers_and_no_tokens(
     keys: ClusterKeys, members: list[Member]
 ) -> None:

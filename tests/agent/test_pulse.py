@@ -59,6 +59,7 @@ def has_ended(process: Process) -> bool:
     return process.status().state is not ProcessState.RUNNING
 
 
+@pytest.mark.slow
 def test_one_that_is_frozen_is_killed_and_it_is_said_why(procs: Path) -> None:
     process = start(procs, "goes on")
     assert not within(4, lambda: has_ended(process)), "it moves on all the time"
@@ -69,6 +70,7 @@ def test_one_that_is_frozen_is_killed_and_it_is_said_why(procs: Path) -> None:
     assert record.ending == "hung (it fell silent), and was killed"
 
 
+@pytest.mark.slow
 def test_one_whose_step_does_not_end_is_killed_though_it_is_alive(procs: Path) -> None:
     process = start(procs, "hangs in a step")
     assert within(6, lambda: has_ended(process))

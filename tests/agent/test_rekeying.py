@@ -14,6 +14,8 @@ from llx.core.model import Blocks, Epoch, InstanceId, PoolName, RequestId
 from llx.curve import ClusterKeys, KeyFile, dump_ring, load_ring, make_dialer, rotation_rings
 from tests.agent.test_link import Recorder, RecordingSink, info, load, soon
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def key_file(tmp_path):

@@ -82,6 +82,7 @@ def directory(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_one_file_with_everything(llx, directory, tmp_path):  # noqa: F811
     done = llx("bench", "report", str(directory), "--picture", "p.png")
     assert done.exit_code == 0, done.stderr

@@ -52,6 +52,7 @@ def scenario(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_every_variant_and_repetition(llx, scenario, sse_server, tmp_path):  # noqa: F811
     done = llx("bench", "run", scenario(), "--url", sse_server, "--out", "out", "-o", "json")
     assert done.exit_code == 0, done.stderr
@@ -90,6 +91,7 @@ def test_names_are_those_of_vllm(llx, scenario, sse_server, tmp_path):  # noqa: 
         assert summary[each] is not None, each
 
 
+@pytest.mark.slow
 def test_compare_and_its_exit_codes(llx, scenario, sse_server):  # noqa: F811
     llx("bench", "run", scenario(repetitions=3), "--url", sse_server, "--out", "out")
     done = llx("bench", "compare", "out:a", "out:b", "--bound", "mean_ttft=100")
@@ -122,6 +124,7 @@ def test_faults_need_a_cluster(llx, scenario, sse_server):  # noqa: F811
     assert "faults need a cluster" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_cluster_is_watched_and_put_back(llx, scenario, sse_server, tmp_path):  # noqa: F811
     path = scenario(
         model="mock", repetitions=1, variants=[{"name": "a"}], warmup=0,
@@ -174,6 +177,7 @@ def interrupted(words, tmp_path, is_time, **variables):
     return out, err
 
 
+@pytest.mark.slow
 def test_interrupted_it_keeps_what_was_measured(scenario, sse_server, tmp_path):
     slow = {**SMALL["workload"], "requests": 20_000}
     words = [scenario(workload=slow, warmup=0), "--url", sse_server]
@@ -186,6 +190,7 @@ def test_interrupted_it_keeps_what_was_measured(scenario, sse_server, tmp_path):
     assert out.startswith("VARIANT")
 
 
+@pytest.mark.slow
 def test_interrupted_it_waits_for_nobody_who_was_hit(llx, scenario, sse_server, tmp_path):  # noqa: F811
     """Of the two minutes and more that an instance may take to be back, none is waited for."""
     path = scenario(

@@ -148,6 +148,7 @@ def test_an_interruption_keeps_what_was_simulated(scenario, tmp_path):
     assert 0 < second.summary["completed"] < 200
 
 
+@pytest.mark.slow
 def test_from_the_command_line(llx, scenario, tmp_path):  # noqa: F811
     path = scenario(target={"simulator": str(CLUSTER)})
     done = llx("bench", "run", str(path), "--out", "out", "-o", "json")

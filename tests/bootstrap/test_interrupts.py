@@ -73,6 +73,7 @@ def files_left(run):
     return {each for each in left if not told.fullmatch(each)}
 
 
+@pytest.mark.slow
 def test_comes_up_and_goes_down(run):
     run.start()
     code, out, err = run.finish()

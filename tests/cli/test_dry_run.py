@@ -157,6 +157,7 @@ class TestDownHere:
         assert done.stdout == "cluster  local is not running: nothing to stop\n"
 
 
+@pytest.mark.slow
 class TestDownOnHosts:
     @pytest.fixture
     def down(self, hosts, capsys):

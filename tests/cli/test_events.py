@@ -59,6 +59,7 @@ def test_what_is_wanted_is_asked_for(llx, head):
     assert llx("events", "--since", "soon").exit_code == 2
 
 
+@pytest.mark.slow
 def test_following_goes_on_until_interrupted(llx, head, tmp_path):
     head.events = [
         EventList(events=[FAILED], cursor="1:5"),
@@ -134,6 +135,7 @@ class TestFollowing:
         assert next(following) == [FAILED]
         assert capsys.readouterr().err.endswith("; reconnecting\n")
 
+    @pytest.mark.slow
     def test_it_ends_with_its_cluster_though_another_is_up(self, llx, head, place):
         head.events = [EventList(events=[each]) for each in (FAILED, ASKED)] + [
             EventList(events=[])

@@ -28,6 +28,7 @@ def test_a_change_is_shown_then_begun(llx, head):
     assert begun.user
 
 
+@pytest.mark.slow
 def test_waiting_tells_how_far_it_is_and_how_it_ended(llx, head):
     head.rollout = [RUNNING, RUNNING, RUNNING, DONE]
     done = llx("rollout", "tiny", "--again", "--wait", "-y")
@@ -46,6 +47,7 @@ def test_one_that_stops_fails_whoever_waits(llx, head):
     assert llx("rollout", "tiny").exit_code == 0, "to look is no failure"
 
 
+@pytest.mark.slow
 def test_whoever_waits_hears_of_it_when_somebody_goes_back(llx, head):
     back = {"begun_at": 2.0, "is_back": True, "user": "bob", "revision": 0}
     head.rollout = [RUNNING, RUNNING, RUNNING, DONE.model_copy(update=back)]

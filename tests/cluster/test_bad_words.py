@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from typer.testing import CliRunner
 
 from llx.cli.main import app
@@ -47,6 +48,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 def test_bad_words(rig) -> None:
     variables = os.environ | {"XDG_STATE_HOME": str(home_of(rig)), "COLUMNS": "200"}
     wrong = []

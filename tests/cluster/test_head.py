@@ -91,6 +91,7 @@ def test_a_cluster_comes_up_reports_and_goes(rig) -> None:
         ControlClient.for_cluster(rig.state.path)
 
 
+@pytest.mark.slow
 def test_a_killed_head_leaves_all_running_and_the_next_adopts_it(rig) -> None:
     head = rig.launch()
     with rig.client() as client:
@@ -170,6 +171,7 @@ def test_what_died_while_the_head_was_away_is_started_anew(rig) -> None:
         assert (after["m-1"], after["gateway-0"]) == (before["m-1"], before["gateway-0"])
 
 
+@pytest.mark.slow
 def test_an_instance_that_dies_is_started_again_and_the_reason_is_kept(rig) -> None:
     rig.launch()
     with rig.client() as client:

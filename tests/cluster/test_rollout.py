@@ -46,6 +46,7 @@ def specs(rig: HostsRig, client: ControlClient) -> list[InstanceSpec]:
     return [spec(rig, client, each.name) for each in client.status().instances]
 
 
+@pytest.mark.slow
 def test_one_after_the_other_where_there_is_no_room(rig) -> None:
     rig.add("h1", "h2", num_gpus=1)
     with rig.up(rig.settings(models=[rig.model("m", 2, engine="vllm")])) as client:

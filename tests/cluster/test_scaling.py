@@ -60,6 +60,7 @@ def grows(rig: HostsRig, client: ControlClient) -> None:
     rig.eventually(lambda: model(client).instances_ready == 2, lambda: f"two, not {states(client)}")
 
 
+@pytest.mark.slow
 def test_one_more_under_load_and_one_less_without_the_cheapest(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(settings(rig)) as client:

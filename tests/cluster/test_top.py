@@ -18,6 +18,7 @@ def client_of(rig):
     return ControlClient.for_cluster(rig.state.path)
 
 
+@pytest.mark.slow
 async def test_a_request_is_moved_by_keys_and_the_next_head_is_found(rig):
     with up(rig, idle()) as client:
         rig.give("m-0", request(1, arrival=9.0), request(2), request(3, state="waiting"))

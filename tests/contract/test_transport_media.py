@@ -466,6 +466,7 @@ def test_unused_pairs_are_closed_and_their_number_is_bounded(here, gpus: Gpus) -
 
 
 @pytest.mark.parametrize("kind", ["nccl", "cuda-ipc"])
+@pytest.mark.slow
 def test_many_migrations_leave_nothing(kind: str, gpus: Gpus) -> None:
     def run(number_of_migrations: int) -> None:
         device_of = partial(FakeDevice, gpus)

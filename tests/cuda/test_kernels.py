@@ -105,6 +105,7 @@ def test_source_does_what_the_twin_does_and_nothing_else(built, width, data, cta
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.slow
 def test_source_compiles_with_wide_accesses_and_no_local_memory(architecture, tmp_path) -> None:
     """By nvcc where there is one: its PTX tells the accesses, its assembler what they cost."""
     if shutil.which("nvcc") is None:

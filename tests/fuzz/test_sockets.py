@@ -59,6 +59,7 @@ def test_a_control_api_goes_on_beside(control, what: str) -> None:
         assert control.status().cluster == "c"
 
 
+@pytest.mark.slow
 async def test_who_does_not_come_to_the_point_loses_his_place() -> None:
     """As many silent and dribbling connections as there are places, and one who wants to be served.
 

@@ -27,6 +27,7 @@ def test_json_has_every_seed():
     assert done.stdout == llx(*words).stdout
 
 
+@pytest.mark.slow
 def test_runs_at_a_time_are_the_same_runs(tmp_path):
     words = [*SHORT, "--policy", "infaas", "--policy", "llx", "--seeds", "0-1", "-o", "json"]
     one = llx(*words, "--record", str(tmp_path / "one"))
@@ -110,6 +111,7 @@ class TestRecordings:
             assert llx("sim", "replay", str(tmp_path / "new" / each)).exit_code == 0
 
     @pytest.mark.parametrize("words", [[], ["--jobs", "2"]])
+    @pytest.mark.slow
     def test_several_runs_do_not_fit_a_file(self, tmp_path, words):
         (tmp_path / "file").touch()
         done = llx(*SHORT, "--seeds", "0-1", "--record", str(tmp_path / "file"), *words)

@@ -167,6 +167,7 @@ class TestSeeing:
             await shown(pilot, "requests 30")
 
 
+@pytest.mark.slow
 class TestLosingTheCluster:
     async def test_the_last_picture_stays_until_somebody_answers(self, control):
         async with opened(control) as pilot:
@@ -194,6 +195,7 @@ class TestLosingTheCluster:
             await shown(pilot, "instances 3")
 
 
+@pytest.mark.slow
 class TestActing:
     async def test_a_request_moves_where_it_is_told_after_a_yes(self, control):
         async with opened(control) as pilot:
