@@ -214,8 +214,9 @@ async def test_a_full_instance_gives_to_an_empty_one_unless_that_is_paused(clien
 async def test_what_was_preempted_goes_on_where_its_blocks_are_free(client: Client) -> None:
     """Two that fit m-0 grow until one of them has to go; it waits there, while m-1 is empty."""
     prompt = [5] * 1400
+    rules = {"steps": "[requeue]", "low": "3", "high": "40"}
     update = PolicyUpdate(
-        model="m", changes={"rescheduling.steps": "[requeue]", "rescheduling.high": "60"}
+        model="m", changes={f"rescheduling.{key}": value for key, value in rules.items()}
     )
 
     def has_preempted(head: ControlClient) -> bool:

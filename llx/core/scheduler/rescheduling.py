@@ -140,12 +140,13 @@ def requeue(pool: Pool, now: Nanos) -> Iterator[Wish]:
 
 
 def _has_plenty(pool: Pool, target: Instance, source: Instance, now: Nanos) -> bool:
-    """Whether what is stuck at a source leaves the target free enough to take more by `balance`.
+    """Whether the target would have twice `high` left for each request with what is stuck there.
 
-    With less all of them, as they grow, would soon be short of blocks again, and preempted.
+    Then it is freer than `high` even when each has grown by as much. With less all of them, as they
+    grow, would soon be short of blocks again, and preempted.
     """
     after = (target.spare - source.queue_head) / (target.batch + 1)
-    is_free = after >= pool.config.rescheduling.high
+    is_free = after >= 2 * pool.config.rescheduling.high
     return is_free and not _rests(pool, target, now, gives=False)
 
 
