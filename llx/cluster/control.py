@@ -281,12 +281,16 @@ def _add_instance_routes(app: FastAPI, driver: ClusterDriver) -> None:
     @app.post(f"/{API_VERSION}/instances/{{name}}/cordon")
     async def cordon_instance(name: str, user: User = "") -> InstanceStatus:
         """Give an instance nothing new; what it has goes on."""
-        return driver.instances.cordon(name, is_on=True, user=user)
+        status = driver.instances.cordon(name, is_on=True, user=user)
+        await driver.remember()
+        return status
 
     @app.post(f"/{API_VERSION}/instances/{{name}}/uncordon")
     async def uncordon_instance(name: str, user: User = "") -> InstanceStatus:
         """Use an instance again."""
-        return driver.instances.cordon(name, is_on=False, user=user)
+        status = driver.instances.cordon(name, is_on=False, user=user)
+        await driver.remember()
+        return status
 
     @app.post(f"/{API_VERSION}/instances/{{name}}/drain")
     async def drain_instance(name: str, request: StopRequest) -> StopReport:

@@ -136,6 +136,9 @@ class StandIn:
         self.note_asked("log", name, offset, limit, tail)
         return LogSlice(name=name, text="text", next_offset=4)
 
+    async def remember(self) -> None:
+        self.note_asked("remember")
+
     def cordon(self, name: str, *, is_on: bool, user: str) -> HostStatus:
         self.note_asked("cordon", name, is_on, user)
         return HostStatus(name=name, state=HostState.READY, is_cordoned=is_on)
@@ -372,7 +375,9 @@ async def test_operations_on_instances_and_requests_reach_the_driver(
     assert (await http.post("/v1/migrations/m1-1/cancel?user=ann")).json()["id"] == "m1-1"
     assert driver.asked == [
         ("cordon-instance", "m-0", True, "ann"),
+        ("remember",),
         ("cordon-instance", "m-0", False, ""),
+        ("remember",),
         ("drain-instance", "m-0", 3.0, "ann"),
         ("restart", "m-0", "ann", 0.0),
         ("requests", RequestFilter()),

@@ -9,6 +9,7 @@ import pytest
 
 from llx.api import ClusterState, InstanceState, MigrateRequest, MigrationStatus, MoveOutcome
 from llx.client import ControlClient
+from llx.cluster.placement_file import load_placements
 from llx.errors import ConfigError, ConflictError, NotFoundError
 
 
@@ -278,3 +279,13 @@ def test_a_cordon_outlives_the_head(rig) -> None:
         rig.reaches(client, ClusterState.READY)
         assert [each.is_cordoned for each in client.status().instances] == [False, True]
     assert [each["user"] for each in events(rig, "instance.cordoned")] == ["ann"]
+
+
+def test_a_cordon_that_an_operator_has_heard_of_outlives_the_head(rig) -> None:
+    """Each is in the file at once: a head that falls a moment later has told the next one."""
+    with up(rig) as client:
+        for _ in range(5):
+            for is_on in (True, False):
+                client.cordon_instance("m-1", is_on=is_on)
+                kept = load_placements(rig.state.placements).instances["m-1"]
+                assert kept.is_cordoned is is_on

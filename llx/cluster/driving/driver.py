@@ -166,6 +166,7 @@ class ClusterDriver:
         self.metrics = HeadMetrics(fleet, self.scheduler, self.steering, self.rollouts, audit)
         self._strays: set[tuple[str, str]] = set()
         self._saved: Placements | None = None
+        self._saving = asyncio.Lock()
         self._since = time.monotonic()
         self._copies = Copies(fleet, self._actions, state.path)
         self._ending = Ending(fleet, self._actions, audit, state, self._save)
@@ -295,13 +296,25 @@ class ClusterDriver:
         unknown = any(host.state is HostState.STARTING for host in self.fleet.hosts.values())
         return not unknown or time.monotonic() > self._since + _FIRST_LIST_S
 
+    async def remember(self) -> None:
+        """Write what the next head is to know of units: what an operator was told is done is there.
+
+        Not before the first round, which finds out where they are.
+
+        Raises:
+            OSError: The disk refuses.
+        """
+        if self._saved is not None:
+            await self._save()
+
     async def _save(self) -> None:
-        placements = self._placing.remembered()
-        if placements != self._saved:
-            await asyncio.to_thread(save_placements, self._state.placements, placements)
-            is_first, self._saved = self._saved is None, placements
-            if is_first:
-                self._note_move()
+        async with self._saving:
+            placements = self._placing.remembered()
+            if placements != self._saved:
+                await asyncio.to_thread(save_placements, self._state.placements, placements)
+                is_first, self._saved = self._saved is None, placements
+                if is_first:
+                    self._note_move()
 
     # ------------------------------------------------------------------ strays
 
