@@ -284,7 +284,7 @@ class OldestRequests(msgspec.Struct, frozen=True):
 
 def oldest_of(views: Sequence[RequestView], count: int) -> OldestRequests:
     """An instance's answer, of all that it has."""
-    by_age = sorted(views, key=lambda each: each.arrival)
+    by_age = sorted(views, key=lambda each: (each.arrival, each.id))
     leaving = [each for each in by_age[count:] if each.state == LEAVING]
     return OldestRequests(len(by_age), by_age[:count] + leaving)
 

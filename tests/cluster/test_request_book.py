@@ -226,3 +226,20 @@ async def test_who_has_most_of_the_oldest_is_asked_again() -> None:
     assert loads.asked[20:] == [("m-0", 50)]
     assert sorted(each.view.arrival for each in found.requests)[:50] == list(range(50))
     assert len(found.requests) + found.num_more == 79
+
+
+async def test_what_an_instance_has_told_is_kept_if_it_does_not_answer_again() -> None:
+    views = {"m-0": [view(f"old/{k}", arrival=k) for k in range(60)]}
+    views |= {f"m-{number}": [view(f"{number}", arrival=1000)] for number in range(1, 20)}
+    ages = Ages(views)
+
+    class Mute:
+        async def call(self, instance: str, *words: Any) -> Any:
+            if any(name == instance for name, _ in ages.asked):
+                raise TimeoutError
+            return await ages.call(instance, *words)
+
+    loads: Any = Mute()
+    found = await list_oldest(loads, list(views), 50)
+    assert len([each for each in found.requests if each.instance == "m-0"]) > 10
+    assert len(found.requests) + found.num_more == 79

@@ -93,7 +93,9 @@ async def list_oldest(loads: LoadWatch, instances: Sequence[str], count: int) ->
     """As `list_requests`, but at least the `count` oldest, and only the number of the others.
 
     Of many instances each is asked for a few. Who has more that may be among the oldest is asked
-    again: a hundred thousand requests are not fetched for the sake of a page.
+    again: a hundred thousand requests are not fetched for the sake of a page. If that fails, what
+    it has told is listed. A request that moves and of which one end's is not listed counts twice in
+    `num_more`, for that moment.
     """
     share = min(count, -(-_SHARE * count // max(1, len(instances))) + _SHARE)
     told = dict(zip(instances, await _oldest_of_each(loads, instances, share), strict=True))
@@ -107,9 +109,10 @@ async def list_oldest(loads: LoadWatch, instances: Sequence[str], count: int) ->
             for name, each in told.items()
             if not isinstance(each, str)
             and each.num > share
-            and each.views[share - 1].arrival < last
+            and each.views[share - 1].arrival <= last
         ]
-        told.update(zip(again, await _oldest_of_each(loads, again, wanted), strict=True))
+        more = zip(again, await _oldest_of_each(loads, again, wanted), strict=True)
+        told.update((name, each) for name, each in more if not isinstance(each, str))
     found = _merged(
         (name, each if isinstance(each, str) else each.views) for name, each in told.items()
     )

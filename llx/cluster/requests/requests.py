@@ -41,7 +41,7 @@ class Requests:
         else:
             listing = await list_oldest(self._fleet.loads, serving, oldest)
         add_waiting(listing, self._waiting(), time.time())
-        listing.requests.sort(key=attrgetter("view.arrival"))
+        listing.requests.sort(key=attrgetter("view.arrival", "view.id"))
         return listing
 
     async def page(self, wanted: RequestFilter) -> RequestList:
