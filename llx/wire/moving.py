@@ -22,6 +22,7 @@ class ByRule(msgspec.Struct, frozen=True):
     about: int | None
     at_most: int
     rest: Nanos
+    most_tokens: int | None = None
 
 
 class MigrateOrder(Message, frozen=True, tag="migrate"):

@@ -395,3 +395,16 @@ def test_what_has_left_a_queue_with_time_to_spare_is_not_kept():
         queues.add(queued)
         queues.remove(queued)
     assert len(queues._queues[0].ends) < 20
+
+
+def test_of_what_waits_the_next_in_line_goes_that_takes_no_more_than_is_there():
+    """It holds no blocks, whatever its length; the first may stay, for it is pinned or rests."""
+    waiting = [
+        Movable(RequestId("long"), Blocks(0), Tokens(900), 0, 1.0),
+        Movable(RequestId("late"), Blocks(0), Tokens(100), 10, 3.0),
+        Movable(RequestId("first"), Blocks(0), Tokens(320), 10, 2.0),
+        Movable(RequestId("runs"), Blocks(4), Tokens(64), 10, 0.0),
+    ]
+    rule = MoveRule("next-in-line", None, None, Blocks(0), Nanos(1), Tokens(320))
+    assert [pick(rule, waiting, gone).request for gone in ((), ("first",))] == ["first", "late"]
+    assert pick(rule, waiting, ("first", "late")) is None

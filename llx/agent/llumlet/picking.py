@@ -58,6 +58,7 @@ def _rule(rule: ByRule) -> MoveRule:
         about=None if rule.about is None else Blocks(rule.about),
         at_most=Blocks(rule.at_most),
         rest=rule.rest,
+        most_tokens=None if rule.most_tokens is None else Tokens(rule.most_tokens),
     )
 
 

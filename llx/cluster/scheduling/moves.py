@@ -44,7 +44,9 @@ class PolicyMoves:
     def order(self, move: Move) -> MoveEnded | None:
         """Order a move; if that is not possible, how it has ended at once."""
         rule = move.rule
-        by_rule = ByRule(rule.choice, rule.least_priority, rule.about, rule.at_most, rule.rest)
+        by_rule = ByRule(
+            rule.choice, rule.least_priority, rule.about, rule.at_most, rule.rest, rule.most_tokens
+        )
         instances = self._fleet.instances
         source, target = instances.get(move.source), instances.get(move.target)
         if source is None or target is None:

@@ -73,7 +73,7 @@ class Rescheduling:
     Attributes:
         steps: Names of the rescheduling rules, in the order in which they are asked.
         low: An instance that is less free gives requests away …
-        high: … to one that is freer than this.
+        high: … to one that is freer than this. By `requeue` to one that has twice as much left.
         hysteresis: How far past its threshold an instance must come back before it stops.
         choice: Which request goes (`llx.core.request_choice.CHOICES`).
         rest: For so long a moved request does not move again, and the two instances do not change

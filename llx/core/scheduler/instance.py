@@ -39,6 +39,7 @@ class Instance:
         num_out: Moves from here, likewise; `outgoing` their blocks.
         gave_at, took_at: When a move from here, to here, was last ordered or took place.
         not_before: A move from here did not come about; not to be asked for again before.
+        not_requeued_before: Likewise one of what waits in its own queue, and of that alone.
         last_dispatch: Which of the pool's dispatches was the last to here; 0: none.
         headroom: Blocks kept free for the classes present, each once.
         uncommitted: Free blocks that nothing is on its way to take.
@@ -69,6 +70,7 @@ class Instance:
     gave_at: Nanos | None = None
     took_at: Nanos | None = None
     not_before: Nanos = Nanos(0)
+    not_requeued_before: Nanos = Nanos(0)
     last_dispatch: int = 0
     headroom: Blocks = Blocks(0)
     uncommitted: Blocks = Blocks(0)

@@ -7,7 +7,7 @@ about so many blocks", and the source, which knows its requests at this very mom
 from collections.abc import Collection, Sequence
 
 from llx.core.fixed import fixed
-from llx.core.model import Blocks, Nanos, RequestId
+from llx.core.model import Blocks, Nanos, RequestId, Tokens
 from llx.core.request_choice import CHOICES, Movable
 
 
@@ -22,6 +22,8 @@ class MoveRule:
         about: Blocks that are wanted free; None: as the choice has it.
         at_most: What the target has room for.
         rest: Not one that has moved within this time.
+        most_tokens: Of its prompt and its output so far; None: any number. What waits holds no
+            blocks, so that says nothing of what it will take.
     """
 
     choice: str
@@ -29,6 +31,7 @@ class MoveRule:
     about: Blocks | None
     at_most: Blocks
     rest: Nanos
+    most_tokens: Tokens | None = None
 
 
 def pick(
@@ -50,6 +53,7 @@ def pick(
         for each in requests
         if each.num_blocks <= rule.at_most
         and each.request not in resting
+        and (rule.most_tokens is None or each.num_tokens <= rule.most_tokens)
         and (rule.least_priority is None or each.priority >= rule.least_priority)
     ]
     if rule.about is not None:

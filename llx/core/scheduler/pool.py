@@ -336,11 +336,13 @@ class Pool:
 
     # ------------------------------------------------------------------ moves
 
-    def begin_move(self, source: Instance, target: Instance, blocks: Blocks, now: Nanos) -> MoveId:
+    def begin_move(
+        self, source: Instance, target: Instance, blocks: Blocks, now: Nanos, *, is_waiting: bool
+    ) -> MoveId:
         """A move has been ordered. It relieves the source only when that reports so."""
         self._num_moves += 1
         move = MoveId(self._num_moves)
-        self.moves[move] = OpenMove(move, source, target, blocks, now)
+        self.moves[move] = OpenMove(move, source, target, blocks, now, is_waiting)
         source.num_out += 1
         source.outgoing = Blocks(source.outgoing + blocks)
         source.gave_at = now
@@ -368,7 +370,11 @@ class Pool:
             return source, target
         source.give_up(found.blocks, is_target=False)
         target.give_up(found.blocks, is_target=True)
-        if outcome in (MoveOutcome.NONE, MoveOutcome.KEPT):
+        if outcome not in (MoveOutcome.NONE, MoveOutcome.KEPT):
+            pass
+        elif found.is_waiting:
+            source.not_requeued_before = Nanos(now + self.config.rescheduling.rest)
+        else:
             source.not_before = Nanos(now + self.config.rescheduling.retry_after)
         self.touch(target)
         return source, target

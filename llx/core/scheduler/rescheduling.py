@@ -129,6 +129,8 @@ def requeue(pool: Pool, now: Nanos) -> Iterator[Wish]:
     targets = pool.freest(_MOST_TARGETS) if sources else []
     sources.sort(key=attrgetter("freeness"))
     for source in sources:
+        if not may_give(pool, source, now):
+            continue
         others = [each for each in targets if each is not source]
         free = [each for each in others if _has_plenty(pool, each, source, now)]
         able = _find(pool, free, source.queue_head).able
@@ -158,8 +160,9 @@ def _has_stuck(pool: Pool, instance: Instance, now: Nanos) -> bool:
     load = instance.load
     if instance.queue_head <= load.free or instance.num_out:
         return False
-    is_there = instance.lost_at is None and instance.wanted is not _TERMINATING
-    return is_there and may_give(pool, instance, now)
+    if instance.lost_at is not None or instance.wanted is _TERMINATING:
+        return False
+    return now >= instance.not_requeued_before
 
 
 # ------------------------------------------------------------------ make room

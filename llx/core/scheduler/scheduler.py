@@ -14,7 +14,7 @@ send the requests that wait.
 from dataclasses import replace
 from typing import Final, assert_never
 
-from llx.core.model import Blocks, InstanceId, Nanos, PoolName
+from llx.core.model import Blocks, InstanceId, Nanos, PoolName, Tokens
 from llx.core.scheduler import placing, rescheduling, scaling
 from llx.core.scheduler.commands import (
     AddInstances,
@@ -279,10 +279,11 @@ def _order(pool: Pool, wish: rescheduling.Wish, now: Nanos) -> Move:
     room = rescheduling.room_for_move(pool, target)
     priority = pool.config.classes[wish.most_urgent - 1].priority + 1 if wish.most_urgent else None
     if wish.is_waiting:
-        rule = MoveRule("next-in-line", priority, None, Blocks(0), rules.rest)
+        most = Tokens(wish.blocks * source.load.block_size)
+        rule = MoveRule("next-in-line", priority, None, Blocks(0), rules.rest, most)
     else:
         rule = MoveRule(rules.choice, priority, wish.about, room, rules.rest)
-    move = pool.begin_move(source, target, wish.blocks, now)
+    move = pool.begin_move(source, target, wish.blocks, now, is_waiting=wish.is_waiting)
     return Move(pool.config.name, move, source.name, target.name, rule, wish.decision)
 
 

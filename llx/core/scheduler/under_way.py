@@ -21,13 +21,17 @@ class Charge:
 
 @fixed
 class OpenMove:
-    """A move that was ordered and has not ended. `blocks`: about how many."""
+    """A move that was ordered and has not ended.
+
+    `blocks`: about how many. `is_waiting`: of one that waits in its source's own queue.
+    """
 
     move: MoveId
     source: Instance
     target: Instance
     blocks: Blocks
     at: Nanos
+    is_waiting: bool
 
 
 @fixed
