@@ -85,8 +85,10 @@ async def test_a_named_tool_call_is_forced(client):
 
 
 async def test_a_burst_spreads_over_both_instances(http):
+    """None of them has ended before the last has come, on a machine of whatever speed."""
+
     async def one(number):
-        body = {"model": "oracle", "prompt": f"p{number}", "max_tokens": 4, "ignore_eos": True}
+        body = {"model": "oracle", "prompt": f"p{number}", "max_tokens": 100, "ignore_eos": True}
         return (await http.post("/v1/completions", json=body)).headers["x-llx-instance"]
 
     served = await asyncio.gather(*(one(number) for number in range(16)))
