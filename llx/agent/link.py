@@ -68,7 +68,7 @@ _PING_AFTER_REPORTS = 15
 """Who hears so many instances that each reports seldom pings them less often, too."""
 _HEARTBEAT_IN_MS = 5000
 """The other connection, on which the instance speaks, has one each second: it finds a silent host.
-Of a thousand instances these were half of what a head's network thread did."""
+With one each second here, too, a head of a thousand has nearly as many of them as load reports."""
 _REDIAL_AFTER_S = 0.2
 _MOST_REPORTS_PER_S = 5000
 _REFUSED_RETRY_S = 5.0
