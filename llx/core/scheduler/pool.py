@@ -370,12 +370,12 @@ class Pool:
             return source, target
         source.give_up(found.blocks, is_target=False)
         target.give_up(found.blocks, is_target=True)
-        if outcome not in (MoveOutcome.NONE, MoveOutcome.KEPT):
-            pass
-        elif found.is_waiting:
-            source.not_requeued_before = Nanos(now + self.config.rescheduling.rest)
-        else:
-            source.not_before = Nanos(now + self.config.rescheduling.retry_after)
+        if outcome in (MoveOutcome.NONE, MoveOutcome.KEPT):
+            rules = self.config.rescheduling
+            if found.is_waiting:
+                source.not_requeued_before = Nanos(now + rules.rest)
+            else:
+                source.not_before = Nanos(now + rules.retry_after)
         self.touch(target)
         return source, target
 

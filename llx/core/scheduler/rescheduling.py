@@ -133,12 +133,12 @@ def requeue(pool: Pool, now: Nanos) -> Iterator[Wish]:
             continue
         others = [each for each in targets if each is not source]
         free = [each for each in others if _has_plenty(pool, each, source, now)]
-        able = _find(pool, free, source.queue_head).able
-        found = _Targets(able, len(others) - len(able))
-        if found.able:
-            why = _why(pool, "requeue", source, found, (("demand", source.queue_head),))
-            blocks = source.queue_head
-            yield Wish(source, found.able[0], blocks, 0, None, why, is_waiting=True)
+        demand = source.queue_head
+        able = _find(pool, free, demand).able
+        if able:
+            found = _Targets(able, len(others) - len(able))
+            why = _why(pool, "requeue", source, found, (("demand", demand),))
+            yield Wish(source, able[0], demand, 0, None, why, is_waiting=True)
 
 
 def _has_plenty(pool: Pool, target: Instance, source: Instance, now: Nanos) -> bool:
