@@ -69,6 +69,7 @@ class StreamConnection(asyncio.Protocol):
         self._left: int | None = None
         self._line = b""
         self._has_done = False
+        self._is_counted_along = False
         self._refusal = ""
         self._keeps_alive = True
         self._body = b""
@@ -204,6 +205,7 @@ class StreamConnection(asyncio.Protocol):
             return
         if event.usage is not None:
             record.usage_outputs = event.usage.completion_tokens
+            self._is_counted_along |= bool(event.choices)
         if event.choices:
             count = _count(event, record.num_outputs)
             if count > 0:
@@ -222,6 +224,8 @@ class StreamConnection(asyncio.Protocol):
             assert self.record is not None, "an answer belongs to a request"
             record, self.record = self.record, None
             record.outcome = Outcome.OK
+            if record.usage_outputs is not None and not self._is_counted_along:
+                record.num_outputs = record.usage_outputs  # an event may have had several
             self._state = _State.IDLE
             self.is_usable &= self._keeps_alive
             self.idle_since = time.perf_counter()

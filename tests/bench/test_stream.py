@@ -76,8 +76,13 @@ def test_an_event_of_several_tokens_is_one_gap():
 
 
 def test_a_server_that_counts_only_at_the_end():
-    record, *_ = answered(chunked(event(), event(""), event(), event(), USAGE, DONE))
-    assert (record.num_outputs, record.usage_outputs) == (3, 3)
+    record, *_ = answered(chunked(event(), event(""), event(" two words"), USAGE, DONE))
+    assert (record.num_outputs, record.usage_outputs, len(record.gaps_us)) == (3, 3, 1)
+
+
+def test_a_server_that_never_counts():
+    record, *_ = answered(chunked(event(), event(""), event(), DONE))
+    assert (record.num_outputs, record.usage_outputs) == (2, None)
 
 
 @pytest.mark.parametrize("piece", [None, 3])
