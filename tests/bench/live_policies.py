@@ -10,10 +10,14 @@ rates are for `STEP_MS`, and are made as much smaller or larger as it takes long
 that KV is as short on a slower machine. A host cannot be cut off on one machine: such variants are
 left out. `--page FILE` also puts each table between that page's marks of the scenario's name.
 
-With `--engine sim` the same on simulated engines of about that pace, which leave the cores alone: a
-rehearsal, no claim about vLLM. Exit code 1 if a scenario could not be run, or a fault of it not be
-done (the others are, and its table is not put on the page); 8 if moves do not shorten the slowest
-first tokens of `kv_bound`, or do not lessen its preemptions: if an interval is not below 1.
+With `--engine held` vLLM's steps last as long as `examples/sim/kv-bound.yaml` says for the work
+that is in them, and wait for that without a core (`tests.bench.held_steps`): engines that do not
+share the processor, as on GPUs. With `--engine sim` the same on simulated engines of about that
+pace: a rehearsal, no claim about vLLM.
+
+Exit code 1 if a scenario could not be run, or a fault of it not be done (the others are, and its
+table is not put on the page); 8 if moves do not shorten the slowest first tokens of `kv_bound`, or
+do not lessen its preemptions: if an interval is not below 1.
 """
 
 import argparse
@@ -32,12 +36,17 @@ import yaml
 
 from llx.bench.compare import Ratio, compare
 from llx.bench.run_directory import Results, read_results
+from llx.sim.scenario import load_scenario
+from tests.bench.held_steps import held, overrun
 from tests.bench.migration import made_model
-from tests.bench.overhead import NODE, free_port
+from tests.bench.overhead import NODE, free_port, tiny_model
 from tests.node import ROOT
 
 EXAMPLES = ROOT / "examples/bench"
+SIMULATED = ROOT / "examples/sim/kv-bound.yaml"
 MODEL = "deep"
+HELD = "held-steps"
+"""The directory of `held_steps`, where engines are `held`."""
 COMPARED: dict[str, list[tuple[str, str, str | None]]] = {
     "kv_bound": [("still", "moves", None)],
     "uniform": [("still", "moves", None)],
@@ -86,7 +95,8 @@ SIM = {
 
 def cluster_file(folder: Path, engine: str) -> Path:
     """The example, with its model made here and ports of its own."""
-    model = made_model(MODEL, folder / "deep-model")
+    is_held = engine == "held"
+    model = tiny_model(folder) if is_held else made_model(MODEL, folder / "deep-model")
     config = yaml.safe_load((EXAMPLES / "cluster-kv-bound.yaml").read_text(encoding="utf-8"))
     config["models"][0]["model"] = str(model)
     config["gateway"]["port"] = free_port()
@@ -97,24 +107,33 @@ def cluster_file(folder: Path, engine: str) -> Path:
     return path
 
 
-def llx(folder: Path, *words: str) -> None:
+def llx(folder: Path, *words: str, **environment: str) -> None:
     """Run it with state in `folder`."""
-    environment = os.environ | {
+    own = {
         "XDG_STATE_HOME": str(folder / "state"),
         "LLX_NODE_PREFIX": str(NODE),
         "PYTHONPATH": str(ROOT),
     }
     argv = [sys.executable, "-m", "llx", *words]
-    subprocess.run(argv, env=environment, check=True, stdout=sys.stderr)
+    complete = os.environ | own | environment
+    subprocess.run(argv, env=complete, check=True, stdout=sys.stderr)
+
+
+def engine_environment(folder: Path, engine: str) -> dict[str, str]:
+    """What engines are started with, besides."""
+    if engine != "held":
+        return {}
+    step_time = load_scenario(SIMULATED).plan().variants[0].cluster.engine.step_time
+    return held(folder / HELD, step_time, str(ROOT))
 
 
 @contextmanager
-def cluster(folder: Path, engine: str) -> Iterator[None]:
-    """Up for the length of the block."""
-    path = cluster_file(folder, engine)
+def cluster(folder: Path, engine: str) -> Iterator[dict[str, str]]:
+    """Up for the length of the block; what its engines were started with."""
+    path, environment = cluster_file(folder, engine), engine_environment(folder, engine)
     try:
-        llx(folder, "up", "-y", str(path))
-        yield
+        llx(folder, "up", "-y", str(path), **environment)
+        yield environment
     finally:
         llx(folder, "down", "-y", "--deadline", "5s")
 
@@ -219,7 +238,7 @@ def arguments(words: Sequence[str] | None = None) -> Any:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("scenarios", nargs="*", help=f"default: {', '.join(COMPARED)}")
     parser.add_argument("--out", type=Path, required=True, help="a new directory for everything")
-    parser.add_argument("--engine", choices=["vllm", "sim"], default="vllm")
+    parser.add_argument("--engine", choices=["vllm", "held", "sim"], default="vllm")
     parser.add_argument("--repetitions", type=int, help="instead of the scenarios' own")
     parser.add_argument("--page", type=Path, help="whose tables are replaced by the new ones")
     args = parser.parse_args(words)
@@ -271,6 +290,8 @@ def main() -> int:
         failed, missed = run_all(
             args, tpot_ms, lambda name: measure(folder, name, args.repetitions, tpot_ms)
         )
+    if args.engine == "held":
+        print(f"{overrun(folder / HELD):.2%} of the steps took longer than they were held")
     print(json.dumps({"failed": failed, "not shown to shrink": missed}))
     return 1 if failed else 8 if missed else 0
 

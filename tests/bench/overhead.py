@@ -22,7 +22,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,14 @@ def vllm_serve(model: Path, name: str, port: int, engine_args: dict[str, Any]) -
 
 
 @contextlib.contextmanager
-def served(argv: list[str], url: str, log: Path) -> Iterator[None]:
+def served(
+    argv: list[str], url: str, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """A plain server process, up for the length of the block."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv,
-            env=QUIET | node_environment(),
+            env=QUIET | node_environment() | dict(environment or {}),
             stdout=output,
             stderr=output,
             start_new_session=True,

@@ -1,0 +1,129 @@
+"""Engines on a CPU whose steps last as long as a GPU's would, and leave the processor alone.
+
+Where four engines share two cores, an engine that idles makes the others faster, and a move is paid
+by everybody: what is measured there is how cores are shared. On GPUs an engine's step takes what it
+takes, whatever its neighbours do. So here vLLM is as it is, tokens, KV blocks, scheduling and moves
+too, but a step of its worker waits, without using a core, until as long has passed as the step time
+of a simulator's file says (`examples/sim/kv-bound.yaml`): for the work that is in it.
+
+An engine of one rank runs its model in its own process, as it does on a GPU and as llx has it do on
+a CPU. vLLM by itself adds a worker process there, and the two would spin for each other for as long
+as a step is held.
+
+`held` makes the environment for `llx up` and `vllm serve`: both find a plugin of vLLM in it, which
+is `install`. Steps that took longer than they were held for, because the cores were too busy, are
+counted (`overrun`): if they are many, the figures are not what they say.
+"""
+
+import json
+import os
+import time
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final
+
+from llx.agent.vllm.step_work import work_of
+from llx.core.engine_state import StepTime
+
+_SPEC: Final = "LLX_BENCH_HELD_STEPS"
+"""Names a directory: of `step.json`, and of what each process counts."""
+_TELL_EVERY: Final = 100
+
+
+def held(folder: Path, step_time: StepTime, python_path: str) -> dict[str, str]:
+    """The environment in which vLLM's steps last so long.
+
+    Args:
+        folder: A new directory, which has to stay as long as the engines run.
+        step_time: Of a step by its work.
+        python_path: Where this repository is.
+    """
+    metadata = folder / "held_steps-0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: held-steps\nVersion: 0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[vllm.general_plugins]\nheld_steps = tests.bench.held_steps:install\n"
+    )
+    fields = {name: getattr(step_time, name) for name in StepTime.__slots__}
+    (folder / "step.json").write_text(json.dumps(fields))
+    return {"PYTHONPATH": f"{python_path}{os.pathsep}{folder}", _SPEC: str(folder)}
+
+
+def overrun(folder: Path) -> float:
+    """The share of steps that took longer than they were held for.
+
+    Raises:
+        ValueError: No step was held: the engines did not find the plugin.
+    """
+    counts = [json.loads(each.read_text()) for each in folder.glob("steps-*.json")]
+    num_steps = sum(each["steps"] for each in counts)
+    if not num_steps:
+        raise ValueError(f"no engine has held its steps: there is no count in {folder}")
+    return float(sum(each["late"] for each in counts) / num_steps)
+
+
+def install() -> None:
+    """What vLLM calls in each of its processes."""
+    from vllm.platforms.cpu import CpuPlatform
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    if hasattr(CPUWorker, _SPEC):  # vLLM may call a plugin more than once
+        return
+    folder = Path(os.environ[_SPEC])
+    step = HeldStep(StepTime(**json.loads((folder / "step.json").read_text())), folder)
+    execute, sample = CPUWorker.execute_model, CPUWorker.sample_tokens
+    complete = CpuPlatform.check_and_update_config
+
+    @wraps(execute)
+    def execute_held(self: Any, scheduler_output: Any) -> Any:
+        step.begin(scheduler_output)
+        output = execute(self, scheduler_output)
+        if output is not None:
+            step.end()
+        return output
+
+    @wraps(sample)
+    def sample_held(self: Any, grammar_output: Any) -> Any:
+        output = sample(self, grammar_output)
+        step.end()
+        return output
+
+    def complete_in_process(vllm_config: Any) -> None:
+        complete(vllm_config)
+        if vllm_config.parallel_config.world_size == 1:
+            vllm_config.parallel_config.distributed_executor_backend = "uni"
+
+    CPUWorker.execute_model, CPUWorker.sample_tokens = execute_held, sample_held
+    CpuPlatform.check_and_update_config = staticmethod(complete_in_process)
+    setattr(CPUWorker, _SPEC, True)
+
+
+class HeldStep:
+    """One step at a time, of one worker."""
+
+    def __init__(self, step_time: StepTime, folder: Path) -> None:
+        self._step_time = step_time
+        self._counts = folder / f"steps-{os.getpid()}.json"
+        self._until: float | None = None
+        self._num_steps = self._num_late = 0
+
+    def begin(self, scheduler_output: Any) -> None:
+        """The model is about to be run on that."""
+        self._until = None
+        if scheduler_output.total_num_scheduled_tokens:
+            lasts_ns = self._step_time.of(*work_of(scheduler_output))
+            self._until = time.perf_counter() + lasts_ns / 1e9
+
+    def end(self) -> None:
+        """Its outputs are known: wait until they may be."""
+        if self._until is None:
+            return
+        left_s = self._until - time.perf_counter()
+        self._until = None
+        if left_s > 0:
+            time.sleep(left_s)
+        self._num_steps += 1
+        self._num_late += left_s < 0
+        if self._num_steps % _TELL_EVERY == 0:
+            text = json.dumps({"steps": self._num_steps, "late": self._num_late})
+            self._counts.write_text(text)

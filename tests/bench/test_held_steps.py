@@ -1,0 +1,77 @@
+"""Steps that are held: for how long, how those that took longer are counted, and who finds it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from llx.core.engine_state import StepTime
+from tests.bench.held_steps import HeldStep, held, overrun
+from tests.node import ROOT
+
+STEP = StepTime(base_ns=20_000_000, prefill_token_ns=0, decode_ns=10_000_000, context_ktoken_ns=0)
+
+
+def work(num_decodes):
+    cached = SimpleNamespace(
+        req_ids=[f"r-{each}" for each in range(num_decodes)],
+        num_computed_tokens=[100] * num_decodes,
+    )
+    return SimpleNamespace(
+        scheduled_cached_reqs=cached,
+        scheduled_new_reqs=[],
+        num_scheduled_tokens=dict.fromkeys(cached.req_ids, 1),
+        total_num_scheduled_tokens=num_decodes,
+    )
+
+
+def took_s(step, num_decodes, model_s=0.0):
+    began, used = time.perf_counter(), time.thread_time()
+    step.begin(work(num_decodes))
+    time.sleep(model_s)
+    step.end()
+    assert time.thread_time() - used < 0.01, "it waits without a core"
+    return time.perf_counter() - began
+
+
+def test_a_step_lasts_as_long_as_its_work_says(tmp_path):
+    step = HeldStep(STEP, tmp_path)
+    assert took_s(step, 1) >= 0.03
+    assert took_s(step, 3, model_s=0.01) >= 0.05
+
+
+def test_what_is_no_step_is_not_held(tmp_path):
+    step = HeldStep(StepTime(10**10, 0, 0, 0), tmp_path)
+    assert took_s(step, 0) < 5
+    step.end()  # nothing was begun
+
+
+def test_steps_that_took_longer_are_counted(tmp_path):
+    step = HeldStep(StepTime(1_000_000, 0, 0, 0), tmp_path)
+    for number in range(100):
+        took_s(step, 1, model_s=0.003 if number < 25 else 0)
+    (counts,) = (json.loads(each.read_text()) for each in tmp_path.glob("steps-*.json"))
+    assert counts["steps"] == 100
+    assert counts["late"] >= 25
+    assert overrun(tmp_path) == counts["late"] / 100
+
+
+def test_engines_that_did_not_find_it_are_no_held_ones(tmp_path):
+    with pytest.raises(ValueError, match="no engine has held"):
+        overrun(tmp_path)
+
+
+def test_vllm_finds_it_in_the_environment(tmp_path):
+    environment = os.environ | held(tmp_path / "held", STEP, str(ROOT))
+    code = (
+        "from importlib.metadata import entry_points;"
+        "print(entry_points(group='vllm.general_plugins')['held_steps'].load().__doc__)"
+    )
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    assert "calls in each of its processes" in done.stdout
+    assert StepTime(**json.loads((tmp_path / "held/step.json").read_text())) == STEP
