@@ -27,7 +27,8 @@ from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.fleet.unit import Unit
 from llx.cluster.moves.movability import check_ends, why_pinned
 from llx.cluster.moves.move_log import POLICY, Experience, Move
-from llx.cluster.requests.book import Located, find, list_requests
+from llx.cluster.requests.finding import find
+from llx.cluster.requests.listing import Located, list_requests
 from llx.cluster.requests.requests import Requests
 from llx.core.model import Blocks, InstanceId, MigrationId, RequestId, Tokens
 from llx.core.request_choice import CHOICES, Movable, choose

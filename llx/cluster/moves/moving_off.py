@@ -17,7 +17,7 @@ from llx.cluster.fleet.unit import Unit
 from llx.cluster.moves.migrations import Migrations, as_movable
 from llx.cluster.moves.movability import pool_of, why_no_source, why_no_target, why_pinned
 from llx.cluster.moves.move_log import Move
-from llx.cluster.requests.book import Located, list_requests
+from llx.cluster.requests.listing import Located, list_requests
 from llx.core.dispatch import Candidate, freest
 from llx.core.model import Blocks, InstanceId, RequestId, blocks_for
 from llx.core.request_choice import choose, shortest

@@ -7,14 +7,8 @@ from operator import attrgetter
 from llx.api import RequestList, RequestStatus
 from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.moves.movability import SERVING, model_of
-from llx.cluster.requests.book import (
-    Listing,
-    Located,
-    add_waiting,
-    find,
-    list_oldest,
-    list_requests,
-)
+from llx.cluster.requests.finding import find
+from llx.cluster.requests.listing import Listing, Located, add_waiting, list_oldest, list_requests
 from llx.cluster.requests.page import Facts, RequestFilter
 from llx.cluster.scheduling.queue_view import Waiting
 from llx.specs import model_of_pool

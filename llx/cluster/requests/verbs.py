@@ -17,7 +17,8 @@ from llx.api import NotChanged, RequestChange, RequestChangeReport, RequestVerb
 from llx.cluster.events.audit import AuditTrail
 from llx.cluster.fleet.fleet import Fleet
 from llx.cluster.moves.movability import why_moving
-from llx.cluster.requests.book import Located, RequestIndex
+from llx.cluster.requests.finding import RequestIndex
+from llx.cluster.requests.listing import Located
 from llx.cluster.requests.requests import Requests
 from llx.cluster.requests.stream_changes import Outcome, StreamChanges
 from llx.core.model import ClassName, RequestId
