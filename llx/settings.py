@@ -1,23 +1,20 @@
-"""cluster.yaml, client options and the process environment, as frozen values.
+"""cluster.yaml as frozen values.
 
-Configuration enters here, once: what a file, a flag or the environment says is checked and becomes
-an object that nobody mutates. `Environment` is the only reader of ``os.environ``. The shape of
-cluster.yaml is `llx.cluster_file`'s, naming the line of each mistake `llx.yaml_reader`'s; nothing
-here touches a socket or a process.
+A cluster's configuration enters here, once: what a file, a flag or the environment says is checked
+and becomes an object that nobody mutates. The shape of cluster.yaml is `llx.cluster_file`'s, naming
+the line of each mistake `llx.yaml_reader`'s; nothing here touches a socket or a process.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from llx.choices import OutputFormat, Platform
+from llx.choices import Platform
 from llx.cluster_file import (
     ApiKeySettings,
     ClusterSettings,
@@ -33,6 +30,7 @@ from llx.cluster_file import (
     TlsSettings,
     is_model_path,
 )
+from llx.environment import Environment
 from llx.errors import ConfigError, NotFoundError
 from llx.host_address import parse_host
 from llx.scheduling_settings import PriorityClassSettings, SchedulingSettings
@@ -43,16 +41,13 @@ from llx.yaml_reader import read_yaml
 __all__ = [
     "TINY_MODEL",
     "ApiKeySettings",
-    "ClientOptions",
     "ClusterSettings",
     "ControlSettings",
-    "Environment",
     "GatewaySettings",
     "HostSettings",
     "InstanceRange",
     "ModelSettings",
     "NetworkSettings",
-    "OutputFormat",
     "Platform",
     "PriorityClassSettings",
     "RuntimeSettings",
@@ -64,7 +59,6 @@ __all__ = [
     "example_cluster",
     "example_with_hosts",
     "is_model_path",
-    "load_client_options",
     "load_cluster",
     "local_cluster",
     "resolve_api_keys",
@@ -75,8 +69,6 @@ __all__ = [
 
 TINY_MODEL = "llx/tiny"
 """Names the tiny model that llx makes itself, as `model` in a cluster.yaml."""
-
-_TINY_DIRECTORY = "tiny-1"  # the number is the version of its recipe
 
 
 def load_cluster(path: Path) -> ClusterSettings:
@@ -149,7 +141,7 @@ def differing_keys(one: Settings, other: Settings) -> list[str]:
 
 
 def local_cluster(
-    environment: "Environment",
+    environment: Environment,
     *,
     cluster: str = "local",
     model: str | None = None,
@@ -185,7 +177,7 @@ def local_cluster(
     return read_yaml("llx up", ClusterSettings, base=environment.cwd, values=values)
 
 
-def resolve_model(model: ModelSettings, environment: "Environment") -> ModelSettings:
+def resolve_model(model: ModelSettings, environment: Environment) -> ModelSettings:
     """`model` as this machine serves it: its paths absolute, llx's own tiny model where it lies."""
     if model.model != TINY_MODEL:
         return model.at_home()
@@ -193,7 +185,7 @@ def resolve_model(model: ModelSettings, environment: "Environment") -> ModelSett
 
 
 def resolve_api_keys(
-    settings: ClusterSettings, environment: "Environment"
+    settings: ClusterSettings, environment: Environment
 ) -> tuple[ClusterSettings, Secret | None]:
     """`settings` with every key replaced by its hash, and the first key whose text is known.
 
@@ -212,111 +204,6 @@ def resolve_api_keys(
         resolved.append(ApiKeySettings.model_validate(plain))
     gateway = settings.gateway.model_copy(update={"api_keys": tuple(resolved)})
     return settings.model_copy(update={"gateway": gateway}), first
-
-
-class ClientOptions(Settings):
-    """Options of the `llx` command itself, as in ``llx.yaml`` and ``config.yaml``."""
-
-    context: str | None = None
-    output: OutputFormat | None = None
-    url: str | None = None
-
-
-def load_client_options(environment: "Environment", **flags: str | None) -> ClientOptions:
-    """Options by precedence: flag, then ``LLX_*``, then ``./llx.yaml``, then the user's config.
-
-    Raises:
-        ConfigError: A file or a value is wrong.
-    """
-    merged: dict[str, Any] = {}
-    for path in (environment.config_home / "config.yaml", environment.cwd / "llx.yaml"):
-        if path.is_file():
-            merged |= read_yaml(path, ClientOptions).model_dump(exclude_none=True)
-    variables = {name: environment.get(f"LLX_{name.upper()}") for name in _OPTION_NAMES}
-    merged |= {name: value for name, value in variables.items() if value is not None}
-    merged |= {name: value for name, value in flags.items() if value is not None}
-    return read_yaml("flags and LLX_* variables", ClientOptions, values=merged)
-
-
-_OPTION_NAMES = tuple(ClientOptions.model_fields)
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """The process's environment variables and what follows from them. Values are never printed."""
-
-    variables: Mapping[str, str]
-    cwd: Path
-
-    @classmethod
-    def current(cls) -> "Environment":
-        """The environment of this process."""
-        return cls(dict(os.environ), Path.cwd())
-
-    def get(self, name: str) -> str | None:
-        """A variable; None when unset or empty."""
-        return self.variables.get(name) or None
-
-    @property
-    def state_home(self) -> Path:
-        """``$XDG_STATE_HOME/llx``."""
-        return self._xdg("XDG_STATE_HOME", ".local/state")
-
-    @property
-    def xdg_data_home(self) -> Path:
-        """``$XDG_DATA_HOME`` itself."""
-        return self.data_home.parent
-
-    @property
-    def data_home(self) -> Path:
-        """``$XDG_DATA_HOME/llx``."""
-        return self._xdg("XDG_DATA_HOME", ".local/share")
-
-    @property
-    def config_home(self) -> Path:
-        """``$XDG_CONFIG_HOME/llx``."""
-        return self._xdg("XDG_CONFIG_HOME", ".config")
-
-    @property
-    def clusters_dir(self) -> Path:
-        """One directory per cluster."""
-        return self.state_home / "clusters"
-
-    @property
-    def tiny_model(self) -> Path:
-        """Where the tiny model that llx makes lies."""
-        return self.data_home / "models" / _TINY_DIRECTORY
-
-    def cluster_dir(self, cluster: str) -> Path:
-        """The state directory of a cluster, which may not exist."""
-        return self.clusters_dir / cluster
-
-    @property
-    def node_prefix(self) -> Path | None:
-        """``LLX_NODE_PREFIX``: the node environment to use instead of llx's own place."""
-        given = self.get("LLX_NODE_PREFIX")
-        return self.cwd / Path(given).expanduser() if given else None
-
-    @property
-    def api_key(self) -> Secret | None:
-        """``LLX_API_KEY``: what `llx generate` and `llx chat` present to the gateway."""
-        value = self.get("LLX_API_KEY")
-        return None if value is None else Secret(value)
-
-    @property
-    def is_debug(self) -> bool:
-        """``LLX_DEBUG``: tracebacks are shown."""
-        return (self.get("LLX_DEBUG") or "0") != "0"
-
-    @property
-    def is_colour_off(self) -> bool:
-        """``NO_COLOR`` is set, or the terminal can show none."""
-        return self.get("NO_COLOR") is not None or self.get("TERM") == "dumb"
-
-    def _xdg(self, name: str, default: str) -> Path:
-        given = Path(self.variables.get(name, ""))
-        home = Path(self.variables.get("HOME") or Path.home())
-        return (given if given.is_absolute() else home / default) / "llx"
 
 
 def _refuse_same_names(given: Sequence[str], found: Mapping[str, HostSettings]) -> None:

@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llx.choices import OutputFormat
+from llx.client_options import load_client_options
 from llx.cluster.driving.desired import desired_gateways, desired_instances
 from llx.cluster_file import ClusterSettings, ModelSettings
+from llx.environment import Environment
 from llx.errors import ConfigError, NotFoundError
 from llx.migration_settings import MigrationSettings
 from llx.settings import (
-    Environment,
-    OutputFormat,
     Platform,
     TlsSettings,
     differing_keys,
     dump_cluster,
     example_cluster,
     example_with_hosts,
-    load_client_options,
     load_cluster,
     local_cluster,
     resolve_api_keys,

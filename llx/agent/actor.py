@@ -34,9 +34,9 @@ from llx.agent.node import AGENT, NodeAgent
 from llx.agent.processes import attach
 from llx.agent.shim import MARK
 from llx.core.model import Term
+from llx.environment import Environment
 from llx.errors import ConfigError, LlxError, RemoteError, UnreachableError
 from llx.log import configure_logging, get_log
-from llx.settings import Environment
 from llx.specs import HostSpec, load_spec
 
 log = get_log(__name__)

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import yaml
 
-from llx.errors import ConfigError, ConflictError, LlxError, NotFoundError
-from llx.settings import ClusterSettings, Environment, load_cluster
+from llx.bootstrap.contexts import SETTINGS_FILE
+from llx.errors import ConfigError, ConflictError, LlxError
+from llx.settings import ClusterSettings, load_cluster
 
-SETTINGS_FILE = "cluster.yaml"
 DOWN_FILE = "down.yaml"
 """The settings of a cluster on hosts that is down: what a later purge has to visit."""
 ID_FILE = "id"
@@ -33,20 +33,9 @@ LEFT_FILE = "left.yaml"
 """Hosts that were taken out of the cluster, and where llx's files still lie."""
 LOCK_FILE = "up.lock"
 PROCS = "procs"
-CHOICE_FILE = "context"
 
 _KEPT_FILES = frozenset({"events.jsonl", "term", LOCK_FILE, DOWN_FILE, LEFT_FILE, ID_FILE})
 _KEPT_PROCESS_FILES = frozenset({"log", "log.1"})
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """A cluster known here."""
-
-    name: str
-    state_dir: Path
-    is_up: bool
-    changed_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,65 +51,6 @@ class LocalHolder:
             return "another llx is at work"
         since = time.strftime("%H:%M:%S", time.localtime(self.since))
         return f"another llx {self.verb} is at work (pid {self.pid}, since {since})"
-
-
-def contexts(environment: Environment) -> list[Context]:
-    """Clusters with a state directory, by name; those taken down are kept for their logs."""
-    if not environment.clusters_dir.is_dir():
-        return []
-    found = []
-    for each in sorted(environment.clusters_dir.iterdir()):
-        if each.is_dir():
-            settings = each / SETTINGS_FILE
-            is_up = settings.exists()
-            found.append(
-                Context(each.name, each, is_up, (settings if is_up else each).stat().st_mtime)
-            )
-    return found
-
-
-def choose_context(environment: Environment, name: str) -> Context:
-    """Make a cluster the one meant by default (`llx context use`).
-
-    Raises:
-        NotFoundError: There is none of that name.
-    """
-    chosen = pick_context(environment, name)
-    path = environment.state_home / CHOICE_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{name}\n")
-    return chosen
-
-
-def _chosen(environment: Environment) -> str | None:
-    try:
-        return (environment.state_home / CHOICE_FILE).read_text().strip()
-    except OSError:
-        return None
-
-
-def pick_context(environment: Environment, name: str | None) -> Context:
-    """The cluster called `name`, else the chosen one, else the latest that is up, else the latest.
-
-    Raises:
-        NotFoundError: There is none.
-    """
-    known = contexts(environment)
-    if name is not None:
-        for each in known:
-            if each.name == name:
-                return each
-        names = ", ".join(each.name for each in known) or "none"
-        raise NotFoundError(
-            f'no cluster "{name}" (known here: {names})', remedy="llx context ls; llx up"
-        )
-    if not known:
-        raise NotFoundError("no cluster was started here", remedy="llx up")
-    chosen = _chosen(environment)
-    for each in known:
-        if each.name == chosen:
-            return each
-    return max(known, key=lambda each: (each.is_up, each.changed_at))
 
 
 @contextlib.contextmanager

@@ -27,8 +27,9 @@ from llx.bootstrap.reachability import (
     probe_routes,
 )
 from llx.bootstrap.readiness import step
+from llx.environment import Environment
 from llx.errors import LlxError, UnreachableError
-from llx.settings import ClusterSettings, Environment
+from llx.settings import ClusterSettings
 
 AskGateway = Callable[[ClusterStatus], str]
 """Has a gateway answer; what it said, in words. Raises LlxError."""

@@ -15,12 +15,12 @@ from llx.bootstrap.cluster_secrets import ClusterSecrets
 from llx.bootstrap.gateway_tls import Given, given_certificate
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.model_files import HubModel, fit_name, is_repository
+from llx.environment import Environment
 from llx.errors import ConfigError
 from llx.secret import Secret
 from llx.settings import (
     TINY_MODEL,
     ClusterSettings,
-    Environment,
     HostSettings,
     ModelSettings,
     Platform,

@@ -12,15 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llx.api import StopReport
-from llx.bootstrap.cluster_dir import (
-    DOWN_FILE,
-    SETTINGS_FILE,
-    clear,
-    cluster_lock,
-    id_of,
-    purge,
-    write_private,
-)
+from llx.bootstrap.cluster_dir import DOWN_FILE, clear, cluster_lock, id_of, purge, write_private
+from llx.bootstrap.contexts import SETTINGS_FILE
 from llx.bootstrap.fan_out import FanOutError, fan_out
 from llx.bootstrap.head_move import head_of, survey
 from llx.bootstrap.host_claim import Owner, owner_of

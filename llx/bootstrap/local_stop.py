@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llx.api import StopReport
-from llx.bootstrap.cluster_dir import PROCS, clear, cluster_lock, contexts, purge, running_settings
+from llx.bootstrap.cluster_dir import PROCS, clear, cluster_lock, purge, running_settings
+from llx.bootstrap.contexts import contexts
 from llx.bootstrap.local_ports import LocalPorts, Observer, StepEvent, StepState
 from llx.bootstrap.node_env import LOCK_NAME, NodePlatform, default_prefix
+from llx.environment import Environment
 from llx.errors import ConflictError, LlxError
-from llx.settings import Environment
 
 _POLL_S = 0.25
 _HEAD_END_S = 15.0

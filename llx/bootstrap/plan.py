@@ -10,16 +10,10 @@ from llx import __version__
 from llx.agent.devices import Device
 from llx.bootstrap.gateway_tls import Given, describe_certificate, given_certificate
 from llx.bootstrap.node_env import NodePlatform, default_prefix, detect_platform
+from llx.environment import Environment
 from llx.pins import VLLM_VERSION
 from llx.secret import Secret
-from llx.settings import (
-    ClusterSettings,
-    Environment,
-    Platform,
-    local_cluster,
-    resolve_api_keys,
-    resolve_model,
-)
+from llx.settings import ClusterSettings, Platform, local_cluster, resolve_api_keys, resolve_model
 from llx.specs import EngineKind
 
 

@@ -12,8 +12,9 @@ from enum import Enum
 from pathlib import Path
 
 from llx.bootstrap.ssh_config import SshConfig, expanded
+from llx.environment import Environment
 from llx.errors import ConfigError, UnreachableError
-from llx.settings import Environment, HostSettings
+from llx.settings import HostSettings
 
 _DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 _SYSTEM = Path("/etc/ssh")

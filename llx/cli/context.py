@@ -17,7 +17,7 @@ def ls(output: OutputOption = None) -> None:
     """List the clusters started here; * marks the one meant by default."""
     from pydantic import BaseModel
 
-    from llx.bootstrap.cluster_dir import contexts, pick_context
+    from llx.bootstrap.contexts import contexts, pick_context
     from llx.cli.render import Column, age, emit, print_table, table
 
     class ContextStatus(BaseModel):
@@ -64,7 +64,7 @@ def use(
     ],
 ) -> None:
     """Mean this cluster from now on, where --context says nothing."""
-    from llx.bootstrap.cluster_dir import choose_context
+    from llx.bootstrap.contexts import choose_context
 
     session = Session()
     chosen = choose_context(session.environment, name)

@@ -107,7 +107,7 @@ def _perform(
 def _plan(session: Session, folder: "Path", engine: Engine, platform: Platform) -> "Plan":
     from llx.bootstrap.facts import list_gpus
     from llx.bootstrap.plan import plan_local
-    from llx.settings import Environment
+    from llx.environment import Environment
     from llx.specs import EngineKind
 
     variables = {**session.environment.variables, "XDG_STATE_HOME": str(folder)}

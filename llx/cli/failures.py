@@ -48,7 +48,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
 def show(error: LlxError) -> None:
     """Write `error` to stderr: what, the evidence, what to do."""
-    from llx.settings import Environment
+    from llx.environment import Environment
 
     if Environment.current().is_debug:
         traceback.print_exception(error)

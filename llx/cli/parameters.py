@@ -41,7 +41,7 @@ def parse_duration(text: str | float) -> float:
 
 def complete_process(incomplete: str) -> list[str]:
     """Names of processes of the clusters here, for the shell."""
-    from llx.settings import Environment
+    from llx.environment import Environment
 
     found = Environment.current().clusters_dir.glob(f"*/procs/{incomplete}*/shim.json")
     return sorted({each.parent.name for each in found})
@@ -49,7 +49,7 @@ def complete_process(incomplete: str) -> list[str]:
 
 def complete_cluster(incomplete: str) -> list[str]:
     """Names of the clusters here, for the shell."""
-    from llx.settings import Environment
+    from llx.environment import Environment
 
     found = Environment.current().clusters_dir.glob(f"{incomplete}*/")
     return sorted(each.name for each in found)

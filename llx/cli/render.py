@@ -18,7 +18,7 @@ from llx.choices import OutputFormat
 from llx.figures import span
 
 if TYPE_CHECKING:
-    from llx.settings import Environment
+    from llx.environment import Environment
 
 R = TypeVar("R", bound=BaseModel)
 

@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from llx.api import ClusterStatus, GatewayStatus
-    from llx.bootstrap.cluster_dir import Context
+    from llx.bootstrap.contexts import Context
     from llx.bootstrap.hosts_world import HostsWorld
     from llx.bootstrap.local_ports import LocalPorts
     from llx.bootstrap.remote_control import TunnelTransport
     from llx.bootstrap.shell import Shell
     from llx.bootstrap.ssh import AskHostKey
     from llx.client import ControlClient
+    from llx.client_options import ClientOptions
+    from llx.environment import Environment
     from llx.openai_client import OpenAIClient
-    from llx.settings import ClientOptions, ClusterSettings, Environment, HostSettings
+    from llx.settings import ClusterSettings, HostSettings
 
 
 @dataclass
@@ -36,14 +38,14 @@ class Session:
     @cached_property
     def environment(self) -> "Environment":
         """The process's environment."""
-        from llx.settings import Environment
+        from llx.environment import Environment
 
         return Environment.current()
 
     @cached_property
     def options(self) -> "ClientOptions":
         """Flags, variables and files, by precedence."""
-        from llx.settings import load_client_options
+        from llx.client_options import load_client_options
 
         return load_client_options(
             self.environment,
@@ -84,7 +86,7 @@ class Session:
         Raises:
             NotFoundError: There is none.
         """
-        from llx.bootstrap.cluster_dir import pick_context
+        from llx.bootstrap.contexts import pick_context
 
         return pick_context(self.environment, self.options.context)
 
@@ -114,6 +116,11 @@ class Session:
             NotFoundError: There is no such cluster.
             UnreachableError: It is down, or its head is.
         """
+        from llx.client import HEAD_STATUS_FILE, ControlClient
+
+        context = self.context()
+        if context.is_up and (context.state_dir / HEAD_STATUS_FILE).exists():
+            return ControlClient.for_cluster(context.state_dir)  # the head is here: no settings
         return self.control_of(self.cluster())
 
     def control_of(self, settings: "ClusterSettings") -> "ControlClient":

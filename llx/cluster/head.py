@@ -20,10 +20,11 @@ from llx.agent.place import Place, status_path
 from llx.cluster.fleet.agents import LocalAgents
 from llx.cluster.serve import HeadSeat, bind_control, serve, tell_ready
 from llx.cluster.state_dir import HeadSpec, StateDir
+from llx.environment import Environment
 from llx.errors import LlxError
 from llx.log import configure_logging, get_log
 from llx.open_files import raise_file_limit
-from llx.settings import ClusterSettings, Environment, Platform, load_cluster
+from llx.settings import ClusterSettings, Platform, load_cluster
 from llx.specs import GatewaySpec, Phase, StatusFile, load_spec
 
 __all__ = ["HeadSpec", "main"]

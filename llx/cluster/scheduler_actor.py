@@ -19,11 +19,12 @@ from llx.agent.place import status_path
 from llx.cluster.ray.paths import RayPaths
 from llx.cluster.serve import HeadSeat, bind_control, serve, tell_ready
 from llx.cluster.state_dir import StateDir
+from llx.environment import Environment
 from llx.errors import LlxError
 from llx.host_ports import HostPorts
 from llx.log import get_log
 from llx.open_files import raise_file_limit
-from llx.settings import Environment, load_cluster
+from llx.settings import load_cluster
 from llx.specs import HostSpec, Phase, StatusFile, load_spec
 
 log = get_log("llx.cluster.head")

@@ -7,17 +7,12 @@ import time
 
 import pytest
 
-from llx.bootstrap.cluster_dir import (
-    clear,
-    cluster_lock,
-    contexts,
-    pick_context,
-    purge,
-    running_settings,
-)
+from llx.bootstrap.cluster_dir import clear, cluster_lock, purge, running_settings
+from llx.bootstrap.contexts import contexts, pick_context
 from llx.cluster_file import ClusterSettings
+from llx.environment import Environment
 from llx.errors import ConflictError, NotFoundError
-from llx.settings import Environment, dump_cluster
+from llx.settings import dump_cluster
 
 HOLD = """
 import sys

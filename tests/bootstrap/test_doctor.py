@@ -15,8 +15,9 @@ from llx.bootstrap.host_finding import HostFinding
 from llx.bootstrap.hosts_world import HostsWorld
 from llx.bootstrap.local_ports import StepState
 from llx.bootstrap.shell import ForbiddenError
+from llx.environment import Environment
 from llx.errors import ExitCode, RemoteError, UnreachableError
-from llx.settings import ClusterSettings, Environment
+from llx.settings import ClusterSettings
 from tests.bootstrap.fake_shell import FakeShell, completed
 from tests.bootstrap.host_said import CPU_HOST, said
 from tests.cli.servers import cluster_status

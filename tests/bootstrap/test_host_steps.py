@@ -14,7 +14,8 @@ from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.host_steps import HostWork, configure_host, prepare_host
 from llx.bootstrap.hosts_plan import make_hosts_plan
 from llx.bootstrap.hub_models import HubPins
-from llx.settings import ClusterSettings, Environment, Platform
+from llx.environment import Environment
+from llx.settings import ClusterSettings, Platform
 from tests.bootstrap.fake_shell import LocalShell
 from tests.bootstrap.test_gateway_tls import names_of, write_pair
 

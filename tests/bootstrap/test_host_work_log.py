@@ -13,8 +13,9 @@ from llx.bootstrap.host_steps import HostWork, prepare_host
 from llx.bootstrap.hosts_plan import copied_name, make_hosts_plan
 from llx.bootstrap.hub_models import HubPins
 from llx.bootstrap.shell import OnProgress
+from llx.environment import Environment
 from llx.errors import HostError
-from llx.settings import ClusterSettings, Environment, Platform
+from llx.settings import ClusterSettings, Platform
 from tests.bootstrap.fake_shell import LocalShell, completed
 from tests.bootstrap.hub_host import COMMIT, HubHost
 

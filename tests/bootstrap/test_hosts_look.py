@@ -8,8 +8,9 @@ import pytest
 from llx.bootstrap.hosts_look import Outlook, _refuse_leaving, describe
 from llx.bootstrap.hosts_plan import make_hosts_plan
 from llx.bootstrap.hosts_world import Crew
+from llx.environment import Environment
 from llx.errors import ConflictError
-from llx.settings import Environment, Platform
+from llx.settings import Platform
 from tests.bootstrap.fake_shell import FakeShell
 from tests.bootstrap.host_said import hosts
 from tests.bootstrap.preflight_of_hosts import settings

@@ -21,8 +21,9 @@ from llx.bootstrap.hosts_plan import (
 from llx.bootstrap.model_files import HubModel
 from llx.bootstrap.play import standard_values
 from llx.cluster.driving.desired import desired_gateways, desired_instances
+from llx.environment import Environment
 from llx.errors import ConfigError
-from llx.settings import Environment, Platform, dump_cluster, load_cluster
+from llx.settings import Platform, dump_cluster, load_cluster
 from llx.specs import HostSpec
 
 

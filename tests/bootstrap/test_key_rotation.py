@@ -9,9 +9,10 @@ from llx.bootstrap.hosts_keys import rotate_keys
 from llx.bootstrap.hosts_plan import make_hosts_plan
 from llx.bootstrap.hosts_world import Crew, HostsWorld
 from llx.curve import ClusterKeys, KeyTurns, parse_ring
+from llx.environment import Environment
 from llx.errors import ConflictError, DeadlineError, LlxError, UnreachableError
 from llx.secret import Secret
-from llx.settings import ClusterSettings, Environment
+from llx.settings import ClusterSettings
 from tests.bootstrap.fake_shell import FakeShell, Kept
 
 NAMES = ("h1", "h2", "h3")

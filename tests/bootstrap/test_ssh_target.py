@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from llx.bootstrap.ssh_target import SshTarget, StrictHostKeys, resolve
+from llx.environment import Environment
 from llx.errors import ConfigError
-from llx.settings import Environment, HostSettings
+from llx.settings import HostSettings
 
 
 class Home:

@@ -29,9 +29,10 @@ from llx.bootstrap.upgrade import (
     refuse_other_release,
     refuse_other_release_of,
 )
+from llx.environment import Environment
 from llx.errors import ConflictError, DeadlineError, LlxError, UnreachableError
 from llx.pins import VLLM_VERSION
-from llx.settings import Environment, Platform
+from llx.settings import Platform
 from llx.wire import WIRE_VERSION
 from tests.bootstrap.host_said import hosts
 from tests.bootstrap.preflight_of_hosts import settings

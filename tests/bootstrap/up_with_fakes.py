@@ -16,7 +16,8 @@ from llx.cli.failures import Interruptions, command
 from llx.cluster.launch import launch_head, stop_everything
 from llx.cluster.state_dir import HeadSpec
 from llx.cluster_file import ClusterSettings
-from llx.settings import Environment, dump_cluster
+from llx.environment import Environment
+from llx.settings import dump_cluster
 
 
 def main(home, fakes, behaviour):

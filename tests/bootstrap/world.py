@@ -14,7 +14,8 @@ from llx.api import (
     ModelStatus,
     StopReport,
 )
-from llx.bootstrap.cluster_dir import PROCS, SETTINGS_FILE
+from llx.bootstrap.cluster_dir import PROCS
+from llx.bootstrap.contexts import SETTINGS_FILE
 from llx.bootstrap.facts import Facts, ModelFact, NodeFact, VllmArguments
 from llx.bootstrap.local_ports import LocalPorts
 from llx.bootstrap.plan import make_plan
@@ -22,8 +23,9 @@ from llx.bootstrap.preflight import GIB
 from llx.cluster.driving.desired import desired_instances
 from llx.cluster_file import ClusterSettings
 from llx.curve import KEYS_FILE, ClusterKeys, parse_ring
+from llx.environment import Environment
 from llx.errors import UnreachableError
-from llx.settings import Environment, dump_cluster
+from llx.settings import dump_cluster
 
 URL = "http://127.0.0.1:8000"
 

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llx.cli.main import app
-from llx.settings import Environment
+from llx.environment import Environment
 from tests.cli.hosts_here import HostsHere
 from tests.cli.servers import FakeGateway, FakeHead, cluster_status
 

@@ -14,7 +14,7 @@ from llx.cluster.fleet.unit import Unit
 from llx.cluster.moves.migrations import Migrations
 from llx.cluster.moves.move_log import Move
 from llx.cluster.moves.moving_off import MovingOff
-from llx.cluster.requests.book import Located
+from llx.cluster.requests.listing import Located
 from llx.cluster.requests.requests import Requests
 from llx.cluster.scheduling.queue_view import Waiting
 from llx.core.model import (

@@ -12,8 +12,9 @@ from llx.bootstrap.host_facts import gather
 from llx.bootstrap.host_preflight import find
 from llx.bootstrap.reachability import find_blocked, probe_routes
 from llx.bootstrap.ssh import connect, resolve
+from llx.environment import Environment
 from llx.errors import ExitCode
-from llx.settings import ClusterSettings, Environment, Platform
+from llx.settings import ClusterSettings, Platform
 from tests.hosts.rig import python_binds
 
 pytestmark = pytest.mark.hosts

@@ -23,7 +23,8 @@ from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.host_python import ArchivedPython, ensure_python, plan_python
 from llx.bootstrap.node_probe import NodePlatform
 from llx.cli import model, play
-from llx.settings import Environment, HostSettings
+from llx.environment import Environment
+from llx.settings import HostSettings
 from tests.agent.fake_hub import FakeHub
 from tests.hosts.rig import UID, python_binds
 

@@ -23,8 +23,9 @@ from llx.bootstrap.ssh import (
     connect,
     resolve,
 )
+from llx.environment import Environment
 from llx.errors import DeadlineError, ExitCode, HostError, LlxError, UnreachableError
-from llx.settings import Environment, HostSettings
+from llx.settings import HostSettings
 from tests.hosts.rig import Rig
 
 pytestmark = pytest.mark.hosts

@@ -16,8 +16,9 @@ import httpx
 import pytest
 
 from llx.bootstrap.ssh import SshShell, Tunnel, connect, resolve
+from llx.environment import Environment
 from llx.errors import UnreachableError
-from llx.settings import Environment, HostSettings
+from llx.settings import HostSettings
 from tests.hosts.rig import HERE, Rig, python_binds
 
 pytestmark = pytest.mark.hosts

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from llx.cli.main import app
 from llx.client import HEAD_STATUS_FILE, TOKEN_FILE
-from llx.settings import Environment
+from llx.environment import Environment
 from llx.specs import Phase, StatusFile
 from tests.hosts.operator_machine import CONTROL_PORT, Operator
 from tests.hosts.rig import USER

@@ -33,10 +33,10 @@ from llx.agent.place import status_path
 from llx.cluster.ray import talks
 from llx.cluster.ray.launch import RayNode, RayProcess
 from llx.cluster.ray.paths import RayPaths, ray_environment
+from llx.environment import Environment
 from llx.errors import ConfigError, ConflictError, LlxError
 from llx.host_ports import HostPorts
 from llx.log import get_log
-from llx.settings import Environment
 from llx.specs import HostSpec, Phase, StatusFile, load_spec
 
 log = get_log("llx.cluster.ray")

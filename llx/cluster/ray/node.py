@@ -31,9 +31,9 @@ from llx.agent.processes import (
     spawn,
 )
 from llx.cluster.ray.paths import RayPaths
+from llx.environment import Environment
 from llx.errors import CheckError, ConfigError, LlxError, NotFoundError
 from llx.log import configure_logging
-from llx.settings import Environment
 from llx.specs import HostSpec, Phase, ProcessStatus, load_spec
 
 _KEEPER_GRACE_S = 10.0

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from llx.cluster.ray.keeper import Keeper, Patience
+from llx.environment import Environment
 from llx.log import configure_logging
-from llx.settings import Environment
 from llx.specs import HostSpec, load_spec
 
 if __name__ == "__main__":
