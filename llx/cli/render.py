@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
@@ -152,8 +153,11 @@ def print_table(console: Console, grid: RenderableType) -> None:
 
 def as_json(resource: BaseModel | Sequence[BaseModel], *, is_line: bool = False) -> str:
     """JSON, on one line or to be read."""
-    data = _plain(resource)
-    return json.dumps(data, ensure_ascii=False) if is_line else json.dumps(data, indent=2)
+    if is_line:
+        return json.dumps(_plain(resource), ensure_ascii=False)
+    # By way of `json` it takes six times as long.
+    text = to_json(resource, indent=2, ensure_ascii=True, inf_nan_mode="null", by_alias=False)
+    return text.decode()
 
 
 def as_yaml(resource: BaseModel | Sequence[BaseModel]) -> str:

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     ready: dict[int, list[float]] = {count: [] for count in _COUNTS}
     again: dict[int, list[float]] = {count: [] for count in _COUNTS}
     with tempfile.TemporaryDirectory() as folder, new_rig() as rig:
-        model = _make_model(python, Path(folder) / "model")
+        model = make_model(python, Path(folder) / "model")
         binds = (*python_binds(python), model)
         for pair in range(pairs):
             for count in _COUNTS if pair % 2 == 0 else reversed(_COUNTS):
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     )
 
 
-def _make_model(python: Path, model: Path) -> Path:
+def make_model(python: Path, model: Path) -> Path:
     """The tiny model: making it is no part of bringing a host up."""
     words = ["-m", "llx.agent.vllm.tiny_model", "--out", str(model)]
     subprocess.run([str(python), *words], check=True, capture_output=True)

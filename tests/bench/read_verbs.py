@@ -1,16 +1,20 @@
 """What verbs that only read take, beyond the start of a process.
 
     .venv/bin/python -m tests.bench.read_verbs --rounds 7
+    .venv/bin/python -m tests.bench.read_verbs --rounds 7 --hosts NODE_PYTHON
 
-Each verb runs as operators run it, in turns with `llx --version`, which is the start of a process.
-Of each the median is said, less that of the start, of the wall clock and of the process' CPU time;
-beside it what the head used meanwhile. `top --once` is asked for JSON, as its table waits a second
-for rates. A verb that fails counts as one that took for ever. With `--bound` the exit code is 8 if
-one takes longer. `tests.bench.thousand --verbs` does the same to a cluster of a thousand. One JSON
-line on standard output.
+Asked is the cluster that is up here, or with `--hosts`, as root, one of three namespace hosts with
+simulated engines, through SSH as from anywhere. Each verb runs as operators run it, in turns with
+`llx --version`, which is the start of a process. Of each the median is said, less that of the
+start, of the wall clock and of the process' CPU time; beside it what the head used meanwhile.
+`top --once` is asked for JSON, as its table waits a second for rates. A verb that fails counts as
+one that took for ever. With `--bound` the exit code is 8 if one takes longer.
+`tests.bench.thousand --verbs` does the same to a cluster of a thousand. One JSON line on standard
+output.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -18,7 +22,9 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -41,15 +47,13 @@ class Round(NamedTuple):
 
 
 def measured(
-    rounds: int, state_home: str | None = None, head: int | None = None
+    rounds: int, operator: Mapping[str, str] | None = None, head: int | None = None
 ) -> dict[str, dict[str, float]]:
     """Each verb beyond the start of a process: medians, the longest, and what it printed.
 
-    `head`: its process id, if its CPU time is to be told.
+    `operator`: more of the environment; `head`: its process id, if its CPU time is to be told.
     """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"}
-    if state_home is not None:
-        environment["XDG_STATE_HOME"] = state_home
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", **(operator or {})}
     took: dict[str, list[Round]] = {each: [] for each in (START, *VERBS)}
     for _ in range(rounds):
         for verb, found in took.items():
@@ -107,13 +111,36 @@ def slow(found: dict[str, dict[str, float]], bound_s: float) -> list[str]:
     return [verb for verb, each in found.items() if each["beyond_start_s"] > bound_s]
 
 
+@contextlib.contextmanager
+def three_hosts(python: Path) -> Iterator[dict[str, str]]:
+    """A cluster on namespace hosts; the environment of its operator."""
+    from tests.bench.hosts_up import make_model
+    from tests.hosts.operator_machine import SIM, Operator
+    from tests.hosts.rig import HostOptions, new_rig, python_binds
+
+    with tempfile.TemporaryDirectory() as folder, new_rig() as rig:
+        model = make_model(python, Path(folder) / "model")
+        rig.up(3, HostOptions(binds=(*python_binds(python), model), size="16g"))
+        operator = Operator(rig, python=str(python))
+        path = operator.config(models=[{**SIM, "model": str(model), "instances": {"min": 3}}])
+        try:
+            done = operator("up", "-y", path)
+            assert done.returncode == 0, done.stderr
+            yield operator.environment
+        finally:
+            operator("down", "-y", "--purge", "--deadline", "1s")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--bound", type=float, help="seconds beyond the start")
     parser.add_argument("--head", type=int, metavar="PID", help="tell its CPU time, too")
+    parser.add_argument("--hosts", type=Path, metavar="PYTHON", help="a node environment's")
     args = parser.parse_args()
-    found: dict[str, Any] = measured(args.rounds, head=args.head)
+    hosts = three_hosts(args.hosts.absolute()) if args.hosts else contextlib.nullcontext({})
+    with hosts as operator:
+        found: dict[str, Any] = measured(args.rounds, operator, args.head)
     missed = slow(found, args.bound) if args.bound else []
     print(json.dumps({"bench": "read_verbs", "verbs": found, "slow": missed}))
     return 8 if missed else 0
