@@ -18,12 +18,10 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import paramiko
 from cryptography.exceptions import UnsupportedAlgorithm
-from paramiko.agent import AgentSSH
-from paramiko.pkey import UnknownKeyType
 
 from llx.bootstrap.known_hosts import HostKey
+from llx.bootstrap.lean_import import without
 from llx.bootstrap.shell import Stream
 from llx.bootstrap.ssh_host_key import AskHostKey, accept_new, is_known, wanted_types
 from llx.bootstrap.ssh_shell import RemoteFile, SessionChannel, SshShell
@@ -37,6 +35,11 @@ from llx.bootstrap.ssh_target import (
 )
 from llx.bootstrap.ssh_wire import Wire, dial
 from llx.bootstrap.tunnel import Tunnel
+
+with without("invoke"):  # a third of the import, for a reader of configuration that we do not use
+    import paramiko
+    from paramiko.agent import AgentSSH
+    from paramiko.pkey import UnknownKeyType
 
 __all__ = [
     "AskHostKey",
