@@ -162,19 +162,24 @@ def as_json(resource: BaseModel | Sequence[BaseModel], *, is_line: bool = False)
 
 def as_yaml(resource: BaseModel | Sequence[BaseModel]) -> str:
     """YAML of the same data as the JSON."""
-    import yaml
-
-    return yaml.safe_dump(_plain(resource), sort_keys=False).rstrip()
+    return _yaml(_plain(resource))
 
 
 def as_text(resource: BaseModel) -> str:
     """As `as_yaml`, for people: moments (``…_at``) by this machine's clock, and how long ago."""
-    import yaml
-
     values = _plain(resource)
     assert isinstance(values, dict), "one resource"
     told = {key: _moment(key, value) for key, value in values.items()}
-    return yaml.safe_dump(told, sort_keys=False).rstrip()
+    return _yaml(told)
+
+
+def _yaml(data: object) -> str:
+    """By libyaml, if it is there: three times as fast."""
+    import yaml
+
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text: str = yaml.dump(data, Dumper=dumper, sort_keys=False)
+    return text.rstrip()
 
 
 def _moment(key: str, value: object) -> object:
