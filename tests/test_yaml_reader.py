@@ -1,4 +1,4 @@
-"""Two loaders read the same: libyaml's, and PyYAML's own where that is not there."""
+"""What PyYAML's own loader takes, libyaml's takes for the same."""
 
 import pytest
 import yaml
@@ -43,7 +43,7 @@ def test_what_we_ship(path):
 
 
 @given(st.lists(PIECES, max_size=12).map("".join))
-def test_whatever_both_take_is_the_same_to_them(text):
+def test_whatever_the_one_takes_is_the_same_to_the_other(text):
     found, other = (composed(text, each) for each in (yaml.SafeLoader, yaml.CSafeLoader))
     if found is not None:
         assert other is not None

@@ -8,6 +8,6 @@ MAX_NOTE_CHARS = 2000
 
 
 class Resource(BaseModel):
-    """Frozen; nothing is taken that is not known. A verb builds the validators that it uses."""
+    """Frozen; nothing is taken that is not known."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")

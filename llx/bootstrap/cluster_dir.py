@@ -21,14 +21,12 @@ from pathlib import Path
 
 import yaml
 
-from llx.bootstrap.contexts import SETTINGS_FILE
+from llx.bootstrap.contexts import ID_FILE, SETTINGS_FILE
 from llx.errors import ConfigError, ConflictError, LlxError
 from llx.settings import ClusterSettings, load_cluster
 
 DOWN_FILE = "down.yaml"
 """The settings of a cluster on hosts that is down: what a later purge has to visit."""
-ID_FILE = "id"
-"""Of a cluster on hosts: tells it from another of its name."""
 LEFT_FILE = "left.yaml"
 """Hosts that were taken out of the cluster, and where llx's files still lie."""
 LOCK_FILE = "up.lock"

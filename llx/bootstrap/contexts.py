@@ -12,6 +12,8 @@ from llx.errors import NotFoundError
 
 SETTINGS_FILE = "cluster.yaml"
 """In a cluster's directory while it is up."""
+ID_FILE = "id"
+"""There: of a cluster on hosts alone; tells it from another of its name."""
 CHOICE_FILE = "context"
 
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from llx.api import ClusterStatus, HostState, HostStatus, InstanceState
-from llx.bootstrap.cluster_dir import ID_FILE, cluster_lock, id_of, write_private
+from llx.bootstrap.cluster_dir import cluster_lock, id_of, write_private
 from llx.bootstrap.cluster_secrets import ClusterSecrets, new_secrets, read_secrets, rotated
-from llx.bootstrap.contexts import SETTINGS_FILE
+from llx.bootstrap.contexts import ID_FILE, SETTINGS_FILE
 from llx.bootstrap.fan_out import fan_out
 from llx.bootstrap.gateway_tls import keep_authority
 from llx.bootstrap.head_move import HeadMove, confirm_move, seat_head

@@ -81,7 +81,7 @@ def _asked(ctx: typer.Context, ask: "Callable[[ControlClient], list[str]]") -> l
     def work() -> None:
         try:
             session = Session(context_name=ctx.params.get("context"))
-            with session.control() as control:
+            with session.control_to_read() as control:
                 found.extend(ask(control))
         except Exception:  # noqa: BLE001 - the shell's prompt is no place for errors
             return

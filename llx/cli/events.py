@@ -51,7 +51,7 @@ def events(
     if follow:  # one cluster to the end: which is meant by default may change
         session = Session(context_name=session.context().name, output_name=output)
     kinds = tuple(kind or ())
-    with session.control() as control:
+    with session.control_to_read() as control:
         first = control.events(last_s=since, kinds=kinds, match=match, limit=limit)
     if not follow:
         _show(session, first)

@@ -31,7 +31,7 @@ def explain(
     from llx.cli.render import emit
 
     session = Session(context_name=context, output_name=output)
-    with session.control() as control:
+    with session.control_to_read() as control:
         found = control.explain(request)
     emit(
         session.out,

@@ -30,7 +30,7 @@ DryRunOption = Annotated[
 def ls(output: OutputOption = None, context: ContextOption = None) -> None:
     """List the hosts."""
     session = Session(context_name=context, output_name=output)
-    with session.control() as control:
+    with session.control_to_read() as control:
         _table(session, control.status().hosts)
 
 

@@ -46,7 +46,7 @@ def ls(output: OutputOption = None, context: ContextOption = None) -> None:
     from llx.cli.tables import instance_columns
 
     session = Session(context_name=context, output_name=output)
-    with session.control() as control:
+    with session.control_to_read() as control:
         found = control.status().instances
     columns = instance_columns(shows_host=len({each.host for each in found}) > 1)
     emit(
@@ -63,7 +63,7 @@ def ls(output: OutputOption = None, context: ContextOption = None) -> None:
 def get(name: InstanceArgument, output: OutputOption = None, context: ContextOption = None) -> None:
     """Show one instance in full."""
     session = Session(context_name=context, output_name=output)
-    with session.control() as control:
+    with session.control_to_read() as control:
         _show(session, control.instance(name))
 
 

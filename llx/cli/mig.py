@@ -28,7 +28,7 @@ def ls(
     from llx.cli.render import emit, print_table, table
 
     session = Session(context_name=context, output_name=output)
-    with session.control() as control:
+    with session.control_to_read() as control:
         found = control.migrations()
     if is_open:
         found = [each for each in found if each.outcome is None]
@@ -50,7 +50,7 @@ def get(
 ) -> None:
     """Show one migration in full."""
     session = Session(context_name=context, output_name=output)
-    with session.control() as control:
+    with session.control_to_read() as control:
         _show(session, control.migration(migration))
 
 

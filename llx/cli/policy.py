@@ -55,7 +55,7 @@ def show(
 ) -> None:
     """Show how requests are placed and moved, and what was changed of cluster.yaml's rules."""
     session = Session(context_name=context, output_name=output)
-    with session.control() as control:
+    with session.control_to_read() as control:
         _show(session, control.policies(), model)
 
 

@@ -24,7 +24,7 @@ def queue(
     from llx.yaml_reader import no_such
 
     session = Session(context_name=context, output_name=output)
-    with session.control() as control:
+    with session.control_to_read() as control:
         found = control.queues()
     queues = [each for each in found.queues if priority_class in (None, each.priority_class)]
     if priority_class is not None and not queues:

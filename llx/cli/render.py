@@ -157,7 +157,7 @@ def as_json(resource: BaseModel | Sequence[BaseModel], *, is_line: bool = False)
         return json.dumps(_plain(resource), ensure_ascii=False)
     # By way of `json` it takes six times as long.
     text = to_json(resource, indent=2, ensure_ascii=True, inf_nan_mode="null", by_alias=False)
-    return text.decode()
+    return text.decode().replace("\x7f", "\\u007f")  # the one control character that it leaves
 
 
 def as_yaml(resource: BaseModel | Sequence[BaseModel]) -> str:

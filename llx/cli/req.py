@@ -77,7 +77,7 @@ def ls(
     Example: llx req ls --state waiting --class urgent --limit 20
     """
     session = Session(context_name=context, output_name=output)
-    with session.control() as control:
+    with session.control_to_read() as control:
         found = control.requests(
             match=match,
             instance=instance,
@@ -107,7 +107,7 @@ def get(
     from llx.cli.render import as_yaml, emit
 
     session = Session(context_name=context, output_name=output)
-    with session.control() as control:
+    with session.control_to_read() as control:
         found = control.request(request)
     emit(
         session.out,

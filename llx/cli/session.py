@@ -116,12 +116,23 @@ class Session:
             NotFoundError: There is no such cluster.
             UnreachableError: It is down, or its head is.
         """
+        return self.control_of(self.cluster())
+
+    def control_to_read(self) -> "ControlClient":
+        """As `control`, for a verb that changes nothing.
+
+        A head on this machine is asked without its cluster's settings: to take them in takes as
+        long as everything else, and what they would tell is whether this llx may change anything.
+        """
+        from llx.bootstrap.contexts import ID_FILE
         from llx.client import HEAD_STATUS_FILE, ControlClient
 
         context = self.context()
-        if context.is_up and (context.state_dir / HEAD_STATUS_FILE).exists():
-            return ControlClient.for_cluster(context.state_dir)  # the head is here: no settings
-        return self.control_of(self.cluster())
+        state_dir = context.state_dir
+        is_here = (state_dir / HEAD_STATUS_FILE).exists() and not (state_dir / ID_FILE).exists()
+        if context.is_up and is_here:
+            return ControlClient.for_cluster(state_dir)
+        return self.control()
 
     def control_of(self, settings: "ClusterSettings") -> "ControlClient":
         """The control API of the cluster of these settings; on hosts through its head's SSH.

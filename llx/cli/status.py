@@ -28,7 +28,7 @@ def status(
 
 def show_status(session: Session, *, is_watching: bool = False) -> None:
     """`llx status`."""
-    with session.control() as control:
+    with session.control_to_read() as control:
         if not is_watching:
             _show_once(session, control.status())
         else:

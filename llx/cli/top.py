@@ -49,7 +49,7 @@ def top(
     interval = max(interval, 0.1)
     is_table = session.output is OutputFormat.TABLE
     if once or not is_table or not session.out.is_terminal:
-        with session.control() as control:
+        with session.control_to_read() as control:
             _once(session, control, interval)
         return
     from llx.top.app import TopApp

@@ -39,6 +39,29 @@ class TestTables:
         golden(f"status-terminal-{width}.txt", console.file.getvalue())
 
 
+class TestAnotherReleaseOfLlx:
+    """Whose cluster this one finds on this machine, with settings that it does not know."""
+
+    @pytest.fixture(autouse=True)
+    def settings(self, llx, head):
+        path = llx.environment.cluster_dir("local") / "cluster.yaml"
+        path.write_text(f"{path.read_text()}unheard_of: 1\n")
+
+    def test_verbs_that_read_ask_it(self, llx, head):
+        assert llx("status", "-o", "name").stdout == "local\n"
+        assert head.asked == ["GET /v1/status"]
+
+    def test_others_are_refused_before_it_is_asked(self, llx, head):
+        done = llx("inst", "cordon", "m-0")
+        assert (done.exit_code, head.asked) == (5, [])
+        assert "was started by another llx" in done.stderr
+
+    def test_one_on_hosts_is_not_taken_for_one_here(self, llx, head):
+        (llx.environment.cluster_dir("local") / "id").write_text("abc")
+        done = llx("status")
+        assert (done.exit_code, head.asked) == (5, [])
+
+
 class TestStatus:
     def test_table(self, llx, head):
         done = llx("status")
