@@ -8,9 +8,9 @@ that it is what limits the tokens, and the generator and the engines have the re
 gateways give with one and two such shares is what they give with one and two cores.
 
 Closed loop: each gateway has `--streams` streams at a time. In turns: one gateway alone, the other
-alone, both at once. Prints the output tokens/s, their ratio (both / the mean of each alone) with
-its 95% interval over rounds, and what each gateway used of a core. Exit code 8 if the interval's
-lower end is below 1.8. One JSON line on standard output.
+alone, both at once, to the end of the slower one. Prints the output tokens/s, their ratio (both /
+the mean of each alone) with its 95% interval over rounds, and what each gateway used of a core.
+Exit code 8 if the interval's lower end is below 1.8. One JSON line on standard output.
 """
 
 import argparse
@@ -81,18 +81,19 @@ class Gateways:
         for each, earlier in zip(chosen, before, strict=True):
             used = (cpu_s(self._pids[each]) - earlier) / took_s
             self.used.setdefault(what, []).append(used)
-        return sum(num_tokens / elapsed_s for elapsed_s, num_tokens in done)
+        return sum(done) / took_s
 
-    async def _load(self, index: int) -> tuple[float, int]:
+    async def _load(self, index: int) -> int:
+        """Its share of a turn; how many tokens came."""
         self._seed += 1
         where = urlsplit(self._urls[index])
         assert where.hostname is not None
         assert where.port is not None
-        elapsed_s, samples = await closed_loop(
+        _, samples = await closed_loop(
             where.hostname, where.port, SIM["name"], prompts_of(self._seed, self._requests),
             TOKENS, self._streams,
         )  # fmt: skip
-        return elapsed_s, sum(each.output_tokens for each in samples)
+        return sum(each.output_tokens for each in samples)
 
 
 async def measure(gateways: Gateways, rounds: int) -> dict[str, Any]:

@@ -47,13 +47,13 @@ class Round(NamedTuple):
 
 
 def measured(
-    rounds: int, operator: Mapping[str, str] | None = None, head: int | None = None
+    rounds: int, operator: Mapping[str, str] = os.environ, head: int | None = None
 ) -> dict[str, dict[str, float]]:
     """Each verb beyond the start of a process: medians, the longest, and what it printed.
 
-    `operator`: more of the environment; `head`: its process id, if its CPU time is to be told.
+    `operator`: whose environment; `head`: its process id, if its CPU time is to be told.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", **(operator or {})}
+    environment = {**operator, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
     took: dict[str, list[Round]] = {each: [] for each in (START, *VERBS)}
     for _ in range(rounds):
         for verb, found in took.items():
@@ -138,7 +138,7 @@ def main() -> int:
     parser.add_argument("--head", type=int, metavar="PID", help="tell its CPU time, too")
     parser.add_argument("--hosts", type=Path, metavar="PYTHON", help="a node environment's")
     args = parser.parse_args()
-    hosts = three_hosts(args.hosts.absolute()) if args.hosts else contextlib.nullcontext({})
+    hosts = three_hosts(args.hosts.absolute()) if args.hosts else contextlib.nullcontext(os.environ)
     with hosts as operator:
         found: dict[str, Any] = measured(args.rounds, operator, args.head)
     missed = slow(found, args.bound) if args.bound else []

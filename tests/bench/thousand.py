@@ -304,7 +304,7 @@ def read(folder: Path, rounds: int, head: int) -> dict[str, Any]:
     home = folder / "home"
     (home / "llx/clusters").mkdir(parents=True)
     (home / "llx/clusters/thousand").symlink_to(folder / "state")
-    return measured(rounds, {"XDG_STATE_HOME": str(home)}, head)
+    return measured(rounds, os.environ | {"XDG_STATE_HOME": str(home)}, head)
 
 
 def figures(windows: Sequence[Window]) -> dict[str, Any]:
