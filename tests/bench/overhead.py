@@ -78,8 +78,8 @@ def vllm_serve(model: Path, name: str, port: int, engine_args: dict[str, Any]) -
 @contextlib.contextmanager
 def served(
     argv: list[str], url: str, log: Path, environment: Mapping[str, str] | None = None
-) -> Iterator[None]:
-    """A plain server process, up for the length of the block."""
+) -> Iterator[int]:
+    """A plain server process, up for the length of the block; its id."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv,
@@ -90,7 +90,7 @@ def served(
         )
         try:
             wait_for(url, 300, process)
-            yield
+            yield process.pid
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 15)
