@@ -32,13 +32,15 @@ from typing import Any
 from tests.bench.intervals import interval_of_median
 from tests.bench.overhead import NODE, free_port, llx_up, prompts_of, served, tiny_model
 from tests.bench.read_verbs import cpu_s
-from tests.bench.sse_load import closed_loop
+from tests.bench.sse_load import Client, closed_loop
 from tests.node import ROOT
 
 BOUND = 0.9
 TOKENS = 64
+CROWD_WITHIN_S = 12.0
+CROWD_TOKENS = 192
 STEP_MS = 20.0
-STEP_MS_PER_STREAM = 0.1
+STEP_MS_PER_STREAM = 0.3
 """So that thousands of streams get as many tokens as a gateway can pass on."""
 SIM = {
     "step_base_ms": STEP_MS,
@@ -89,16 +91,32 @@ async def measure(sides: Mapping[str, Side], words: argparse.Namespace) -> dict[
 
 
 async def crowd(side: Side, streams: int) -> dict[str, Any]:
-    """So many at once, twice as many in all; raises if one is not answered to its last token."""
-    before, began = cpu_s(side[1][0]), time.monotonic()
-    prompts = prompts_of(99, 2 * streams)
-    elapsed_s, samples = await closed_loop("127.0.0.1", side[0], "m", prompts, TOKENS, streams)
-    tokens = sum(each.output_tokens for each in samples)
+    """So many, which come within some seconds and stay until all are there and longer.
+
+    Raises if one is not answered to its last token.
+    """
+    port, pids = side
+    before, began = sum(map(cpu_s, pids)), time.monotonic()
+    tokens: list[int] = []
+    num_open = most_open = 0
+
+    async def one(number: int, prompt: list[int]) -> None:
+        nonlocal num_open, most_open
+        await asyncio.sleep(CROWD_WITHIN_S * number / streams)
+        async with Client("127.0.0.1", port) as client:
+            num_open += 1
+            most_open = max(most_open, num_open)
+            sample = await client.complete("m", prompt, CROWD_TOKENS)
+            num_open -= 1
+            tokens.append(sample.output_tokens)
+
+    await asyncio.gather(*(one(*each) for each in enumerate(prompts_of(99, streams))))
+    took_s = time.monotonic() - began
     return {
-        "streams": streams,
-        "requests": len(samples),
-        "tokens_per_s": round(tokens / elapsed_s),
-        "gateway_cores": round((cpu_s(side[1][0]) - before) / (time.monotonic() - began), 3),
+        "requests": len(tokens),
+        "most_at_once": most_open,
+        "tokens_per_s": round(sum(tokens) / took_s),
+        "gateway_cores": round((sum(map(cpu_s, pids)) - before) / took_s, 3),
     }
 
 
@@ -116,14 +134,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--streams", type=int, default=64, help="at a time")
     parser.add_argument("--requests", type=int, default=256, help="of a turn")
-    parser.add_argument("--crowd", type=int, default=2000, help="streams at once, in the end")
+    parser.add_argument("--crowd", type=int, default=2200, help="streams in the end")
     parser.add_argument("--routers", type=Path, help="where vllm-router is installed")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="llx-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         model = tiny_model(folder)
         entry = {"name": "m", "model": str(model), "engine": "sim", "sim": SIM, "instances": 1}
-        port = stack.enter_context(llx_up(folder, entry))
+        port = stack.enter_context(llx_up(folder, entry, gateway={"max_requests": 8192}))
         sides: dict[str, Side] = {"gateway": (port, [gateway_pid(folder)])}
         direct, step_ms = free_port(), STEP_MS + STEP_MS_PER_STREAM * words.streams
         argv = [str(NODE / "bin/python"), str(ROOT / "tests/bench/stock_sim.py"), "--model"]

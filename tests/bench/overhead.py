@@ -103,7 +103,10 @@ def served(
 
 @contextlib.contextmanager
 def llx_up(
-    folder: Path, model: dict[str, Any], migration: dict[str, Any] | None = None
+    folder: Path,
+    model: dict[str, Any],
+    migration: dict[str, Any] | None = None,
+    gateway: dict[str, Any] | None = None,
 ) -> Iterator[int]:
     """A local cluster of one model (an entry of cluster.yaml), by `llx up`.
 
@@ -113,7 +116,7 @@ def llx_up(
     config = {
         "cluster": "bench",
         "models": [model],
-        "gateway": {"port": port},
+        "gateway": {"port": port, **(gateway or {})},
         "control": {"port": 0},
         "runtime": {"platform": "cpu", "cpu_threads": 1},
         "migration": migration or {},
