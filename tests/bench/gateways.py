@@ -19,20 +19,19 @@ import contextlib
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.bench.hosts_up import make_model
+from tests.bench.hosts_up import sim_cluster
 from tests.bench.intervals import interval_of_median
 from tests.bench.overhead import prompts_of
 from tests.bench.read_verbs import cpu_s
 from tests.bench.sse_load import closed_loop
-from tests.hosts.operator_machine import SIM, Operator
-from tests.hosts.rig import Host, HostOptions, new_rig, python_binds
+from tests.hosts.operator_machine import SIM
+from tests.hosts.rig import Host
 
 TOKENS = 128
 PERIOD_US = 20_000
@@ -138,24 +137,15 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=32, help="at a time, of each gateway")
     parser.add_argument("--requests", type=int, default=96, help="of each gateway and turn")
     words = parser.parse_args()
-    python = words.python.absolute()
-    with tempfile.TemporaryDirectory() as folder, new_rig() as rig:
-        model = make_model(python, Path(folder) / "model")
-        rig.up(2, HostOptions(binds=(*python_binds(python), model), size="16g"))
-        operator = Operator(rig, python=str(python), gateway={"count": 2})
-        path = operator.config(models=[{**SIM, "model": str(model), "sim": ENGINE}])
-        try:
-            done = operator("up", "-y", path)
-            assert done.returncode == 0, done.stderr
-            rows = operator.json("status")["gateways"]
-            pids = [_gateway_of(rig[each["host"]]) for each in rows]
-            loaded = Gateways([e["url"] for e in rows], pids, words.streams, words.requests)
-            with contextlib.ExitStack() as stack:
-                for number, pid in enumerate(pids):
-                    stack.enter_context(share_of_a_core(f"llx-gateway-{number}", pid, words.share))
-                result = asyncio.run(measure(loaded, words.rounds))
-        finally:
-            operator("down", "-y", "--purge", "--deadline", "1s")
+    with contextlib.ExitStack() as stack:
+        two = sim_cluster(words.python.absolute(), 2, {"count": 2}, sim=ENGINE)
+        operator = stack.enter_context(two)
+        rows = operator.json("status")["gateways"]
+        pids = [_gateway_of(operator.rig[each["host"]]) for each in rows]
+        loaded = Gateways([e["url"] for e in rows], pids, words.streams, words.requests)
+        for number, pid in enumerate(pids):
+            stack.enter_context(share_of_a_core(f"llx-gateway-{number}", pid, words.share))
+        result = asyncio.run(measure(loaded, words.rounds))
     result["holds"] = result["ratio_interval"][0] >= BOUND
     print(json.dumps({"bench": "gateways", "share": words.share, **result}))
     return 0 if result["holds"] else 8

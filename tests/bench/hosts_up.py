@@ -14,7 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.bench.intervals import interval_of_median
 from tests.hosts.operator_machine import SIM, Operator
@@ -51,6 +54,24 @@ def main(argv: list[str]) -> None:
             }
         )
     )
+
+
+@contextmanager
+def sim_cluster(
+    python: Path, count: int, gateway: dict[str, Any], **model: object
+) -> Iterator[Operator]:
+    """A cluster on so many hosts, of simulated engines as `model` changes them; its operator."""
+    with tempfile.TemporaryDirectory() as folder, new_rig() as rig:
+        path = make_model(python, Path(folder) / "model")
+        rig.up(count, HostOptions(binds=(*python_binds(python), path), size="16g"))
+        operator = Operator(rig, python=str(python), gateway=gateway)
+        config = operator.config(models=[{**SIM, "model": str(path), **model}])
+        try:
+            done = operator("up", "-y", config)
+            assert done.returncode == 0, done.stderr
+            yield operator
+        finally:
+            operator("down", "-y", "--purge", "--deadline", "1s")
 
 
 def make_model(python: Path, model: Path) -> Path:

@@ -163,9 +163,8 @@ def main() -> int:
             [urls[DATA_PARALLEL]] = stack.enter_context(one)
         tpot_ms = pace_ms(folder)
         if words.engine == "held":
-            expect_held(
-                folder / HELD, NUM_ENGINES
-            )  # llx's; the others' do nothing before their turns
+            # llx's engines: the others' have done nothing yet.
+            expect_held(folder / HELD, NUM_ENGINES)
         print(f"a token takes {tpot_ms:.1f} ms with all engines busy", flush=True)
         for name in words.scenarios:
             results = run_scenario(folder, scenario(name, tpot_ms, urls, words))

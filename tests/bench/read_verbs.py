@@ -22,7 +22,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -114,21 +113,10 @@ def slow(found: dict[str, dict[str, float]], bound_s: float) -> list[str]:
 @contextlib.contextmanager
 def three_hosts(python: Path) -> Iterator[dict[str, str]]:
     """A cluster on namespace hosts; the environment of its operator."""
-    from tests.bench.hosts_up import make_model
-    from tests.hosts.operator_machine import SIM, Operator
-    from tests.hosts.rig import HostOptions, new_rig, python_binds
+    from tests.bench.hosts_up import sim_cluster
 
-    with tempfile.TemporaryDirectory() as folder, new_rig() as rig:
-        model = make_model(python, Path(folder) / "model")
-        rig.up(3, HostOptions(binds=(*python_binds(python), model), size="16g"))
-        operator = Operator(rig, python=str(python))
-        path = operator.config(models=[{**SIM, "model": str(model), "instances": {"min": 3}}])
-        try:
-            done = operator("up", "-y", path)
-            assert done.returncode == 0, done.stderr
-            yield operator.environment
-        finally:
-            operator("down", "-y", "--purge", "--deadline", "1s")
+    with sim_cluster(python, 3, {}, instances={"min": 3}) as operator:
+        yield operator.environment
 
 
 def main() -> int:
