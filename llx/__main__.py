@@ -1,6 +1,22 @@
-"""``python -m llx``: the same as the ``llx`` command."""
+"""The way in: `python -m llx`, and the `llx` command.
 
-from llx.cli.main import run
+Loading llx takes a while in which Ctrl-C may come: that ends it in one line, as at any other time.
+"""
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from llx.cli.main import run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("llx: interrupted\n")
+        os._exit(130)  # an exit in order may end by SIGINT instead: see `llx.cli.main.run`
+
 
 if __name__ == "__main__":
-    run()
+    main()

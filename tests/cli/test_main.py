@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,22 @@ def modules_after(*verbs):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     return set(done.stderr.split())
+
+
+def test_an_interrupt_while_llx_is_loaded_is_told_in_a_line():
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "llx", "--help"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        # Nobody reads on until the signal is there, so it goes no further than a pipe holds.
+        assert any("llx.cli.bench" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        output, words = process.communicate()
+    assert (process.returncode, output) == (130, "")
+    assert "Traceback" not in words
+    assert words.splitlines()[-1] == "llx: interrupted"
 
 
 def test_help_imports_nothing_heavy():
