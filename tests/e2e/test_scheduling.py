@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -73,9 +73,12 @@ class Client:
             "/v1/completions", json=self.body(tokens, prompt), headers=headers
         )
 
-    async def stream(self, tokens: int, cls: str) -> int:
-        """Tokens that have come, by the last piece's word."""
-        body = self.body(tokens, "x") | {"stream": True, "stream_options": {"include_usage": True}}
+    async def stream(
+        self, tokens: int, cls: str = "normal", count: Callable[[int], None] = lambda tokens: None
+    ) -> int:
+        """Tokens that have come, by the last piece's word; ``count`` hears each piece's."""
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        body = self.body(tokens, "x") | {"stream": True, "stream_options": options}
         usage = 0
         async with self.http.stream(
             "POST", "/v1/completions", json=body, headers={"x-llx-priority": cls}
@@ -87,6 +90,7 @@ class Client:
                     piece = json.loads(data)
                     assert "error" not in piece, piece
                     usage = (piece.get("usage") or {}).get("completion_tokens", usage)
+                    count(usage)
         return usage
 
     @asynccontextmanager
