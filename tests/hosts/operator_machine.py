@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.hosts.rig import USER, Rig
 
 CONTROL_PORT = 8900
@@ -49,12 +51,19 @@ class Operator:
         path.write_text(json.dumps(values))
         return str(path)
 
-    def __call__(self, *words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "llx", *words],
-            env=self.environment, capture_output=True, text=True,
-            timeout=timeout_s, cwd=self.rig.home, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+    def __call__(self, *words: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
+        """Run a verb to its end; one that takes too long fails with what it has said."""
+        process = self.start(*words)
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            stdout, stderr = process.communicate()
+            pytest.fail(f"llx {' '.join(words)}: more than {timeout_s} s\n{stdout}\n{stderr}")
+        except BaseException:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
