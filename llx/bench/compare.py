@@ -47,7 +47,11 @@ STATISTICS: Final[Mapping[str, Callable[[list[float]], float]]] = {
 """Of values from the least to the largest."""
 RATES: Final = ("request_throughput", "request_goodput", "output_throughput")
 """Of these, more is better."""
-COUNTS: Final[Mapping[str, str]] = {"failed": "failed", "preemptions": "llx_preemptions"}
+COUNTS: Final[Mapping[str, str]] = {
+    "failed": "failed",
+    "preemptions": "llx_preemptions",
+    "instances": "llx_instances",
+}
 """Of whole runs, as in their summaries; compared by their means, for they are often none."""
 GAPS: Final[Mapping[str, str]] = {"p99_itl": "p99_itl_ms"}
 """Of whole runs, as in their summaries: of gaps between tokens, of all their requests."""

@@ -31,6 +31,7 @@ _COLUMNS: Final = (
     ("late P99", "p99_llx_lateness_ms", 2),
     ("moves", "llx_migrations", 0),
     ("preemptions", "llx_preemptions", 0),
+    ("instances", "llx_instances", 1),
 )
 _STYLE: Final = (
     STYLE

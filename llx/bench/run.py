@@ -15,6 +15,7 @@ from typing import Any, Final
 from llx.bench.cluster_watch import ClusterWatch
 from llx.bench.fault_injector import Injector, Strike
 from llx.bench.generator import Generator, Target
+from llx.bench.instance_turns import InstanceTurns
 from llx.bench.machine import about_machine
 from llx.bench.policy_turns import PolicyTurns
 from llx.bench.prompts import Prompts
@@ -82,18 +83,21 @@ def run_bench(bench: Bench, observe: Observe = lambda _: None) -> list[Run]:
 
     Raises:
         ConfigError: Faults, and no cluster to inject them into; a trace that cannot be read.
-        ConflictError: The directory exists.
+        ConflictError: The directory exists, or the cluster has no room for a variant's instances.
+        DeadlineError: A variant's instances do not come.
         LlxError: The cluster does not answer, or no request of a run came through.
     """
     if bench.scenario.all_faults and bench.control is None:
         raise ConfigError("faults need a cluster of llx: give --context instead of a URL")
-    turns, variants = turns_of(bench.scenario), bench.scenario.variants
+    turns = turns_of(bench.scenario)
+    of_whom = bench.control, bench.target.model, bench.scenario.variants, bench.user
     runs: list[Run] = []
-    with PolicyTurns(bench.control, bench.target.model, variants, bench.user) as policies:
+    with PolicyTurns(*of_whom) as policies, InstanceTurns(*of_whom) as instances:
         create(bench.directory, bench.scenario, _about(bench))
         try:
             for turn in turns:
                 policies.begin(turn.variant)
+                instances.begin(turn.variant)
                 _run_turn(bench, turn, len(turns), runs, observe)
         finally:
             write_summary(bench.directory, bench.scenario.name, runs)

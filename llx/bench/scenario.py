@@ -68,12 +68,29 @@ class Ramp(_Part):
     over_s: Annotated[float, Field(gt=0, le=86_400)]
 
 
+class Phase(_Part):
+    """For so long, `share` of the rate."""
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    for_s: Annotated[float, Field(gt=0, le=86_400)]
+
+
 class Arrivals(_Part):
-    """When requests come: gaps have a gamma distribution; `cv` 1 is Poisson, 0 a metronome."""
+    """When requests come: gaps have a gamma distribution; `cv` 1 is Poisson, 0 a metronome.
+
+    `phases` follow each other, again from the first after the last one: a load that comes and goes.
+    """
 
     rate: Rate
     cv: Annotated[float, Field(ge=0, le=100)] = 1.0
     ramp: Ramp | None = None
+    phases: tuple[Phase, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_course(self) -> Self:
+        if self.ramp is not None and self.phases:
+            raise ValueError("either ramp or phases")
+        return self
 
 
 class Trace(_Part):
@@ -229,6 +246,25 @@ class Fault(_Part):
         return self
 
 
+class InstanceRange(_Part):
+    """How many instances a model has: as its load asks for, or fixed, if both are the same."""
+
+    min: Annotated[int, Field(ge=0, le=10_000)]
+    max: Annotated[int, Field(ge=1, le=10_000)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_number(cls, value: object) -> object:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        return {"min": value, "max": value} if is_number else value
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max < self.min:
+            raise ValueError("max is less than min")
+        return self
+
+
 class Variant(_Part):
     """One side of a comparison: what differs from the other ones.
 
@@ -241,6 +277,8 @@ class Variant(_Part):
             keep the workload's name.
         policy: Rules of the cluster while it is its turn: dotted keys of a model's `scheduling`, as
             `llx policy set` takes them.
+        instances: A number, or a range {min, max}: how many the model has while it is its turn,
+            which begins with `min` of them.
         faults: Instead of the scenario's; none of them: [].
     """
 
@@ -250,6 +288,7 @@ class Variant(_Part):
     extra_body: dict[str, object] = {}
     served_as: dict[Name, Name] = {}
     policy: dict[str, JsonValue] = {}
+    instances: InstanceRange | None = None
     faults: tuple[Fault, ...] | None = None
 
 
@@ -301,6 +340,8 @@ class Scenario(_Part):
             raise ValueError("two variants have the same name")
         if any(each.url and each.policy for each in self.variants):
             raise ValueError("a policy is of the cluster: a variant with a url has none")
+        if any(each.url and each.instances for each in self.variants):
+            raise ValueError("instances are of the cluster: a variant with a url has none")
         if any(each.url and self.faults_of(each) for each in self.variants):
             raise ValueError("faults are done to the cluster: a variant with a url has none")
         asked = {name for each in self.variants for name in each.served_as}

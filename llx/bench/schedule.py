@@ -12,7 +12,17 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from llx.bench.prompts import Segment
-from llx.bench.scenario import Arrivals, Between, Kind, Lengths, Prefixes, Sessions, Trace, Workload
+from llx.bench.scenario import (
+    Arrivals,
+    Between,
+    Kind,
+    Lengths,
+    Phase,
+    Prefixes,
+    Sessions,
+    Trace,
+    Workload,
+)
 from llx.errors import ConfigError
 from llx.sim.trace_files import detect, read_trace
 from llx.sim.workload import LIKE, gamma_arrivals, like_lengths, paper_lengths
@@ -95,6 +105,8 @@ def arrival_times(arrivals: Arrivals, seed: int, count: int, turns: int = 1) -> 
 def _time_of(num_requests: float, arrivals: Arrivals) -> float:
     """By when so many have come on average: the integral of the rate, turned around."""
     full, ramp = arrivals.rate, arrivals.ramp
+    if arrivals.phases:
+        return _time_in_phases(num_requests / full, arrivals.phases)
     if ramp is None:
         return num_requests / full
     in_ramp = (ramp.from_rate + full) / 2 * ramp.over_s
@@ -104,6 +116,19 @@ def _time_of(num_requests: float, arrivals: Arrivals) -> float:
     # from_rate t + slope t^2 / 2 = n, in the form that knows a slope of 0
     root = math.sqrt(ramp.from_rate**2 + 2 * slope * num_requests)
     return 2 * num_requests / (ramp.from_rate + root)
+
+
+def _time_in_phases(full_s: float, phases: Sequence[Phase]) -> float:
+    """After how long they are worth `full_s` seconds of the whole rate."""
+    cycle = math.fsum(each.share * each.for_s for each in phases)
+    rounds, left = divmod(full_s, cycle)
+    time_s = rounds * math.fsum(each.for_s for each in phases)
+    for each in phases:
+        if left <= each.share * each.for_s:
+            break
+        left -= each.share * each.for_s
+        time_s += each.for_s
+    return time_s + left / each.share
 
 
 def _of_trace(trace: Trace, count: int) -> Iterator[Planned]:

@@ -16,16 +16,17 @@ from llx.bench import cluster_watch as seen
 from llx.bench.machine import about_machine
 from llx.bench.record import Outcome, Record
 from llx.bench.run_directory import Run, create, write_run, write_summary
-from llx.bench.scenario import Scenario, Variant
+from llx.bench.scenario import InstanceRange, Scenario, Variant
 from llx.bench.schedule import Planned, make_schedule
 from llx.bench.summary import is_good
 from llx.bench.turns import About, Measured, Observe, Progress, Turn, summary_of, turns_of
 from llx.core.model import ClassName, InstanceId, Nanos, RequestId, Tokens
 from llx.core.scheduler.commands import Command, Move
-from llx.core.scheduler.events import Event, MoveId, MoveOutcome
+from llx.core.scheduler.events import Event, InstanceJoined, MoveId, MoveOutcome
+from llx.core.scheduler.instance import Instance
 from llx.core.scheduler.policies import Policies
 from llx.errors import ConfigError
-from llx.scheduling_settings import with_changed_rules
+from llx.scheduling_settings import ScalingSettings, with_changed_rules
 from llx.sim.cluster import Cluster
 from llx.sim.config import ClusterConfig
 from llx.sim.record import Record as Simulated
@@ -111,11 +112,22 @@ def _load(bench: SimulatedBench, turn: Turn) -> _Load:
         ConfigError: A rule, class or length is wrong.
     """
     scenario, variant, cluster = bench.scenario, turn.variant, bench.cluster
-    if variant.policy:
+    if variant.instances is not None:
+        cluster = _with_instances(cluster, variant.instances)
+    if variant.policy or variant.instances is not None:
         cluster = replace(cluster, pool=with_changed_rules(cluster.pool, variant.policy))
     bench.policies.check(cluster.pool)
     schedule = make_schedule(scenario.workload, turn.seed_of(scenario), variant.rate)
     return _Load(cluster, schedule, [_request(each, variant, cluster) for each in schedule])
+
+
+def _with_instances(cluster: ClusterConfig, wanted: InstanceRange) -> ClusterConfig:
+    """So many at first; a range is scaled as a live cluster's is where the file has no rule."""
+    scaling = replace(cluster.pool.scaling, min_instances=wanted.min, max_instances=wanted.max)
+    if scaling.rule == "none" and wanted.min < wanted.max:
+        scaling = replace(scaling, rule=ScalingSettings().rule)
+    pool = replace(cluster.pool, scaling=scaling)
+    return replace(cluster, num_instances=wanted.min, pool=pool)
 
 
 def _request(planned: Planned, variant: Variant, cluster: ClusterConfig) -> SimRequest:
@@ -220,7 +232,8 @@ class _Watch:
         for each in commands:
             if isinstance(each, Move):
                 self._begun[each.move] = (now, each)
-        if now >= self._due:
+        is_beginning = isinstance(event, InstanceJoined) and not now
+        if now >= self._due or is_beginning:  # instances join one after the other at time 0
             self._due = Nanos(now - now % _LOOK_EVERY + _LOOK_EVERY)
             self.look()
 
@@ -263,19 +276,25 @@ class _Watch:
     def look(self) -> None:
         """Keep how the cluster is at this moment."""
         assert self.cluster is not None, "set before the run begins"
-        found = [
-            seen.InstanceLoad(
-                name=name,
-                state="ready" if each.is_usable else each.state.value,
-                is_cordoned=False,
-                freeness=each.freeness if each.is_usable else None,
-                blocks_used=each.load.used,
-                blocks_total=each.load.total,
-                running=each.load.num_running,
-                waiting=each.load.num_waiting,
-                preemptions=self._preemptions[name],
-            )
-            for name, each in self.cluster.pool.instances.items()
-            if each.has_reported
+        pool = self.cluster.pool
+        found = [self._load_of(name, each) for name, each in pool.instances.items()]
+        found += [
+            seen.InstanceLoad(name=f"starting-{number}", state="starting", is_cordoned=False)
+            for number in range(pool.scaling.starting)
         ]
         self.sights.append(seen.Sight(at_s=self._now / _SECOND, instances=found))
+
+    def _load_of(self, name: InstanceId, instance: Instance) -> seen.InstanceLoad:
+        if not instance.has_reported:
+            return seen.InstanceLoad(name=name, state="ready", is_cordoned=False)
+        return seen.InstanceLoad(
+            name=name,
+            state="ready" if instance.is_usable else instance.state.value,
+            is_cordoned=False,
+            freeness=instance.freeness if instance.is_usable else None,
+            blocks_used=instance.load.used,
+            blocks_total=instance.load.total,
+            running=instance.load.num_running,
+            waiting=instance.load.num_waiting,
+            preemptions=self._preemptions[name],
+        )

@@ -100,6 +100,7 @@ def result_columns() -> list[Column[VariantRow]]:
         number("late p99", "p99_llx_lateness_ms", 2),
         number("moves", "llx_migrations", 0),
         number("preempted", "llx_preemptions", 0),
+        number("instances", "llx_instances", is_wide_only=True),
         number("kv used", "llx_kv_used", 2, is_wide_only=True),
         number("kv spread", "llx_kv_spread", 2, is_wide_only=True),
     ]

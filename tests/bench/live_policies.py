@@ -12,9 +12,9 @@ left out. `--page FILE` also puts each table between that page's marks of the sc
 
 With `--engine held` vLLM's steps last as long as `examples/sim/kv-bound.yaml` says for the work
 that is in them, and wait for that without a core (`tests.bench.held_steps`): engines that do not
-share the processor, as on GPUs. The model is llx's own tiny one there, whose steps leave time to be
-held, and a block of KV 64 KiB. With `--engine sim` the same on simulated engines of about that
-pace: a rehearsal, no claim about vLLM.
+share the processor, as on GPUs. The model is as little as can be there, so that what is computed
+fits into that time (`llama_model.py`), and a block of KV has 128 KiB. With `--engine sim` the same
+on simulated engines of about that pace: a rehearsal, no claim about vLLM.
 
 Exit code 1 if a scenario could not be run, or a fault of it not be done (the others are, and its
 table is not put on the page); 8 if moves do not shorten the slowest first tokens of `kv_bound`, or
@@ -40,7 +40,7 @@ from llx.bench.run_directory import Results, read_results
 from llx.sim.scenario import load_scenario
 from tests.bench.held_steps import expect_held, held, told_overrun
 from tests.bench.migration import made_model
-from tests.bench.overhead import NODE, free_port, tiny_model
+from tests.bench.overhead import NODE, free_port
 from tests.node import ROOT
 
 EXAMPLES = ROOT / "examples/bench"
@@ -57,6 +57,7 @@ COMPARED: dict[str, list[tuple[str, str, str | None]]] = {
         for of_class in ("urgent", "normal")
         for base, other in (("none", "queue"), ("none", "headroom"))
     ],
+    "scaling": [("fixed", "scaled", None)],
     "paper": [(base, "llx", None) for base in ("round-robin", "infaas", "llumnix")],
     "churn": [("sticky-still", "sticky-moves", None), ("by-load", "sticky-moves", None)],
     "drain": [("calm", other, None) for other in ("drained", "restarted")],
@@ -66,7 +67,7 @@ COMPARED: dict[str, list[tuple[str, str, str | None]]] = {
 """Scenarios: which variant is compared with which, and of which class."""
 FIGURES = (
     "mean_ttft", "p90_ttft", "p99_ttft", "mean_tpot", "p99_tpot", "p99_itl", "mean_e2el",
-    "request_goodput", "preemptions", "failed",
+    "request_goodput", "preemptions", "instances", "failed",
 )  # fmt: skip
 DOUBT = "?: too few repetitions, or (of a latency) the other side has lost requests."
 STEP_MS = 27.0
@@ -98,8 +99,10 @@ SIM = {
 def cluster_file(folder: Path, engine: str) -> Path:
     """The example, with its model made here and ports of its own."""
     is_held = engine == "held"
-    model = tiny_model(folder) if is_held else made_model(MODEL, folder / "deep-model")
+    model = made_model("light" if is_held else MODEL, folder / "model")
     config = yaml.safe_load((EXAMPLES / "cluster-kv-bound.yaml").read_text(encoding="utf-8"))
+    if is_held:
+        config["models"][0]["engine_args"]["dtype"] = "float32"
     config["models"][0]["model"] = str(model)
     config["gateway"]["port"] = free_port()
     if engine == "sim":

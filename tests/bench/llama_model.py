@@ -1,11 +1,14 @@
-"""Writes a Llama with random weights, in bfloat16, and the tiny model's tokenizer.
+"""Writes a Llama with random weights, and the tiny model's tokenizer.
 
-    .node/bin/python tests/bench/llama_model.py wide|deep FOLDER
+    .node/bin/python tests/bench/llama_model.py wide|deep|light FOLDER
 
 wide    what migrations are measured on: 8 layers, 16 KiB of KV per token
 deep    what rules are measured on: 32 layers, each of next to nothing. On a CPU a step of such a
         model takes its time from the number of layers, hardly from the tokens that are computed in
         it: a prompt costs a few steps, as on a GPU, and not dozens, as with the usual shape
+light   what is computed while steps are held (`held_steps`): as little as can be, for 4 KiB of KV
+        per token. In float32, which a CPU that has no bfloat16 multiplies ten times as fast; vLLM
+        must be told so (`dtype: float32`)
 """
 
 import sys
@@ -36,11 +39,23 @@ SHAPES: Final = {
         "head_dim": 32,
         "max_position_embeddings": tiny_model.MAX_POSITIONS,
     },
+    "light": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "max_position_embeddings": tiny_model.MAX_POSITIONS,
+    },
 }
+DTYPES: Final = {"light": "float32"}
+"""Where it is not bfloat16."""
 
 
 def make(shape: str, folder: Path) -> None:
-    tiny_model.make(folder, dtype="bfloat16")
+    dtype = DTYPES.get(shape, "bfloat16")
+    tiny_model.make(folder, dtype=dtype)
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=tiny_model.VOCAB_SIZE,
@@ -50,7 +65,7 @@ def make(shape: str, folder: Path) -> None:
         pad_token_id=0,
         **SHAPES[shape],
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ import gzip
 import itertools
 
 import pytest
+from pydantic import ValidationError
 
 from llx.bench.scenario import Arrivals, Ramp, Workload, load_scenario
 from llx.bench.schedule import arrival_times, make_schedule
@@ -61,6 +62,24 @@ def test_a_ramp(low, full):
     gaps = [b - a for a, b in itertools.pairwise(times)]
     assert gaps[0] == pytest.approx(1 / low, rel=0.3)
     assert gaps[-1] == pytest.approx(1 / full)
+
+
+def test_phases_follow_each_other_again_and_again():
+    phases = [{"share": 0.5, "for_s": 10}, {"share": 1, "for_s": 5}]
+    arrivals = Arrivals.model_validate({"rate": 4, "cv": 0, "phases": phases})
+    times = arrival_times(arrivals, 1, 100)
+    assert times == sorted(times)
+    for start in (0, 15):
+        in_low = sum(start < each <= start + 10 for each in times)
+        in_full = sum(start + 10 < each <= start + 15 for each in times)
+        assert (in_low, in_full) == (20, 20)
+    assert times[0] == 0.5
+    assert times[20] == pytest.approx(10.25)
+    assert len([each for each in times if each <= 30]) == 80
+    faster = arrivals.model_copy(update={"rate": 8})
+    assert sum(each <= 15 for each in arrival_times(faster, 1, 100)) == 80
+    with pytest.raises(ValidationError, match="either ramp or phases"):
+        Arrivals(rate=4, ramp=Ramp(from_rate=1, over_s=1), phases=arrivals.phases)
 
 
 def test_sessions_repeat_what_was_said():

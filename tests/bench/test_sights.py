@@ -38,7 +38,27 @@ def test_how_full_and_how_uneven():
     found = sight_figures([sight(a=(10, 0), b=(0, 0)), sight(a=(5, 0), b=(5, 1))])
     assert found == {
         "llx_preemptions": 1,
+        "llx_instances": 2,
         "llx_kv_used": pytest.approx(0.5),
         "llx_kv_spread": pytest.approx(0.5),
     }
     assert sight_figures([Sight(at_s=0, error="gone")]) == dict.fromkeys(found)
+
+
+def test_instances_are_counted_over_time_while_they_start_and_end_too():
+    def seen(at_s, *states):
+        loads = [
+            InstanceLoad(name=str(number), state=each, is_cordoned=False)
+            for number, each in enumerate(states)
+        ]
+        return Sight(at_s=at_s, instances=loads)
+
+    sights = [
+        seen(0, "ready"),
+        seen(1, "ready", "starting"),
+        Sight(at_s=2, error="nobody answers"),
+        seen(3, "ready", "draining", "stopped", "failed"),
+        seen(4, "ready"),
+    ]
+    assert sight_figures(sights)["llx_instances"] == pytest.approx((1 + 2 * 2 + 2) / 4)
+    assert sight_figures(sights[:1])["llx_instances"] == 1

@@ -100,6 +100,39 @@ def test_rules_of_a_variant_hold_for_its_runs(scenario, tmp_path):
         assert lengths[0] == lengths[1], "the same requests"
 
 
+def test_instances_are_as_many_as_a_variant_says(scenario, tmp_path):
+    workload = {
+        "requests": 60,
+        "arrivals": {
+            "rate": 1.5, "cv": 0,
+            "phases": [{"share": 0.1, "for_s": 50}, {"share": 1, "for_s": 50}],
+        },
+        "lengths": {"prompt": 192, "output": 320},
+    }  # fmt: skip
+    rules = {"scaling.high": 25, "scaling.sustain_s": 5, "scaling.cooldown_s": 5}
+    variants = [
+        {"name": "three", "instances": 3},
+        {"name": "range", "instances": {"min": 1, "max": 4}, "policy": rules},
+        {"name": "file"},
+    ]
+    path = scenario(workload=workload, variants=variants, repetitions=1)
+    run_simulated(bench(path, tmp_path / "out"))
+    three, range_, file = (
+        run
+        for name in ("three", "range", "file")
+        for run in read_results(tmp_path / "out").of(name)
+    )
+    assert (three.figure("llx_instances"), file.figure("llx_instances")) == pytest.approx((3, 4))
+    assert 1 < range_.figure("llx_instances") < 4
+    counts = [len(each.instances) for each in range_.sights() if each.at_s]
+    assert (counts[0], max(counts)) == (1, 4)
+    assert {one.state for each in range_.sights() for one in each.instances} >= {
+        "ready",
+        "starting",
+    }
+    assert all(run.summary["completed"] == 60 for run in (three, range_, file))
+
+
 def test_the_same_again_is_the_same(scenario, tmp_path):
     for name in ("one", "two"):
         run_simulated(bench(scenario(), tmp_path / name))

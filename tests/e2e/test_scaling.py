@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from llx.api import InstanceState
+from llx.bench.run_directory import read_results
 from llx.client import ControlClient
 from llx.specs import ProcessStatus, load_spec
 from tests.e2e.rig import Cluster, cluster_up
@@ -114,6 +115,39 @@ async def test_load_brings_an_instance_and_takes_it_again_under_three_heads(
         assert gateway.failed == 0
     assert events(scaled, "process.removed") == []
     assert [each["name"] for each in events(scaled, "instance.surplus")] == [surplus]
+
+
+def test_a_benchmark_has_as_many_instances_as_its_variants_say(scaled: Cluster) -> None:
+    scenario = {
+        "name": "scaled",
+        "workload": {
+            "requests": 20,
+            "arrivals": {
+                "rate": 2,
+                "phases": [{"share": 0.5, "for_s": 2}, {"share": 1, "for_s": 8}],
+            },
+            "lengths": {"prompt": 20, "output": 60},
+        },
+        "variants": [
+            {"name": "two", "instances": 2},
+            {"name": "one", "instances": 1},
+            {"name": "grows", "instances": {"min": 1, "max": 2}},
+        ],
+    }
+    path, out = scaled.config.parent / "scaled.yaml", scaled.config.parent / "out"
+    path.write_text(json.dumps(scenario))
+    done = scaled.llx("bench", "run", str(path), "--out", str(out), timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    runs = {each.summary["llx_variant"]: each for each in read_results(out).runs}
+    assert {name: each.figure("completed") for name, each in runs.items()} == dict.fromkeys(
+        runs, 20
+    )
+    counts = {name: each.figure("llx_instances") for name, each in runs.items()}
+    assert (counts["two"], counts["one"]) == pytest.approx((2, 1))
+    assert 1 < counts["grows"] < 2
+    with ControlClient.for_cluster(scaled.directory) as head:
+        [model] = head.status().models
+    assert (model.instances_min, model.instances_max) == (1, 2)
 
 
 def events(cluster: Cluster, kind: str) -> list[dict[str, str]]:
