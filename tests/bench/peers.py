@@ -52,6 +52,8 @@ them: it takes no prompts that are given as tokens."""
 DATA_PARALLEL: Final = "data-parallel"
 """`vllm serve --data-parallel-size`: its own choice among its engines."""
 OURS: Final = "llx"
+STILL: Final = "llx-still"
+"""Without moves."""
 MOST: Final = {"kv_bound": 1.0, "uniform": 1.1}
 """By scenario: below this P99 of TTFT is to be, as a multiple of a peer's."""
 FIGURES: Final = ("mean_ttft", "p90_ttft", "p99_ttft", "mean_tpot", "p99_tpot", "mean_e2el",
@@ -102,8 +104,9 @@ def scenario(
     found["model"] = MODEL
     found["workload"]["arrivals"]["rate"] *= STEP_MS / tpot_ms
     found["workload"]["requests"] = words.requests or found["workload"]["requests"]
+    still = [{"name": STILL, "policy": {"rescheduling.steps": []}}] if words.still else []
     others = [{"name": name, "url": url} for name, url in urls.items()]
-    found["variants"] = [{"name": OURS}, *others]
+    found["variants"] = [{"name": OURS}, *still, *others]
     found["repetitions"] = words.repetitions
     return found
 
@@ -142,6 +145,7 @@ def main() -> int:
     default = [DATA_PARALLEL, *list(ROUTERS)[:2]]
     choices = [DATA_PARALLEL, *ROUTERS]
     parser.add_argument("--peers", nargs="+", choices=choices, default=default)
+    parser.add_argument("--still", action="store_true", help="beside llx without moves, too")
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--requests", type=int, help="of each run; default: the scenarios' own")
     words = parser.parse_args()
@@ -165,7 +169,7 @@ def main() -> int:
         print(f"a token takes {tpot_ms:.1f} ms with all engines busy", flush=True)
         for name in words.scenarios:
             results = run_scenario(folder, scenario(name, tpot_ms, urls, words))
-            found = comparisons(results, words.peers)
+            found = comparisons(results, [STILL] * words.still + words.peers)
             print(table(name, found), end="\n\n", flush=True)
             missed += shortcomings(name, found)
     if words.engine == "held":
