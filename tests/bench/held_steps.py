@@ -30,6 +30,8 @@ _SPEC: Final = "LLX_BENCH_HELD_STEPS"
 """Names a directory: of `step.json`, and of what each process counts."""
 _TELL_EVERY: Final = 100
 TOLERANCE_S: Final = 0.002
+IDLE_S: Final = 0.05
+"""An engine that begins no other step for so long has had nothing to do."""
 
 
 def held(folder: Path, step_time: StepTime, python_path: str) -> dict[str, str]:
@@ -51,16 +53,32 @@ def held(folder: Path, step_time: StepTime, python_path: str) -> dict[str, str]:
     return {"PYTHONPATH": f"{python_path}{os.pathsep}{folder}", _SPEC: str(folder)}
 
 
+def counted(folder: Path) -> list[dict[str, float]]:
+    """Of each engine that has done some steps: how many, and how many `late`.
+
+    `over_ms` is by how much they took longer than they were held for, `between_ms` the time from
+    one to the next one of an engine that goes on: means.
+    """
+    return [json.loads(each.read_text()) for each in folder.glob("steps-*.json")]
+
+
 def overrun(folder: Path) -> list[float]:
-    """Of each engine that has done some steps, the share that took longer than it was held for."""
-    counts = [json.loads(each.read_text()) for each in folder.glob("steps-*.json")]
-    return sorted(each["late"] / each["steps"] for each in counts)
+    """The share of each engine's steps that took longer than they were held for."""
+    return sorted(each["late"] / each["steps"] for each in counted(folder))
 
 
 def told_overrun(folder: Path) -> str:
-    """The least and the most of them, in words."""
-    shares = overrun(folder)
-    return f"steps that took longer than they were held: {shares[0]:.1%} to {shares[-1]:.1%}"
+    """The least and the most of any engine, in words."""
+
+    def told(values: list[float], digits: str) -> str:
+        return f"{min(values):{digits}} to {max(values):{digits}}"
+
+    found = counted(folder)
+    return (
+        f"steps that took longer than they were held: {told(overrun(folder), '.1%')}, "
+        f"on average {told([each['over_ms'] for each in found], '.2f')} ms; "
+        f"{told([each['between_ms'] for each in found], '.2f')} ms from one to the next"
+    )
 
 
 def expect_held(folder: Path, num_engines: int) -> None:
@@ -117,14 +135,20 @@ class HeldStep:
         self._step_time = step_time
         self._counts = folder / f"steps-{os.getpid()}.json"
         self._until: float | None = None
-        self._num_steps = self._num_late = 0
+        self._ended_at = 0.0
+        self._num_steps = self._num_late = self._num_gaps = 0
+        self._over_s = self._gaps_s = 0.0
 
     def begin(self, scheduler_output: Any) -> None:
         """The model is about to be run on that."""
         self._until = None
         if scheduler_output.total_num_scheduled_tokens:
+            now = time.perf_counter()
             lasts_ns = self._step_time.of(*work_of(scheduler_output))
-            self._until = time.perf_counter() + lasts_ns / 1e9
+            self._until = now + lasts_ns / 1e9
+            if now - self._ended_at < IDLE_S:
+                self._num_gaps += 1
+                self._gaps_s += now - self._ended_at
 
     def end(self) -> None:
         """Its outputs are known: wait until they may be."""
@@ -132,8 +156,15 @@ class HeldStep:
             return
         until, self._until = self._until, None
         time.sleep(max(0.0, until - time.perf_counter()))
+        self._ended_at = time.perf_counter()
         self._num_steps += 1
-        self._num_late += time.perf_counter() > until + TOLERANCE_S
+        self._num_late += self._ended_at > until + TOLERANCE_S
+        self._over_s += self._ended_at - until
         if self._num_steps % _TELL_EVERY == 0:
-            text = json.dumps({"steps": self._num_steps, "late": self._num_late})
-            self._counts.write_text(text)
+            counts = {
+                "steps": self._num_steps,
+                "late": self._num_late,
+                "over_ms": self._over_s * 1000 / self._num_steps,
+                "between_ms": self._gaps_s * 1000 / max(1, self._num_gaps),
+            }
+            self._counts.write_text(json.dumps(counts))

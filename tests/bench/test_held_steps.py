@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from llx.core.engine_state import StepTime
-from tests.bench.held_steps import HeldStep, expect_held, held, overrun, told_overrun
+from tests.bench.held_steps import HeldStep, counted, expect_held, held, overrun, told_overrun
 from tests.node import ROOT
 
 STEP = StepTime(base_ns=20_000_000, prefill_token_ns=0, decode_ns=10_000_000, context_ktoken_ns=0)
@@ -56,7 +56,18 @@ def test_steps_that_took_longer_are_counted(tmp_path):
         took_s(step, 1, model_s=0.004 if number < 25 else 0)
     (share,) = overrun(tmp_path)
     assert 0.25 <= share < 1
-    assert told_overrun(tmp_path).endswith(f" {share:.1%} to {share:.1%}")
+    assert f" {share:.1%} to {share:.1%}" in told_overrun(tmp_path)
+    (counts,) = counted(tmp_path)
+    assert counts["over_ms"] >= 0.25 * 3, "a quarter of them 3 ms"
+
+
+def test_the_time_between_steps_is_counted_unless_there_was_nothing_to_do(tmp_path):
+    step = HeldStep(StepTime(100_000, 0, 0, 0), tmp_path)
+    for number in range(100):
+        took_s(step, 1)
+        time.sleep(0.1 if number == 50 else 0.002)
+    (counts,) = counted(tmp_path)
+    assert counts["between_ms"] >= 2
 
 
 def test_engines_that_did_not_find_it_are_no_held_ones(tmp_path):
