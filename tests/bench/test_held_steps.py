@@ -4,13 +4,23 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 
 from llx.core.engine_state import StepTime
-from tests.bench.held_steps import HeldStep, counted, expect_held, held, overrun, told_overrun
+from tests.bench.held_steps import (
+    NICENESS,
+    HeldStep,
+    counted,
+    expect_held,
+    go_first,
+    held,
+    overrun,
+    told_overrun,
+)
 from tests.node import ROOT
 
 STEP = StepTime(base_ns=20_000_000, prefill_token_ns=0, decode_ns=10_000_000, context_ktoken_ns=0)
@@ -68,6 +78,21 @@ def test_the_time_between_steps_is_counted_unless_there_was_nothing_to_do(tmp_pa
         time.sleep(0.1 if number == 50 else 0.002)
     (counts,) = counted(tmp_path)
     assert counts["between_ms"] >= 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may")
+def test_the_thread_of_the_steps_goes_before_others():
+    found = []
+
+    def step():
+        go_first(threading.get_native_id())
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    thread.join()
+    assert found == [NICENESS]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0, "no other one"
 
 
 def test_engines_that_did_not_find_it_are_no_held_ones(tmp_path):
