@@ -89,6 +89,7 @@ class ClusterWatch:
 
     Args:
         control: Of the cluster.
+        model: Whose instances are looked at.
         injector: Of its faults.
         on_sight: Called with each sight, and with the note of each fault.
     """
@@ -96,10 +97,12 @@ class ClusterWatch:
     def __init__(
         self,
         control: ControlClient,
+        model: str,
         injector: Injector,
         on_sight: Callable[[Sight | FaultNote], None],
     ) -> None:
         self._control = control
+        self._model = model
         self._injector = injector
         self._on_sight = on_sight
         self._began_at = 0.0
@@ -140,7 +143,8 @@ class ClusterWatch:
             status = self._control.status()
         except LlxError as error:
             return Sight(at_s=at_s, error=error.message)
-        return Sight(at_s=at_s, instances=[_load_of(each) for each in status.instances])
+        own = [_load_of(each) for each in status.instances if each.model == self._model]
+        return Sight(at_s=at_s, instances=own)
 
     async def _inject(self, fault: Fault) -> None:
         at_s = None

@@ -52,7 +52,7 @@ COUNTS: Final[Mapping[str, str]] = {
     "preemptions": "llx_preemptions",
     "instances": "llx_instances",
 }
-"""Of whole runs, as in their summaries; compared by their means, for they are often none."""
+"""Of whole runs, as in their summaries; compared by their means, for a count is often none."""
 GAPS: Final[Mapping[str, str]] = {"p99_itl": "p99_itl_ms"}
 """Of whole runs, as in their summaries: of gaps between tokens, of all their requests."""
 

@@ -98,17 +98,25 @@ def run_bench(bench: Bench, observe: Observe = lambda _: None) -> list[Run]:
             for turn in turns:
                 policies.begin(turn.variant)
                 instances.begin(turn.variant)
-                _run_turn(bench, turn, len(turns), runs, observe)
+                _run_turn(bench, turn, len(turns), runs, observe, instances)
         finally:
             write_summary(bench.directory, bench.scenario.name, runs)
     return runs
 
 
-def _run_turn(bench: Bench, turn: Turn, num_turns: int, runs: list[Run], observe: Observe) -> None:
+def _run_turn(
+    bench: Bench,
+    turn: Turn,
+    num_turns: int,
+    runs: list[Run],
+    observe: Observe,
+    instances: InstanceTurns,
+) -> None:
     scenario, variant = bench.scenario, turn.variant
     progress = Progress(turn.number, num_turns, variant.name, turn.repetition, planned=0)
     if scenario.warmup:
         _warm_up(bench, turn, replace(progress, is_warmup=True), observe)
+    instances.open(variant)
     schedule = make_schedule(scenario.workload, turn.seed_of(scenario), variant.rate)
     load = _load(bench, variant, schedule)
     measured = Measured()
@@ -117,7 +125,7 @@ def _run_turn(bench: Bench, turn: Turn, num_turns: int, runs: list[Run], observe
         injector = Injector(
             bench.control, bench.target.model, scenario.faults_of(variant), bench.user, bench.strike
         )
-        watch = ClusterWatch(bench.control, injector, measured.timeline.append)
+        watch = ClusterWatch(bench.control, bench.target.model, injector, measured.timeline.append)
         watch.begin()
     try:
         asyncio.run(_measure(load, measured, progress, observe, watch))
@@ -137,7 +145,7 @@ def _run_turn(bench: Bench, turn: Turn, num_turns: int, runs: list[Run], observe
 
 def _warm_up(bench: Bench, turn: Turn, progress: Progress, observe: Observe) -> None:
     scenario, rate = bench.scenario, turn.variant.rate
-    workload = scenario.workload.model_copy(update={"requests": scenario.warmup})
+    workload = scenario.workload.of_warmup(scenario.warmup)
     schedule = make_schedule(workload, scenario.seed + _WARMUP_SEED, rate)
     measured = Measured()
     asyncio.run(_measure(_load(bench, turn.variant, schedule), measured, progress, observe))

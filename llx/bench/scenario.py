@@ -3,6 +3,7 @@
 `examples/bench/` has commented ones. Nothing here runs anything.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -16,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from llx.cluster_file import InstanceRange
 from llx.sim.trace_files import FORMATS
 from llx.sim.workload import LIKE, MIXES
 from llx.yaml_reader import read_yaml
@@ -91,6 +93,14 @@ class Arrivals(_Part):
         if self.ramp is not None and self.phases:
             raise ValueError("either ramp or phases")
         return self
+
+    @property
+    def mean_share(self) -> float:
+        """What comes on average over a cycle of phases, as a share of the rate."""
+        if not self.phases:
+            return 1.0
+        lasts_s = math.fsum(each.for_s for each in self.phases)
+        return math.fsum(each.share * each.for_s for each in self.phases) / lasts_s
 
 
 class Trace(_Part):
@@ -197,6 +207,11 @@ class Workload(_Part):
     prefixes: Prefixes | None = None
     sessions: Sessions | None = None
 
+    def of_warmup(self, requests: int) -> Self:
+        """A few of its kind, at its full rate."""
+        arrivals = self.arrivals and self.arrivals.model_copy(update={"phases": ()})
+        return self.model_copy(update={"requests": requests, "arrivals": arrivals})
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.arrivals is None) != (self.lengths is None) or (self.trace is None) == (
@@ -243,25 +258,6 @@ class Fault(_Part):
         lasts = self.do in {"freeze", "slow", "partition"}
         if lasts != (self.for_s is not None):
             raise ValueError(f"{self.do} {'takes' if lasts else 'has no'} for_s")
-        return self
-
-
-class InstanceRange(_Part):
-    """How many instances a model has: as its load asks for, or fixed, if both are the same."""
-
-    min: Annotated[int, Field(ge=0, le=10_000)]
-    max: Annotated[int, Field(ge=1, le=10_000)]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_number(cls, value: object) -> object:
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        return {"min": value, "max": value} if is_number else value
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.max < self.min:
-            raise ValueError("max is less than min")
         return self
 
 

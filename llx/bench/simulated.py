@@ -16,10 +16,11 @@ from llx.bench import cluster_watch as seen
 from llx.bench.machine import about_machine
 from llx.bench.record import Outcome, Record
 from llx.bench.run_directory import Run, create, write_run, write_summary
-from llx.bench.scenario import InstanceRange, Scenario, Variant
+from llx.bench.scenario import Scenario, Variant
 from llx.bench.schedule import Planned, make_schedule
 from llx.bench.summary import is_good
 from llx.bench.turns import About, Measured, Observe, Progress, Turn, summary_of, turns_of
+from llx.cluster_file import InstanceRange
 from llx.core.model import ClassName, InstanceId, Nanos, RequestId, Tokens
 from llx.core.scheduler.commands import Command, Move
 from llx.core.scheduler.events import Event, InstanceJoined, MoveId, MoveOutcome

@@ -86,7 +86,9 @@ def summary_of(
 ) -> Mapping[str, Any]:
     """The summary of a run, as its summary.json has it."""
     arrivals = scenario.workload.arrivals
-    rate = turn.variant.rate or (None if arrivals is None else arrivals.rate)
+    rate = None
+    if arrivals is not None:
+        rate = (turn.variant.rate or arrivals.rate) * arrivals.mean_share
     cv = None if arrivals is None else arrivals.cv
     downtimes = [each.downtime_ms for each in measured.moves if each.downtime_ms is not None]
     errors = [each.error for each in measured.records if each.error]

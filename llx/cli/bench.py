@@ -135,17 +135,27 @@ def _run_and_emit(
     """Run it and print its results; those that there are, if it is interrupted."""
     from llx.bench.run_directory import read_results
     from llx.cli.bench_tables import emit_results
-    from llx.errors import NotFoundError
+    from llx.errors import LlxError, NotFoundError
 
     session.err.print(f"results: {directory}", soft_wrap=True)
     try:
         with shown(session) as observe:
             run_all(observe)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         with contextlib.suppress(NotFoundError):  # there was nothing to keep yet
             emit_results(session, read_results(directory))
+        _tell_notes(session, interrupt)
+        raise
+    except LlxError as error:
+        _tell_notes(session, error)
         raise
     emit_results(session, read_results(directory))
+
+
+def _tell_notes(session: Session, error: BaseException) -> None:
+    """What could not be put back as it was."""
+    for each in getattr(error, "__notes__", ()):
+        session.err.print(each, markup=False, soft_wrap=True)
 
 
 def _bench(

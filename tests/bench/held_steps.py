@@ -39,7 +39,7 @@ TOLERANCE_S: Final = 0.002
 NICENESS: Final = -10
 """Of the thread that does the steps, from the first one that is held."""
 IDLE_S: Final = 0.05
-"""An engine that begins no other step for so long has had nothing to do."""
+"""An engine that begins no other step for so long has had nothing to do, it is taken."""
 
 
 def held(folder: Path, step_time: StepTime, python_path: str) -> dict[str, str]:
@@ -65,7 +65,8 @@ def counted(folder: Path) -> list[dict[str, float]]:
     """Of each engine that has done some steps: how many, and how many `late`.
 
     `over_ms` is by how much they took longer than they were held for, `between_ms` the time from
-    one to the next one of an engine that goes on: means.
+    one to the next one of an engine that goes on: means. `idle`: how often it did not, or was kept
+    from a core for as long.
     """
     return [json.loads(each.read_text()) for each in folder.glob("steps-*.json")]
 
@@ -153,7 +154,7 @@ class HeldStep:
         self._counts = folder / f"steps-{os.getpid()}.json"
         self._until: float | None = None
         self._ended_at = 0.0
-        self._num_steps = self._num_late = self._num_gaps = 0
+        self._num_steps = self._num_late = self._num_gaps = self._num_idle = 0
         self._over_s = self._gaps_s = 0.0
 
     def begin(self, scheduler_output: Any) -> None:
@@ -166,6 +167,8 @@ class HeldStep:
             if now - self._ended_at < IDLE_S:
                 self._num_gaps += 1
                 self._gaps_s += now - self._ended_at
+            else:
+                self._num_idle += 1
 
     def end(self) -> None:
         """Its outputs are known: wait until they may be."""
@@ -182,6 +185,7 @@ class HeldStep:
                 "steps": self._num_steps,
                 "late": self._num_late,
                 "over_ms": self._over_s * 1000 / self._num_steps,
+                "idle": self._num_idle,
                 "between_ms": self._gaps_s * 1000 / max(1, self._num_gaps),
             }
             self._counts.write_text(json.dumps(counts))

@@ -152,7 +152,10 @@ def pace_ms(folder: Path) -> float:
 def measure(folder: Path, name: str, repetitions: int | None, tpot_ms: float) -> Results:
     """Run a scenario at this machine's pace."""
     scenario = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8"))
-    scenario["workload"]["arrivals"]["rate"] *= STEP_MS / tpot_ms
+    arrivals = scenario["workload"]["arrivals"]
+    arrivals["rate"] *= STEP_MS / tpot_ms
+    for each in arrivals.get("phases", []):
+        each["for_s"] *= tpot_ms / STEP_MS
     scenario["repetitions"] = repetitions or scenario["repetitions"]
     return run_scenario(folder, on_one_machine(scenario))
 

@@ -254,7 +254,7 @@ def watched(control, *faults, strike=None, until):
     """The notes of a run that is over as soon as `until` holds."""
     notes = []
     made = Injector(control, "tiny", faults, "me", strike)
-    watch = ClusterWatch(control, made, notes.append)
+    watch = ClusterWatch(control, "m", made, notes.append)
 
     async def play():
         task = asyncio.create_task(watch.run())

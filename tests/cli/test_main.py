@@ -1,6 +1,7 @@
 """The command itself: help, what it imports, how it fails."""
 
 import contextlib
+import fcntl
 import os
 import shlex
 import signal
@@ -73,6 +74,7 @@ def test_an_interrupt_while_llx_is_loaded_is_told_in_a_line():
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     ) as process:  # fmt: skip
         assert process.stderr is not None
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
         # Nobody reads on until the signal is there, so it goes no further than a pipe holds.
         assert any("llx.cli.bench" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)

@@ -113,6 +113,7 @@ async def test_load_brings_an_instance_and_takes_it_again_under_three_heads(
         await asyncio.gather(*streams, return_exceptions=True)
         [gateway] = (await client.head(lambda head: head.status())).gateways
         assert gateway.failed == 0
+        await client.head(lambda head: head.steer("resume"))
     assert events(scaled, "process.removed") == []
     assert [each["name"] for each in events(scaled, "instance.surplus")] == [surplus]
 

@@ -53,17 +53,16 @@ class Operator:
 
     def __call__(self, *words: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
         """Run a verb to its end; one that takes too long fails with what it has said."""
-        process = self.start(*words)
         try:
-            stdout, stderr = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            stdout, stderr = process.communicate()
-            pytest.fail(f"llx {' '.join(words)}: more than {timeout_s} s\n{stdout}\n{stderr}")
-        except BaseException:
-            process.kill()
-            raise
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+            return subprocess.run(
+                [sys.executable, "-m", "llx", *words],
+                env=self.environment, capture_output=True, text=True,
+                timeout=timeout_s, cwd=self.rig.home, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as late:
+            said = (late.stdout or b"") + b"\n" + (late.stderr or b"")
+            told = said.decode(errors="replace")
+            pytest.fail(f"llx {' '.join(words)}: more than {timeout_s} s\n{told}")
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
