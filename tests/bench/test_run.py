@@ -135,8 +135,10 @@ def test_a_cluster_is_watched_and_put_back(llx, scenario, sse_server, tmp_path):
         ],
     )  # fmt: skip
     status = cluster_status(sse_server)
-    ready = [each.model_copy(update={"state": InstanceState.READY}) for each in status.instances]
-    with FakeHead(status.model_copy(update={"instances": ready})).running() as fake:
+    changes = {"state": InstanceState.READY, "model": "mock"}
+    ready = [each.model_copy(update=changes) for each in status.instances]
+    other = ready[0].model_copy(update={"name": "other-0", "model": "other"})
+    with FakeHead(status.model_copy(update={"instances": [*ready, other]})).running() as fake:
         fake.register(llx.environment.cluster_dir("local"))
         fake.moves = [migration_status(1, outcome=MoveOutcome.MOVED, downtime_ms=9.0)]
         done = llx("bench", "run", path, "--out", "out")
