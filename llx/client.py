@@ -403,10 +403,11 @@ class ControlClient:
         """As what each model was rolled out last, and how far that is."""
         return self._request("GET", "rollouts", RolloutList).rollouts
 
-    def recording(self, last_s: float, into: IO[bytes]) -> int:
+    def recording(self, last_s: float | None, into: IO[bytes]) -> int:
         """What the scheduler was told and answered over the last `last_s`, or somewhat more.
 
-        Written as a recording (`llx.recording`), a few megabytes up to some 30.
+        Written as a recording (`llx.recording`), a few megabytes up to some 30. None: since the
+        scheduler began, up to 64 megabytes from there.
 
         Returns:
             How many bytes that are; 0: nothing was recorded yet.
@@ -415,7 +416,7 @@ class ControlClient:
             NotFoundError: Nothing is recorded there.
         """
         size = 0
-        params = {"last_s": last_s}
+        params = {"whole": "true"} if last_s is None else {"last_s": str(last_s)}
         try:
             with self._http.stream("GET", f"/{API_VERSION}/recording", params=params) as response:
                 if not response.is_success:

@@ -2,12 +2,13 @@
 
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llx.cli.failures import command
-from llx.cli.parameters import OutputOption
+from llx.cli.parameters import ContextOption, OutputOption
 from llx.cli.session import Session
 
 if TYPE_CHECKING:
@@ -17,12 +18,18 @@ if TYPE_CHECKING:
     from llx.recording import Recording
     from llx.sim.replay import Choice, Compared, Replayed
 
-EXAMPLE = "Example: llx sim run --requests 200 --record run.jsonl && llx sim replay run.jsonl"
+EXAMPLE = "Example: llx sim replay --from-cluster --policy llumnix"
 
 
 @command
 def replay(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A recording; may be gzipped.")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A recording; may be gzipped.")
+    ] = None,
+    is_from_cluster: Annotated[
+        bool,
+        typer.Option("--from-cluster", help="The recording of a running cluster's scheduler."),
+    ] = False,
     policy: Annotated[
         str | None,
         typer.Option("--policy", metavar="NAME", help="Ask this policy instead, and compare."),
@@ -45,9 +52,12 @@ def replay(
         Path | None,
         typer.Option("--plot", metavar="FILE.svg|png", help="Draw the course of the recording."),
     ] = None,
+    context: ContextOption = None,
     output: OutputOption = None,
 ) -> None:
     """Feed a recording to the scheduler: the same commands, byte for byte, or exit code 8.
+
+    Of a running cluster it is what its head keeps: from its beginning on, up to 64 MiB.
 
     With --policy, --config or --profile: which dispatches would have been others. That is no
     simulation: the events, loads among them, stay those that followed from what was recorded;
@@ -55,6 +65,34 @@ def replay(
     not come about. `llx sim run` tells what would have become of the requests.
     """
     from llx.cli.out_file import check_writable
+    from llx.sim.report import pictures
+
+    if (file is None) is not is_from_cluster:
+        raise typer.BadParameter("give a FILE, or --from-cluster")
+    if context is not None and not is_from_cluster:
+        raise typer.BadParameter("--context belongs to --from-cluster")
+    session = Session(context, output)
+    rules = _rules(policy, config, profile, plot)
+    if plot is not None:
+        pictures().kind_of(plot)
+        check_writable(plot)
+    if file is not None:
+        _replay(session, file, rules, plot)
+        return
+    with TemporaryDirectory(prefix="llx-") as folder, session.control_to_read() as control:
+        path = Path(folder) / f"{session.context().name}.jsonl"
+        with path.open("wb") as into:
+            control.recording(None, into)
+        _replay(session, path, rules, plot)
+
+
+def _replay(
+    session: Session,
+    file: Path,
+    rules: "Callable[[PoolConfig], PoolConfig] | None",
+    plot: Path | None,
+) -> None:
+    """Ask the scheduler as it is, or by other rules, and show what comes of it."""
     from llx.cli.sim_output import progress
     from llx.recording import Recording
     from llx.scheduling_settings import installed_policies
@@ -63,12 +101,7 @@ def replay(
     from llx.sim.report import pictures
     from llx.sim.timeline import Timeline
 
-    session, policies = Session(output_name=output), installed_policies()
-    rules = _rules(policy, config, profile, plot)
-    if plot is not None:
-        pictures().kind_of(plot)
-        check_writable(plot)
-    recording, timeline = Recording(file), Timeline()
+    policies, recording, timeline = installed_policies(), Recording(file), Timeline()
     with progress(session.err, None, "events") as bar:
         watch = partial(bar, file.name)
         seen = (

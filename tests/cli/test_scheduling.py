@@ -110,6 +110,22 @@ def test_rules_are_changed_and_reverted(llx, head):
     assert len(head.updates) == 2
 
 
+def test_what_the_cluster_has_recorded_is_replayed(llx, head, tmp_path):
+    lately(head, tmp_path)
+    done = llx("sim", "replay", "--from-cluster")
+    assert done.exit_code == 0, done.stderr
+    assert "recorded by cluster" in done.stdout
+    assert "the same commands" in done.stdout
+    assert "GET /v1/recording?whole=true" in head.asked
+    done = llx("sim", "replay", "--from-cluster", "--policy", "round-robin", "-o", "json")
+    assert (done.exit_code, json.loads(done.stdout)["requests"]) == (0, 20), done.stderr
+    head.recording = head.recording.replace('"num_tokens":', '"num_tokens":9', 1)
+    done = llx("sim", "replay", "--from-cluster")
+    assert (done.exit_code, "local.jsonl:" in done.stderr) == (8, True), done.stderr
+    for words in ((), ("r.jsonl", "--from-cluster"), ("r.jsonl", "--context", "local")):
+        assert llx("sim", "replay", *words).exit_code == 2
+
+
 def lately(head, tmp_path, **changed):
     """A head that has recorded a run of two instances, and would be scheduled by other rules."""
     path = tmp_path / "r"

@@ -198,8 +198,8 @@ class SteeringStandIn:
         self.driver.note_asked("explain", request)
         return Explanation(requests=[])
 
-    def recent(self, last_s: float) -> Iterator[bytes]:
-        self.driver.note_asked("recent", last_s)
+    def recording(self, last_s: float | None) -> Iterator[bytes]:
+        self.driver.note_asked("recording", last_s)
         if last_s == 0:
             raise NotFoundError("the scheduler is not recorded")
         return iter([b"one\n", b"two\n"])
@@ -532,7 +532,9 @@ async def test_a_recording_is_handed_out_in_pieces(
 ) -> None:
     answer = await http.get("/v1/recording?last_s=60")
     assert (answer.status_code, answer.text) == (200, "one\ntwo\n")
-    assert driver.asked == [("recent", 60.0)]
+    assert driver.asked == [("recording", 60.0)]
+    await http.get("/v1/recording?whole=true")
+    assert driver.asked[1:] == [("recording", None)]
     assert (await http.get("/v1/recording?last_s=0")).status_code == 404
     assert (await http.get("/v1/recording?last_s=-1")).status_code == 422
 

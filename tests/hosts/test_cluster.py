@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from llx.host_ports import HostPorts
+from llx.scheduling_settings import installed_policies
 from tests.e2e.rig import ROOT
 from tests.hosts.operator_machine import CONTROL_PORT, Operator, eventually
 from tests.hosts.rig import USER, Host, HostOptions, Rig, python_binds
@@ -148,6 +149,25 @@ def test_llx_generate_goes_through(operator):
 def test_every_verb_works_while_it_serves(operator, tmp_path):
     with verbs_here(operator, "oracle", tmp_path) as here:
         Verbs(operator, here, "oracle").check()
+
+
+def test_each_policy_schedules_it_and_every_decision_is_made_again_in_a_replay(operator, cases):
+    url = url_of(operator)
+    rules = [f"dispatch={each}" for each in installed_policies().dispatch]
+    assert len(rules) >= 6
+    for each in ("binding=immediate", *rules):
+        done = operator("policy", "set", each)
+        assert done.returncode == 0, done.stderr
+        with Traffic(url, "oracle", cases[1:], threads=2) as traffic:
+            eventually(lambda: traffic.finished >= 2 or bool(traffic.failures), 120)
+        assert traffic.failures == [], each
+    done = operator("inst", "drain", "oracle-0")
+    assert done.returncode == 0, done.stderr
+    for words in (("inst", "uncordon", "oracle-0"), ("policy", "revert")):
+        assert operator(*words).returncode == 0, words
+    seen = operator.json("sim", "replay", "--from-cluster")
+    assert (seen["difference"], seen["stopped"]) == (None, None)
+    assert seen["commands"]["Dispatch"] >= 2 * len(rules)
 
 
 def test_a_second_up_changes_nothing(operator):

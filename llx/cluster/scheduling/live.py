@@ -190,8 +190,8 @@ class LiveScheduler:
         if self._recordings.is_part_over(now):
             self._recordings.begin_part(opening_events(self._scheduler.pools.values(), now), now)
 
-    def recent(self, last_s: float) -> Iterator[bytes]:
-        """A recording of what was told and answered lately, in pieces; see `Recordings.recent`.
+    def recording(self, last_s: float | None) -> Iterator[bytes]:
+        """What was told and answered lately, or (None) in this term, in pieces; see `Recordings`.
 
         Raises:
             NotFoundError: Nothing is recorded.
@@ -199,6 +199,8 @@ class LiveScheduler:
         """
         if self._recordings is None:
             raise NotFoundError("the scheduler is not recorded: its head's log tells why")
+        if last_s is None:
+            return self._recordings.of_term()
         return self._recordings.recent(last_s, Nanos(time.monotonic_ns()))
 
     def configure(self, configs: Iterable[PoolConfig]) -> None:

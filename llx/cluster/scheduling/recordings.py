@@ -129,26 +129,37 @@ class Recordings:
         chosen = self._parts[-1:]
         if chosen and now - chosen[0][0] < last_s * SECOND:
             chosen = self._parts
-        files = [(each.path.open("rb"), each.path.stat().st_size) for _, _, each in chosen]
-        openings = [opening for _, opening, _ in chosen]
+        told = [opening for _, opening, _ in chosen]
+        skipped = [1 + opening if number else 0 for number, opening in enumerate(told)]
+        return _read([each.path for _, _, each in chosen], skipped)
 
-        def read() -> Iterator[bytes]:
-            for number, ((file, size), opening) in enumerate(zip(files, openings, strict=True)):
-                with file:
-                    for _ in range(1 + opening if number else 0):
-                        file.readline()  # what the part before has told
-                    left = size - file.tell()
-                    while left > 0 and (chunk := file.read(min(left, _READ_BYTES))):
-                        left -= len(chunk)
-                        yield chunk
-
-        return read()
+    def of_term(self) -> Iterator[bytes]:
+        """All that there is from the term's beginning, likewise."""
+        self.flush()
+        return _read([self._whole.path], [0])
 
     def close(self) -> None:
         """Write what is pending, and no more."""
         self._whole.close()
         if self._parts:
             self._parts[-1][2].close()
+
+
+def _read(paths: Sequence[Path], skipped: Sequence[int]) -> Iterator[bytes]:
+    """What files hold at this moment, but for so many lines at the beginning of each."""
+    files = [(path.open("rb"), path.stat().st_size) for path in paths]
+
+    def read() -> Iterator[bytes]:
+        for (file, size), count in zip(files, skipped, strict=True):
+            with file:
+                for _ in range(count):
+                    file.readline()
+                left = size - file.tell()
+                while left > 0 and (chunk := file.read(min(left, _READ_BYTES))):
+                    left -= len(chunk)
+                    yield chunk
+
+    return read()
 
 
 def open_recordings(

@@ -38,10 +38,12 @@ def add_scheduling_routes(app: FastAPI, steering: Steering) -> None:
     @app.get(f"/{API_VERSION}/recording", response_class=StreamingResponse)
     async def recording(
         last_s: Annotated[float, Query(ge=0, le=86400, description="So long, or more.")] = 300.0,
+        whole: Annotated[bool, Query(description="From its beginning on.")] = False,
     ) -> StreamingResponse:
         """What the scheduler was told and answered lately: a recording, JSON lines."""
         # Two files are opened; they are read in a thread, as fast as the client takes them.
-        return StreamingResponse(steering.recent(last_s), media_type="application/x-ndjson")
+        pieces = steering.recording(None if whole else last_s)
+        return StreamingResponse(pieces, media_type="application/x-ndjson")
 
     @app.get(f"/{API_VERSION}/explain/{{request}}")
     async def explain(request: str) -> Explanation:

@@ -126,14 +126,16 @@ class Steering:
         self._note(f"policy.{verb}", user, models)
         return self.policies()
 
-    def recent(self, last_s: float) -> Iterator[bytes]:
+    def recording(self, last_s: float | None) -> Iterator[bytes]:
         """A recording of what the scheduler was told and answered lately, in pieces.
+
+        None: since it began, as far as that is kept.
 
         Raises:
             NotFoundError: Nothing is recorded.
         """
         try:
-            return self._live.recent(last_s)
+            return self._live.recording(last_s)
         except OSError as error:
             raise NotFoundError(f"the recording cannot be read: {error}") from None
 

@@ -51,6 +51,8 @@ def test_a_part_follows_a_part_and_two_are_kept(tmp_path: Path) -> None:
     assert fetched(recordings, 300, now, tmp_path / "two") == [600, 610, 910]
     assert fetched(recordings, 5, now, tmp_path / "one") == [900, 910]
     assert Recording(tmp_path / "two").opening == 1
+    (tmp_path / "all").write_bytes(b"".join(recordings.of_term()))
+    assert times(tmp_path / "all") == [10, 310, 610, 910], "what is pending, too"
     recordings.close()
     assert times(tmp_path / "r" / "term-3.jsonl") == [10, 310, 610, 910]
 
