@@ -24,7 +24,7 @@ EXAMPLE = "Example: llx sim replay --from-cluster --policy llumnix"
 @command
 def replay(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="A recording; may be gzipped.")
+        Path | None, typer.Argument(metavar="FILE", help="A recording; may be gzipped.")
     ] = None,
     is_from_cluster: Annotated[
         bool,
