@@ -79,9 +79,9 @@ def replay(
     if file is not None:
         _replay(session, file, rules, plot)
         return
-    with TemporaryDirectory(prefix="llx-") as folder, session.control_to_read() as control:
+    with TemporaryDirectory(prefix="llx-") as folder:
         path = Path(folder) / f"{session.context().name}.jsonl"
-        with path.open("wb") as into:
+        with session.control_to_read() as control, path.open("wb") as into:
             control.recording(None, into)
         _replay(session, path, rules, plot)
 
