@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from llx.choices import OutputFormat
 from llx.environment import Environment
@@ -10,13 +10,22 @@ from llx.yaml_reader import read_yaml
 
 
 class ClientOptions(BaseModel):
-    """Options of the `llx` command itself, as in ``llx.yaml`` and ``config.yaml``."""
+    """Options of the `llx` command itself, as in ``llx.yaml`` and ``config.yaml``.
+
+    Attributes:
+        context: The cluster that is meant.
+        output: The format of results.
+        url: The gateway that is meant.
+        ssh_persist: For how long, in seconds, after a verb has read through SSH its connection is
+            kept for the next one (`llx.bootstrap.ssh_sharing`); 0: not at all.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     context: str | None = None
     output: OutputFormat | None = None
     url: str | None = None
+    ssh_persist: float = Field(default=60.0, ge=0, le=86_400)
 
 
 def load_client_options(environment: Environment, **flags: str | None) -> ClientOptions:

@@ -58,6 +58,11 @@ class LoggedShell:
         """See `Shell.host`."""
         return self._shell.host
 
+    @property
+    def is_active(self) -> bool:
+        """See `Shell.is_active`."""
+        return self._shell.is_active
+
     def run(
         self,
         argv: Sequence[str],

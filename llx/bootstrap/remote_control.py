@@ -5,6 +5,7 @@ directory here, so that nobody else on this machine can use it.
 """
 
 import ssl
+from dataclasses import dataclass
 from types import TracebackType
 
 import httpx
@@ -65,8 +66,35 @@ class TunnelTransport(httpx.BaseTransport):
         self.close()
 
 
-def open_control(shell: Shell, layout: HostLayout, *, closes_shell: bool = False) -> ControlClient:
-    """A client of the control API on the head's host that `shell` reaches.
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where the control API of a cluster on hosts is, seen from its host.
+
+    Attributes:
+        url: Of it there.
+        token: The bearer token.
+        name: What it is called in errors.
+        remedy: What to do when it does not answer.
+    """
+
+    url: str
+    token: Secret
+    name: str
+    remedy: str
+
+    @property
+    def address(self) -> str:
+        """Its host's address or name."""
+        return httpx.URL(self.url).host
+
+    @property
+    def port(self) -> int:
+        """Its TCP port."""
+        return httpx.URL(self.url).port or 80
+
+
+def find_head(shell: Shell, layout: HostLayout) -> Head:
+    """Read on the head's host, which `shell` reaches, where the control API is.
 
     Raises:
         UnreachableError: The head is not up, or not yet; or the host does not answer.
@@ -89,11 +117,20 @@ def open_control(shell: Shell, layout: HostLayout, *, closes_shell: bool = False
         raise UnreachableError(down, detail=status.detail, remedy=back)
     if not status.addresses:
         raise UnreachableError(f"{down} yet", remedy="wait for `llx up` to finish")
-    url_text = status.addresses[0]
-    url = httpx.URL(url_text)
-    transport = TunnelTransport(shell, url.host, url.port or 80, closes_shell=closes_shell)
-    secret = Secret(token.decode().strip())
-    return ControlClient(url_text, secret, transport=transport, name=head, remedy=back)
+    return Head(status.addresses[0], Secret(token.decode().strip()), head, back)
+
+
+def open_control(shell: Shell, layout: HostLayout, *, closes_shell: bool = False) -> ControlClient:
+    """A client of the control API on the head's host that `shell` reaches.
+
+    Raises:
+        UnreachableError: The head is not up, or not yet; or the host does not answer.
+    """
+    head = find_head(shell, layout)
+    transport = TunnelTransport(shell, head.address, head.port, closes_shell=closes_shell)
+    return ControlClient(
+        head.url, head.token, transport=transport, name=head.name, remedy=head.remedy
+    )
 
 
 def needs_tunnel(gateway: GatewayStatus) -> bool:

@@ -51,6 +51,10 @@ class Shell(Protocol):
     def host(self) -> str:
         """The host's name in cluster.yaml."""
 
+    @property
+    def is_active(self) -> bool:
+        """Whether its connection still stands, as far as is known here."""
+
     def run(
         self,
         argv: Sequence[str],

@@ -103,6 +103,11 @@ class SshShell:
         """The host's name in cluster.yaml."""
         return self.target.name
 
+    @property
+    def is_active(self) -> bool:
+        """Whether its connection still stands, as far as is known here."""
+        return self._connection.is_active
+
     def __enter__(self) -> Self:
         return self
 

@@ -27,8 +27,8 @@ class Tunnel:
 
     def __init__(self, shell: Shell, address: str, port: int) -> None:
         self._shell = shell
-        self._address = address
-        self._port = port
+        self.address = address
+        self.port = port
         self._lock = threading.Lock()
         self._is_closed = False
         self._open: set[socket.socket | Stream] = set()
@@ -50,6 +50,12 @@ class Tunnel:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def is_used(self) -> bool:
+        """Whether somebody is connected."""
+        with self._lock:
+            return bool(self._open)
 
     def close(self) -> None:
         """End every connection and stop listening."""
@@ -89,7 +95,7 @@ class Tunnel:
             if not self._hold(connection):
                 return
             try:
-                stream = self._shell.dial(self._address, self._port)
+                stream = self._shell.dial(self.address, self.port)
             except LlxError:
                 self._release(connection)
                 return

@@ -121,18 +121,34 @@ class Session:
     def control_to_read(self) -> "ControlClient":
         """As `control`, for a verb that changes nothing.
 
-        A head on this machine is asked without its cluster's settings: to take them in takes as
-        long as everything else, and what they would tell is whether this llx may change anything.
+        A head on this machine, or one to which another verb has left a connection open, is asked
+        without its cluster's settings: to take them in takes as long as everything else, and what
+        they would tell is whether this llx may change anything.
         """
         from llx.bootstrap.contexts import ID_FILE
         from llx.client import HEAD_STATUS_FILE, ControlClient
 
         context = self.context()
         state_dir = context.state_dir
-        is_here = (state_dir / HEAD_STATUS_FILE).exists() and not (state_dir / ID_FILE).exists()
-        if context.is_up and is_here:
+        if not context.is_up:
+            return self.control()
+        if (state_dir / ID_FILE).exists():
+            return self._shared_control(state_dir)
+        if (state_dir / HEAD_STATUS_FILE).exists():
             return ControlClient.for_cluster(state_dir)
         return self.control()
+
+    def _shared_control(self, state_dir: Path) -> "ControlClient":
+        """Through the connection kept to the head's host; else through one's own, and keep one."""
+        from llx.bootstrap.ssh_sharing import begin_sharing, shared_control
+
+        persist_s = self.options.ssh_persist
+        found = shared_control(state_dir) if persist_s else None
+        if found is None:
+            found = self.control()
+            if persist_s:
+                begin_sharing(state_dir, persist_s, self.environment.variables)
+        return found
 
     def control_of(self, settings: "ClusterSettings") -> "ControlClient":
         """The control API of the cluster of these settings; on hosts through its head's SSH.

@@ -61,6 +61,10 @@ class FakeShell:
     def host(self) -> str:
         return self._host
 
+    @property
+    def is_active(self) -> bool:
+        return not (self.is_dead or self.is_closed)
+
     def answer(self, *words: str, by: Answer | Sequence[Answer] = OK) -> None:
         """Commands that begin with `words` get `by`; of several, one after the other, the last
         for good. What was said last wins.
@@ -145,6 +149,7 @@ class LocalShell:
     ) -> None:
         self.argvs: list[tuple[str, ...]] = []
         self.put_paths: list[str] = []
+        self.is_active = True
         self._host = host
         self._environment = environment
         self._cwd = cwd

@@ -6,10 +6,12 @@ One cluster of simulated engines on three hosts for the module, in the order of 
 import json
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llx.bootstrap.ssh_sharing import MASTER_FILE
 from tests.hosts.operator_machine import SIM, Operator, eventually
 from tests.hosts.rig import USER, Host, HostOptions, Rig, python_binds
 from tests.hosts.traffic import Traffic
@@ -118,6 +120,21 @@ def test_metrics_and_a_bundle_come_over_ssh(operator):
     for secret in secrets_of(operator.rig["h1"]):
         assert len(secret) > 20
         assert not [name for name, text in files.items() if secret in text]
+
+
+def test_verbs_that_read_share_a_connection(operator):
+    master, away = operator.state_dir / MASTER_FILE, operator.rig.home / "key-put-away"
+    assert operator("status").returncode == 0
+    eventually(lambda: master.exists() and master.stat().st_size > 0, 60)
+    operator.rig.key.rename(away)  # who would connect is not let in
+    try:
+        assert len(operator.json("inst", "ls")) == 3
+        assert "sim-0" in operator("top", "--once").stdout
+        alone = replace(operator, variables={"LLX_SSH_PERSIST": "0"})
+        assert alone("inst", "ls").returncode == 3
+        assert operator("policy", "pause").returncode == 3, "a change goes its own way"
+    finally:
+        away.rename(operator.rig.key)
 
 
 def test_the_heads_host_loses_its_power_and_another_takes_over(operator):

@@ -1,0 +1,170 @@
+"""The process that keeps an SSH connection to a head's host and lends it to verbs.
+
+    python -m llx.bootstrap.ssh_master STATE_DIR PERSIST_S
+
+Started by `llx.bootstrap.ssh_sharing`, which tells what it is for. Whoever connects to its socket
+is told, as JSON, where the head is now: read from the host each time, so that a token that was
+renewed or a head that has moved to another port is none of this process's business. Requests then
+travel through a second socket, a `Tunnel`.
+
+It ends by itself: unused for `PERSIST_S`; when the connection is lost; when the cluster's settings
+here are others or gone, or another master has taken its place. What it meets it tells nobody: a
+verb that it is of no use to connects itself, and says what is wrong.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from llx.bootstrap.cluster_dir import running_settings
+from llx.bootstrap.hosts_world import layout_of
+from llx.bootstrap.remote_control import Head, find_head
+from llx.bootstrap.shell import Shell
+from llx.bootstrap.ssh import connect, resolve
+from llx.bootstrap.ssh_sharing import MASTER_FILE, settings_stamp
+from llx.bootstrap.tunnel import Tunnel
+from llx.environment import Environment
+from llx.errors import LlxError
+from llx.settings import HostSettings
+
+LOOK_EVERY_S: Final = 0.5
+_SEND_TIMEOUT_S = 2.0
+
+
+def lend(state_dir: Path, persist_s: float, connect_to: Callable[[HostSettings], Shell]) -> None:
+    """Lend a connection until it is of no use any more.
+
+    Raises:
+        LlxError: There can be none.
+        OSError: The cluster is down.
+    """
+    with _locked(state_dir / MASTER_FILE) as file:
+        if file is None:
+            return
+        stamp = settings_stamp(state_dir)
+        settings = running_settings(state_dir)
+        if settings is None or settings.head_host is None:
+            return
+        with contextlib.closing(connect_to(settings.head_host)) as shell:
+            layout = layout_of(shell, settings.cluster)
+            master = _Master(shell, lambda: find_head(shell, layout))
+            try:
+                os.pwrite(file, json.dumps({"path": master.path, "settings": stamp}).encode(), 0)
+                master.serve(persist_s, lambda: _is_meant(state_dir, file, stamp))
+            finally:
+                master.close()
+
+
+class _Master:
+    """Answers where the head is, over `shell`, and keeps the way there open."""
+
+    def __init__(self, shell: Shell, find: Callable[[], Head]) -> None:
+        self._shell = shell
+        self._find = find
+        self._tunnel: Tunnel | None = None
+        self._directory = tempfile.mkdtemp(prefix="llx-")  # 0700
+        self.path = str(Path(self._directory) / "ask")
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(self.path)
+        self._listener.listen(64)
+        self._listener.settimeout(LOOK_EVERY_S)
+
+    def serve(self, persist_s: float, is_meant: Callable[[], bool]) -> None:
+        """Answer until it is of no use."""
+        used_at = time.monotonic()
+        while self._shell.is_active and is_meant() and time.monotonic() - used_at < persist_s:
+            with contextlib.suppress(TimeoutError):
+                asking, _ = self._listener.accept()
+                with asking:
+                    self._answer(asking)
+                used_at = time.monotonic()
+            if self._tunnel is not None and self._tunnel.is_used:
+                used_at = time.monotonic()
+
+    def close(self) -> None:
+        """End every connection."""
+        self._listener.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        if self._tunnel is not None:
+            self._tunnel.close()
+
+    def _answer(self, asking: socket.socket) -> None:
+        """Say nothing if there is no head to be told of."""
+        asking.settimeout(_SEND_TIMEOUT_S)
+        with contextlib.suppress(LlxError, OSError):
+            head = self._find()
+            asking.sendall(json.dumps(self._told(head)).encode())
+
+    def _told(self, head: Head) -> dict[str, str]:
+        tunnel = self._tunnel
+        if tunnel is None or (tunnel.address, tunnel.port) != (head.address, head.port):
+            if tunnel is not None:
+                tunnel.close()
+            tunnel = self._tunnel = Tunnel(self._shell, head.address, head.port)
+        return {
+            "url": head.url,
+            "token": head.token.reveal(),
+            "path": tunnel.path,
+            "name": head.name,
+            "remedy": head.remedy,
+        }
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int | None]:
+    """The file, held and empty; None if another master holds it. It is gone afterwards."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        os.ftruncate(file, 0)
+        try:
+            yield file
+        finally:
+            if _is_at(path, file):
+                path.unlink()
+    finally:
+        os.close(file)
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Whether the path still names this file."""
+    try:
+        return path.stat().st_ino == os.fstat(file).st_ino
+    except OSError:
+        return False
+
+
+def _is_meant(state_dir: Path, file: int, stamp: int) -> bool:
+    """Whether verbs would still ask this master, about a head where it looks for it."""
+    try:
+        return _is_at(state_dir / MASTER_FILE, file) and settings_stamp(state_dir) == stamp
+    except OSError:
+        return False
+
+
+def main(state_dir: str, persist_s: str) -> None:
+    """Be a master; one that cannot be one ends without a word."""
+    environment = Environment.current()
+
+    def connect_to(host: HostSettings) -> Shell:
+        return connect(resolve(host, environment), ask=lambda *_: False)
+
+    with contextlib.suppress(LlxError, OSError):
+        lend(Path(state_dir), float(persist_s), connect_to)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
