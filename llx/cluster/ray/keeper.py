@@ -64,7 +64,7 @@ class Patience:
         max_ask_s: See there.
     """
 
-    launch_s: float = 120.0
+    launch_s: float = 300.0
     pause_s: float = 0.25
     max_pause_s: float = 10.0
     proven_s: float = 30.0

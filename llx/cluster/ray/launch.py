@@ -7,7 +7,10 @@ and open two ports, and none of which a command line option can turn off. What i
 """
 
 import os
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,14 @@ log = get_log("llx.cluster.ray")
 
 _OBJECT_STORE_BYTES = 80_000_000
 """The least that Ray takes; two actors exchange kilobytes."""
-_SCHEDULER_S = 15.0
+_SCHEDULER_S = 60.0
+_RAYLET_S = 240.0
+"""So long a raylet may take to make itself known; Ray itself gives it up after 30 s, for good."""
+_ASK_EVERY_S = 0.2
+
+
+class RayletError(Exception):
+    """A node's raylet has ended while it was waited for."""
 
 
 class RayProcess(msgspec.Struct, frozen=True):
@@ -98,6 +108,7 @@ def make_scheduler(spec: HostSpec) -> Any:
 
 
 def _launch(spec: HostSpec) -> RayNode:
+    from ray._private import ray_constants, services
     from ray._private.node import Node
 
     class LeanNode(Node):
@@ -105,6 +116,11 @@ def _launch(spec: HostSpec) -> RayNode:
 
         def start_api_server(self, *, include_dashboard: object, raise_on_failure: object) -> None:
             del include_dashboard, raise_on_failure
+
+        def start_ray_processes(self) -> None:
+            super().start_ray_processes()
+            (raylet,) = self.all_processes[ray_constants.PROCESS_TYPE_RAYLET]
+            services.get_node = _patient(services.get_node, raylet.process)
 
     node = LeanNode(
         _parameters(spec), head=spec.is_head, shutdown_at_exit=False, spawn_reaper=False
@@ -114,6 +130,31 @@ def _launch(spec: HostSpec) -> RayNode:
         str(node.node_id),
         [RayProcess(name, pid, start_time(pid) or 0) for name, pid in pids.items()],
     )
+
+
+def _patient(
+    ask: Callable[[str, str], Any], raylet: "subprocess.Popen[bytes]"
+) -> Callable[[str, str], Any]:
+    """`services.get_node`, which raises for a raylet that the control store does not know yet.
+
+    A raylet first waits for two agents, which import for some seconds of CPU: on a host that is
+    busy otherwise it takes longer than Ray has patience for, and to begin anew makes it no quicker.
+    """
+
+    def wait(address: str, node_id: str) -> Any:
+        deadline = time.monotonic() + _RAYLET_S
+        while True:
+            try:
+                return ask(address, node_id)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+            code = raylet.poll()
+            if code is not None:
+                raise RayletError(f"the raylet has ended (exit code {code})")
+            time.sleep(_ASK_EVERY_S)
+
+    return wait
 
 
 def _parameters(spec: HostSpec) -> Any:
