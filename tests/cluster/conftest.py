@@ -51,7 +51,7 @@ class Rig:
         )
         return launch_head(spec, dump_cluster(settings or self.settings()), self.environment)
 
-    def client(self, timeout_s: float = 20.0) -> ControlClient:
+    def client(self, timeout_s: float = 60.0) -> ControlClient:
         """A client, once the head answers."""
         end = time.monotonic() + timeout_s
         while True:
@@ -74,7 +74,7 @@ class Rig:
         return found[0]
 
     def eventually(
-        self, check: Callable[[], bool], what: str | Callable[[], str], timeout_s: float = 20.0
+        self, check: Callable[[], bool], what: str | Callable[[], str], timeout_s: float = 60.0
     ) -> None:
         end = time.monotonic() + timeout_s
         while not check():

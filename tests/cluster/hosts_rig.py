@@ -267,7 +267,7 @@ class HostsRig:
     # -------------------------------------------------- looking
 
     def reaches(
-        self, client: ControlClient, state: ClusterState, timeout_s: float = 20.0
+        self, client: ControlClient, state: ClusterState, timeout_s: float = 60.0
     ) -> ClusterStatus:
         found: list[ClusterStatus] = []
 
@@ -279,7 +279,7 @@ class HostsRig:
         return found[0]
 
     def eventually(
-        self, check: Callable[[], bool], what: str | Callable[[], str], timeout_s: float = 20.0
+        self, check: Callable[[], bool], what: str | Callable[[], str], timeout_s: float = 60.0
     ) -> None:
         end = time.monotonic() + timeout_s
         while not check():

@@ -101,7 +101,7 @@ class Rig:
         return spawn(self.paths.procs / name, ["sleep", "1000"], os.environ)
 
     def eventually(self, check: Callable[[], bool], what: Callable[[], str]) -> None:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not check():
             assert time.monotonic() < end, what()
             time.sleep(0.05)

@@ -55,7 +55,7 @@ def greeted(address):  # ZeroMQ speaks first, and hangs up on who does not know 
 def get(address, path):
     with socket.create_connection(address, 3) as plain:
         words = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
-        return said(plain, words, 30)  # a schema is made when it is first asked for
+        return said(plain, words, 120)  # a schema is made when it is first asked for
 def over_tls(address):  # as gRPC does
     context = ssl._create_unverified_context()
     if os.environ.get("TLS_DIR"):
@@ -282,4 +282,5 @@ def check_sockets(
     assert not wrong, "\n".join(wrong)
     rows = [each for each in rows if has_vllm or not each.is_vllms]
     assert set(rows) <= used, f"in the docs alone: {set(rows) - used}"
-    assert opened == documented_open(has_keys=has_keys)
+    expected = documented_open(has_keys=has_keys)
+    assert opened == expected, f"in the docs alone: {expected - opened}; not: {opened - expected}"
