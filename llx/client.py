@@ -11,7 +11,6 @@ from types import MappingProxyType, TracebackType
 from typing import IO, Any, Self, TypeVar
 from urllib.parse import quote
 
-import httpx
 from pydantic import BaseModel, ValidationError
 
 from llx.api import (
@@ -66,6 +65,7 @@ from llx.errors import (
     RemoteError,
     UnreachableError,
 )
+from llx.lean_httpx import httpx
 from llx.secret import Secret
 from llx.specs import Phase, ProcessStatus, load_spec
 

@@ -11,8 +11,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
-
 from llx.errors import (
     ConfigError,
     DeadlineError,
@@ -21,6 +19,7 @@ from llx.errors import (
     RemoteError,
     UnreachableError,
 )
+from llx.lean_httpx import httpx
 from llx.secret import Secret
 
 INSTANCE_HEADER = "x-llx-instance"

@@ -8,7 +8,6 @@ import ssl
 from dataclasses import dataclass
 from types import TracebackType
 
-import httpx
 import msgspec
 
 from llx.api import GatewayStatus
@@ -17,6 +16,7 @@ from llx.bootstrap.shell import Shell
 from llx.bootstrap.ssh import Tunnel
 from llx.client import HEAD_STATUS_FILE, TOKEN_FILE, ControlClient
 from llx.errors import UnreachableError
+from llx.lean_httpx import httpx
 from llx.pinned_tls import trusting
 from llx.secret import Secret
 from llx.specs import Phase, ProcessStatus

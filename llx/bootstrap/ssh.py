@@ -21,7 +21,6 @@ from typing import Any, NoReturn
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from llx.bootstrap.known_hosts import HostKey
-from llx.bootstrap.lean_import import without
 from llx.bootstrap.shell import Stream
 from llx.bootstrap.ssh_host_key import AskHostKey, accept_new, is_known, wanted_types
 from llx.bootstrap.ssh_shell import RemoteFile, SessionChannel, SshShell
@@ -35,6 +34,7 @@ from llx.bootstrap.ssh_target import (
 )
 from llx.bootstrap.ssh_wire import Wire, dial
 from llx.bootstrap.tunnel import Tunnel
+from llx.lean_import import without
 
 with without("invoke"):  # a third of the import, for a reader of configuration that we do not use
     import paramiko

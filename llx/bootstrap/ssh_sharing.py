@@ -45,9 +45,8 @@ def shared_control(state_dir: Path) -> "ControlClient | None":
             head = json.loads(b"".join(iter(lambda: asking.recv(1 << 16), b"")))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    import httpx
-
     from llx.client import ControlClient
+    from llx.lean_httpx import httpx
     from llx.secret import Secret
 
     return ControlClient(
