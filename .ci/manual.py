@@ -27,6 +27,7 @@ WIDE = 10_000  # columns: where a help text is broken is for the reader's termin
 
 ENVIRONMENT = [
     ("LLX_CONTEXT, LLX_OUTPUT, LLX_URL", "The cluster meant; how to print; which gateway to ask."),
+    ("LLX_SSH_PERSIST", "Seconds for which a verb's SSH connection is kept for the next; 0: not."),
     ("LLX_API_KEY", "What is presented to a gateway that wants a key."),
     ("LLX_NODE_PREFIX", "The node environment to use instead of llx's own place."),
     ("LLX_DEBUG", "Show the traceback of an error."),

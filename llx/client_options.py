@@ -37,7 +37,9 @@ def load_client_options(environment: Environment, **flags: str | None) -> Client
     merged: dict[str, Any] = {}
     for path in (environment.config_home / "config.yaml", environment.cwd / "llx.yaml"):
         if path.is_file():
-            merged |= read_yaml(path, ClientOptions).model_dump(exclude_none=True)
+            merged |= read_yaml(path, ClientOptions).model_dump(
+                exclude_unset=True, exclude_none=True
+            )
     variables = {name: environment.get(f"LLX_{name.upper()}") for name in _OPTION_NAMES}
     merged |= {name: value for name, value in variables.items() if value is not None}
     merged |= {name: value for name, value in flags.items() if value is not None}

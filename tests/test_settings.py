@@ -392,6 +392,13 @@ class TestClientOptions:
         last = self.options(tmp_path, flags, LLX_OUTPUT="wide")
         assert (last.output, last.context) == (OutputFormat.JSON, "far")
 
+    def test_what_a_file_does_not_say_hides_nothing(self, tmp_path):
+        assert self.options(tmp_path).ssh_persist == 60
+        (tmp_path / "config" / "llx" / "config.yaml").write_text("ssh_persist: 0\n")
+        (tmp_path / "llx.yaml").write_text("context: near\n")
+        assert self.options(tmp_path).ssh_persist == 0
+        assert self.options(tmp_path, LLX_SSH_PERSIST="90").ssh_persist == 90
+
     def test_mistakes_name_their_place(self, tmp_path):
         (tmp_path / "llx.yaml").write_text("outptu: name\n")
         with pytest.raises(ConfigError, match=r'llx.yaml:1: unknown key "outptu".*"output"'):

@@ -8,8 +8,9 @@ renewed or a head that has moved to another port is none of this process's busin
 travel through a second socket, a `Tunnel`.
 
 It ends by itself: unused for `PERSIST_S`; when the connection is lost; when the cluster's settings
-here are others or gone, or another master has taken its place. What it meets it tells nobody: a
-verb that it is of no use to connects itself, and says what is wrong.
+here are others or gone, or another master has taken its place: then once nobody is connected any
+more. What it meets it tells nobody: a verb that it is of no use to connects itself, and says what
+is wrong.
 """
 
 import contextlib
@@ -17,14 +18,17 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from llx import __version__
 from llx.bootstrap.cluster_dir import running_settings
 from llx.bootstrap.hosts_world import layout_of
 from llx.bootstrap.remote_control import Head, find_head
@@ -47,19 +51,22 @@ def lend(state_dir: Path, persist_s: float, connect_to: Callable[[HostSettings],
         LlxError: There can be none.
         OSError: The cluster is down.
     """
-    with _locked(state_dir / MASTER_FILE) as file:
+    stamp, path = settings_stamp(state_dir), state_dir / MASTER_FILE
+    with _locked(path) as file:
         if file is None:
             return
-        stamp = settings_stamp(state_dir)
         settings = running_settings(state_dir)
         if settings is None or settings.head_host is None:
             return
         with contextlib.closing(connect_to(settings.head_host)) as shell:
             layout = layout_of(shell, settings.cluster)
             master = _Master(shell, lambda: find_head(shell, layout))
+            told = {"llx": __version__, "path": master.path, "settings": stamp}
             try:
-                os.pwrite(file, json.dumps({"path": master.path, "settings": stamp}).encode(), 0)
+                os.pwrite(file, json.dumps(told).encode(), 0)
                 master.serve(persist_s, lambda: _is_meant(state_dir, file, stamp))
+                _remove(path, file)
+                master.finish()
             finally:
                 master.close()
 
@@ -70,7 +77,9 @@ class _Master:
     def __init__(self, shell: Shell, find: Callable[[], Head]) -> None:
         self._shell = shell
         self._find = find
+        self._lock = threading.Lock()
         self._tunnel: Tunnel | None = None
+        self._used_at = time.monotonic()
         self._directory = tempfile.mkdtemp(prefix="llx-")  # 0700
         self.path = str(Path(self._directory) / "ask")
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -80,36 +89,51 @@ class _Master:
 
     def serve(self, persist_s: float, is_meant: Callable[[], bool]) -> None:
         """Answer until it is of no use."""
-        used_at = time.monotonic()
-        while self._shell.is_active and is_meant() and time.monotonic() - used_at < persist_s:
+        self._used_at = time.monotonic()
+        while self._shell.is_active and is_meant():
             with contextlib.suppress(TimeoutError):
                 asking, _ = self._listener.accept()
-                with asking:
-                    self._answer(asking)
-                used_at = time.monotonic()
-            if self._tunnel is not None and self._tunnel.is_used:
-                used_at = time.monotonic()
+                threading.Thread(target=self._answer, args=(asking,), daemon=True).start()
+                continue
+            if self._is_used():
+                self._used_at = time.monotonic()
+            elif time.monotonic() - self._used_at >= persist_s:
+                return
+
+    def finish(self) -> None:
+        """Answer nobody any more; those who are connected may finish."""
+        self._listener.close()
+        time.sleep(LOOK_EVERY_S)  # who was just told the way has a moment to come
+        while self._shell.is_active and self._is_used():
+            time.sleep(LOOK_EVERY_S)
 
     def close(self) -> None:
         """End every connection."""
         self._listener.close()
         shutil.rmtree(self._directory, ignore_errors=True)
-        if self._tunnel is not None:
-            self._tunnel.close()
+        with self._lock:
+            if self._tunnel is not None:
+                self._tunnel.close()
+
+    def _is_used(self) -> bool:
+        with self._lock:
+            return self._tunnel is not None and self._tunnel.is_used
 
     def _answer(self, asking: socket.socket) -> None:
         """Say nothing if there is no head to be told of."""
         asking.settimeout(_SEND_TIMEOUT_S)
-        with contextlib.suppress(LlxError, OSError):
+        with asking, contextlib.suppress(LlxError, OSError):
             head = self._find()
             asking.sendall(json.dumps(self._told(head)).encode())
+            self._used_at = time.monotonic()
 
     def _told(self, head: Head) -> dict[str, str]:
-        tunnel = self._tunnel
-        if tunnel is None or (tunnel.address, tunnel.port) != (head.address, head.port):
-            if tunnel is not None:
-                tunnel.close()
-            tunnel = self._tunnel = Tunnel(self._shell, head.address, head.port)
+        with self._lock:
+            tunnel = self._tunnel
+            if tunnel is None or (tunnel.address, tunnel.port) != (head.address, head.port):
+                if tunnel is not None:
+                    tunnel.close()
+                tunnel = self._tunnel = Tunnel(self._shell, head.address, head.port)
         return {
             "url": head.url,
             "token": head.token.reveal(),
@@ -129,14 +153,21 @@ def _locked(path: Path) -> Iterator[int | None]:
         except BlockingIOError:
             yield None
             return
+        if not _is_at(path, file):
+            yield None  # the one before has just removed it
+            return
         os.ftruncate(file, 0)
         try:
             yield file
         finally:
-            if _is_at(path, file):
-                path.unlink()
+            _remove(path, file)
     finally:
         os.close(file)
+
+
+def _remove(path: Path, file: int) -> None:
+    if _is_at(path, file):
+        path.unlink(missing_ok=True)
 
 
 def _is_at(path: Path, file: int) -> bool:
@@ -160,8 +191,12 @@ def main(state_dir: str, persist_s: str) -> None:
     environment = Environment.current()
 
     def connect_to(host: HostSettings) -> Shell:
-        return connect(resolve(host, environment), ask=lambda *_: False)
+        shell = connect(resolve(host, environment), ask=lambda *_: False)
+        os.chdir("/")  # nobody's directory is kept busy
+        return shell
 
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(0))
     with contextlib.suppress(LlxError, OSError):
         lend(Path(state_dir), float(persist_s), connect_to)
 

@@ -8,16 +8,17 @@ which it holds locked. It lends itself to this user alone: its sockets are in di
 Nearly every verb on hosts comes through here, so little is imported.
 """
 
-import contextlib
 import fcntl
 import json
 import os
 import socket
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llx import __version__
 from llx.bootstrap.contexts import SETTINGS_FILE
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 MASTER_FILE = "ssh-master.json"
 """In a cluster's directory, while it is up."""
 
-_ASK_TIMEOUT_S = 2.0
+_ASK_TIMEOUT_S = 5.0
 """A host that takes longer to say where its head is: the verb goes its own way."""
 
 
@@ -35,27 +36,27 @@ def shared_control(state_dir: Path) -> "ControlClient | None":
 
     Then a connection of one's own says what is wrong, if anything is.
     """
+    path = state_dir / MASTER_FILE
     try:
-        master = json.loads((state_dir / MASTER_FILE).read_bytes())
-        if master["settings"] != settings_stamp(state_dir):
-            return None  # its head may be elsewhere by now
+        master = json.loads(path.read_bytes())
+        if master["llx"] != __version__ or master["settings"] != settings_stamp(state_dir):
+            return None  # of another release; or its head may be elsewhere by now
+        if not is_held(path):
+            return None  # it has died, and what it left says nothing
         with socket.socket(socket.AF_UNIX) as asking:
             asking.settimeout(_ASK_TIMEOUT_S)
-            asking.connect(master["path"])
+            asking.connect(_own(master["path"]))
             head = json.loads(b"".join(iter(lambda: asking.recv(1 << 16), b"")))
+        url, token, name, remedy = (str(head[key]) for key in ("url", "token", "name", "remedy"))
+        way = _own(head["path"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     from llx.client import ControlClient
     from llx.lean_httpx import httpx
     from llx.secret import Secret
 
-    return ControlClient(
-        head["url"],
-        Secret(head["token"]),
-        transport=httpx.HTTPTransport(uds=head["path"]),
-        name=head["name"],
-        remedy=head["remedy"],
-    )
+    transport = httpx.HTTPTransport(uds=way)
+    return ControlClient(url, Secret(token), transport=transport, name=name, remedy=remedy)
 
 
 def begin_sharing(state_dir: Path, persist_s: float, variables: Mapping[str, str]) -> None:
@@ -63,16 +64,22 @@ def begin_sharing(state_dir: Path, persist_s: float, variables: Mapping[str, str
 
     It is not waited for, and nothing comes of it where it cannot be started.
     """
-    if _is_held(state_dir / MASTER_FILE):
+    if is_held(state_dir / MASTER_FILE):
         return
-    argv = [sys.executable, "-m", "llx.bootstrap.ssh_master", str(state_dir), str(persist_s)]
-    silent = [
-        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
-        (os.POSIX_SPAWN_DUP2, 0, 1),
-        (os.POSIX_SPAWN_DUP2, 0, 2),
-    ]
-    with contextlib.suppress(OSError, NotImplementedError):  # the latter: no `setsid` here
-        os.posix_spawn(argv[0], argv, variables, file_actions=silent, setsid=True)
+    import subprocess
+
+    # -P: what lies in the operator's directory is not to be imported.
+    module = ("-P", "-m", "llx.bootstrap.ssh_master")
+    try:
+        master = subprocess.Popen(
+            [sys.executable, *module, str(state_dir), str(persist_s)], env=dict(variables),
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError:
+        return
+    # A verb that goes on for longer than its master leaves no zombie.
+    threading.Thread(target=master.wait, name="ssh-master", daemon=True).start()
 
 
 def settings_stamp(state_dir: Path) -> int:
@@ -84,7 +91,8 @@ def settings_stamp(state_dir: Path) -> int:
     return (state_dir / SETTINGS_FILE).stat().st_mtime_ns
 
 
-def _is_held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
+    """Whether a master holds the file."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -96,3 +104,14 @@ def _is_held(path: Path) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+def _own(path: str) -> str:
+    """A socket's path, if its directory is this user's.
+
+    Raises:
+        PermissionError: It is not.
+    """
+    if os.lstat(Path(path).parent).st_uid != os.getuid():
+        raise PermissionError(path)
+    return path

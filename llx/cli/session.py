@@ -145,8 +145,9 @@ class Session:
         persist_s = self.options.ssh_persist
         found = shared_control(state_dir) if persist_s else None
         if found is None:
-            found = self.control()
-            if persist_s:
+            settings = self.cluster()
+            found = self.control_of(settings)
+            if persist_s and settings.head_host is not None:
                 begin_sharing(state_dir, persist_s, self.environment.variables)
         return found
 

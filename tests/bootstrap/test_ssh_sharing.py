@@ -3,7 +3,11 @@
 import contextlib
 import json
 import os
+import signal
+import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,11 +18,12 @@ from pathlib import Path
 import pytest
 
 from llx.bootstrap import ssh_master
-from llx.bootstrap.ssh_sharing import MASTER_FILE, begin_sharing, shared_control
+from llx.bootstrap.ssh_sharing import MASTER_FILE, begin_sharing, is_held, shared_control
 from llx.errors import RemoteError, UnreachableError
 from llx.settings import ClusterSettings, dump_cluster
 from llx.specs import Phase, ProcessStatus, save_spec
 from tests.bootstrap.fake_shell import LocalShell
+from tests.node import ROOT
 
 SETTINGS = ClusterSettings.model_validate(
     {
@@ -169,15 +174,54 @@ def test_it_is_of_no_use_where_there_is_no_head(place):
 def test_it_ends_when_nobody_has_come_for_a_while(place):
     with head() as port:
         place.head_is_at(port)
-        place.lend(persist_s=1.0)
+        place.lend(persist_s=3.0)
         client = shared_control(place.state_dir)
         assert client is not None
         with client:
             client.events()
-            time.sleep(2.5)
+            time.sleep(4.5)
             assert client.events().cursor == "7", "who is connected uses it"
         place.ends()
     assert shared_control(place.state_dir) is None
+
+
+def test_who_is_connected_may_finish_when_the_settings_change(place):
+    with head() as port:
+        place.head_is_at(port)
+        place.lend()
+        client = shared_control(place.state_dir)
+        assert client is not None
+        with client:
+            client.events()
+            (place.state_dir / "cluster.yaml").write_text(dump_cluster(SETTINGS) + "\n")
+            eventually(lambda: not place.path_of_master.exists())
+            time.sleep(1.0)
+            assert client.events().cursor == "7"
+        place.ends()
+
+
+def test_what_a_dead_one_has_left_is_not_believed(place):
+    with head() as port:
+        place.head_is_at(port)
+        place.lend()
+        left = place.path_of_master.read_text()
+        place.shell.is_active = False
+        place.ends()
+        place.path_of_master.write_text(left)
+        assert shared_control(place.state_dir) is None
+        place.path_of_master.unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_somebody_elses_directory_is_not_believed(place):
+    with head() as port:
+        place.head_is_at(port)
+        place.lend()
+        folder = Path(json.loads(place.path_of_master.read_text())["path"]).parent
+        os.chown(folder, 65534, -1)
+        assert shared_control(place.state_dir) is None
+        os.chown(folder, 0, -1)
+        assert place.asked() == "7"
 
 
 @pytest.mark.parametrize("how", ["down", "others", "replaced", "lost"])
@@ -202,10 +246,10 @@ def test_it_ends_when_it_is_of_no_use_any_more(place, how):
 
 def test_there_is_one_at_a_time(place, monkeypatch):
     begun = []
-    monkeypatch.setattr(os, "posix_spawn", lambda *_args, **_more: begun.append(_args[1]))
     with head() as port:
         place.head_is_at(port)
         place.lend()
+        monkeypatch.setattr(subprocess, "Popen", lambda argv, **_: begun.append(argv) or Ended())
         begin_sharing(place.state_dir, 60.0, {})
         assert begun == []
         ssh_master.lend(place.state_dir, 60.0, lambda _host: pytest.fail("it connects"))
@@ -213,7 +257,12 @@ def test_there_is_one_at_a_time(place, monkeypatch):
     (place.state_dir / "cluster.yaml").unlink()
     place.ends()
     begin_sharing(place.state_dir, 60.0, {})
-    assert begun[0][1:] == ["-m", "llx.bootstrap.ssh_master", str(place.state_dir), "60.0"]
+    assert begun[0][1:] == ["-P", "-m", "llx.bootstrap.ssh_master", str(place.state_dir), "60.0"]
+
+
+class Ended:
+    def wait(self) -> int:
+        return 0
 
 
 def test_one_that_cannot_be_started_is_done_without(place, monkeypatch):
@@ -222,11 +271,53 @@ def test_one_that_cannot_be_started_is_done_without(place, monkeypatch):
     assert not place.path_of_master.exists()
 
 
-def test_one_that_cannot_connect_ends_without_a_word(place, capfd):
-    settings = SETTINGS.model_copy(
-        update={"hosts": (SETTINGS.hosts[0].model_copy(update={"port": 1}),)}
-    )
-    (place.state_dir / "cluster.yaml").write_text(dump_cluster(settings))
-    ssh_master.main(str(place.state_dir), "60.0")
-    assert capfd.readouterr() == ("", "")
+def alone(tmp_path: Path) -> dict[str, str]:
+    """The environment of an operator without a configuration of SSH."""
+    return {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+
+def settings_with_port(port: int) -> str:
+    host = SETTINGS.hosts[0].model_copy(update={"port": port})
+    return dump_cluster(SETTINGS.model_copy(update={"hosts": (host,)}))
+
+
+def test_a_real_one_holds_nothing_of_the_verbs_and_ends_on_term(place, tmp_path, monkeypatch):
+    """Neither what the verb had open, nor its directory's modules; and it leaves no file."""
+    (tmp_path / "json.py").write_text("raise SystemExit('of the directory')")
+    monkeypatch.chdir(tmp_path)
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+        (place.state_dir / "cluster.yaml").write_text(settings_with_port(silent.getsockname()[1]))
+        begin_sharing(place.state_dir, 60.0, alone(tmp_path))
+        silent.settimeout(60)
+        connection, _ = silent.accept()
+        with connection:
+            os.close(writing)
+            os.set_blocking(reading, False)
+            assert os.read(reading, 1) == b"", "nobody has the other end any more"
+            assert is_held(place.path_of_master)
+            (pid,) = masters(place.state_dir)
+            os.kill(pid, signal.SIGTERM)
+            eventually(lambda: not masters(place.state_dir))
+    os.close(reading)
+    assert not place.path_of_master.exists()
+
+
+def masters(state_dir: Path) -> list[int]:
+    """Processes that were begun for this cluster and have not ended."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (each / "cmdline").read_bytes().split(b"\0")
+            if b"llx.bootstrap.ssh_master" in words and str(state_dir).encode() in words:
+                found.append(int(each.name))
+    return found
+
+
+def test_one_that_cannot_connect_ends_without_a_word(place, tmp_path):
+    (place.state_dir / "cluster.yaml").write_text(settings_with_port(1))
+    argv = [sys.executable, "-m", "llx.bootstrap.ssh_master", str(place.state_dir), "60.0"]
+    done = subprocess.run(argv, env=alone(tmp_path), capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert not place.path_of_master.exists()

@@ -44,7 +44,7 @@ log = get_log("llx.cluster.ray")
 _POLL_S = 0.5
 _CONNECT_S = 1.0
 _KNOCK_S = 0.25
-_ASK_DEADLINE_S = 60.0
+_ASK_DEADLINE_S = 180.0
 _BAD_STORAGE_AFTER = 2
 _LEAVE_S = 2.0
 
@@ -64,7 +64,7 @@ class Patience:
         max_ask_s: See there.
     """
 
-    launch_s: float = 300.0
+    launch_s: float = 450.0
     pause_s: float = 0.25
     max_pause_s: float = 10.0
     proven_s: float = 30.0

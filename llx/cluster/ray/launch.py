@@ -26,7 +26,7 @@ log = get_log("llx.cluster.ray")
 
 _OBJECT_STORE_BYTES = 80_000_000
 """The least that Ray takes; two actors exchange kilobytes."""
-_SCHEDULER_S = 60.0
+_SCHEDULER_S = 15.0
 _RAYLET_S = 240.0
 """So long a raylet may take to make itself known; Ray itself gives it up after 30 s, for good."""
 _ASK_EVERY_S = 0.2
@@ -110,6 +110,7 @@ def make_scheduler(spec: HostSpec) -> Any:
 def _launch(spec: HostSpec) -> RayNode:
     from ray._private import ray_constants, services
     from ray._private.node import Node
+    from ray.exceptions import RaySystemError
 
     class LeanNode(Node):
         """A node without a dashboard: all that its process would do is to count usage."""
@@ -120,7 +121,8 @@ def _launch(spec: HostSpec) -> RayNode:
         def start_ray_processes(self) -> None:
             super().start_ray_processes()
             (raylet,) = self.all_processes[ray_constants.PROCESS_TYPE_RAYLET]
-            services.get_node = _patient(services.get_node, raylet.process)
+            not_yet = (RuntimeError, RaySystemError)  # not found; the store could not be reached
+            services.get_node = _patient(services.get_node, raylet.process, not_yet)
 
     node = LeanNode(
         _parameters(spec), head=spec.is_head, shutdown_at_exit=False, spawn_reaper=False
@@ -133,9 +135,11 @@ def _launch(spec: HostSpec) -> RayNode:
 
 
 def _patient(
-    ask: Callable[[str, str], Any], raylet: "subprocess.Popen[bytes]"
+    ask: Callable[[str, str], Any],
+    raylet: "subprocess.Popen[bytes]",
+    not_yet: tuple[type[Exception], ...],
 ) -> Callable[[str, str], Any]:
-    """`services.get_node`, which raises for a raylet that the control store does not know yet.
+    """`services.get_node`, which raises one of `not_yet` until the control store knows the raylet.
 
     A raylet first waits for two agents, which import for some seconds of CPU: on a host that is
     busy otherwise it takes longer than Ray has patience for, and to begin anew makes it no quicker.
@@ -146,7 +150,7 @@ def _patient(
         while True:
             try:
                 return ask(address, node_id)
-            except RuntimeError:
+            except not_yet:
                 if time.monotonic() > deadline:
                     raise
             code = raylet.poll()

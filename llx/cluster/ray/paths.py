@@ -30,7 +30,7 @@ _SETTINGS = {
     # A host that is busy otherwise gets there in the end. Ray's own 30 and 60 s would have all that
     # was done so far be done again, by processes that are as slow.
     "RAY_agent_register_timeout_ms": "240000",
-    "RAY_worker_register_timeout_seconds": "240",
+    "RAY_worker_register_timeout_seconds": "120",
     # What a node agent starts must outlive it, and must be no worse off than its shim's parent:
     # by default Ray's workers are nice, and the first to go when memory is short.
     "RAY_kill_child_processes_on_worker_exit": "0",

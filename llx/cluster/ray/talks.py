@@ -26,6 +26,8 @@ UNKNOWN = 1
 FORGOTTEN = 3
 
 _ANSWER_S = 15
+_START_S = 60
+"""A scheduler that is being made has imports to do; a dead one says so at once."""
 _NEW_S = 5.0
 _MUTE_AFTER_S = 60.0
 """A scheduler whose loop has not turned for so long hangs, though its thread is there."""
@@ -77,7 +79,7 @@ def _is_serving(scheduler: Any) -> bool:
     import ray
 
     try:
-        is_serving: bool = ray.get(scheduler.is_serving.remote(), timeout=_ANSWER_S)
+        is_serving: bool = ray.get(scheduler.is_serving.remote(), timeout=_START_S)
     except ray.exceptions.RayError as error:
         log.warning("scheduler.no_answer", error=type(error).__name__)
         return False
