@@ -15,7 +15,11 @@ import pytest
 from tests.hosts.rig import USER, Rig
 
 CONTROL_PORT = 8900
-SIM = {"name": "sim", "model": "llx/tiny", "engine": "sim", "instances": {"min": 2}}
+SIM = {
+    "name": "sim", "model": "llx/tiny", "engine": "sim", "instances": {"min": 2},
+    "sim": {"step_base_ms": 40.0},
+}  # fmt: skip
+"""So slow that streams that go on all the time leave the cores to what they are to survive."""
 
 
 @dataclass

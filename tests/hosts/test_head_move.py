@@ -19,7 +19,7 @@ from tests.hosts.traffic import Traffic
 pytestmark = [pytest.mark.hosts, pytest.mark.node, pytest.mark.e2e]
 
 PROMPT = list(range(3, 40))
-LENGTH = 300
+LENGTH = 100
 STATE = f"/home/{USER}/.llx/clusters/c"
 
 
