@@ -30,7 +30,8 @@ from llx.agent.actor_calls import (
     Stop,
 )
 from llx.agent.host_view import decode, encode
-from llx.agent.node import AGENT, NodeAgent
+from llx.agent.names import AGENT, HOST_SPEC, RAY
+from llx.agent.node import NodeAgent
 from llx.agent.processes import attach
 from llx.agent.shim import MARK
 from llx.core.model import Term
@@ -40,12 +41,6 @@ from llx.log import configure_logging, get_log
 from llx.specs import HostSpec, load_spec
 
 log = get_log(__name__)
-
-HOST_SPEC = "LLX_HOST_SPEC"
-"""Environment variable of Ray's processes: path of the host's `HostSpec`."""
-
-RAY = "ray"
-"""Directory of Ray's keeper, beside those of instances and gateways."""
 
 TICKET_S = 15.0
 """How long a ticket is good for."""

@@ -31,7 +31,8 @@ from llx.agent.devices import (
 )
 from llx.agent.host_view import HostView, Observed
 from llx.agent.log_file import LogPart, read_log
-from llx.agent.place import Place, status_path
+from llx.agent.names import status_path
+from llx.agent.place import Place
 from llx.agent.processes import (
     Process,
     ShimRecord,
@@ -55,9 +56,6 @@ from llx.specs import (
 
 log = get_log(__name__)
 
-HEAD = "head"
-AGENT = "agent"
-"""Names of directories beside those of instances and gateways."""
 
 _WANTED_FILE = "wanted.json"
 _ALLOCATION_FILE = "devices.json"

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from llx.agent.names import status_path
 from llx.curve import KEYS_FILE
 from llx.host_ports import HostPorts
 from llx.specs import GATEWAY_CERTIFICATE, MODELS, GatewaySpec, HostSpec, InstanceSpec
@@ -91,11 +92,6 @@ class Place:
             key: self._local(value) if isinstance(value, str) else value
             for key, value in arguments.items()
         }
-
-
-def status_path(procs_dir: Path, name: str) -> Path:
-    """Where the process of that name writes its status."""
-    return procs_dir / name / "status.json"
 
 
 def _keys_path(procs_dir: Path) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from llx.agent.node import AGENT
+from llx.agent.names import AGENT
 from llx.bootstrap.cluster_secrets import RAY_NOTE, ClusterSecrets, new_secrets, read_secrets
 from llx.bootstrap.fan_out import fan_out
 from llx.bootstrap.host_layout import HostLayout

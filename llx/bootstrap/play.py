@@ -27,6 +27,8 @@ from llx.secret import Secret
 from llx.settings import ClusterSettings, HostSettings
 
 _POLL_S = 0.5
+_REST = 2.0
+"""Between two looks, in lengths of a look."""
 _PROGRESS_EVERY_S = 0.25
 _SUDO_REFUSES = re.compile(
     r"\bsudo: (not found|a password|a terminal|sorry)|[Ss]orry, user|sudoers"
@@ -251,13 +253,16 @@ class _Player:
     def _verify(self, work: Work) -> None:
         deadline = time.monotonic() + work.wait_s
         while True:
+            began = time.monotonic()
             done, is_fine = self._look(work, work.verify)
             if is_fine:
                 return
+            took_s = time.monotonic() - began
             if time.monotonic() >= deadline:
                 waited = f" within {work.wait_s:g} s" if work.wait_s else ""
                 raise self._failure(work, f"it was done, but is not so{waited}", done)
-            self._sleep(_POLL_S)
+            # What is waited for needs the host's cores more than the question does.
+            self._sleep(max(_POLL_S, _REST * took_s))
 
     def _act(self, work: Work, found: Completed) -> str:
         """Do the deed; says something about it, or "changed"."""

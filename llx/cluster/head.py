@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from llx.agent.devices import DeviceLedger, find_devices
+from llx.agent.names import status_path
 from llx.agent.node import Commands, NodeAgent
-from llx.agent.place import Place, status_path
+from llx.agent.place import Place
 from llx.cluster.fleet.agents import LocalAgents
 from llx.cluster.serve import HeadSeat, bind_control, serve, tell_ready
 from llx.cluster.state_dir import HeadSpec, StateDir

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from llx.agent.actor import HOST_SPEC, log_to
-from llx.agent.place import status_path
+from llx.agent.actor import log_to
+from llx.agent.names import HOST_SPEC, status_path
 from llx.cluster.ray.paths import RayPaths
 from llx.cluster.serve import HeadSeat, bind_control, serve, tell_ready
 from llx.cluster.state_dir import StateDir

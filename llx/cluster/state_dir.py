@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from llx.agent.node import HEAD
+from llx.agent.names import HEAD
 from llx.client import TOKEN_FILE
 from llx.core.model import Term
 from llx.curve import KEYS_FILE, ClusterKeys

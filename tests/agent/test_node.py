@@ -14,8 +14,9 @@ import pytest
 from llx.agent import shim
 from llx.agent.devices import Allocation, Device, DeviceKind, DeviceLedger, Inventory, Need
 from llx.agent.host_view import HostView, decode, encode
+from llx.agent.names import status_path
 from llx.agent.node import Commands, NodeAgent
-from llx.agent.place import Place, status_path
+from llx.agent.place import Place
 from llx.agent.processes import Process, attach, list_processes
 from llx.errors import ConflictError, NotFoundError, RemoteError, WireError
 from llx.gateway.scheduler_address import SchedulerAddress

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from llx.agent.actor import HOST_SPEC
+from llx.agent.names import HOST_SPEC
 from llx.cluster.ray.paths import RayPaths, ray_environment
 from tests import node
 from tests.hosts.ray_cluster import (

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from llx.agent.log_file import read_log
-from llx.agent.node import AGENT, HEAD
+from llx.agent.names import AGENT, HEAD
 from llx.api import (
     ClusterStatus,
     GatewayStatus,

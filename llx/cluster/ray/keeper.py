@@ -28,8 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llx.agent import shim
-from llx.agent.actor import RAY
-from llx.agent.place import status_path
+from llx.agent.names import RAY, status_path
 from llx.cluster.ray import talks
 from llx.cluster.ray.launch import RayNode, RayProcess
 from llx.cluster.ray.paths import RayPaths, ray_environment

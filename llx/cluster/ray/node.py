@@ -20,8 +20,7 @@ import sys
 from pathlib import Path
 
 from llx import __version__
-from llx.agent.actor import RAY
-from llx.agent.place import status_path
+from llx.agent.names import RAY, status_path
 from llx.agent.processes import (
     Process,
     ProcessState,

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llx.agent.actor import HOST_SPEC, RAY
-from llx.agent.node import AGENT, HEAD
+from llx.agent.names import AGENT, HEAD, HOST_SPEC, RAY
 from llx.agent.shim import KEEPS_MARK
 from llx.specs import HostSpec
 
