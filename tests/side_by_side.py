@@ -25,6 +25,8 @@ WITHOUT_ENGINES: Final = {
     ),
 }  # fmt: skip
 """Files there that start no vLLM engine: they run beside those that do."""
+WITH_RAY: Final = ("head_move", "ray", "up", "upgrade")
+"""Those of `hosts` that start Ray on several hosts: one process runs them, one after the other."""
 STAND_ALONE: Final = ("cluster", "top")
 """Directories in which no test shares anything with the next one."""
 
@@ -42,6 +44,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             directory = directory_of(nodeid)
+            if directory == "hosts" and subject_of(nodeid) in WITH_RAY:
+                return "Ray"
             if directory in STAY_TOGETHER and not is_without_engines(nodeid):
                 return STAY_TOGETHER[directory]
             return nodeid if directory in STAND_ALONE else nodeid.partition("::")[0]
@@ -61,5 +65,9 @@ def directory_of(nodeid: str) -> str:
 
 def is_without_engines(nodeid: str) -> bool:
     """Whether its file is among those that start no vLLM engine."""
-    subject = Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
-    return subject in WITHOUT_ENGINES.get(directory_of(nodeid), ())
+    return subject_of(nodeid) in WITHOUT_ENGINES.get(directory_of(nodeid), ())
+
+
+def subject_of(nodeid: str) -> str:
+    """What its file is named after."""
+    return Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
