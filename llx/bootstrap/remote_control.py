@@ -5,6 +5,7 @@ directory here, so that nobody else on this machine can use it.
 """
 
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -105,8 +106,9 @@ def find_head(shell: Shell, layout: HostLayout) -> Head:
         "streams go on without it, and it is started again within seconds; if it stays away: "
         f"llx logs {shell.host}, llx up FILE"
     )
-    content = shell.read(f"{layout.state}/{HEAD_STATUS_FILE}")
-    token = shell.read(f"{layout.state}/{TOKEN_FILE}")
+    files = [f"{layout.state}/{name}" for name in (HEAD_STATUS_FILE, TOKEN_FILE)]
+    with ThreadPoolExecutor(len(files)) as pool:  # each is a command there
+        content, token = pool.map(shell.read, files)
     if content is None or token is None:
         raise UnreachableError(down, remedy="llx up FILE")
     try:

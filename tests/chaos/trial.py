@@ -8,7 +8,7 @@ from llx.core.migration import source as source_end
 from llx.core.model import MigrationId
 from tests.chaos.cases import Case, Step
 from tests.chaos.faulty_instance import LEASE_S
-from tests.chaos.world import QUICK_S, ROLES, SIM, Client, World
+from tests.chaos.world import NUM_LASTING, NUM_TO_END, QUICK_S, ROLES, SIM, Client, World
 from tests.contract.peer import Peer
 
 FREEZE_S = 0.3
@@ -58,7 +58,7 @@ class Trial:
         if not world.counts:
             self._check_next()  # what a move leaves in each process for good, without a fault
         world.mend(is_tcp=self._case.is_tcp)
-        self._client = world.open()
+        self._client = world.open(NUM_TO_END if self._case.is_read_to_end else NUM_LASTING)
         steps = self._case.steps
         self._arm(steps[0])
         self._migration = world.order(self._client)

@@ -35,7 +35,7 @@ from tests.contract.peer import Peer
 POOL = "tiny"
 SIM = SimSpec(
     step_base_ms=6.0,
-    num_blocks=256,
+    num_blocks=600,
     block_size=4,
     max_num_seqs=8,
     max_num_batched_tokens=1024,
@@ -46,9 +46,13 @@ MIGRATION = MigrationSpec(
 )
 """Few at a time: what is left of a move is in the way of those after it. And so slow that a request
 grows by some blocks during the first stage."""
-MODEL = {"vocab_size": 768, "max_position_embeddings": 1024, "dtype": "float32"}
-NUM_PROMPT, NUM_OUTPUTS = 200, 700
-"""Tokens of a request: more than a case lasts, so that none ends while it is to be moved."""
+MODEL = {"vocab_size": 768, "max_position_embeddings": 4096, "dtype": "float32"}
+NUM_PROMPT = 200
+NUM_LASTING = 2000
+"""Tokens that a stream would have: it must not end while it is to be moved, however long that takes
+on a machine that is busy."""
+NUM_TO_END = 700
+"""Those of one that is read to its end."""
 NUM_READ_ON = 8
 """A stream that has so many tokens more goes on."""
 QUICK_S = 20.0
@@ -324,19 +328,19 @@ class World:
 
     # ------------------------------------------------------------------ doing
 
-    def open(self) -> Client:
+    def open(self, num_outputs: int = NUM_LASTING) -> Client:
         """A client asks for a generation, and reads its first two tokens."""
         number = next(self._numbers)
         vocabulary = self._model.facts.vocabulary
         prompt = [vocabulary.pick(number * 7919 + k * k, frozenset()) for k in range(NUM_PROMPT)]
-        client = Client(f"r{number}", self._model.answer(prompt, NUM_OUTPUTS))
+        client = Client(f"r{number}", self._model.answer(prompt, num_outputs))
         self.clients = {client.request: client}
         self._tell_members(is_target_open=False)
         self.child("gateway").reins.tell(
             "open",
             request=client.request,
             prompt=prompt,
-            max_tokens=NUM_OUTPUTS,
+            max_tokens=num_outputs,
             arrival=time.time(),
         )
         self.until(lambda: len(client.tokens) >= 2, "the request has two tokens", QUICK_S)
