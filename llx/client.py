@@ -4,6 +4,8 @@ Also what both sides of that API must agree on: the files by which a client find
 of errors. No logic about clusters lives here.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,47 +15,8 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
-from llx.api import (
-    API_VERSION,
-    MAX_NOTE_CHARS,
-    MAX_VERB_CHARS,
-    ChangeReport,
-    ClusterStatus,
-    ErrorBody,
-    EventList,
-    Explanation,
-    GatewayStatus,
-    HostStatus,
-    InstanceStatus,
-    InstanceSteps,
-    KeysStatus,
-    LogSlice,
-    MigrateReport,
-    MigrateRequest,
-    MigrationList,
-    MigrationStatus,
-    NoteReport,
-    NoteRequest,
-    PolicyList,
-    PolicyUpdate,
-    QueueList,
-    RequestChange,
-    RequestChangeReport,
-    RequestList,
-    RequestVerb,
-    RolloutList,
-    RolloutReport,
-    RolloutRequest,
-    RolloutStatus,
-    ScaleReport,
-    ScaleRequest,
-    SettingsDocument,
-    SettingsUpdate,
-    Snapshot,
-    StopReport,
-    StopRequest,
-    UnitStatus,
-)
+from llx import api
+from llx.api import API_VERSION, MAX_NOTE_CHARS, MAX_VERB_CHARS
 from llx.errors import (
     CheckError,
     ConfigError,
@@ -168,23 +131,23 @@ class ControlClient:
     ) -> None:
         self.close()
 
-    def status(self) -> ClusterStatus:
+    def status(self) -> api.ClusterStatus:
         """The whole cluster."""
-        return self._request("GET", "status", ClusterStatus)
+        return self._request("GET", "status", api.ClusterStatus)
 
-    def keys(self) -> KeysStatus:
+    def keys(self) -> api.KeysStatus:
         """The keys on the cluster's own sockets."""
-        return self._request("GET", "keys", KeysStatus)
+        return self._request("GET", "keys", api.KeysStatus)
 
-    def instance(self, name: str) -> InstanceStatus:
+    def instance(self, name: str) -> api.InstanceStatus:
         """One instance.
 
         Raises:
             NotFoundError: There is no such instance.
         """
-        return self._request("GET", f"instances/{_quoted(name)}", InstanceStatus)
+        return self._request("GET", f"instances/{_quoted(name)}", api.InstanceStatus)
 
-    def steps(self, name: str, first: int = 0) -> InstanceSteps:
+    def steps(self, name: str, first: int = 0) -> api.InstanceSteps:
         """What the last steps of an instance cost, from number `first` on, as one answer holds.
 
         Raises:
@@ -192,11 +155,11 @@ class ControlClient:
             UnreachableError: It is not connected.
         """
         path, params = f"instances/{_quoted(name)}/steps", {"first": first}
-        return self._request("GET", path, InstanceSteps, params=params)
+        return self._request("GET", path, api.InstanceSteps, params=params)
 
     def restart_instance(
         self, name: str, *, user: str = "", deadline_s: float = 60.0
-    ) -> InstanceStatus | GatewayStatus:
+    ) -> api.InstanceStatus | api.GatewayStatus:
         """Stop an instance, if it runs, and start it anew; returns as soon as that has begun.
 
         Its requests move to other instances first, or finish until the deadline. It may be a
@@ -208,18 +171,20 @@ class ControlClient:
         """
         path = f"instances/{_quoted(name)}/restart"
         params = {"user": user, "deadline_s": deadline_s}
-        return self._request("POST", path, UnitStatus, params=params).root
+        return self._request("POST", path, api.UnitStatus, params=params).root
 
-    def cordon_instance(self, name: str, *, is_on: bool, user: str = "") -> InstanceStatus:
+    def cordon_instance(self, name: str, *, is_on: bool, user: str = "") -> api.InstanceStatus:
         """Give an instance nothing new from now on, or use it again; what it has goes on.
 
         Raises:
             NotFoundError: There is no such instance.
         """
         path = f"instances/{_quoted(name)}/{'cordon' if is_on else 'uncordon'}"
-        return self._request("POST", path, InstanceStatus, params={"user": user})
+        return self._request("POST", path, api.InstanceStatus, params={"user": user})
 
-    def drain_instance(self, name: str, *, deadline_s: float = 60.0, user: str = "") -> StopReport:
+    def drain_instance(
+        self, name: str, *, deadline_s: float = 60.0, user: str = ""
+    ) -> api.StopReport:
         """Cordon an instance and empty it: its requests move to others, what cannot may finish.
 
         It stays up and cordoned. Returns when it is empty, or at the deadline.
@@ -241,7 +206,7 @@ class ControlClient:
         is_pinned: bool | None = None,
         offset: int = 0,
         limit: int | None = None,
-    ) -> RequestList:
+    ) -> api.RequestList:
         """Requests, with the instance that has each, the oldest first; by default all.
 
         Args:
@@ -263,18 +228,20 @@ class ControlClient:
             params["pinned"] = is_pinned
         if limit is not None:
             params["limit"] = limit
-        return self._request("GET", "requests", RequestList, params=params)
+        return self._request("GET", "requests", api.RequestList, params=params)
 
-    def request(self, request: str) -> RequestList:
+    def request(self, request: str) -> api.RequestList:
         """One request by any of its ids, with all its generations.
 
         Raises:
             NotFoundError: There is none.
             ConflictError: The id is that of several requests.
         """
-        return self._request("GET", f"requests/{_quoted(request)}", RequestList)
+        return self._request("GET", f"requests/{_quoted(request)}", api.RequestList)
 
-    def change_requests(self, verb: RequestVerb, ask: RequestChange) -> RequestChangeReport:
+    def change_requests(
+        self, verb: api.RequestVerb, ask: api.RequestChange
+    ) -> api.RequestChangeReport:
         """Do something to requests, or say to which it would be done with `is_dry_run`.
 
         What was not done, and why, is in the report, for each request that was meant.
@@ -283,10 +250,10 @@ class ControlClient:
             NotFoundError: There is no priority class of that name.
         """
         return self._request(
-            "POST", f"requests/changes/{verb}", RequestChangeReport, json=ask.model_dump()
+            "POST", f"requests/changes/{verb}", api.RequestChangeReport, json=ask.model_dump()
         )
 
-    def snapshot(self, *, max_requests: int, max_over: int, match: str = "") -> Snapshot:
+    def snapshot(self, *, max_requests: int, max_over: int, match: str = "") -> api.Snapshot:
         """The cluster, its requests and its migrations at one moment.
 
         Args:
@@ -295,9 +262,9 @@ class ControlClient:
             match: Only requests with this in an id, instance, model, class or state.
         """
         params = {"max_requests": max_requests, "max_over": max_over, "match": match}
-        return self._request("GET", "snapshot", Snapshot, params=params)
+        return self._request("GET", "snapshot", api.Snapshot, params=params)
 
-    def migrate(self, request: MigrateRequest) -> MigrateReport:
+    def migrate(self, request: api.MigrateRequest) -> api.MigrateReport:
         """Move requests; returns when that has begun, or what would be with `is_dry_run`.
 
         Raises:
@@ -306,27 +273,27 @@ class ControlClient:
             ConfigError: The question contradicts itself.
             UnreachableError: The source does not say what it has.
         """
-        return self._request("POST", "migrations", MigrateReport, json=request.model_dump())
+        return self._request("POST", "migrations", api.MigrateReport, json=request.model_dump())
 
-    def migrations(self, ids: Sequence[str] = ()) -> list[MigrationStatus]:
+    def migrations(self, ids: Sequence[str] = ()) -> list[api.MigrationStatus]:
         """Migrations, the oldest first: those of `ids`, by default all that the head knows of."""
         if not ids:
-            return self._request("GET", "migrations", MigrationList).migrations
+            return self._request("GET", "migrations", api.MigrationList).migrations
         found = []
         for start in range(0, len(ids), _IDS_AT_A_TIME):
             params = {"id": list(ids[start : start + _IDS_AT_A_TIME])}
-            found += self._request("GET", "migrations", MigrationList, params=params).migrations
+            found += self._request("GET", "migrations", api.MigrationList, params=params).migrations
         return found
 
-    def migration(self, migration: str) -> MigrationStatus:
+    def migration(self, migration: str) -> api.MigrationStatus:
         """One migration.
 
         Raises:
             NotFoundError: There is none of that id, or it is long over.
         """
-        return self._request("GET", f"migrations/{_quoted(migration)}", MigrationStatus)
+        return self._request("GET", f"migrations/{_quoted(migration)}", api.MigrationStatus)
 
-    def cancel_migration(self, migration: str, *, user: str = "") -> MigrationStatus:
+    def cancel_migration(self, migration: str, *, user: str = "") -> api.MigrationStatus:
         """Ask for a migration to be given up, if it still can be; how it ends shows later.
 
         Raises:
@@ -335,17 +302,17 @@ class ControlClient:
             UnreachableError: Its source is not connected.
         """
         path = f"migrations/{_quoted(migration)}/cancel"
-        return self._request("POST", path, MigrationStatus, params={"user": user})
+        return self._request("POST", path, api.MigrationStatus, params={"user": user})
 
-    def queues(self) -> QueueList:
+    def queues(self) -> api.QueueList:
         """All central queues."""
-        return self._request("GET", "queues", QueueList)
+        return self._request("GET", "queues", api.QueueList)
 
-    def policies(self) -> PolicyList:
+    def policies(self) -> api.PolicyList:
         """How each model is scheduled."""
-        return self._request("GET", "policies", PolicyList)
+        return self._request("GET", "policies", api.PolicyList)
 
-    def update_policies(self, update: PolicyUpdate) -> PolicyList:
+    def update_policies(self, update: api.PolicyUpdate) -> api.PolicyList:
         """Schedule models by other rules, from now on and after a restart of the head.
 
         Returns how they are scheduled then, or would be with `is_dry_run`.
@@ -354,9 +321,9 @@ class ControlClient:
             NotFoundError: There is no such model.
             ConfigError: A key or value is wrong; then nothing has changed.
         """
-        return self._request("PUT", "policies", PolicyList, json=update.model_dump())
+        return self._request("PUT", "policies", api.PolicyList, json=update.model_dump())
 
-    def steer(self, verb: str, model: str = "", *, user: str = "") -> PolicyList:
+    def steer(self, verb: str, model: str = "", *, user: str = "") -> api.PolicyList:
         """``pause`` or ``resume`` moves by rule, or ``step``: one round of them, also when paused.
 
         Of `model`, or of all if that is empty.
@@ -365,9 +332,9 @@ class ControlClient:
             NotFoundError: There is no such model.
         """
         params = {"model": model, "user": user}
-        return self._request("POST", f"policies/{_quoted(verb)}", PolicyList, params=params)
+        return self._request("POST", f"policies/{_quoted(verb)}", api.PolicyList, params=params)
 
-    def scale(self, model: str, request: ScaleRequest) -> ScaleReport:
+    def scale(self, model: str, request: api.ScaleRequest) -> api.ScaleReport:
         """Change how many instances a model has; returns when that has begun.
 
         Raises:
@@ -376,9 +343,9 @@ class ControlClient:
             ConflictError: There is no room for so many, or the cluster stops.
         """
         path = f"models/{_quoted(model)}/instances"
-        return self._request("PUT", path, ScaleReport, json=request.model_dump())
+        return self._request("PUT", path, api.ScaleReport, json=request.model_dump())
 
-    def rollout(self, model: str, request: RolloutRequest) -> RolloutReport:
+    def rollout(self, model: str, request: api.RolloutRequest) -> api.RolloutReport:
         """Replace the instances of a model by other ones; returns when that has begun.
 
         Raises:
@@ -387,9 +354,9 @@ class ControlClient:
             ConflictError: A rollout of it is under way, there is no room, or the cluster stops.
         """
         path = f"models/{_quoted(model)}/rollout"
-        return self._request("PUT", path, RolloutReport, json=request.model_dump())
+        return self._request("PUT", path, api.RolloutReport, json=request.model_dump())
 
-    def steer_rollout(self, model: str, verb: str, *, user: str = "") -> RolloutReport:
+    def steer_rollout(self, model: str, verb: str, *, user: str = "") -> api.RolloutReport:
         """``pause`` a rollout, ``resume`` it, or ``abort`` it: back to what was before.
 
         Raises:
@@ -397,11 +364,11 @@ class ControlClient:
             ConflictError: None is under way, or that is so already.
         """
         path = f"models/{_quoted(model)}/rollout/{_quoted(verb)}"
-        return self._request("POST", path, RolloutReport, params={"user": user})
+        return self._request("POST", path, api.RolloutReport, params={"user": user})
 
-    def rollouts(self) -> list[RolloutStatus]:
+    def rollouts(self) -> list[api.RolloutStatus]:
         """As what each model was rolled out last, and how far that is."""
-        return self._request("GET", "rollouts", RolloutList).rollouts
+        return self._request("GET", "rollouts", api.RolloutList).rollouts
 
     def recording(self, last_s: float | None, into: IO[bytes]) -> int:
         """What the scheduler was told and answered over the last `last_s`, or somewhat more.
@@ -428,13 +395,13 @@ class ControlClient:
             raise self._unreachable(error) from None
         return size
 
-    def explain(self, request: str) -> Explanation:
+    def explain(self, request: str) -> api.Explanation:
         """What was decided about a request, by any of its ids.
 
         Raises:
             NotFoundError: Nothing is known of it, or no longer.
         """
-        return self._request("GET", f"explain/{_quoted(request)}", Explanation)
+        return self._request("GET", f"explain/{_quoted(request)}", api.Explanation)
 
     def events(
         self,
@@ -444,7 +411,7 @@ class ControlClient:
         kinds: Sequence[str] = (),
         match: str = "",
         limit: int = 1000,
-    ) -> EventList:
+    ) -> api.EventList:
         """What has happened and what was done, the oldest first: the last `limit` at most.
 
         Args:
@@ -462,11 +429,11 @@ class ControlClient:
         }  # fmt: skip
         if last_s is not None:
             params["last_s"] = last_s
-        return self._request("GET", "events", EventList, params=params)
+        return self._request("GET", "events", api.EventList, params=params)
 
     def logs(
         self, name: str, *, offset: int | None = None, limit: int = 65536, tail: int = 200
-    ) -> LogSlice:
+    ) -> api.LogSlice:
         """Part of the log of the head, a gateway or an instance.
 
         Args:
@@ -479,16 +446,16 @@ class ControlClient:
             NotFoundError: There is no such process.
         """
         params = {"offset": -1 if offset is None else offset, "limit": limit, "tail": tail}
-        return self._request("GET", f"logs/{_quoted(name)}", LogSlice, params=params)
+        return self._request("GET", f"logs/{_quoted(name)}", api.LogSlice, params=params)
 
-    def stop(self, *, deadline_s: float = 60.0, user: str = "") -> StopReport:
+    def stop(self, *, deadline_s: float = 60.0, user: str = "") -> api.StopReport:
         """Stop the cluster: streams may finish until the deadline. Returns when all is stopped.
 
         A second stop with a shorter deadline cuts the first one short.
         """
         return self._drain("stop", deadline_s, user)
 
-    def cordon_host(self, name: str, *, is_on: bool, user: str = "") -> HostStatus:
+    def cordon_host(self, name: str, *, is_on: bool, user: str = "") -> api.HostStatus:
         """Give a host nothing new from now on, or use it again; what runs there goes on.
 
         Raises:
@@ -496,9 +463,9 @@ class ControlClient:
         """
         verb = "cordon" if is_on else "uncordon"
         path = f"hosts/{_quoted(name)}/{verb}"
-        return self._request("POST", path, HostStatus, params={"user": user})
+        return self._request("POST", path, api.HostStatus, params={"user": user})
 
-    def drain_host(self, name: str, *, deadline_s: float = 60.0, user: str = "") -> StopReport:
+    def drain_host(self, name: str, *, deadline_s: float = 60.0, user: str = "") -> api.StopReport:
         """Cordon a host, move its requests to others, stop what runs there.
 
         What cannot move may finish until the deadline. What there is room for starts elsewhere.
@@ -512,7 +479,7 @@ class ControlClient:
 
     def settings(self) -> str:
         """What the cluster should be: a whole cluster.yaml."""
-        return self._request("GET", "settings", SettingsDocument).yaml
+        return self._request("GET", "settings", api.SettingsDocument).yaml
 
     def put_settings(self, yaml: str, *, user: str = "", is_dry_run: bool = False) -> list[str]:
         """Make the cluster match these settings from now on; with `is_dry_run` only ask.
@@ -525,8 +492,8 @@ class ControlClient:
             ConflictError: They differ in what a running cluster cannot change, which is named; or
                 an earlier change is still under way.
         """
-        body = SettingsUpdate(yaml=yaml, user=user, is_dry_run=is_dry_run)
-        return self._request("PUT", "settings", ChangeReport, json=body.model_dump()).changes
+        body = api.SettingsUpdate(yaml=yaml, user=user, is_dry_run=is_dry_run)
+        return self._request("PUT", "settings", api.ChangeReport, json=body.model_dump()).changes
 
     def note(self, verb: str, text: str, *, user: str = "") -> None:
         """Leave an event in the audit trail, of what was done to the cluster past its head.
@@ -536,13 +503,17 @@ class ControlClient:
             text: To what, in words; cut where it is too long.
             user: Who did it.
         """
-        body = NoteRequest(verb=verb[:MAX_VERB_CHARS], text=text[:MAX_NOTE_CHARS], user=user)
-        self._request("POST", "events", NoteReport, json=body.model_dump())
+        body = api.NoteRequest(verb=verb[:MAX_VERB_CHARS], text=text[:MAX_NOTE_CHARS], user=user)
+        self._request("POST", "events", api.NoteReport, json=body.model_dump())
 
-    def _drain(self, path: str, deadline_s: float, user: str) -> StopReport:
-        body = StopRequest(deadline_s=deadline_s, user=user)
+    def _drain(self, path: str, deadline_s: float, user: str) -> api.StopReport:
+        body = api.StopRequest(deadline_s=deadline_s, user=user)
         return self._request(
-            "POST", path, StopReport, json=body.model_dump(), timeout=deadline_s + _STOP_MARGIN_S
+            "POST",
+            path,
+            api.StopReport,
+            json=body.model_dump(),
+            timeout=deadline_s + _STOP_MARGIN_S,
         )
 
     def metrics(self) -> str:
@@ -578,7 +549,7 @@ class ControlClient:
 
 def _error_of(response: httpx.Response) -> LlxError:
     try:
-        body = ErrorBody.model_validate_json(response.content)
+        body = api.ErrorBody.model_validate_json(response.content)
     except ValidationError:
         text = json.dumps(response.text[:500], ensure_ascii=False)
         return RemoteError(f"the control API answers {response.status_code}: {text}")
