@@ -262,7 +262,8 @@ class _Player:
                 waited = f" within {work.wait_s:g} s" if work.wait_s else ""
                 raise self._failure(work, f"it was done, but is not so{waited}", done)
             # What is waited for needs the host's cores more than the question does.
-            self._sleep(max(_POLL_S, _REST * took_s))
+            rest_s = max(_POLL_S, _REST * took_s)
+            self._sleep(min(rest_s, max(0.0, deadline - time.monotonic())))
 
     def _act(self, work: Work, found: Completed) -> str:
         """Do the deed; says something about it, or "changed"."""

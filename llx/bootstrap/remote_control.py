@@ -5,18 +5,18 @@ directory here, so that nobody else on this machine can use it.
 """
 
 import ssl
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 
 import msgspec
 
 from llx.api import GatewayStatus
+from llx.bootstrap.fan_out import fan_out
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.shell import Shell
 from llx.bootstrap.ssh import Tunnel
 from llx.client import HEAD_STATUS_FILE, TOKEN_FILE, ControlClient
-from llx.errors import UnreachableError
+from llx.errors import LlxError, UnreachableError
 from llx.lean_httpx import httpx
 from llx.pinned_tls import trusting
 from llx.secret import Secret
@@ -107,8 +107,12 @@ def find_head(shell: Shell, layout: HostLayout) -> Head:
         f"llx logs {shell.host}, llx up FILE"
     )
     files = [f"{layout.state}/{name}" for name in (HEAD_STATUS_FILE, TOKEN_FILE)]
-    with ThreadPoolExecutor(len(files)) as pool:  # each is a command there
-        content, token = pool.map(shell.read, files)
+    found = []
+    for each in fan_out(files, shell.read).values():  # each is a command there
+        if isinstance(each, LlxError):
+            raise each
+        found.append(each)
+    content, token = found
     if content is None or token is None:
         raise UnreachableError(down, remedy="llx up FILE")
     try:

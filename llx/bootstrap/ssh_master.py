@@ -42,6 +42,8 @@ from llx.settings import HostSettings
 
 LOOK_EVERY_S: Final = 0.5
 _SEND_TIMEOUT_S = 2.0
+_GRACE_S = 3.0
+"""So long after it was told the way a verb may take to come."""
 
 
 def lend(state_dir: Path, persist_s: float, connect_to: Callable[[HostSettings], Shell]) -> None:
@@ -61,8 +63,8 @@ def lend(state_dir: Path, persist_s: float, connect_to: Callable[[HostSettings],
         with contextlib.closing(connect_to(settings.head_host)) as shell:
             layout = layout_of(shell, settings.cluster)
             master = _Master(shell, lambda: find_head(shell, layout))
-            told = {"llx": __version__, "path": master.path, "settings": stamp}
             try:
+                told = {"llx": __version__, "path": master.path, "settings": stamp}
                 os.pwrite(file, json.dumps(told).encode(), 0)
                 master.serve(persist_s, lambda: _is_meant(state_dir, file, stamp))
                 _remove(path, file)
@@ -78,8 +80,13 @@ class _Master:
         self._shell = shell
         self._find = find
         self._lock = threading.Lock()
-        self._tunnel: Tunnel | None = None
+        self._tunnels: dict[tuple[str, int], Tunnel] = {}
+        """By where they end. A head that has moved leaves one that nobody uses."""
+        self._num_asking = 0
         self._used_at = time.monotonic()
+        self._is_closed = False
+        self._is_late = False
+        """A verb has gone before it was answered; so would the next one, and have waited."""
         self._directory = tempfile.mkdtemp(prefix="llx-")  # 0700
         self.path = str(Path(self._directory) / "ask")
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -90,21 +97,17 @@ class _Master:
     def serve(self, persist_s: float, is_meant: Callable[[], bool]) -> None:
         """Answer until it is of no use."""
         self._used_at = time.monotonic()
-        while self._shell.is_active and is_meant():
+        while is_meant() and self._is_good() and self._idle_s() < persist_s:
             with contextlib.suppress(TimeoutError):
                 asking, _ = self._listener.accept()
+                with self._lock:
+                    self._num_asking += 1
                 threading.Thread(target=self._answer, args=(asking,), daemon=True).start()
-                continue
-            if self._is_used():
-                self._used_at = time.monotonic()
-            elif time.monotonic() - self._used_at >= persist_s:
-                return
 
     def finish(self) -> None:
-        """Answer nobody any more; those who are connected may finish."""
+        """Answer nobody any more; those who are connected, or about to, may finish."""
         self._listener.close()
-        time.sleep(LOOK_EVERY_S)  # who was just told the way has a moment to come
-        while self._shell.is_active and self._is_used():
+        while self._shell.is_active and self._idle_s() < _GRACE_S:
             time.sleep(LOOK_EVERY_S)
 
     def close(self) -> None:
@@ -112,28 +115,43 @@ class _Master:
         self._listener.close()
         shutil.rmtree(self._directory, ignore_errors=True)
         with self._lock:
-            if self._tunnel is not None:
-                self._tunnel.close()
+            self._is_closed = True
+            tunnels = list(self._tunnels.values())
+        for each in tunnels:
+            each.close()
 
-    def _is_used(self) -> bool:
+    def _is_good(self) -> bool:
+        return self._shell.is_active and not self._is_late
+
+    def _idle_s(self) -> float:
+        """Since when nobody asks or is connected, in seconds."""
         with self._lock:
-            return self._tunnel is not None and self._tunnel.is_used
+            if self._num_asking or any(each.is_used for each in self._tunnels.values()):
+                self._used_at = time.monotonic()
+            return time.monotonic() - self._used_at
 
     def _answer(self, asking: socket.socket) -> None:
         """Say nothing if there is no head to be told of."""
         asking.settimeout(_SEND_TIMEOUT_S)
-        with asking, contextlib.suppress(LlxError, OSError):
-            head = self._find()
-            asking.sendall(json.dumps(self._told(head)).encode())
-            self._used_at = time.monotonic()
+        try:
+            with asking, contextlib.suppress(LlxError, ConnectionAbortedError):
+                told = json.dumps(self._told(self._find())).encode()
+                try:
+                    asking.sendall(told)
+                except OSError:
+                    self._is_late = True
+        finally:
+            with self._lock:
+                self._num_asking -= 1
 
     def _told(self, head: Head) -> dict[str, str]:
+        place = head.address, head.port
         with self._lock:
-            tunnel = self._tunnel
-            if tunnel is None or (tunnel.address, tunnel.port) != (head.address, head.port):
-                if tunnel is not None:
-                    tunnel.close()
-                tunnel = self._tunnel = Tunnel(self._shell, head.address, head.port)
+            if self._is_closed:
+                raise ConnectionAbortedError
+            if place not in self._tunnels:
+                self._tunnels[place] = Tunnel(self._shell, *place)
+            tunnel = self._tunnels[place]
         return {
             "url": head.url,
             "token": head.token.reveal(),

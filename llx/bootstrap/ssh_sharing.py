@@ -64,8 +64,11 @@ def begin_sharing(state_dir: Path, persist_s: float, variables: Mapping[str, str
 
     It is not waited for, and nothing comes of it where it cannot be started.
     """
-    if is_held(state_dir / MASTER_FILE):
-        return
+    path = state_dir / MASTER_FILE
+    if is_held(path):
+        if not _is_of_another_release(path):
+            return
+        path.unlink(missing_ok=True)  # by which it ends
     import subprocess
 
     # -P: what lies in the operator's directory is not to be imported.
@@ -80,6 +83,13 @@ def begin_sharing(state_dir: Path, persist_s: float, variables: Mapping[str, str
         return
     # A verb that goes on for longer than its master leaves no zombie.
     threading.Thread(target=master.wait, name="ssh-master", daemon=True).start()
+
+
+def _is_of_another_release(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_bytes())["llx"] != __version__)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # it has not said yet
 
 
 def settings_stamp(state_dir: Path) -> int:

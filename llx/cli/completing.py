@@ -73,6 +73,8 @@ def _request_ids(control: "ControlClient", incomplete: str) -> list[str]:
 
 def _asked(ctx: typer.Context, ask: "Callable[[ControlClient], list[str]]") -> list[str]:
     # Not within the time: on a busy machine they take longer than the cluster's answer.
+    import llx.api.requests
+    import llx.api.status
     import llx.bootstrap.cluster_dir
     import llx.client  # noqa: F401
 

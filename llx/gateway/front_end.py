@@ -26,7 +26,6 @@ from vllm.v1.engine import EngineCoreReadyResponse
 from vllm.v1.executor import Executor
 
 from llx.agent.vllm.arguments import front_end_argv
-from llx.agent.vllm.model_inspection import inspect_here_on_cpu
 from llx.core.model import PoolName
 from llx.gateway import unreadable
 from llx.gateway.engine_client import PoolClient
@@ -69,7 +68,6 @@ class FrontEnd:
             SystemExit: vLLM's parser refused an argument; it has said why on standard error.
             Exception: Whatever vLLM says of the model or its arguments.
         """
-        inspect_here_on_cpu()
         parser = make_arg_parser(FlexibleArgumentParser(prog=f"model {self.spec.name}"))
         self._args = parser.parse_args(front_end_argv(self.spec))
         validate_parsed_serve_args(self._args)

@@ -60,6 +60,7 @@ def _run(spec: GatewaySpec, status: StatusFile, scheduler: SchedulerAddress) -> 
     raise_file_limit()
     import uvloop
 
+    from llx.agent.vllm.model_inspection import inspecting_here
     from llx.gateway.certificate import Certificate
     from llx.gateway.front_end import FrontEnd
     from llx.gateway.generations import prepare_all
@@ -72,7 +73,8 @@ def _run(spec: GatewaySpec, status: StatusFile, scheduler: SchedulerAddress) -> 
         status.write(Phase.LOADING, f"preparing {pool.name}")
         return FrontEnd(pool, placement)
 
-    pools, unusable = prepare_all(spec.pools, make)
+    with inspecting_here():
+        pools, unusable = prepare_all(spec.pools, make)
     uvloop.run(_serve(spec, status, listener, pools, unusable, placement, scheduler, certificate))
     return 0
 

@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from llx.bootstrap import ssh_master
+from llx.bootstrap import ssh_master, ssh_sharing
 from llx.bootstrap.ssh_sharing import MASTER_FILE, begin_sharing, is_held, shared_control
 from llx.errors import RemoteError, UnreachableError
 from llx.settings import ClusterSettings, dump_cluster
@@ -106,7 +107,9 @@ def eventually(check) -> None:
 
 
 @pytest.fixture
-def place(tmp_path) -> Iterator[Place]:
+def place(tmp_path, monkeypatch) -> Iterator[Place]:
+    monkeypatch.setattr(ssh_master, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(ssh_master, "_GRACE_S", 0.3)
     state_dir = tmp_path / "operator/c"
     state_dir.mkdir(parents=True)
     (state_dir / "cluster.yaml").write_text(dump_cluster(SETTINGS))
@@ -222,6 +225,39 @@ def test_somebody_elses_directory_is_not_believed(place):
         assert shared_control(place.state_dir) is None
         os.chown(folder, 0, -1)
         assert place.asked() == "7"
+
+
+def test_one_that_is_too_slow_for_its_verbs_ends(place, monkeypatch):
+    monkeypatch.setattr(ssh_sharing, "_ASK_TIMEOUT_S", 0.2)
+    with head() as port:
+        place.head_is_at(port)
+        place.lend()
+        read = place.shell.read
+        monkeypatch.setattr(place.shell, "read", lambda path: (time.sleep(1.0), read(path))[1])
+        assert shared_control(place.state_dir) is None
+        place.ends()
+
+
+def test_one_of_another_release_is_replaced(place, monkeypatch):
+    begun = []
+    with head() as port:
+        place.head_is_at(port)
+        place.lend()
+        monkeypatch.setattr(ssh_sharing, "__version__", "9.9.9")
+        assert shared_control(place.state_dir) is None
+        monkeypatch.setattr(subprocess, "Popen", lambda argv, **_: begun.append(argv) or Ended())
+        begin_sharing(place.state_dir, 60.0, {})
+        assert len(begun) == 1
+        place.ends()
+
+
+def test_many_verbs_at_once_are_answered(place):
+    with head() as port:
+        place.head_is_at(port)
+        place.lend()
+        with ThreadPoolExecutor(12) as verbs:
+            assert list(verbs.map(lambda _: place.asked(), range(24))) == ["7"] * 24
+        assert place.connections == 1
 
 
 @pytest.mark.parametrize("how", ["down", "others", "replaced", "lost"])

@@ -45,7 +45,7 @@ from llx.agent.vllm.arguments import instance_argv
 from llx.agent.vllm.cached_prefixes import CachedPrefixes
 from llx.agent.vllm.idle_threads import let_gloo_wait
 from llx.agent.vllm.migrating import OnCore, VllmMigratingEngine, open_migration
-from llx.agent.vllm.model_inspection import inspect_here_on_cpu
+from llx.agent.vllm.model_inspection import inspecting_here
 from llx.agent.vllm.operators import OperatorCalls
 from llx.agent.vllm.recording_core import RecordingEngineCore
 from llx.agent.vllm.scheduler import enable_migration
@@ -504,11 +504,11 @@ def run_vllm(spec: InstanceSpec, status: StatusFile) -> int:
             remedy="run `llx node install`",
         )
     os.environ.pop("VLLM_ALLOW_INSECURE_SERIALIZATION", None)
-    inspect_here_on_cpu()
     parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
     engine_args = AsyncEngineArgs.from_cli_args(parser.parse_args(instance_argv(spec)))
     status.write(Phase.LOADING, "loading the model")
-    config = engine_args.create_engine_config()
+    with inspecting_here():
+        config = engine_args.create_engine_config()
     if engine_args.async_scheduling:  # asked for: vLLM's CPU platform takes it back unasked
         config.scheduler_config.async_scheduling = True
     core = LlxEngineCore(config, spec)

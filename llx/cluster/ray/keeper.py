@@ -43,7 +43,7 @@ log = get_log("llx.cluster.ray")
 _POLL_S = 0.5
 _CONNECT_S = 1.0
 _KNOCK_S = 0.25
-_ASK_DEADLINE_S = 180.0
+_ASK_DEADLINE_S = 300.0
 _BAD_STORAGE_AFTER = 2
 _LEAVE_S = 2.0
 

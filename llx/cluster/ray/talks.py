@@ -26,8 +26,8 @@ UNKNOWN = 1
 FORGOTTEN = 3
 
 _ANSWER_S = 15
-_START_S = 60
-"""A scheduler that is being made has imports to do; a dead one says so at once."""
+_START_S = 120
+"""The same of one that has not served yet: it has imports to do, on a host that may be busy."""
 _NEW_S = 5.0
 _MUTE_AFTER_S = 60.0
 """A scheduler whose loop has not turned for so long hangs, though its thread is there."""
@@ -51,11 +51,17 @@ def _ensure(spec: HostSpec) -> int:
     import ray
 
     connect(spec)
-    if _is_serving(make_scheduler(spec)) and not _is_mute(RayPaths(spec).alive):
+    answer_s = _ANSWER_S if _has_served(RayPaths(spec)) else _START_S
+    if _is_serving(make_scheduler(spec), answer_s) and not _is_mute(RayPaths(spec).alive):
         return 0
     log.warning("scheduler.mute")
     ray.kill(make_scheduler(spec), no_restart=True)
-    return 0 if _is_serving(make_scheduler(spec)) else 1
+    return 0 if _is_serving(make_scheduler(spec), _START_S) else 1
+
+
+def _has_served(paths: RayPaths) -> bool:
+    """Whether a scheduler has served since Ray's node came up."""
+    return _age_s(paths.alive) < _age_s(paths.node) and paths.alive.exists()
 
 
 def _is_mute(alive: Path) -> bool:
@@ -74,12 +80,12 @@ def _age_s(path: Path) -> float:
         return 0.0
 
 
-def _is_serving(scheduler: Any) -> bool:
+def _is_serving(scheduler: Any, answer_s: float) -> bool:
     """Whether its thread runs; one that is being started or restarted is waited for."""
     import ray
 
     try:
-        is_serving: bool = ray.get(scheduler.is_serving.remote(), timeout=_START_S)
+        is_serving: bool = ray.get(scheduler.is_serving.remote(), timeout=answer_s)
     except ray.exceptions.RayError as error:
         log.warning("scheduler.no_answer", error=type(error).__name__)
         return False
