@@ -376,7 +376,7 @@ def test_a_change_that_needs_a_restart_is_refused_by_name(operator):
 
 
 def shims(operator: Operator) -> dict[str, list[int]]:
-    """Parents of all that stays; what comes and goes by itself, like a keeper's question, is none."""
+    """Parents of all that stays; what comes and goes, like a keeper's question, has none."""
     return {each.name: sorted(each.processes("llx/agent/shim.py")) for each in operator.rig.hosts}
 
 
