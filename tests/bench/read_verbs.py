@@ -1,7 +1,7 @@
 """What verbs that only read take, beyond the start of a process.
 
     .venv/bin/python -m tests.bench.read_verbs --rounds 7
-    .venv/bin/python -m tests.bench.read_verbs --rounds 7 --hosts NODE_PYTHON
+    .venv/bin/python -m tests.bench.read_verbs --rounds 7 --hosts NODE_PYTHON [--alone]
 
 Asked is the cluster that is up here, or with `--hosts`, as root, one of three namespace hosts with
 simulated engines, through SSH as from anywhere. Each verb runs as operators run it, in turns with
@@ -9,6 +9,8 @@ simulated engines, through SSH as from anywhere. Each verb runs as operators run
 start, of the wall clock and of the process' CPU time; beside it what the head used meanwhile.
 `top --once` is asked for JSON, as its table waits a second for rates. A verb that fails counts as
 one that took for ever. With `--bound` the exit code is 8 if one takes longer.
+Through SSH a verb uses the connection that the one before has left; with `--alone` each is also run
+with one of its own, in turns with that, and told as ``VERB (alone)``.
 `tests.bench.thousand --verbs` does the same to a cluster of a thousand. One JSON line on standard
 output.
 """
@@ -30,6 +32,7 @@ from typing import Any, Final, NamedTuple
 from tests.node import ROOT
 
 START: Final = "--version"
+ALONE: Final = " (alone)"
 VERBS: Final = (
     "status", "inst ls", "req ls", "req ls --limit 20 -o json", "queue", "events",
     "top --once -o json", "mig ls", "policy show",
@@ -46,17 +49,23 @@ class Round(NamedTuple):
 
 
 def measured(
-    rounds: int, operator: Mapping[str, str] = os.environ, head: int | None = None
+    rounds: int,
+    operator: Mapping[str, str] = os.environ,
+    head: int | None = None,
+    *,
+    is_alone_too: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Each verb beyond the start of a process: medians, the longest, and what it printed.
 
     `operator`: whose environment; `head`: its process id, if its CPU time is to be told.
     """
     environment = {**operator, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
-    took: dict[str, list[Round]] = {each: [] for each in (START, *VERBS)}
+    alone = [f"{each}{ALONE}" for each in VERBS] if is_alone_too else []
+    took: dict[str, list[Round]] = {each: [] for each in (START, *VERBS, *alone)}
     for _ in range(rounds):
         for verb, found in took.items():
-            found.append(_run(verb, environment, head))
+            persist = {"LLX_SSH_PERSIST": "0"} if verb.endswith(ALONE) else {}
+            found.append(_run(verb.removesuffix(ALONE), environment | persist, head))
     start = _medians(took.pop(START))
     return {verb: _beyond(found, start) for verb, found in took.items()}
 
@@ -125,10 +134,11 @@ def main() -> int:
     parser.add_argument("--bound", type=float, help="seconds beyond the start")
     parser.add_argument("--head", type=int, metavar="PID", help="tell its CPU time, too")
     parser.add_argument("--hosts", type=Path, metavar="PYTHON", help="a node environment's")
+    parser.add_argument("--alone", action="store_true", help="with a connection of its own, too")
     args = parser.parse_args()
     hosts = three_hosts(args.hosts.absolute()) if args.hosts else contextlib.nullcontext(os.environ)
     with hosts as operator:
-        found: dict[str, Any] = measured(args.rounds, operator, args.head)
+        found: dict[str, Any] = measured(args.rounds, operator, args.head, is_alone_too=args.alone)
     missed = slow(found, args.bound) if args.bound else []
     print(json.dumps({"bench": "read_verbs", "verbs": found, "slow": missed}))
     return 8 if missed else 0
