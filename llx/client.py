@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from llx import api
 from llx.api import API_VERSION, MAX_NOTE_CHARS, MAX_VERB_CHARS
+from llx.environment import Environment
 from llx.errors import (
     CheckError,
     ConfigError,
@@ -58,8 +59,8 @@ _IDS_AT_A_TIME = 500
 R = TypeVar("R", bound=BaseModel)
 
 
-class ControlClient:
-    """The control API of one cluster, one method per endpoint.
+class Cluster:
+    """A cluster, by its control API: one method per endpoint.
 
     Every method raises `UnreachableError` when nothing answers at the URL, `RemoteError` when what
     answers does not make sense or refuses the token, and the errors it names.
@@ -93,6 +94,27 @@ class ControlClient:
             trust_env=False,  # the token goes to the head, never through a proxy
             transport=transport,
         )
+
+    @classmethod
+    def open(cls, name: str | None = None, environment: Environment | None = None) -> Cluster:
+        """A client of a cluster that is known on this machine, as `llx --context` knows it.
+
+        On hosts it goes through SSH to the head's, as the verbs do.
+
+            with Cluster.open() as cluster:
+                print(cluster.status().state)
+
+        Args:
+            name: Of the cluster; None: the one that verbs mean by default.
+            environment: Where to look; None: this process's.
+
+        Raises:
+            NotFoundError: There is no such cluster.
+            UnreachableError: It is down, or its head is.
+        """
+        from llx.bootstrap.opening import open_cluster
+
+        return open_cluster(name, environment or Environment.current())
 
     @classmethod
     def for_cluster(cls, state_dir: Path, *, timeout_s: float = 10.0) -> Self:

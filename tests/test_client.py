@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from llx.api import ErrorBody, MigrateRequest, StopReport
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import (
     ConfigError,
     ConflictError,
@@ -24,9 +24,9 @@ from llx.specs import Phase, ProcessStatus, save_spec
 Answer = Callable[[httpx.Request], httpx.Response]
 
 
-def client(answer: Answer) -> ControlClient:
+def client(answer: Answer) -> Cluster:
     transport = httpx.MockTransport(answer)
-    return ControlClient("http://head", Secret("the-token"), transport=transport)
+    return Cluster("http://head", Secret("the-token"), transport=transport)
 
 
 def test_what_is_sent() -> None:
@@ -161,7 +161,7 @@ def test_nothing_there() -> None:
     with client(refuse) as control, pytest.raises(UnreachableError, match="http://head") as caught:
         control.status()
     assert "the-token" not in str(caught.value)
-    with ControlClient("http://127.0.0.1:1", Secret("t")) as control, pytest.raises(LlxError):
+    with Cluster("http://127.0.0.1:1", Secret("t")) as control, pytest.raises(LlxError):
         control.status()
 
 
@@ -173,13 +173,13 @@ def write_head(state: Path, status: ProcessStatus, token: str = "t") -> None:
 
 def test_a_cluster_is_found_by_its_files(tmp_path: Path) -> None:
     write_head(tmp_path, ProcessStatus(Phase.READY, addresses=["http://127.0.0.1:8900"]))
-    with ControlClient.for_cluster(tmp_path) as control:
+    with Cluster.for_cluster(tmp_path) as control:
         assert control.url == "http://127.0.0.1:8900"
 
 
 def test_no_such_cluster(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match='no cluster "gone"'):
-        ControlClient.for_cluster(tmp_path / "gone")
+        Cluster.for_cluster(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,10 @@ def test_no_such_cluster(tmp_path: Path) -> None:
 def test_a_head_that_is_not_up(tmp_path: Path, status: ProcessStatus, words: str) -> None:
     write_head(tmp_path, status)
     with pytest.raises(UnreachableError, match=words) as caught:
-        ControlClient.for_cluster(tmp_path)
+        Cluster.for_cluster(tmp_path)
     assert caught.value.detail == status.detail
 
 
 def test_a_state_directory_without_a_head(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match="not running"):
-        ControlClient.for_cluster(tmp_path)
+        Cluster.for_cluster(tmp_path)

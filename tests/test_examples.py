@@ -42,7 +42,7 @@ def test_many_streams(run):
 
 def test_every_script_has_a_test():
     scripts = {each.name for each in EXAMPLES.glob("*.py")}
-    assert scripts == {"many_streams.py", "stream.py"}
+    assert scripts == {"many_streams.py", "move_longest.py", "stream.py"}
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from llx.bench.prompts import Prompts, Segment
 from llx.bench.record import Outcome, Record
 from llx.bench.schedule import Planned
 from llx.bench.step_watch import StepWatch
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import (
     ConflictError,
     DeadlineError,
@@ -116,7 +116,7 @@ class CalibrationLoad:
     def __init__(
         self,
         target: Target,
-        control: ControlClient,
+        control: Cluster,
         watch: StepWatch,
         duration_s: float,
         priority_class: str,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from llx.api import InstanceStatus, MigrationStatus, MoveOutcome
 from llx.bench.fault_injector import Injector
 from llx.bench.scenario import Fault
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import LlxError
 
 _SAMPLE_S: Final = 0.5
@@ -96,7 +96,7 @@ class ClusterWatch:
 
     def __init__(
         self,
-        control: ControlClient,
+        control: Cluster,
         model: str,
         injector: Injector,
         on_sight: Callable[[Sight | FaultNote], None],

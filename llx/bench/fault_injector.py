@@ -6,7 +6,7 @@ from typing import Final
 
 from llx.api import ClusterStatus, HostState, InstanceState, RolloutRequest
 from llx.bench.scenario import Fault
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import ConfigError, ConflictError, DeadlineError, LlxError, NotFoundError
 
 _READY_S: Final = 180.0
@@ -39,7 +39,7 @@ class Injector:
 
     def __init__(
         self,
-        control: ControlClient,
+        control: Cluster,
         model: str,
         faults: Sequence[Fault],
         user: str,

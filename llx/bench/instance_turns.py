@@ -12,7 +12,7 @@ from typing import Final, Self
 
 from llx.api import InstanceState, InstanceStatus, ScaleRequest
 from llx.bench.scenario import Variant
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.cluster_file import InstanceRange
 from llx.errors import ConfigError, ConflictError, DeadlineError, LlxError, NotFoundError
 
@@ -41,7 +41,7 @@ class InstanceTurns:
     """
 
     def __init__(
-        self, control: ControlClient | None, model: str, variants: Sequence[Variant], user: str
+        self, control: Cluster | None, model: str, variants: Sequence[Variant], user: str
     ) -> None:
         is_asked = any(each.instances is not None for each in variants)
         if control is None and is_asked:
@@ -126,7 +126,7 @@ class InstanceTurns:
         if self._control is not None and self._in_force != wanted:
             self._scale(wanted)
 
-    def _check_not_paused(self, control: ControlClient) -> None:
+    def _check_not_paused(self, control: Cluster) -> None:
         policies = {each.model: each for each in control.policies().policies}
         if self._model in policies and policies[self._model].is_paused:
             raise ConfigError(

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from llx.api import PolicyUpdate
 from llx.bench.scenario import Variant
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import ConfigError, NotFoundError
 
 
@@ -30,7 +30,7 @@ class PolicyTurns:
     """
 
     def __init__(
-        self, control: ControlClient | None, model: str, variants: Sequence[Variant], user: str
+        self, control: Cluster | None, model: str, variants: Sequence[Variant], user: str
     ) -> None:
         self._control = control if any(each.policy for each in variants) else None
         if control is None and any(each.policy for each in variants):

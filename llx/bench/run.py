@@ -34,7 +34,7 @@ from llx.bench.turns import (
     summary_of,
     turns_of,
 )
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import ConfigError, LlxError
 
 _REFRESH_S: Final = 0.25
@@ -59,7 +59,7 @@ class Bench:
     scenario: Scenario
     target: Target
     directory: Path
-    control: ControlClient | None = None
+    control: Cluster | None = None
     user: str = ""
     strike: Strike | None = None
 

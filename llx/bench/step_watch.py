@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import Final
 
 from llx.api import InstanceState, InstanceSteps, MigrationStatus, MoveOutcome
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import ConflictError, DeadlineError, NotFoundError, UnreachableError
 from llx.sim.calibration import StepSample
 from llx.sim.link_fit import MoveSample
@@ -22,7 +22,7 @@ class StepWatch:
         ConflictError: No instance of it is ready.
     """
 
-    def __init__(self, control: ControlClient, model: str) -> None:
+    def __init__(self, control: Cluster, model: str) -> None:
         status = control.status()
         if model not in {each.name for each in status.models}:
             known = ", ".join(each.name for each in status.models)

@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from llx.api import InstanceState, MigrateRequest, MigrationStatus, MoveOutcome, RequestStatus
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import ConflictError, LlxError, NotFoundError
 from llx.openai_client import CompletionRequest, OpenAIClient
 
@@ -100,7 +100,7 @@ Observe = Callable[[Progress], None]
 
 
 def verify(
-    gateway: OpenAIClient, control: ControlClient, load: Load, observe: Observe = lambda _: None
+    gateway: OpenAIClient, control: Cluster, load: Load, observe: Observe = lambda _: None
 ) -> Verdict:
     """Run the load twice and compare.
 
@@ -122,7 +122,7 @@ def verify(
     return _judge(reference, runs, moves)
 
 
-def check_movable(control: ControlClient, model: str) -> list[str]:
+def check_movable(control: Cluster, model: str) -> list[str]:
     """The ready instances of a model, if requests can move between them.
 
     Raises:
@@ -200,7 +200,7 @@ class _Mover(threading.Thread):
 
     _AT_ONCE = 2
 
-    def __init__(self, control: ControlClient, load: Load, run: _Run, observe: Observe) -> None:
+    def __init__(self, control: Cluster, load: Load, run: _Run, observe: Observe) -> None:
         super().__init__(name="mover", daemon=True)
         self._control = control
         self._load = load

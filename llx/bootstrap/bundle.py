@@ -22,7 +22,7 @@ from llx.bootstrap.bundle_file import BundleFile
 from llx.bootstrap.bundle_host import WHOLE_BYTES, Found, HostSource
 from llx.bootstrap.fan_out import fan_out
 from llx.bootstrap.masking import Mask
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import LlxError, NotFoundError, UnreachableError
 from llx.openai_client import OpenAIClient
 from llx.pins import RAY_VERSION, VLLM_VERSION
@@ -55,7 +55,7 @@ class Sources:
     here: Path
     hosts: Sequence[HostSource]
     errors: Mapping[str, LlxError]
-    open_head: Callable[[], ControlClient] | None
+    open_head: Callable[[], Cluster] | None
     open_gateway: Callable[[GatewayStatus], OpenAIClient]
     secrets: frozenset[str]
 
@@ -154,7 +154,7 @@ class _Taking:
             for gateway in status.gateways:
                 self._of_gateway(gateway)
 
-    def _ask_all(self, head: ControlClient) -> None:
+    def _ask_all(self, head: Cluster) -> None:
         """One answer after the other, until the head is gone."""
         for name, ask in _questions(head):
             try:
@@ -224,7 +224,7 @@ class _Taking:
 
 
 def _questions(
-    head: ControlClient,
+    head: Cluster,
 ) -> Iterator[tuple[str, Callable[[], str | BaseModel | JsonValue]]]:
     yield "settings", head.settings
     yield "snapshot", lambda: head.snapshot(max_requests=_MAX_REQUESTS, max_over=_MAX_OVER)
@@ -236,7 +236,7 @@ def _questions(
     yield "metrics", head.metrics
 
 
-def _decisions(head: ControlClient) -> JsonValue:
+def _decisions(head: Cluster) -> JsonValue:
     """What was decided of the last requests that are there."""
     told: list[JsonValue] = []
     for request in head.requests(limit=_MAX_REQUESTS).requests[-_MAX_EXPLAINED:]:

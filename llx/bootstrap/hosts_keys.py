@@ -7,7 +7,7 @@ from llx.bootstrap.hosts_world import Crew, HostsWorld
 from llx.bootstrap.key_rotation import replace_keys
 from llx.bootstrap.local_ports import Observer
 from llx.bootstrap.readiness import step
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.curve import KEYS_FILE, ClusterKeys, parse_ring
 from llx.errors import ConfigError, ConflictError, LlxError
 from llx.secret import Secret
@@ -18,7 +18,7 @@ def rotate_keys(
     crew: Crew,
     held: Held,
     keys: Secret,
-    control: ControlClient,
+    control: Cluster,
     world: HostsWorld,
     observe: Observer,
 ) -> bool:

@@ -25,7 +25,7 @@ from llx.bootstrap.local_ports import Observer, StepEvent, StepState
 from llx.bootstrap.play import Proceed, play
 from llx.bootstrap.playbook import load_playbook
 from llx.bootstrap.shell import Shell
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import ConfigError, ConflictError, LlxError, UnreachableError
 from llx.secret import Secret
 from llx.settings import ClusterSettings, HostSettings, dump_cluster
@@ -257,7 +257,7 @@ class _Down:
             self._head = newest.head if newest.head in known else self._head
 
     @contextlib.contextmanager
-    def _control(self, shell: Shell, layout: HostLayout) -> Iterator[ControlClient | None]:
+    def _control(self, shell: Shell, layout: HostLayout) -> Iterator[Cluster | None]:
         """The head, if it answers; one that is being started again is waited for."""
         deadline = self._world.clock() + _HEAD_AWAY_S
         while True:
@@ -281,7 +281,7 @@ class _Down:
             self._observe(StepEvent(_STREAMS, StepState.RUNNING, "waiting for the head"))
             self._world.sleep(_POLL_S)
 
-    def _meet_strangers(self, control: ControlClient, crew: Crew) -> None:
+    def _meet_strangers(self, control: Cluster, crew: Crew) -> None:
         """Hosts that another operator has added are taken down with the rest."""
         known = {each.name for each in self._settings.hosts}
         strangers: list[HostSettings] = []
@@ -293,7 +293,7 @@ class _Down:
             crew.layouts |= met.layouts
             crew.errors |= met.errors
 
-    def _ask_head(self, control: ControlClient) -> StopReport | None:
+    def _ask_head(self, control: Cluster) -> StopReport | None:
         """Have it stop everything, telling how many streams are left; None if it cannot."""
         reports: list[StopReport] = []
         failures: list[LlxError] = []

@@ -35,7 +35,7 @@ from llx.bootstrap.ray_renewal import begin_renewal, end_renewal
 from llx.bootstrap.readiness import Outside, Readiness, lists_all, rows_of, step
 from llx.bootstrap.upgrade import Replacing
 from llx.bootstrap.wheel import portable_wheel
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import (
     ConflictError,
     DeadlineError,
@@ -93,7 +93,7 @@ def _hold(
     return hold(shell, layout, outlook.verb, asker.user, asker.machine, asker.pid)
 
 
-def tell_settings(outlook: Outlook, control: ControlClient, user: str) -> list[str]:
+def tell_settings(outlook: Outlook, control: Cluster, user: str) -> list[str]:
     """Have a running cluster become what is planned, unless it is to stay as it is."""
     if outlook.keeps_settings:
         return []
@@ -168,7 +168,7 @@ class _Apply:
             raise HostsError(self._crew.errors, is_partial=True, cluster=settings.cluster)
         return HostsResult(status, self._is_running, tuple(self._changes))
 
-    def _upgrade(self, control: ControlClient) -> None:
+    def _upgrade(self, control: Cluster) -> None:
         """Head and agents are of this llx by now; what they serve with follows."""
         deadline_s = self._plan.upgrade_deadline_s
         if deadline_s is not None:
@@ -370,7 +370,7 @@ class _Apply:
     # ------------------------------------------------------------------ the head and its agents
 
     @contextlib.contextmanager
-    def _control(self) -> Iterator[ControlClient]:
+    def _control(self) -> Iterator[Cluster]:
         """The control API, as soon as it answers."""
         with step("head", self._observe) as say:
             deadline = self._world.clock() + _HEAD_START_S
@@ -389,7 +389,7 @@ class _Apply:
         with client:
             yield client
 
-    def _try_control(self, say: Callable[[str], None]) -> ControlClient | None:
+    def _try_control(self, say: Callable[[str], None]) -> Cluster | None:
         try:
             client = self._world.control(
                 self._crew.shells[self._head], self._crew.layouts[self._head]
@@ -404,7 +404,7 @@ class _Apply:
             return None
         return client
 
-    def _wait_agents(self, control: ControlClient) -> None:
+    def _wait_agents(self, control: Cluster) -> None:
         """Until the agent of every host that did not fail has been heard of."""
         wanted = set(self._crew.good)
         with step("agents", self._observe) as say:
@@ -424,7 +424,7 @@ class _Apply:
                 self._world.sleep(_POLL_S)
             say.conclude(f"{len(ready)} of {len(self._plan.settings.hosts)} hosts")
 
-    def _rotate(self, control: ControlClient, cluster: ClusterSecrets) -> None:
+    def _rotate(self, control: Cluster, cluster: ClusterSecrets) -> None:
         plan, user, keys = self._plan, str(self._world.asker), cluster.keys
         if end_renewal(plan, self._crew, self._held, cluster):
             text = "replaced: Ray's token, the authority and the hosts' certificates for Ray"
@@ -436,7 +436,7 @@ class _Apply:
         if rotate_keys(plan, self._crew, self._held, keys, control, self._world, self._observe):
             control.note("up --rotate", "replaced: the keys of the cluster's sockets", user=user)
 
-    def _restart_failed(self, control: ControlClient) -> None:
+    def _restart_failed(self, control: Cluster) -> None:
         for each in rows_of(control.status()):
             if each.state is InstanceState.FAILED:
                 with contextlib.suppress(ConflictError):  # it is being started already
@@ -461,7 +461,7 @@ class _Apply:
         except LlxError as error:
             return str(error)
 
-    def _wait_serving(self, control: ControlClient) -> None:
+    def _wait_serving(self, control: Cluster) -> None:
         """Until all serves. A host that failed explains what does not, and is told first."""
         try:
             self._serve(control)
@@ -472,7 +472,7 @@ class _Apply:
             name, is_partial = self._plan.settings.cluster, error.exit_code is ExitCode.PARTIAL
             raise HostsError(errors, is_partial=is_partial, cluster=name) from None
 
-    def _serve(self, control: ControlClient) -> None:
+    def _serve(self, control: Cluster) -> None:
         settings, planned = self._wanted, self._plan.settings
         outside = Outside(
             status=control.status,
@@ -499,7 +499,7 @@ class _Apply:
 
     # ------------------------------------------------------------------ hosts that leave
 
-    def _leave(self, control: ControlClient) -> None:
+    def _leave(self, control: Cluster) -> None:
         leaving = {each.name for each in self._outlook.leaving_hosts}
         if not leaving:
             return
@@ -535,7 +535,7 @@ class _Apply:
         return behind
 
 
-def _log_end(control: ControlClient, name: str) -> str:
+def _log_end(control: Cluster, name: str) -> str:
     try:
         return control.logs(name, tail=400).text
     except LlxError:

@@ -17,7 +17,7 @@ from llx.api import ClusterStatus
 from llx.bootstrap.fan_out import fan_out
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.shell import Shell
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import HostError, LlxError
 from llx.secret import Secret
 from llx.settings import ClusterSettings, HostSettings
@@ -63,7 +63,7 @@ class HostsWorld:
     """
 
     connect: Connect
-    control: Callable[[Shell, HostLayout], ControlClient]
+    control: Callable[[Shell, HostLayout], Cluster]
     first_token: FirstToken
     asker: Asker = field(default_factory=Asker.current)
     clock: Callable[[], float] = time.monotonic
@@ -132,7 +132,7 @@ def layout_of(shell: Shell, cluster: str) -> HostLayout:
     return HostLayout(PurePosixPath(home), int(uid), cluster)
 
 
-def settings_of(control: ControlClient) -> ClusterSettings:
+def settings_of(control: Cluster) -> ClusterSettings:
     """The settings that the head goes by.
 
     Raises:

@@ -13,7 +13,7 @@ from llx.bootstrap.host_finding import HostFinding
 from llx.bootstrap.local_ports import LocalPorts
 from llx.bootstrap.plan import Plan
 from llx.bootstrap.preflight import GIB, Finding, PreflightError
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import ConflictError, ExitCode
 from llx.settings import ClusterSettings
 
@@ -37,7 +37,7 @@ def examine_local_plan(plan: Plan, ports: LocalPorts) -> DoctorReport:
 def examine_local_cluster(
     settings: ClusterSettings,
     state_dir: Path,
-    connect: Callable[[], ControlClient],
+    connect: Callable[[], Cluster],
     ask_gateway: AskGateway,
 ) -> DoctorReport:
     """How the cluster on this machine is, that is up."""

@@ -17,7 +17,7 @@ from llx.api import ClusterStatus, GatewayStatus, InstanceStatus, KeysStatus, St
 from llx.bootstrap import facts, node_env
 from llx.bootstrap.facts import Facts, VllmArguments
 from llx.bootstrap.plan import NodeChoice, Plan
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import InstallError
 from llx.openai_client import ChatRequest, Message, OpenAIClient
 from llx.pinned_tls import trusting
@@ -144,7 +144,7 @@ def real_ports(
         stop_everything=stop_everything,
         attach=processes.attach,
         list_processes=processes.list_processes,
-        control=ControlClient.for_cluster,
+        control=Cluster.for_cluster,
         first_token=_first_token,
         shield=shield,
         sleep=sleep,

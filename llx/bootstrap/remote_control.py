@@ -15,7 +15,7 @@ from llx.bootstrap.fan_out import fan_out
 from llx.bootstrap.host_layout import HostLayout
 from llx.bootstrap.shell import Shell
 from llx.bootstrap.ssh import Tunnel
-from llx.client import HEAD_STATUS_FILE, TOKEN_FILE, ControlClient
+from llx.client import HEAD_STATUS_FILE, TOKEN_FILE, Cluster
 from llx.errors import LlxError, UnreachableError
 from llx.lean_httpx import httpx
 from llx.pinned_tls import trusting
@@ -126,7 +126,7 @@ def find_head(shell: Shell, layout: HostLayout) -> Head:
     return Head(status.addresses[0], Secret(token.decode().strip()), head, back)
 
 
-def open_control(shell: Shell, layout: HostLayout, *, closes_shell: bool = False) -> ControlClient:
+def open_control(shell: Shell, layout: HostLayout, *, closes_shell: bool = False) -> Cluster:
     """A client of the control API on the head's host that `shell` reaches.
 
     Raises:
@@ -134,9 +134,7 @@ def open_control(shell: Shell, layout: HostLayout, *, closes_shell: bool = False
     """
     head = find_head(shell, layout)
     transport = TunnelTransport(shell, head.address, head.port, closes_shell=closes_shell)
-    return ControlClient(
-        head.url, head.token, transport=transport, name=head.name, remedy=head.remedy
-    )
+    return Cluster(head.url, head.token, transport=transport, name=head.name, remedy=head.remedy)
 
 
 def needs_tunnel(gateway: GatewayStatus) -> bool:

@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 from urllib.parse import quote, unquote
 
 from llx.api import GatewayStatus
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import ConfigError, ConflictError, LlxError, NotFoundError, UnreachableError
 from llx.openai_client import OpenAIClient
 
@@ -37,11 +37,11 @@ class Pages:
         open_gateway: A client of one gateway.
     """
 
-    def __init__(self, open_head: Callable[[], ControlClient], open_gateway: OpenGateway) -> None:
+    def __init__(self, open_head: Callable[[], Cluster], open_gateway: OpenGateway) -> None:
         self._open_head = open_head
         self._open_gateway = open_gateway
         self._lock = threading.Lock()
-        self._head: ControlClient | None = None
+        self._head: Cluster | None = None
         self._gateways: dict[str, OpenAIClient] = {}
 
     def head(self) -> str:
@@ -98,7 +98,7 @@ class Pages:
         if head is not None:
             head.close()
 
-    def _of_head(self, ask: Callable[[ControlClient], _T]) -> _T:
+    def _of_head(self, ask: Callable[[Cluster], _T]) -> _T:
         """Once more with a new connection if the kept one is broken, or its token is of old."""
         kept = self._head
         if kept is not None:

@@ -22,7 +22,7 @@ from llx import __version__
 from llx.bootstrap.contexts import SETTINGS_FILE
 
 if TYPE_CHECKING:
-    from llx.client import ControlClient
+    from llx.client import Cluster
 
 MASTER_FILE = "ssh-master.json"
 """In a cluster's directory, while it is up."""
@@ -31,7 +31,7 @@ _ASK_TIMEOUT_S = 5.0
 """A host that takes longer to say where its head is: the verb goes its own way."""
 
 
-def shared_control(state_dir: Path) -> "ControlClient | None":
+def shared_control(state_dir: Path) -> "Cluster | None":
     """The control API through the connection that is kept to its host; None if none is of use.
 
     Then a connection of one's own says what is wrong, if anything is.
@@ -51,12 +51,12 @@ def shared_control(state_dir: Path) -> "ControlClient | None":
         way = _own(head["path"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    from llx.client import ControlClient
+    from llx.client import Cluster
     from llx.lean_httpx import httpx
     from llx.secret import Secret
 
     transport = httpx.HTTPTransport(uds=way)
-    return ControlClient(url, Secret(token), transport=transport, name=name, remedy=remedy)
+    return Cluster(url, Secret(token), transport=transport, name=name, remedy=remedy)
 
 
 def begin_sharing(state_dir: Path, persist_s: float, variables: Mapping[str, str]) -> None:

@@ -26,7 +26,7 @@ from llx.api import (
 from llx.bootstrap.host_facts import HostFacts
 from llx.bootstrap.local_ports import Observer
 from llx.bootstrap.readiness import Say, step
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import ConflictError, DeadlineError, LlxError, NotFoundError
 from llx.pins import VLLM_VERSION
 from llx.wire import WIRE_VERSION
@@ -118,7 +118,7 @@ def refuse_other_release_of(hosts: Mapping[str, HostFacts], cluster: str) -> Non
     )
 
 
-def plan_upgrade(control: ControlClient, deadline_s: float) -> list[str]:
+def plan_upgrade(control: Cluster, deadline_s: float) -> list[str]:
     """What an upgrade does, in words; changes nothing.
 
     Raises:
@@ -200,7 +200,7 @@ class Replacing:
 
     def __init__(
         self,
-        control: ControlClient,
+        control: Cluster,
         observe: Observer,
         user: str,
         *,

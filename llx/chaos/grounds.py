@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from llx.chaos.inject import Hand
-from llx.client import ControlClient
+from llx.client import Cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Grounds:
         user: Who is at work, for the audit trail.
     """
 
-    open_control: Callable[[], ControlClient]
+    open_control: Callable[[], Cluster]
     places: Mapping[str, Place]
     head: str
     user: str

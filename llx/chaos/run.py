@@ -22,7 +22,7 @@ from llx.chaos.strike import strike
 from llx.chaos.traffic import Gateways, StreamTraffic, Tokens, prompts_of, take_references
 from llx.chaos.verdict import ChaosVerdict, judge
 from llx.chaos.victims import Victim, choose, units_of
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import ConflictError, DeadlineError, LlxError
 
 _POLL_S: Final = 0.2
@@ -136,7 +136,7 @@ class _Run:
     progress: Progress
     observe: Observe
     model: str = ""
-    _client: ControlClient | None = None
+    _client: Cluster | None = None
 
     def close(self) -> None:
         """Drop the connection."""
@@ -145,7 +145,7 @@ class _Run:
         self._client = None
 
     @contextlib.contextmanager
-    def control(self) -> Iterator[ControlClient]:
+    def control(self) -> Iterator[Cluster]:
         """The head's API; after an error the next call looks for the head anew."""
         if self._client is None:
             self._client = self.grounds.open_control()

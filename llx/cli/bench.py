@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llx.bench.run_directory import Run
     from llx.bench.scenario import Scenario
     from llx.bench.turns import Observe, Progress
-    from llx.client import ControlClient
+    from llx.client import Cluster
 
 app = typer.Typer(
     help="Measure a cluster, or any OpenAI server, by a script.", no_args_is_help=True
@@ -193,7 +193,7 @@ def _strike(session: Session, scenario: "Scenario", stack: contextlib.ExitStack)
     return Striker(grounds_of(session, stack), struck) if struck else None
 
 
-def gateway_of(session: Session, control: "ControlClient") -> "tuple[str, ssl.SSLContext | None]":
+def gateway_of(session: Session, control: "Cluster") -> "tuple[str, ssl.SSLContext | None]":
     """Where the cluster's gateway can be reached from here, without a tunnel; and its TLS.
 
     Raises:

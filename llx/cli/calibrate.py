@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from llx.bench.calibrate import Calibrated
     from llx.bench.step_watch import StepWatch
-    from llx.client import ControlClient
+    from llx.client import Cluster
     from llx.sim.profile import Profile
 
 EXAMPLE = (
@@ -103,7 +103,7 @@ def calibrate(
     _remark(session, found, path, is_applied=apply)
 
 
-def _the_model(control: "ControlClient", name: str | None) -> str:
+def _the_model(control: "Cluster", name: str | None) -> str:
     from llx.errors import ConfigError
 
     if name is not None:
@@ -118,7 +118,7 @@ def _the_model(control: "ControlClient", name: str | None) -> str:
 
 def _drive(
     session: Session,
-    control: "ControlClient",
+    control: "Cluster",
     watch: "StepWatch",
     seconds: float,
     observe: "Callable[[float, int], None]",
@@ -138,7 +138,7 @@ def _drive(
     asyncio.run(driven.run(observe))
 
 
-def _apply(session: Session, control: "ControlClient", profile: "Profile") -> None:
+def _apply(session: Session, control: "Cluster", profile: "Profile") -> None:
     from llx.api import PolicyUpdate
     from llx.bench.calibrate import changes_of
 

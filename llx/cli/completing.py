@@ -15,7 +15,7 @@ from llx.cli.session import Session
 
 if TYPE_CHECKING:
     from llx.api import ClusterStatus, GatewayStatus, HostStatus, InstanceStatus, ModelStatus
-    from llx.client import ControlClient
+    from llx.client import Cluster
 
     Named = InstanceStatus | GatewayStatus | HostStatus | ModelStatus
 
@@ -63,7 +63,7 @@ def _named(
     return sorted(each for each in found if each.startswith(incomplete))
 
 
-def _request_ids(control: "ControlClient", incomplete: str) -> list[str]:
+def _request_ids(control: "Cluster", incomplete: str) -> list[str]:
     found = control.requests(match=incomplete, limit=_MOST_REQUESTS).requests
     ids = [each.name or each.id for each in found]
     if incomplete:
@@ -71,7 +71,7 @@ def _request_ids(control: "ControlClient", incomplete: str) -> list[str]:
     return ids
 
 
-def _asked(ctx: typer.Context, ask: "Callable[[ControlClient], list[str]]") -> list[str]:
+def _asked(ctx: typer.Context, ask: "Callable[[Cluster], list[str]]") -> list[str]:
     # Not within the time: on a busy machine they take longer than the cluster's answer.
     import llx.api.requests
     import llx.api.status

@@ -169,11 +169,11 @@ def _move(session: Session, state_dir: "Path", requests: int) -> "Verdict":
     """
     from llx.bench.verify import Load, verify
     from llx.cli.verify import print_verdict, shown
-    from llx.client import ControlClient
+    from llx.client import Cluster
     from llx.openai_client import OpenAIClient
 
     _say(session, f"\n{requests} requests, then the same again while they are moved\n")
-    with ControlClient.for_cluster(state_dir) as control:
+    with Cluster.for_cluster(state_dir) as control:
         status = control.status()
         load = Load(
             status.models[0].name,

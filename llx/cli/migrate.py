@@ -13,7 +13,7 @@ from llx.core.request_choice import CHOICES
 
 if TYPE_CHECKING:
     from llx.api import MigrateReport, MigrateRequest, MigrationStatus
-    from llx.client import ControlClient
+    from llx.client import Cluster
     from llx.errors import ExitCode
 
 
@@ -122,7 +122,7 @@ def _check_words(
         raise ConfigError(f'--by: no choice "{by}"', remedy=f"there are: {', '.join(CHOICES)}")
 
 
-def _follow(session: Session, control: "ControlClient", report: "MigrateReport") -> "MigrateReport":
+def _follow(session: Session, control: "Cluster", report: "MigrateReport") -> "MigrateReport":
     from llx.cli.move_progress import follow
 
     ended = follow(session.err, control.migrations, report.migrations)

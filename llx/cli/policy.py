@@ -12,7 +12,7 @@ from llx.cli.session import Session
 
 if TYPE_CHECKING:
     from llx.api import PolicyList
-    from llx.client import ControlClient
+    from llx.client import Cluster
 
 app = typer.Typer(
     help="The scheduler's rules: show, change, pause.",
@@ -166,7 +166,7 @@ def _update(
 
 def _forecast(
     session: Session,
-    control: "ControlClient",
+    control: "Cluster",
     found: "PolicyList",
     model: str | None,
     over_s: float,

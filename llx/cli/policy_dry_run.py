@@ -10,7 +10,7 @@ from llx.cli.session import Session
 
 if TYPE_CHECKING:
     from llx.api import PolicyList
-    from llx.client import ControlClient
+    from llx.client import Cluster
     from llx.core.scheduler.config import PoolConfig
     from llx.sim.policy_change import Decided, Elsewhere, PolicyComparison
 
@@ -21,7 +21,7 @@ _LIMITS = (
 
 
 def compare_lately(
-    session: Session, control: "ControlClient", wanted: "PolicyList", over_s: float
+    session: Session, control: "Cluster", wanted: "PolicyList", over_s: float
 ) -> "PolicyComparison | None":
     """Other rules on what the cluster's scheduler has recorded; None, said why, if that fails.
 

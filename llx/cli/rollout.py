@@ -19,7 +19,7 @@ from llx.cli.session import Session, agreed, confirm
 
 if TYPE_CHECKING:
     from llx.api import RolloutRequest, RolloutStatus
-    from llx.client import ControlClient
+    from llx.client import Cluster
 
 _POLL_S = 0.5
 
@@ -186,9 +186,7 @@ def _steer(
         _end(session, control, found, is_waiting=is_waiting and verb != "pause")
 
 
-def _end(
-    session: Session, control: "ControlClient", found: "RolloutStatus", *, is_waiting: bool
-) -> None:
+def _end(session: Session, control: "Cluster", found: "RolloutStatus", *, is_waiting: bool) -> None:
     """Show it; first wait for its end if that is wanted."""
     from llx.errors import LlxError
 
@@ -202,7 +200,7 @@ def _end(
         )
 
 
-def _wait(session: Session, control: "ControlClient", found: "RolloutStatus") -> "RolloutStatus":
+def _wait(session: Session, control: "Cluster", found: "RolloutStatus") -> "RolloutStatus":
     import time
 
     from llx.cli.scheduling_tables import rollout_text
@@ -226,7 +224,7 @@ def _wait(session: Session, control: "ControlClient", found: "RolloutStatus") ->
     return found
 
 
-def _of(control: "ControlClient", model: str) -> "RolloutStatus":
+def _of(control: "Cluster", model: str) -> "RolloutStatus":
     from llx.yaml_reader import no_such
 
     found = {each.model: each for each in control.rollouts()}

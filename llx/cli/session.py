@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llx.bootstrap.remote_control import TunnelTransport
     from llx.bootstrap.shell import Shell
     from llx.bootstrap.ssh import AskHostKey
-    from llx.client import ControlClient
+    from llx.client import Cluster
     from llx.client_options import ClientOptions
     from llx.environment import Environment
     from llx.openai_client import OpenAIClient
@@ -97,19 +97,11 @@ class Session:
             NotFoundError: There is no such cluster.
             UnreachableError: It is down.
         """
-        from llx.bootstrap.cluster_dir import remembered_hosts, running_settings
-        from llx.errors import UnreachableError
+        from llx.bootstrap.opening import settings_of
 
-        context = self.context()
-        settings = running_settings(context.state_dir)
-        if settings is None:
-            # Without a file, `llx up` makes a cluster on this machine.
-            is_on_hosts = remembered_hosts(context.state_dir) is not None
-            remedy = "llx up FILE" if is_on_hosts else "llx up"
-            raise UnreachableError(f"cluster {context.name} is down", remedy=remedy)
-        return settings
+        return settings_of(self.context())
 
-    def control(self) -> "ControlClient":
+    def control(self) -> "Cluster":
         """The control API of the cluster meant.
 
         Raises:
@@ -118,60 +110,22 @@ class Session:
         """
         return self.control_of(self.cluster())
 
-    def control_to_read(self) -> "ControlClient":
-        """As `control`, for a verb that changes nothing.
+    def control_to_read(self) -> "Cluster":
+        """As `control`, for a verb that changes nothing (`llx.bootstrap.opening`)."""
+        from llx.bootstrap.opening import open_to_read
 
-        A head on this machine, or one to which another verb has left a connection open, is asked
-        without its cluster's settings: to take them in takes as long as everything else, and what
-        they would tell is whether this llx may change anything.
-        """
-        from llx.bootstrap.contexts import ID_FILE
-        from llx.client import HEAD_STATUS_FILE, ControlClient
+        return open_to_read(self.context(), self.environment, self.options.ssh_persist)
 
-        context = self.context()
-        state_dir = context.state_dir
-        if not context.is_up:
-            return self.control()
-        if (state_dir / ID_FILE).exists():
-            return self._shared_control(state_dir)
-        if (state_dir / HEAD_STATUS_FILE).exists():
-            return ControlClient.for_cluster(state_dir)
-        return self.control()
-
-    def _shared_control(self, state_dir: Path) -> "ControlClient":
-        """Through the connection kept to the head's host; else through one's own, and keep one."""
-        from llx.bootstrap.ssh_sharing import begin_sharing, shared_control
-
-        persist_s = self.options.ssh_persist
-        found = shared_control(state_dir) if persist_s else None
-        if found is None:
-            settings = self.cluster()
-            found = self.control_of(settings)
-            if persist_s and settings.head_host is not None:
-                begin_sharing(state_dir, persist_s, self.environment.variables)
-        return found
-
-    def control_of(self, settings: "ClusterSettings") -> "ControlClient":
+    def control_of(self, settings: "ClusterSettings") -> "Cluster":
         """The control API of the cluster of these settings; on hosts through its head's SSH.
 
         Raises:
             NotFoundError: There is no such cluster here.
             UnreachableError: Its head is not up.
         """
-        from llx.client import ControlClient
+        from llx.bootstrap.opening import control_of
 
-        head = settings.head_host
-        if head is None:
-            return ControlClient.for_cluster(self.environment.cluster_dir(settings.cluster))
-        from llx.bootstrap.hosts_world import layout_of
-        from llx.bootstrap.remote_control import open_control
-
-        shell = self._connect_head(settings, head)
-        try:
-            return open_control(shell, layout_of(shell, settings.cluster), closes_shell=True)
-        except BaseException:
-            shell.close()
-            raise
+        return control_of(settings, self.environment)
 
     def connect(self, host: "HostSettings", ask: "AskHostKey | None" = None) -> "Shell":
         """SSH to a host; `ask` decides about an unknown key, without it such a host is refused.
@@ -179,25 +133,9 @@ class Session:
         Raises:
             UnreachableError: It cannot be reached.
         """
-        from llx.bootstrap.ssh import connect, resolve
+        from llx.bootstrap.opening import connect_to
 
-        return connect(resolve(host, self.environment), ask=ask or _nobody)
-
-    def _connect_head(self, settings: "ClusterSettings", head: "HostSettings") -> "Shell":
-        from llx.errors import UnreachableError
-
-        try:
-            return self.connect(head)
-        except UnreachableError as error:
-            away = (
-                "what runs on the other hosts goes on meanwhile; if it is lost, "
-                "`llx up --head HOST` moves the control plane to another host"
-            )
-            raise UnreachableError(
-                f"cluster {settings.cluster}: its head's host is out of reach: {error.message}",
-                remedy="; ".join(filter(None, [error.remedy, away])),
-                detail=error.detail,
-            ) from None
+        return connect_to(host, self.environment, ask)
 
     def gateway(self) -> "OpenAIClient":
         """The gateway meant: of ``--url``, else of the cluster."""
@@ -321,11 +259,6 @@ def agreed(
     if changes:
         confirm(session, question, is_yes=is_yes)
     return True
-
-
-def _nobody(_host: str, _kind: str, _fingerprint: str) -> bool:
-    """Nobody is there to say whether an unknown host key is right."""
-    return False
 
 
 def _launch_head(plan: object, python: Path, variables: object) -> object:

@@ -11,7 +11,7 @@ from llx.cli.session import Session
 
 if TYPE_CHECKING:
     from llx.api import Snapshot
-    from llx.client import ControlClient
+    from llx.client import Cluster
 
 _MAX_REQUESTS = 1000
 _MAX_OVER = 1000
@@ -58,7 +58,7 @@ def top(
     TopApp(session.control, interval_s=interval, user=session.user).run()
 
 
-def _once(session: Session, control: "ControlClient", interval_s: float) -> None:
+def _once(session: Session, control: "Cluster", interval_s: float) -> None:
     """Of rates the tables need two looks; scripts have counters."""
     from llx.choices import OutputFormat
     from llx.cli.render import emit
@@ -80,5 +80,5 @@ def _once(session: Session, control: "ControlClient", interval_s: float) -> None
     emit(session.out, session.output, found, [found.status.cluster], show)
 
 
-def _look(control: "ControlClient") -> "Snapshot":
+def _look(control: "Cluster") -> "Snapshot":
     return control.snapshot(max_requests=_MAX_REQUESTS, max_over=_MAX_OVER)

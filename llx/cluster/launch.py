@@ -23,7 +23,7 @@ _ROUNDS = 3
 def launch_head(spec: HeadSpec, cluster_yaml: str, environment: Mapping[str, str]) -> Process:
     """Write the state directory and start the head under a shim.
 
-    Returns once its process is there; `ControlClient.for_cluster` works a moment later, and
+    Returns once its process is there; `Cluster.for_cluster` works a moment later, and
     ``procs/head/status.json`` says why if it never does.
 
     Args:

@@ -32,7 +32,7 @@ MAX_OVER = 50
 
 
 class Control(Protocol):
-    """What of `llx.client.ControlClient` is used here."""
+    """What of `llx.client.Cluster` is used here."""
 
     def snapshot(self, *, max_requests: int, max_over: int, match: str = "") -> Snapshot:
         """The cluster at one moment."""

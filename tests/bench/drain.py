@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llx.api import MigrateRequest, MigrationStatus, MoveOutcome
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.openai_client import OpenAIClient
 from tests.bench.migration import Streamed, cluster
 
@@ -59,13 +59,13 @@ def begin(gateway: OpenAIClient, rng: random.Random, context: int) -> Streamed:
     return Streamed(gateway, prompt_of(rng, context), OUTPUTS, name)
 
 
-def over(control: ControlClient, migration: str) -> MigrationStatus:
+def over(control: Cluster, migration: str) -> MigrationStatus:
     while (status := control.migration(migration)).outcome is None:
         time.sleep(0.02)
     return status
 
 
-def link_rate(gateway: OpenAIClient, control: ControlClient, rng: random.Random) -> float:
+def link_rate(gateway: OpenAIClient, control: Cluster, rng: random.Random) -> float:
     """Bytes per second of a copy that nothing disturbs: the median of several."""
     stream = begin(gateway, rng, LINK_CONTEXT)
     stream.wait(5)
@@ -88,7 +88,7 @@ def link_rate(gateway: OpenAIClient, control: ControlClient, rng: random.Random)
 
 def drain(
     gateway: OpenAIClient,
-    control: ControlClient,
+    control: Cluster,
     rng: random.Random,
     source: str,
     num_streams: int,

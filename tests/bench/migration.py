@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import cast
 
 from llx.api import MigrateRequest, MoveOutcome
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.openai_client import CompletionRequest, OpenAIClient, Tokens
 from tests.bench.intervals import interval_of_median, percentile
 from tests.bench.overhead import NODE, llx_up
@@ -79,7 +79,7 @@ def made_model(shape: str, folder: Path) -> Path:
 @contextlib.contextmanager
 def cluster(
     folder: Path, transport: str, link_mib_s: float | None
-) -> Iterator[tuple[OpenAIClient, ControlClient]]:
+) -> Iterator[tuple[OpenAIClient, Cluster]]:
     model = made_model("wide", folder / "model")
     entry = {
         "name": MODEL,
@@ -90,7 +90,7 @@ def cluster(
     with (
         llx_up(folder, entry, {"transport": transport, "bandwidth_mib_s": link_mib_s}) as port,
         OpenAIClient(f"http://127.0.0.1:{port}") as gateway,
-        ControlClient.for_cluster(folder / "state/llx/clusters/bench") as control,
+        Cluster.for_cluster(folder / "state/llx/clusters/bench") as control,
     ):
         yield gateway, control
 
@@ -136,9 +136,7 @@ class Streamed:
         self._thread.join()
 
 
-def move(
-    control: ControlClient, name: str, *, is_blocking: bool
-) -> tuple[float, float, float] | None:
+def move(control: Cluster, name: str, *, is_blocking: bool) -> tuple[float, float, float] | None:
     """Move a request to the other instance; (downtime, ITL, all of it) in ms, if it moved."""
     found = [each for each in control.requests().requests if name in each.id]
     if not found:
@@ -161,7 +159,7 @@ def move(
 
 
 def measure_request(
-    gateway: OpenAIClient, control: ControlClient, context: int, rng: random.Random, into: Samples
+    gateway: OpenAIClient, control: Cluster, context: int, rng: random.Random, into: Samples
 ) -> None:
     prompt = [rng.randrange(10, 250) for _ in range(context)]
     name = f"bench{rng.randrange(1 << 30)}x"
@@ -193,7 +191,7 @@ def measure_request(
 
 
 def measure_neighbours(
-    gateway: OpenAIClient, control: ControlClient, rng: random.Random, windows: int
+    gateway: OpenAIClient, control: Cluster, rng: random.Random, windows: int
 ) -> list[float]:
     """Ratios of the ITL of streams that stay: while another is moved, to while it is not.
 
@@ -245,7 +243,7 @@ def measure_neighbours(
 class Mover:
     """Moves one request to and fro, each move as soon as the one before is over."""
 
-    def __init__(self, control: ControlClient, name: str) -> None:
+    def __init__(self, control: Cluster, name: str) -> None:
         self._control = control
         (found,) = [each for each in control.requests().requests if name in each.id]
         self._request, self._instance = found.id, found.instance

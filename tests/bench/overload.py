@@ -42,7 +42,7 @@ from llx.bench.record import Outcome, Record
 from llx.bench.scenario import Arrivals, Between, Lengths, Slo, Workload
 from llx.bench.schedule import make_schedule
 from llx.bench.summary import is_good
-from llx.client import ControlClient
+from llx.client import Cluster
 from tests.bench.intervals import interval_of_median, percentile
 from tests.bench.migration import made_model
 from tests.bench.overhead import llx_up, tiny_model
@@ -93,7 +93,7 @@ class Run:
 
 def bound(folder: Path, way: str) -> None:
     """Have the cluster bound what waits in that way."""
-    with ControlClient.for_cluster(folder / CLUSTER) as control:
+    with Cluster.for_cluster(folder / CLUSTER) as control:
         settings = yaml.safe_load(control.settings())
         for each in settings["priority_classes"]:
             each["max_wait_s"] = MAX_WAIT_S if way == "wait" else 600

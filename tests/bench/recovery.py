@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llx.api import ClusterState
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.openai_client import OpenAIClient
 from tests.bench.migration import Streamed, cluster
 
@@ -88,7 +88,7 @@ def longest_pause(stream: Streamed, at: float) -> float:
 
 
 def one_round(
-    gateway: OpenAIClient, control: ControlClient, rng: random.Random, args: argparse.Namespace,
+    gateway: OpenAIClient, control: Cluster, rng: random.Random, args: argparse.Namespace,
     deed: str, victim: str,
 ) -> Round:  # fmt: skip
     (other,) = set(INSTANCES) - {victim}

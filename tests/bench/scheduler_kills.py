@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import LlxError
 from tests.bench.overhead import llx_up, tiny_model
 from tests.bench.sse_load import Client
@@ -97,12 +97,12 @@ def head_pid(folder: Path) -> int:
     return int(Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()[0])
 
 
-def until(folder: Path, check: Callable[[ControlClient], bool]) -> float:
+def until(folder: Path, check: Callable[[Cluster], bool]) -> float:
     """When that was so of whichever head there is; each may listen elsewhere."""
     deadline = time.perf_counter() + _LIMIT_S
     while time.perf_counter() < deadline:
         try:
-            with ControlClient.for_cluster(folder / CLUSTER, timeout_s=2.0) as control:
+            with Cluster.for_cluster(folder / CLUSTER, timeout_s=2.0) as control:
                 if check(control):
                     return time.perf_counter()
         except LlxError:
@@ -111,7 +111,7 @@ def until(folder: Path, check: Callable[[ControlClient], bool]) -> float:
     raise TimeoutError("the head does not come back")
 
 
-def waiting(control: ControlClient) -> int:
+def waiting(control: Cluster) -> int:
     """Requests in central queues."""
     return sum(each.waiting for each in control.queues().queues)
 
@@ -125,7 +125,7 @@ def one(folder: Path, load: Load) -> Kill:
     back = until(folder, lambda control: bool(control.status().instances))
     queue = until(folder, lambda control: waiting(control) >= QUEUED - 2)
     time.sleep(2.0)
-    with ControlClient.for_cluster(folder / CLUSTER) as control:
+    with Cluster.for_cluster(folder / CLUSTER) as control:
         queued = waiting(control)
     end = time.perf_counter()
     gaps = load.longest_gap_s(at, end), load.longest_gap_s(before, at)

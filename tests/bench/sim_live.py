@@ -32,7 +32,7 @@ from llx.bench.record import Record
 from llx.bench.scenario import Trace, Workload
 from llx.bench.schedule import make_schedule
 from llx.bench.step_watch import StepWatch
-from llx.client import ControlClient
+from llx.client import Cluster as Head
 from llx.scheduling_settings import installed_policies
 from llx.sim.cluster import Cluster
 from llx.sim.flags import Flags, planned
@@ -210,7 +210,7 @@ class Turns:
     """The rounds on a live cluster, and what they brought."""
 
     port: int
-    control: ControlClient
+    control: Head
     folder: Path
     given: argparse.Namespace
     rate: float = 0.0
@@ -284,7 +284,7 @@ def main() -> int:
         }
         with (
             llx_up(folder, entry) as port,
-            ControlClient.for_cluster(folder / "state/llx/clusters/bench") as control,
+            Head.for_cluster(folder / "state/llx/clusters/bench") as control,
         ):
             turns = Turns(port, control, folder, given)
             turns.run()

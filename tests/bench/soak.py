@@ -42,7 +42,7 @@ from llx.bench.prompts import Prompts
 from llx.bench.record import Outcome, Record
 from llx.bench.scenario import Arrivals, Between, Lengths, Workload
 from llx.bench.schedule import make_schedule
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.cluster.moves.move_log import MAX_OVER
 from llx.cluster.scheduling.decisions import MOST_REQUESTS
 from llx.errors import LlxError
@@ -150,7 +150,7 @@ def sample(cluster: Path, at_s: float, num_requests: int) -> Sample:
 
 def num_moved(cluster: Path) -> int:
     """Moves that the head has seen end well; 0 if it does not say."""
-    with contextlib.suppress(LlxError), ControlClient.for_cluster(cluster) as control:
+    with contextlib.suppress(LlxError), Cluster.for_cluster(cluster) as control:
         return round(sum(float(each) for each in MOVED.findall(control.metrics())))
     return 0
 
@@ -218,7 +218,7 @@ class Load:
         while not self.is_over.wait(MOVE_EVERY_S):
             source, target = draw.sample(names, 2)
             try:
-                with ControlClient.for_cluster(self.cluster) as control:
+                with Cluster.for_cluster(self.cluster) as control:
                     report = control.migrate(MigrateRequest(source=source, target=target, count=2))
                 self.ordered += len(report.migrations)
             except LlxError:
@@ -331,7 +331,7 @@ def soak(folder: Path, seconds: float, keep: Callable[[Sample], None]) -> dict[s
             while not load.is_over.wait(SAMPLE_S):
                 keep(sample(cluster, time.monotonic() - began, len(records)))
         time.sleep(SETTLE_S)
-        with ControlClient.for_cluster(cluster) as control:
+        with Cluster.for_cluster(cluster) as control:
             status = control.status()
             over = control.events(kinds=["migration.over"], match='"outcome": "moved"', limit=1)
         keep(sample(cluster, time.monotonic() - began, len(load.records)))

@@ -12,7 +12,7 @@ from llx.bench import fault_injector
 from llx.bench.cluster_watch import ClusterWatch, FaultNote
 from llx.bench.fault_injector import Injector
 from llx.bench.scenario import Fault, Scenario
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import (
     ConfigError,
     ConflictError,
@@ -42,7 +42,7 @@ def fake(monkeypatch):
 @pytest.fixture
 def injector(fake, tmp_path):
     fake.register(tmp_path)
-    with ControlClient.for_cluster(tmp_path) as control:
+    with Cluster.for_cluster(tmp_path) as control:
         yield lambda *faults, strike=None: Injector(control, "tiny", faults, "me", strike)
 
 

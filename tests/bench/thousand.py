@@ -43,7 +43,7 @@ from typing import Any
 import msgspec
 
 from llx.api import ClusterState
-from llx.client import HEAD_STATUS_FILE, ControlClient
+from llx.client import HEAD_STATUS_FILE, Cluster
 from llx.cluster.state_dir import StateDir, write_private
 from llx.errors import LlxError
 from llx.settings import ClusterSettings, dump_cluster
@@ -211,7 +211,7 @@ def wait_ready(folder: Path, head: "subprocess.Popen[str]") -> None:
             break
         try:
             token = StateDir(folder / "state").keep_or_new_token()
-            control = ControlClient((folder / "url").read_text(), token)
+            control = Cluster((folder / "url").read_text(), token)
             if control.status().state is ClusterState.READY:
                 return
         except (LlxError, OSError):

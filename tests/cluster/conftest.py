@@ -14,7 +14,7 @@ import llx
 from llx.agent import shim
 from llx.agent.processes import Process, list_processes
 from llx.api import ClusterState, ClusterStatus
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.cluster.launch import launch_head, stop_everything
 from llx.cluster.state_dir import HeadSpec, StateDir
 from llx.errors import UnreachableError
@@ -51,19 +51,19 @@ class Rig:
         )
         return launch_head(spec, dump_cluster(settings or self.settings()), self.environment)
 
-    def client(self, timeout_s: float = 60.0) -> ControlClient:
+    def client(self, timeout_s: float = 60.0) -> Cluster:
         """A client, once the head answers."""
         end = time.monotonic() + timeout_s
         while True:
             try:
-                client = ControlClient.for_cluster(self.state.path)
+                client = Cluster.for_cluster(self.state.path)
                 client.status()
                 return client
             except UnreachableError:
                 assert time.monotonic() < end, self.log("head")
                 time.sleep(0.02)
 
-    def reaches(self, client: ControlClient, *states: ClusterState) -> ClusterStatus:
+    def reaches(self, client: Cluster, *states: ClusterState) -> ClusterStatus:
         found: list[ClusterStatus] = []
 
         def check() -> bool:

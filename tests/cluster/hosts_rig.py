@@ -31,7 +31,7 @@ from llx.agent.node import Commands, NodeAgent
 from llx.agent.place import Place
 from llx.agent.processes import ShimRecord, list_processes
 from llx.api import ClusterState, ClusterStatus, HostState
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.cluster.fleet.agents import AgentPort, LocalAgent
 from llx.cluster.launch import stop_everything
 from llx.cluster.serve import HeadSeat, bind_control, serve
@@ -230,16 +230,16 @@ class HostsRig:
             **more,
         }
 
-    def up(self, settings: ClusterSettings | None = None) -> ControlClient:
+    def up(self, settings: ClusterSettings | None = None) -> Cluster:
         """A head; of the settings given, else of those on disk."""
         if settings is not None:
             write_private(self.state.settings, dump_cluster(settings))
         self._head = _Head(self)
         return self.client()
 
-    def client(self) -> ControlClient:
+    def client(self) -> Cluster:
         assert self._head is not None
-        return ControlClient(self._head.wait_ready(), self.state.keep_or_new_token())
+        return Cluster(self._head.wait_ready(), self.state.keep_or_new_token())
 
     def end_head(self) -> bool:
         """End the head alone; returns whether it says that the cluster was stopped."""
@@ -267,7 +267,7 @@ class HostsRig:
     # -------------------------------------------------- looking
 
     def reaches(
-        self, client: ControlClient, state: ClusterState, timeout_s: float = 60.0
+        self, client: Cluster, state: ClusterState, timeout_s: float = 60.0
     ) -> ClusterStatus:
         found: list[ClusterStatus] = []
 
@@ -288,7 +288,7 @@ class HostsRig:
             )
             time.sleep(0.02)
 
-    def where(self, client: ControlClient) -> dict[str, str]:
+    def where(self, client: Cluster) -> dict[str, str]:
         status = client.status()
         return {each.name: each.host for each in [*status.gateways, *status.instances]}
 
@@ -363,16 +363,16 @@ def events(rig: HostsRig, kind: str) -> list[dict[str, object]]:
     return [each for each in lines if each["kind"] == kind]
 
 
-def host_state(client: ControlClient, name: str) -> HostState:
+def host_state(client: Cluster, name: str) -> HostState:
     (found,) = [each for each in client.status().hosts if each.name == name]
     return found.state
 
 
-def is_busy(client: ControlClient, name: str) -> bool:
+def is_busy(client: Cluster, name: str) -> bool:
     """Whether an instance has the two requests of a busy one; its load may not be known yet."""
     load = client.instance(name).load
     return load is not None and load.running == 2
 
 
-def put(client: ControlClient, settings: ClusterSettings) -> list[str]:
+def put(client: Cluster, settings: ClusterSettings) -> list[str]:
     return client.put_settings(dump_cluster(settings), user="ann")

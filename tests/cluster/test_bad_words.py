@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llx.cli.main import app
-from tests.cluster.test_moves import idle, is_busy, request, up
+from tests.cluster.test_moves import home_of, idle, is_busy, request, up
 
 NOT_FOUND, CONFLICT, USAGE = 4, 5, 2
 CASES = [
@@ -71,11 +71,3 @@ def test_bad_words(rig) -> None:
 def done_by_somebody(rig):
     lines = rig.state.events.read_text().splitlines()
     return [each for each in map(json.loads, lines) if each.get("user")]
-
-
-def home_of(rig):
-    """Where `llx` finds that cluster."""
-    home = rig.state.path.parent.parent / "home"
-    (home / "llx/clusters").mkdir(parents=True)
-    (home / "llx/clusters/c").symlink_to(rig.state.path)
-    return home

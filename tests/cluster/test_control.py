@@ -693,3 +693,15 @@ async def test_a_token_that_is_replaced_is_refused_from_then_on(driver: StandIn)
         assert (await status(TOKEN), await status("new")) == (401, 200)
         right[0] = Secret("")
         assert (await status(""), await status("new")) == (401, 401)
+
+
+PUBLISHED = Path(__file__).parents[2] / "docs/control-api.json"
+
+
+async def test_the_published_schema_is_that_of_the_api(
+    http: httpx.AsyncClient, request: pytest.FixtureRequest
+) -> None:
+    text = json.dumps((await http.get("/openapi.json")).json(), indent=1, sort_keys=True) + "\n"
+    if request.config.getoption("--rewrite"):
+        PUBLISHED.write_text(text)
+    assert PUBLISHED.read_text() == text, f"see {PUBLISHED}; pytest --rewrite"

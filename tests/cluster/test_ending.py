@@ -10,7 +10,7 @@ import pytest
 
 from llx.agent.processes import attach
 from llx.api import ClusterState, InstanceState, StopReport
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.cluster.driving.actions import Actions
 from llx.cluster.driving.ending import Ending
 from llx.cluster.events.audit import AuditTrail
@@ -59,7 +59,7 @@ class Asked:
         return found
 
 
-def is_draining(client: ControlClient) -> bool:
+def is_draining(client: Cluster) -> bool:
     return client.status().gateways[1].state is InstanceState.DRAINING
 
 
@@ -172,7 +172,7 @@ def test_the_next_head_goes_on_stopping(rig) -> None:
     assert events(rig, "cluster.stopped")[0]["user"] == "ann"
 
 
-def broken_off(client: ControlClient) -> None:
+def broken_off(client: Cluster) -> None:
     with pytest.raises(Exception, match=r"does not answer|disconnected"):
         client.stop(deadline_s=60, user="ann")
 

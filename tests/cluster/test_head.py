@@ -15,7 +15,7 @@ import pytest
 from llx.agent import shim
 from llx.agent.processes import attach
 from llx.api import ClusterState, InstanceState
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.cluster.launch import stop_everything
 from llx.errors import ConflictError, NotFoundError, UnreachableError
 from llx.settings import dump_cluster
@@ -88,7 +88,7 @@ def test_a_cluster_comes_up_reports_and_goes(rig) -> None:
     assert events[-1]["user"] == "ann"
     assert {"instance.started", "instance.ready", "gateway.ready"} <= set(kinds)
     with pytest.raises(UnreachableError, match="not running"):
-        ControlClient.for_cluster(rig.state.path)
+        Cluster.for_cluster(rig.state.path)
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_a_killed_head_leaves_all_running_and_the_next_adopts_it(rig) -> None:
     os.kill(head.status().child_pid, signal.SIGKILL)
     rig.eventually(lambda: not head.is_alive(), "the head is gone")
     with pytest.raises(UnreachableError):
-        ControlClient.for_cluster(rig.state.path).status()
+        Cluster.for_cluster(rig.state.path).status()
     assert rig.alive() == ALL - {"head"}
 
     rig.launch()
@@ -393,7 +393,7 @@ def test_a_taken_control_port_starts_nothing_and_says_so(rig) -> None:
     assert f"127.0.0.1:{port}: Address already in use" in status.detail
     assert rig.alive() == set()
     with pytest.raises(UnreachableError):
-        ControlClient.for_cluster(rig.state.path)
+        Cluster.for_cluster(rig.state.path)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llx.api import ClusterState, MoveOutcome
-from llx.client import ControlClient
+from llx.client import Cluster
 from tests.cluster.conftest import write_requests
 from tests.cluster.hosts_rig import HostsRig, events, make_rig, put
 
@@ -19,12 +19,12 @@ def rig(tmp_path: Path) -> Iterator[HostsRig]:
     yield from make_rig(tmp_path)
 
 
-def give(rig: HostsRig, client: ControlClient, host: str, name: str, *requests: Any) -> None:
+def give(rig: HostsRig, client: Cluster, host: str, name: str, *requests: Any) -> None:
     write_requests(rig.hosts[host].state.procs / name, requests)
     rig.eventually(lambda: running(client, name) == len(requests), "they are reported")
 
 
-def running(client: ControlClient, name: str) -> int | None:
+def running(client: Cluster, name: str) -> int | None:
     load = client.instance(name).load
     return None if load is None else load.running
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from llx.api import ClusterState
-from llx.client import ControlClient
+from llx.client import Cluster
 from tests.cluster.hosts_rig import HostsRig, make_rig, put
 
 pytestmark = pytest.mark.slow
@@ -18,7 +18,7 @@ def rig(tmp_path: Path) -> Iterator[HostsRig]:
     yield from make_rig(tmp_path)
 
 
-def values(client: ControlClient) -> dict[str, float]:
+def values(client: Cluster) -> dict[str, float]:
     rows = (each.rpartition(" ") for each in client.metrics().splitlines() if each[:1] != "#")
     return {key: float(value) for key, _, value in rows}
 

@@ -1,16 +1,32 @@
 """Moves in a real head over fake instances: asked for, cancelled; drains and restarts."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llx.api import ClusterState, InstanceState, MigrateRequest, MigrationStatus, MoveOutcome
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.cluster.placement_file import load_placements
 from llx.errors import ConfigError, ConflictError, NotFoundError
+from tests.node import ROOT
+
+EXAMPLE = ROOT / "examples/move_longest.py"
+
+
+def home_of(rig: Any) -> Path:
+    """Where `llx` finds the rig's cluster."""
+    home = rig.state.path.parent.parent / "home"
+    if not home.exists():
+        (home / "llx/clusters").mkdir(parents=True)
+        (home / "llx/clusters/c").symlink_to(rig.state.path)
+    return Path(home)
 
 
 def idle(count: int = 2, name: str = "m", **engine_args: object) -> dict[str, Any]:
@@ -30,19 +46,19 @@ def events(rig: Any, kind: str) -> list[dict[str, Any]]:
     return [each for each in lines if each["kind"] == kind]
 
 
-def up(rig: Any, *models: dict[str, Any]) -> ControlClient:
+def up(rig: Any, *models: dict[str, Any]) -> Cluster:
     rig.launch(rig.settings(models=list(models or [idle()])))
     client = rig.client()
     rig.reaches(client, ClusterState.READY)
     return client
 
 
-def is_busy(client: ControlClient, name: str, count: int) -> bool:
+def is_busy(client: Cluster, name: str, count: int) -> bool:
     load = client.instance(name).load
     return load is not None and load.running == count
 
 
-def outcomes(rig: Any, client: ControlClient, begun: list[MigrationStatus]) -> list[MoveOutcome]:
+def outcomes(rig: Any, client: Cluster, begun: list[MigrationStatus]) -> list[MoveOutcome]:
     ids = [each.id for each in begun]
     rig.eventually(
         lambda: all(each.outcome for each in client.migrations(ids)),
@@ -289,3 +305,22 @@ def test_a_cordon_that_an_operator_has_heard_of_outlives_the_head(rig) -> None:
                 client.cordon_instance("m-1", is_on=is_on)
                 kept = load_placements(rig.state.placements).instances["m-1"]
                 assert kept.is_cordoned is is_on
+
+
+def test_the_example_moves_the_longest_of_the_fullest(rig) -> None:
+    """`examples/move_longest.py`, as somebody runs it who has nothing but the cluster's name."""
+
+    def script(*words: str) -> "subprocess.CompletedProcess[str]":
+        argv = [sys.executable, "-W", "error", str(EXAMPLE), *words]
+        variables = {**os.environ, "XDG_STATE_HOME": str(home_of(rig)), "PYTHONPATH": str(ROOT)}
+        return subprocess.run(argv, env=variables, capture_output=True, text=True, timeout=120)
+
+    with up(rig) as client:
+        rig.give("m-0", request(1), request(3), request(2))
+        rig.eventually(lambda: is_busy(client, "m-0", 3), "they are reported")
+        done = script("c")
+        assert (done.stdout, done.stderr) == ("llx-3: m-0 to m-1: moved\n", "")
+        assert done.returncode == 0
+        assert client.migrations()[0].user == "move_longest.py"
+        done = script("nope")
+        assert (done.returncode, done.stdout.partition(" (")[0]) == (4, 'no cluster "nope"')

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llx.api import ClusterState, HostState, InstanceState
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.cluster.placement_file import PlacedUnit, load_placements, save_placements
 from tests.cluster.hosts_rig import HostsRig, events, host_state, is_busy, make_rig, put
 
@@ -85,7 +85,7 @@ def test_a_gateway_that_is_being_retired_finishes_under_the_next_head(rig) -> No
     assert retired["host"] == "h2"
 
 
-def pause_s(client: ControlClient, name: str) -> int:
+def pause_s(client: Cluster, name: str) -> int:
     """Seconds that are left of a killed instance's pause, which counts down; 0: it has none."""
     detail = client.instance(name).detail
     found = re.fullmatch(r"restarts in (\d+) s; last: killed by SIGKILL", detail)

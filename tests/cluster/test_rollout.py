@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llx.api import ClusterState, RolloutRequest, RolloutStatus, ScaleRequest
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import ConfigError, ConflictError, NotFoundError
 from llx.specs import InstanceSpec, load_spec
 from tests.cluster.hosts_rig import HostsRig, events, make_rig, put
@@ -20,29 +20,29 @@ def rig(tmp_path: Path) -> Iterator[HostsRig]:
     yield from make_rig(tmp_path)
 
 
-def roll(client: ControlClient, changes: dict[str, str], **more: object) -> list[str]:
+def roll(client: Cluster, changes: dict[str, str], **more: object) -> list[str]:
     request = RolloutRequest.model_validate(
         {"changes": changes, "user": "ann", "steady_s": 0.2, **more}
     )
     return client.rollout("m", request).changes
 
 
-def found(client: ControlClient) -> RolloutStatus:
+def found(client: Cluster) -> RolloutStatus:
     (status,) = client.rollouts()
     return status
 
 
-def over(rig: HostsRig, client: ControlClient, state: str = "done") -> RolloutStatus:
+def over(rig: HostsRig, client: Cluster, state: str = "done") -> RolloutStatus:
     rig.eventually(lambda: found(client).state == state, lambda: f"{state}: {found(client)}", 60)
     return found(client)
 
 
-def spec(rig: HostsRig, client: ControlClient, name: str) -> InstanceSpec:
+def spec(rig: HostsRig, client: Cluster, name: str) -> InstanceSpec:
     host = rig.hosts[rig.where(client)[name]]
     return load_spec(host.state.procs / name / "spec.json", InstanceSpec)
 
 
-def specs(rig: HostsRig, client: ControlClient) -> list[InstanceSpec]:
+def specs(rig: HostsRig, client: Cluster) -> list[InstanceSpec]:
     return [spec(rig, client, each.name) for each in client.status().instances]
 
 
@@ -254,7 +254,7 @@ def test_nonsense_is_refused(rig) -> None:
             roll(client, IN_PLACE, deadline_s=-1)
 
 
-def directory(rig: HostsRig, client: ControlClient, name: str) -> Path:
+def directory(rig: HostsRig, client: Cluster, name: str) -> Path:
     return rig.hosts[rig.where(client)[name]].state.procs / name
 
 

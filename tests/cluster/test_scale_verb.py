@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llx.api import ClusterState, InstanceState, ScaleRequest
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.cluster.placement_file import load_placements
 from llx.errors import ConfigError, ConflictError, NotFoundError
 from tests.cluster.hosts_rig import HostsRig, events, make_rig
@@ -20,13 +20,13 @@ def rig(tmp_path: Path) -> Iterator[HostsRig]:
 
 
 def scale(
-    client: ControlClient, least: int | None, most: int | None, *, is_dry_run: bool = False
+    client: Cluster, least: int | None, most: int | None, *, is_dry_run: bool = False
 ) -> list[str]:
     request = ScaleRequest(min=least, max=most, is_dry_run=is_dry_run, user="ann")
     return client.scale("m", request).changes
 
 
-def names(client: ControlClient) -> list[str]:
+def names(client: Cluster) -> list[str]:
     return [each.name for each in client.status().instances]
 
 
@@ -60,7 +60,7 @@ def test_a_number_a_range_and_a_new_head(rig) -> None:
     assert events(rig, "process.removed") == []
 
 
-def end_first(rig: HostsRig, client: ControlClient) -> None:
+def end_first(rig: HostsRig, client: Cluster) -> None:
     """m-0 ends, and no host takes it again; m-1 serves."""
     rig.reaches(client, ClusterState.READY)
     for host in rig.hosts.values():

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llx.api import ClusterState, HostState, InstanceState, ModelStatus, ScaleRequest
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.core.scheduler.policies import Policies
 from llx.errors import ConflictError
 from llx.recording import Recording
@@ -45,15 +45,15 @@ def give(rig: HostsRig, name: str, *requests: dict[str, Any]) -> None:
             write_requests(host.state.procs / name, requests)
 
 
-def model(client: ControlClient) -> ModelStatus:
+def model(client: Cluster) -> ModelStatus:
     return client.status().models[0]
 
 
-def states(client: ControlClient) -> dict[str, InstanceState]:
+def states(client: Cluster) -> dict[str, InstanceState]:
     return {each.name: each.state for each in client.status().instances}
 
 
-def grows(rig: HostsRig, client: ControlClient) -> None:
+def grows(rig: HostsRig, client: Cluster) -> None:
     """From one to two, as m-0 is full."""
     rig.reaches(client, ClusterState.READY)
     give(rig, "m-0", FULL)
@@ -167,7 +167,7 @@ def test_what_runs_takes_the_place_of_what_would_be_started(rig) -> None:
     assert events(rig, "process.removed") == []
 
 
-def _hosts_of(rig: HostsRig, client: ControlClient) -> dict[str, Any]:
+def _hosts_of(rig: HostsRig, client: Cluster) -> dict[str, Any]:
     where = rig.where(client)
     return {name: rig.hosts[host] for name, host in where.items() if name.startswith("m-")}
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.top.app import TopApp
 from tests.cluster.test_moves import idle, is_busy, request, up
 from tests.top.driving import screen_text, shown
@@ -15,7 +15,7 @@ from tests.top.driving import screen_text, shown
 
 def client_of(rig):
     """Without patience: the screen itself tries again."""
-    return ControlClient.for_cluster(rig.state.path)
+    return Cluster.for_cluster(rig.state.path)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from llx.api import MoveOutcome
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.sim.profile import load_profile
 from tests.e2e.conftest import SIM
 
@@ -29,7 +29,7 @@ def test_a_load_finds_the_engines_own_step_time_and_policies_go_by_it(cluster, t
     assert profile.engine.max_num_seqs == SIM["max_num_seqs"]
     assert profile.fit.error_p50 < 0.05
     assert profile.link.gateway_ms is not None
-    with ControlClient.for_cluster(cluster.directory) as control:
+    with Cluster.for_cluster(cluster.directory) as control:
         rules = {each.model: each for each in control.policies().policies}
         assert rules["simulated"].scheduling["step_time"] == profile.step_time.model_dump()
         assert rules["oracle"].changed == {}
@@ -40,7 +40,7 @@ def test_a_load_finds_the_engines_own_step_time_and_policies_go_by_it(cluster, t
 
 
 def test_a_load_on_two_instances_moves_requests_and_leaves_none(cluster, tmp_path):
-    with ControlClient.for_cluster(cluster.directory) as control:
+    with Cluster.for_cluster(cluster.directory) as control:
         before = {each.id for each in control.migrations()}
         words = ["--load", "-y", "--duration", "20s", "--out", str(tmp_path / "p.yaml")]
         done = cluster.llx("calibrate", "oracle", *words)

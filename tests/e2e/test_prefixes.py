@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from llx.api import PolicyUpdate
-from llx.client import ControlClient
+from llx.client import Cluster as Head
 from tests.e2e.rig import Cluster, cluster_up
 
 pytestmark = [pytest.mark.e2e, pytest.mark.node]
@@ -63,7 +63,7 @@ class Client:
 
     async def head(self, ask: Any) -> Any:
         def look() -> Any:
-            with ControlClient.for_cluster(self.cluster.directory) as head:
+            with Head.for_cluster(self.cluster.directory) as head:
                 return ask(head)
 
         return await asyncio.to_thread(look)

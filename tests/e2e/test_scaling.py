@@ -12,7 +12,7 @@ import pytest
 
 from llx.api import InstanceState
 from llx.bench.run_directory import read_results
-from llx.client import ControlClient
+from llx.client import Cluster as Head
 from llx.specs import ProcessStatus, load_spec
 from tests.e2e.rig import Cluster, cluster_up
 from tests.e2e.test_scheduling import Client
@@ -55,7 +55,7 @@ async def kill_head_and_go_on(cluster: Cluster) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def running(head: ControlClient) -> dict[str, int]:
+def running(head: Head) -> dict[str, int]:
     return {
         each.name: 0 if each.load is None else each.load.running
         for each in head.status().instances
@@ -63,7 +63,7 @@ def running(head: ControlClient) -> dict[str, int]:
     }
 
 
-def draining(head: ControlClient) -> list[str]:
+def draining(head: Head) -> list[str]:
     instances = head.status().instances
     return [each.name for each in instances if each.state is InstanceState.DRAINING]
 
@@ -146,7 +146,7 @@ def test_a_benchmark_has_as_many_instances_as_its_variants_say(scaled: Cluster) 
     counts = {name: each.figure("llx_instances") for name, each in runs.items()}
     assert (counts["two"], counts["one"]) == pytest.approx((2, 1))
     assert 1 < counts["grows"] < 2
-    with ControlClient.for_cluster(scaled.directory) as head:
+    with Head.for_cluster(scaled.directory) as head:
         [model] = head.status().models
     assert (model.instances_min, model.instances_max) == (1, 2)
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from llx.api import MigrateRequest, PolicyUpdate, RequestChange, RequestStatus, RequestVerb
-from llx.client import ControlClient
+from llx.client import Cluster as Head
 from llx.specs import ProcessStatus, load_spec
 from tests.e2e.rig import Cluster, cluster_up
 
@@ -108,7 +108,7 @@ class Client:
 
     async def head(self, ask: Any) -> Any:
         def look() -> Any:
-            with ControlClient.for_cluster(self.cluster.directory) as head:
+            with Head.for_cluster(self.cluster.directory) as head:
                 return ask(head)
 
         return await asyncio.to_thread(look)
@@ -120,11 +120,11 @@ class Client:
         return found
 
 
-def loads(head: ControlClient) -> list[int]:
+def loads(head: Head) -> list[int]:
     return [each.load.running for each in head.status().instances if each.load is not None]
 
 
-def waiting(head: ControlClient) -> dict[str, int]:
+def waiting(head: Head) -> dict[str, int]:
     return {each.priority_class: each.waiting for each in head.queues().queues}
 
 
@@ -223,7 +223,7 @@ async def test_what_was_preempted_goes_on_where_its_blocks_are_free(client: Clie
         model="m", changes={f"rescheduling.{key}": value for key, value in rules.items()}
     )
 
-    def has_preempted(head: ControlClient) -> bool:
+    def has_preempted(head: Head) -> bool:
         return head.instance("m-0").load.waiting == 1
 
     await client.head(lambda head: head.cordon_instance("m-1", is_on=True))
@@ -301,7 +301,7 @@ async def look(client: Client, name: str) -> RequestStatus:
     return (await client.head(lambda head: head.request(name))).requests[0]
 
 
-def is_empty(head: ControlClient) -> bool:
+def is_empty(head: Head) -> bool:
     found = [each.load for each in head.status().instances]
     return all(each is not None and each.blocks_used == each.running == 0 for each in found)
 
@@ -391,14 +391,14 @@ async def test_another_class_goes_where_the_request_goes(client: Client) -> None
         ask = MigrateRequest(request=stream.name, target=target, user="ann")
         await client.head(lambda head: head.migrate(ask))
 
-        def has_moved(head: ControlClient) -> bool:
+        def has_moved(head: Head) -> bool:
             return head.request(stream.name).requests[0].instance == target
 
         await client.until(has_moved)
         assert (await look(client, stream.name)).priority == 0
         os.kill((await client.head(lambda head: head.instance(target))).pid, signal.SIGKILL)
 
-        def has_gone_on(head: ControlClient) -> bool:
+        def has_gone_on(head: Head) -> bool:
             found = head.requests().requests
             return any(
                 each.name == stream.name and each.instance not in ("", target) for each in found

@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 
 from llx.api import MigrateRequest, MigrationStatus
-from llx.client import ControlClient
+from llx.client import Cluster
 from llx.errors import ConflictError, NotFoundError
 from llx.secret import Secret
 
 
 class Mover:
     def __init__(
-        self, control: ControlClient, seed: int, at_once: int, checked: float, models: list[str]
+        self, control: Cluster, seed: int, at_once: int, checked: float, models: list[str]
     ) -> None:
         self._control = control
         self._rng = random.Random(seed)
@@ -85,7 +85,7 @@ def main() -> None:
     url, token, seed, at_once, checked, *models = sys.argv[1:]
     over = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
-    with ControlClient(url, Secret(Path(token).read_text().strip())) as control:
+    with Cluster(url, Secret(Path(token).read_text().strip())) as control:
         mover = Mover(control, int(seed), int(at_once), float(checked), models)
         while not over.is_set():
             mover.look()
