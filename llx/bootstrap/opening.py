@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 
 def open_cluster(name: str | None, environment: Environment) -> "Cluster":
-    """A client of the cluster called `name`, else of the one that is meant by default.
+    """A client of the cluster called `name`, else of the one that verbs mean by default.
 
     Raises:
+        ConfigError: A file that says which that is is wrong.
         NotFoundError: There is no such cluster.
         UnreachableError: It is down, or its head is.
     """
-    return control_of(settings_of(pick_context(environment, name)), environment)
+    from llx.client_options import load_client_options
+
+    meant = load_client_options(environment, context=name).context
+    return control_of(settings_of(pick_context(environment, meant)), environment)
 
 
 def open_to_read(context: Context, environment: Environment, persist_s: float) -> "Cluster":

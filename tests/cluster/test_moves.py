@@ -310,9 +310,14 @@ def test_a_cordon_that_an_operator_has_heard_of_outlives_the_head(rig) -> None:
 def test_the_example_moves_the_longest_of_the_fullest(rig) -> None:
     """`examples/move_longest.py`, as somebody runs it who has nothing but the cluster's name."""
 
-    def script(*words: str) -> "subprocess.CompletedProcess[str]":
+    def script(*words: str, **more: str) -> "subprocess.CompletedProcess[str]":
         argv = [sys.executable, "-W", "error", str(EXAMPLE), *words]
-        variables = {**os.environ, "XDG_STATE_HOME": str(home_of(rig)), "PYTHONPATH": str(ROOT)}
+        variables = {
+            **os.environ,
+            "XDG_STATE_HOME": str(home_of(rig)),
+            "PYTHONPATH": str(ROOT),
+            **more,
+        }
         return subprocess.run(argv, env=variables, capture_output=True, text=True, timeout=120)
 
     with up(rig) as client:
@@ -322,5 +327,5 @@ def test_the_example_moves_the_longest_of_the_fullest(rig) -> None:
         assert (done.stdout, done.stderr) == ("llx-3: m-0 to m-1: moved\n", "")
         assert done.returncode == 0
         assert client.migrations()[0].user == "move_longest.py"
-        done = script("nope")
+        done = script(LLX_CONTEXT="nope")
         assert (done.returncode, done.stdout.partition(" (")[0]) == (4, 'no cluster "nope"')
