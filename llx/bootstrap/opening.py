@@ -3,6 +3,7 @@
 Nearly every verb comes through here, so little is imported before it is needed.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from llx.settings import ClusterSettings, HostSettings
 
 
+Connect = Callable[["HostSettings"], "Shell"]
+"""SSH to a host; raises UnreachableError."""
+
+
 def open_cluster(name: str | None, environment: Environment) -> "Cluster":
     """A client of the cluster called `name`, else of the one that verbs mean by default.
 
@@ -27,10 +32,16 @@ def open_cluster(name: str | None, environment: Environment) -> "Cluster":
     from llx.client_options import load_client_options
 
     meant = load_client_options(environment, context=name).context
-    return control_of(settings_of(pick_context(environment, meant)), environment)
+    return control_of(
+        settings_of(pick_context(environment, meant)),
+        environment,
+        lambda host: connect_to(host, environment),
+    )
 
 
-def open_to_read(context: Context, environment: Environment, persist_s: float) -> "Cluster":
+def open_to_read(
+    context: Context, environment: Environment, persist_s: float, connect: Connect
+) -> "Cluster":
     """As `open_cluster`, for who changes nothing.
 
     A head on this machine, or one to which another verb has left a connection open, is asked
@@ -42,10 +53,10 @@ def open_to_read(context: Context, environment: Environment, persist_s: float) -
 
     state_dir = context.state_dir
     if context.is_up and (state_dir / ID_FILE).exists():
-        return _shared(context, environment, persist_s)
+        return _shared(context, environment, persist_s, connect)
     if context.is_up and (state_dir / HEAD_STATUS_FILE).exists():
         return Cluster.for_cluster(state_dir)
-    return control_of(settings_of(context), environment)
+    return control_of(settings_of(context), environment, connect)
 
 
 def settings_of(context: Context) -> "ClusterSettings":
@@ -66,7 +77,9 @@ def settings_of(context: Context) -> "ClusterSettings":
     return settings
 
 
-def control_of(settings: "ClusterSettings", environment: Environment) -> "Cluster":
+def control_of(
+    settings: "ClusterSettings", environment: Environment, connect: Connect
+) -> "Cluster":
     """A client of the cluster of these settings; on hosts through its head's SSH.
 
     Raises:
@@ -81,7 +94,7 @@ def control_of(settings: "ClusterSettings", environment: Environment) -> "Cluste
     from llx.bootstrap.hosts_world import layout_of
     from llx.bootstrap.remote_control import open_control
 
-    shell = _connect_head(settings, head, environment)
+    shell = _connect_head(settings, head, connect)
     try:
         return open_control(shell, layout_of(shell, settings.cluster), closes_shell=True)
     except BaseException:
@@ -102,7 +115,9 @@ def connect_to(
     return connect(resolve(host, environment), ask=ask or _nobody)
 
 
-def _shared(context: Context, environment: Environment, persist_s: float) -> "Cluster":
+def _shared(
+    context: Context, environment: Environment, persist_s: float, connect: Connect
+) -> "Cluster":
     """Through the connection kept to the head's host; else through one's own, and keep one."""
     from llx.bootstrap.ssh_sharing import begin_sharing, shared_control
 
@@ -110,19 +125,17 @@ def _shared(context: Context, environment: Environment, persist_s: float) -> "Cl
     found = shared_control(state_dir) if persist_s else None
     if found is None:
         settings = settings_of(context)
-        found = control_of(settings, environment)
+        found = control_of(settings, environment, connect)
         if persist_s and settings.head_host is not None:
             begin_sharing(state_dir, persist_s, environment.variables)
     return found
 
 
-def _connect_head(
-    settings: "ClusterSettings", head: "HostSettings", environment: Environment
-) -> "Shell":
+def _connect_head(settings: "ClusterSettings", head: "HostSettings", connect: Connect) -> "Shell":
     from llx.errors import UnreachableError
 
     try:
-        return connect_to(head, environment)
+        return connect(head)
     except UnreachableError as error:
         away = (
             "what runs on the other hosts goes on meanwhile; if it is lost, "

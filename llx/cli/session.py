@@ -114,7 +114,9 @@ class Session:
         """As `control`, for a verb that changes nothing (`llx.bootstrap.opening`)."""
         from llx.bootstrap.opening import open_to_read
 
-        return open_to_read(self.context(), self.environment, self.options.ssh_persist)
+        return open_to_read(
+            self.context(), self.environment, self.options.ssh_persist, self.connect
+        )
 
     def control_of(self, settings: "ClusterSettings") -> "Cluster":
         """The control API of the cluster of these settings; on hosts through its head's SSH.
@@ -125,7 +127,7 @@ class Session:
         """
         from llx.bootstrap.opening import control_of
 
-        return control_of(settings, self.environment)
+        return control_of(settings, self.environment, self.connect)
 
     def connect(self, host: "HostSettings", ask: "AskHostKey | None" = None) -> "Shell":
         """SSH to a host; `ask` decides about an unknown key, without it such a host is refused.
