@@ -109,6 +109,7 @@ class Cluster:
             environment: Where to look; None: this process's.
 
         Raises:
+            ConfigError: A file that says which cluster is meant is wrong.
             NotFoundError: There is no such cluster.
             UnreachableError: It is down, or its head is.
         """

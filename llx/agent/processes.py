@@ -6,7 +6,6 @@ process comes from three places, in this order: the shim's socket (only a living
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -24,6 +23,7 @@ import msgspec
 
 from llx.agent import shim
 from llx.errors import ConflictError, DeadlineError, NotFoundError, RemoteError, UnreachableError
+from llx.file_lock import is_held
 
 _SHIM_FILE = Path(shim.__file__)
 _ANSWER_S = 2
@@ -336,17 +336,7 @@ def _refuse_left(name: str, pids: Sequence[int]) -> None:
 
 def _is_held(directory: Path) -> bool:
     """Whether a shim holds its lock there."""
-    try:
-        lock = os.open(directory / "shim.lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
+    return is_held(directory / "shim.lock")
 
 
 def _is_shim_alive(record: ShimRecord) -> bool:

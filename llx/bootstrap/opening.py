@@ -3,7 +3,6 @@
 Nearly every verb comes through here, so little is imported before it is needed.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +10,11 @@ from llx.bootstrap.contexts import ID_FILE, Context, pick_context
 from llx.environment import Environment
 
 if TYPE_CHECKING:
+    from llx.bootstrap.hosts_world import Connect
     from llx.bootstrap.shell import Shell
     from llx.bootstrap.ssh import AskHostKey
     from llx.client import Cluster
     from llx.settings import ClusterSettings, HostSettings
-
-
-Connect = Callable[["HostSettings"], "Shell"]
-"""SSH to a host; raises UnreachableError."""
 
 
 def open_cluster(name: str | None, environment: Environment) -> "Cluster":
@@ -40,7 +36,7 @@ def open_cluster(name: str | None, environment: Environment) -> "Cluster":
 
 
 def open_to_read(
-    context: Context, environment: Environment, persist_s: float, connect: Connect
+    context: Context, environment: Environment, persist_s: float, connect: "Connect"
 ) -> "Cluster":
     """As `open_cluster`, for who changes nothing.
 
@@ -78,7 +74,7 @@ def settings_of(context: Context) -> "ClusterSettings":
 
 
 def control_of(
-    settings: "ClusterSettings", environment: Environment, connect: Connect
+    settings: "ClusterSettings", environment: Environment, connect: "Connect"
 ) -> "Cluster":
     """A client of the cluster of these settings; on hosts through its head's SSH.
 
@@ -116,7 +112,7 @@ def connect_to(
 
 
 def _shared(
-    context: Context, environment: Environment, persist_s: float, connect: Connect
+    context: Context, environment: Environment, persist_s: float, connect: "Connect"
 ) -> "Cluster":
     """Through the connection kept to the head's host; else through one's own, and keep one."""
     from llx.bootstrap.ssh_sharing import begin_sharing, shared_control
@@ -131,7 +127,7 @@ def _shared(
     return found
 
 
-def _connect_head(settings: "ClusterSettings", head: "HostSettings", connect: Connect) -> "Shell":
+def _connect_head(settings: "ClusterSettings", head: "HostSettings", connect: "Connect") -> "Shell":
     from llx.errors import UnreachableError
 
     try:

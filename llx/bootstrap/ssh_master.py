@@ -30,10 +30,10 @@ from typing import Final
 
 from llx import __version__
 from llx.bootstrap.cluster_dir import running_settings
-from llx.bootstrap.hosts_world import layout_of
+from llx.bootstrap.hosts_world import Connect, layout_of
+from llx.bootstrap.opening import connect_to
 from llx.bootstrap.remote_control import Head, find_head
 from llx.bootstrap.shell import Shell
-from llx.bootstrap.ssh import connect, resolve
 from llx.bootstrap.ssh_sharing import MASTER_FILE, settings_stamp
 from llx.bootstrap.tunnel import Tunnel
 from llx.environment import Environment
@@ -46,7 +46,7 @@ _GRACE_S = 3.0
 """So long after it was told the way a verb may take to come."""
 
 
-def lend(state_dir: Path, persist_s: float, connect_to: Callable[[HostSettings], Shell]) -> None:
+def lend(state_dir: Path, persist_s: float, connect: Connect) -> None:
     """Lend a connection until it is of no use any more.
 
     Raises:
@@ -60,7 +60,7 @@ def lend(state_dir: Path, persist_s: float, connect_to: Callable[[HostSettings],
         settings = running_settings(state_dir)
         if settings is None or settings.head_host is None:
             return
-        with contextlib.closing(connect_to(settings.head_host)) as shell:
+        with contextlib.closing(connect(settings.head_host)) as shell:
             layout = layout_of(shell, settings.cluster)
             master = _Master(shell, lambda: find_head(shell, layout))
             try:
@@ -208,15 +208,15 @@ def main(state_dir: str, persist_s: str) -> None:
     """Be a master; one that cannot be one ends without a word."""
     environment = Environment.current()
 
-    def connect_to(host: HostSettings) -> Shell:
-        shell = connect(resolve(host, environment), ask=lambda *_: False)
+    def connect(host: HostSettings) -> Shell:
+        shell = connect_to(host, environment)
         os.chdir("/")  # nobody's directory is kept busy
         return shell
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
     with contextlib.suppress(LlxError, OSError):
-        lend(Path(state_dir), float(persist_s), connect_to)
+        lend(Path(state_dir), float(persist_s), connect)
 
 
 if __name__ == "__main__":

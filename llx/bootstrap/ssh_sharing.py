@@ -8,7 +8,6 @@ which it holds locked. It lends itself to this user alone: its sockets are in di
 Nearly every verb on hosts comes through here, so little is imported.
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from llx import __version__
 from llx.bootstrap.contexts import SETTINGS_FILE
+from llx.file_lock import is_held
 
 if TYPE_CHECKING:
     from llx.client import Cluster
@@ -64,16 +64,16 @@ def begin_sharing(state_dir: Path, persist_s: float, variables: Mapping[str, str
 
     It is not waited for, and nothing comes of it where it cannot be started.
     """
-    path = state_dir / MASTER_FILE
-    if is_held(path):
-        if not _is_of_another_release(path):
-            return
-        path.unlink(missing_ok=True)  # by which it ends
     import subprocess
 
+    path = state_dir / MASTER_FILE
     # -P: what lies in the operator's directory is not to be imported.
     module = ("-P", "-m", "llx.bootstrap.ssh_master")
     try:
+        if is_held(path):
+            if not _is_of_another_release(path):
+                return
+            path.unlink(missing_ok=True)  # by which it ends
         master = subprocess.Popen(
             [sys.executable, *module, str(state_dir), str(persist_s)], env=dict(variables),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -99,21 +99,6 @@ def settings_stamp(state_dir: Path) -> int:
         OSError: There are none: it is down.
     """
     return (state_dir / SETTINGS_FILE).stat().st_mtime_ns
-
-
-def is_held(path: Path) -> bool:
-    """Whether a master holds the file."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def _own(path: str) -> str:

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from llx.bootstrap import ssh_master, ssh_sharing
-from llx.bootstrap.ssh_sharing import MASTER_FILE, begin_sharing, is_held, shared_control
+from llx.bootstrap.ssh_sharing import MASTER_FILE, begin_sharing, shared_control
 from llx.errors import RemoteError, UnreachableError
+from llx.file_lock import is_held
 from llx.settings import ClusterSettings, dump_cluster
 from llx.specs import Phase, ProcessStatus, save_spec
 from tests.bootstrap.fake_shell import LocalShell
