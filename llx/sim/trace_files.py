@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Final, cast
@@ -182,9 +183,11 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _csv_lines(file: IO[str]) -> Iterator[tuple[int, Fields]]:
-    reader = csv.DictReader(file)
+    reader = csv.reader(file)
+    names = next(reader, [])
     for row in reader:
-        yield reader.line_num, row
+        if row:
+            yield reader.line_num, dict(zip(names, row, strict=False))
 
 
 def _json_lines(path: Path, file: IO[str]) -> Iterator[tuple[int, Fields]]:
@@ -201,11 +204,14 @@ def _json_lines(path: Path, file: IO[str]) -> Iterator[tuple[int, Fields]]:
 
 
 def _lengths(fields: Fields, form: TraceFormat) -> tuple[Tokens, Tokens] | None:
-    prompt, outputs = (_count(fields, each) for each in (form.prompt, form.outputs))
+    prompt, outputs = _count(fields, form.prompt), _count(fields, form.outputs)
     return (Tokens(prompt), Tokens(outputs)) if prompt and outputs else None
 
 
 def _count(fields: Fields, name: str) -> int:
+    value = fields[name]
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)  # as nearly all of them are
     count = _number(fields, name)
     if count < 0 or count != int(count):
         raise ValueError(f"{name} is {fields[name]!r}, no count of tokens")
@@ -231,8 +237,13 @@ def _azure_time(fields: Fields) -> int:
     match = _STAMP.match(text)
     if match is None:
         raise ValueError(f"TIMESTAMP is {text!r}")
-    whole = datetime.fromisoformat(match[1]).replace(tzinfo=UTC)
-    return int(whole.timestamp()) * _SECOND + int((match[2] or "0").ljust(9, "0"))
+    return _whole_seconds(match[1]) * _SECOND + int((match[2] or "0").ljust(9, "0"))
+
+
+@lru_cache(maxsize=1)
+def _whole_seconds(text: str) -> int:
+    """Since 1970; many lines in a row are of one second."""
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp())
 
 
 FORMATS: Final[Mapping[str, TraceFormat]] = MappingProxyType(
