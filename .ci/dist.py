@@ -27,7 +27,7 @@ PLACES = {"llx/": "llx/", "playbooks/": "llx/_data/playbooks/", "man/": "share/m
 SINGLE = {"examples/cluster.yaml": "llx/_data/examples/cluster.yaml"}
 SDIST = ("llx/", "playbooks/", "man/", "examples/", "README.md", "LICENSE", "CHANGELOG.md")
 """What of the tree an sdist has, but for what it is built by."""
-SDIST_EXTRA = {"PKG-INFO", "pyproject.toml", ".gitignore"}
+SDIST_EXTRA = {"PKG-INFO", "pyproject.toml", ".gitignore", "hatch_build.py"}
 METADATA = {
     "License-Expression": "Apache-2.0",
     "License-File": "LICENSE",

@@ -24,6 +24,8 @@ from llx.errors import InstallError
 _WRITTEN_BY_INSTALLER = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"})
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold: same content, same bytes
 
+_SHARED = "__mypyc"
+"""Part of the name of what the modules have in common that mypyc has compiled."""
 _TREE = {"llx": "**/*", "playbooks": "*.yaml", "examples": "cluster.yaml"}
 """What of the repository belongs in a wheel, and `_PLACES` where: pyproject.toml says the same."""
 _PLACES = {"llx": "llx", "playbooks": "llx/_data/playbooks", "examples": "llx/_data/examples"}
@@ -96,6 +98,8 @@ def portable_wheel() -> Wheel:
 def repack(installed: Distribution, *, tree: Path | None = None) -> Wheel:
     """Pack an installed pure-Python distribution again.
 
+    Where modules were compiled and lie beside their sources, these alone are packed.
+
     Args:
         installed: What to pack.
         tree: If it is an editable install, the repository to take its content from.
@@ -105,6 +109,7 @@ def repack(installed: Distribution, *, tree: Path | None = None) -> Wheel:
     """
     members = {path.as_posix(): _read(path, installed) for path in _members(installed)}
     dist_info = _dist_info(installed, members)
+    members = _without_compiled(members, f"{dist_info}/WHEEL")
     tag = HeaderParser().parsestr(members[f"{dist_info}/WHEEL"].decode()).get("Tag", "")
     if not tag.endswith("-none-any"):
         raise InstallError(f"{installed.name} is not pure Python ({tag}): cannot pack it again")
@@ -115,6 +120,20 @@ def repack(installed: Distribution, *, tree: Path | None = None) -> Wheel:
         filename=f"{dist_info.removesuffix('.dist-info')}-{tag}.whl",
         content=_zip(members, f"{dist_info}/RECORD"),
     )
+
+
+def _without_compiled(members: dict[str, bytes], wheel_file: str) -> dict[str, bytes]:
+    """A wheel's members without what mypyc made of some; as they are if anything else is in it."""
+    extensions = {name for name in members if name.endswith(".so")}
+    sources = (name.split(".", 1)[0] for name in extensions)
+    if not extensions or not all(f"{name}.py" in members or _SHARED in name for name in sources):
+        return members
+    pure = {name: data for name, data in members.items() if name not in extensions}
+    fields = (line.split(":", 1) for line in members[wheel_file].decode().splitlines() if line)
+    says = {"Root-Is-Purelib": "true", "Tag": "py3-none-any"}
+    lines = {name: says.get(name, value.strip()) for name, value in fields}
+    pure[wheel_file] = "".join(f"{name}: {value}\n" for name, value in lines.items()).encode()
+    return pure
 
 
 def _installed_llx() -> Distribution:

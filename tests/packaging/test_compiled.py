@@ -1,0 +1,118 @@
+"""What ``HATCH_BUILD_HOOKS_ENABLE=1`` builds: faster, and otherwise no other llx.
+
+The C compiler does not optimize here: that takes half of the time, and is not what is tested.
+"""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from importlib.metadata import PathDistribution
+from pathlib import Path
+
+import pytest
+
+from llx.bootstrap.wheel import repack
+from llx.sim.cluster import Cluster
+from llx.sim.presets import paper_cluster
+from llx.sim.workload import generated
+
+ROOT = Path(__file__).parents[2]
+BUILD = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+SOURCES = BUILD["targets"]["wheel"]["hooks"]["custom"]["modules"]
+COMPILED = [each.removesuffix(".py").replace("/", ".") for each in SOURCES]
+POLICIES = ("round-robin", "infaas", "llumnix-10", "llx")
+RUN = """
+import sys
+from llx.sim.cluster import Cluster
+from llx.sim.presets import paper_cluster
+from llx.sim.workload import generated
+
+for name in sys.argv[1:]:
+    print(Cluster(paper_cluster(name, 4), iter(generated("m-m", 2.2, 300, 0))).run(0).trace_hash)
+"""
+
+HAS_COMPILER = bool(shutil.which("cc")) and Path(sysconfig.get_path("include"), "Python.h").exists()
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler, or no headers of Python"),
+]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> Path:
+    """Where the wheel is unpacked."""
+    tree, out, place = (tmp_path_factory.mktemp(name) for name in ("tree", "out", "place"))
+    for name in ("llx", "playbooks", "examples", "man"):
+        skipped = shutil.ignore_patterns("__pycache__", "*.so")
+        shutil.copytree(ROOT / name, tree / name, ignore=skipped)
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, tree)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), str(tree)],
+        env={**os.environ, "HATCH_BUILD_HOOKS_ENABLE": "1", "MYPYC_OPT_LEVEL": "0"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (wheel,) = out.glob("*.whl")
+    assert not wheel.name.endswith("-none-any.whl"), "it is of one kind of machine"
+    zipfile.ZipFile(wheel).extractall(place)
+    return place
+
+
+def python(compiled: Path, *words: str, cwd: Path = ROOT) -> str:
+    """What a Python says that imports the compiled llx."""
+    env = {**os.environ, "PYTHONPATH": str(compiled)}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_what_is_meant_to_be_is_compiled(compiled, tmp_path):
+    say = (
+        "import importlib, sys; [print(importlib.import_module(n).__file__) for n in sys.argv[1:]]"
+    )
+    files = python(compiled, "-c", say, *COMPILED, cwd=tmp_path).split()
+    assert [each for each in files if not each.endswith(".so")] == []
+    assert [each for each in files if not each.startswith(str(compiled))] == []
+
+
+def test_runs_are_the_same_to_the_last_bit(compiled, tmp_path):
+    here = [
+        Cluster(paper_cluster(name, 4), iter(generated("m-m", 2.2, 300, 0))).run(0).trace_hash
+        for name in POLICIES
+    ]
+    assert python(compiled, "-c", RUN, *POLICIES, cwd=tmp_path).split() == here
+
+
+def test_the_tests_of_the_core_and_of_the_simulator_pass(compiled, tmp_path):
+    for name in ("tests", "examples", "playbooks", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    where = ("core", "scenarios", "sim", "test_recording.py")
+    told = python(
+        compiled, "-m", "pytest", "-q", "--hypothesis-profile=quick", "-p", "no:cacheprovider",
+        "-m", "not slow and not node", *(f"tests/{each}" for each in where), cwd=tmp_path,
+    )  # fmt: skip
+    assert " passed" in told
+
+
+def test_hosts_are_given_the_sources_alone(compiled):
+    (info,) = compiled.glob("llx-*.dist-info")
+    wheel = repack(PathDistribution(info))
+    assert wheel.filename.endswith("-py3-none-any.whl")
+    archive = zipfile.ZipFile(io.BytesIO(wheel.content))
+    names = archive.namelist()
+    assert not [each for each in names if each.endswith(".so")]
+    assert set(SOURCES) <= set(names)
+    assert archive.read(f"{info.name}/WHEEL").decode().splitlines()[-2:] == [
+        "Root-Is-Purelib: true",
+        "Tag: py3-none-any",
+    ]
