@@ -32,8 +32,15 @@ class Answer:
         self._is_over = False
         self._last = b""
 
-    async def __call__(self, message: Message) -> None:
-        """ASGI's `send`."""
+    def __call__(self, message: Message) -> Awaitable[None]:
+        """ASGI's `send`. What has only to be passed on costs no coroutine of its own."""
+        has_begun = self._head is None and bool(self._last) and not self._is_over
+        if has_begun and self._http.refusal is None and message.get("more_body"):
+            self._last = message.get("body") or self._last
+            return self._send(message)
+        return self._take(message)
+
+    async def _take(self, message: Message) -> None:
         http = self._http
         if self._is_over:
             return

@@ -9,7 +9,6 @@ moves, is `llx.core.streams`' to say.
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +18,7 @@ from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from llx.agent.link import InstanceLink, encode_arguments
+from llx.core.fixed import fixed
 from llx.core.model import (
     Blocks,
     ClassName,
@@ -64,7 +64,7 @@ _NOWHERE_S = 30.0
 """So long it looks for an instance while there is none and the scheduler is silent."""
 
 
-@dataclass(frozen=True, slots=True)
+@fixed
 class _Given:
     """An output as an instance gave it."""
 
@@ -411,7 +411,8 @@ class PoolClient(AsyncMPClient):
         request, num_new = RequestId(output.request_id), len(output.new_token_ids)
         stream = self._streams.get(request)
         former, heir = (None, None) if stream is None else (stream.owner, stream.target)
-        if output.finish_reason == FinishReason.ABORT and former != instance:
+        is_abort = output.finish_reason is not None and output.finish_reason == FinishReason.ABORT
+        if is_abort and former != instance:
             return False  # a target that stops: the source takes the stream back
         verdict = self._streams.judge(request, instance, given.epoch, given.offset, num_new)
         match verdict:
@@ -429,7 +430,7 @@ class PoolClient(AsyncMPClient):
             case _:
                 self._refuse(given, verdict)
                 return False
-        if output.finish_reason == FinishReason.ABORT:
+        if is_abort:
             self._leave(request, heir, f"instance {instance} is stopping", is_fault=False)
             return False
         return self._take_in(request, output)
