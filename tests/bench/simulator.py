@@ -1,20 +1,24 @@
 """How fast the simulator is, stepped and leaping, and how much memory a request takes.
 
-``python -m tests.bench.simulator [--trace AZURE_CSV] [--requests N] [--rounds N] [--large N]``
+``python -m tests.bench.simulator [--trace AZURE_CSV] [--requests N] [--rounds N] [--large N]
+[--beside PYTHON]``
 
 Each run is a process of its own; the variants take turns, and each figure is the median of the
-rounds with the least and the most. A heap of the same run says how fast the machine is.
+rounds with the least and the most. A heap of the same run says how fast the machine is. With
+`--beside` each is run by that Python, too, in which another llx is installed: a compiled one
+(docs/simulator.md); the traces must be the same.
 """
 
 import argparse
 import heapq
 import itertools
+import json
 import resource
 import statistics
+import subprocess
+import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llx.sim.cluster import Cluster
@@ -35,7 +39,8 @@ class Case:
     num_requests: int
     num_instances: int = 16
     leaps: bool = True
-    trace: Path | None = None
+    trace: str | None = None
+    python: str = sys.executable
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ def heap_rate(count=200_000):
 
 def requests_of(case):
     if case.trace is not None:
-        return itertools.islice(read_trace(case.trace, "azure"), case.num_requests)
+        return itertools.islice(read_trace(Path(case.trace), "azure"), case.num_requests)
     rate = RATE * case.num_instances / 16
     return iter(generated("m-m", rate, case.num_requests, 0))
 
@@ -79,10 +84,12 @@ def run(case):
 def in_turns(cases, num_rounds):
     """Each case in a fresh process, one after the other, in each round."""
     seen = {case: [] for case in cases}
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        for _ in range(num_rounds):
-            for case in cases:
-                seen[case].append(pool.submit(run, case).result())
+    for _ in range(num_rounds):
+        for case in cases:
+            # By its path, lest the tree that this is run from be taken for the llx in question.
+            argv = [case.python, "-P", __file__, "--one", json.dumps(asdict(case))]
+            done = subprocess.run(argv, check=True, capture_output=True, text=True)
+            seen[case].append(Seen(**json.loads(done.stdout)))
     return seen
 
 
@@ -97,13 +104,32 @@ def tell(case, seen):
     )
 
 
+def both(case, python):
+    """A case, and with another Python the same run by that."""
+    if python is None:
+        return [case]
+    return [case, replace(case, name=f"{case.name}, beside", python=python)]
+
+
+def tell_ratio(case, here, beside):
+    assert here[0].trace_hash == beside[0].trace_hash, f"{case.name}: another trace"
+    ratios = [b.requests_per_s / a.requests_per_s for a, b in zip(here, beside, strict=True)]
+    low, high = min(ratios), max(ratios)
+    print(f"{case.name:32} beside / here {statistics.median(ratios):.2f} ({low:.2f} … {high:.2f})")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trace", type=Path, help="the Azure conversation trace, gzipped or not")
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--large", type=int, default=0, help="requests for 1,000 instances")
+    parser.add_argument("--beside", metavar="PYTHON", help="one with another llx, in turns")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(asdict(run(Case(**json.loads(asked.one))))))
+        return
     cases = [
         Case(f"m-m, {policy}", policy, asked.requests) for policy in ("infaas", "llumnix-10", "llx")
     ]
@@ -111,18 +137,24 @@ def main():
     if asked.trace is not None:
         for how, leaps in (("leaping", True), ("stepped", False)):
             name = f"Azure, llx, {how}"
-            cases.append(Case(name, "llx", asked.requests, leaps=leaps, trace=asked.trace))
+            trace = str(asked.trace.resolve())
+            cases.append(Case(name, "llx", asked.requests, leaps=leaps, trace=trace))
+    cases = [beside for case in cases for beside in both(case, asked.beside)]
     seen = in_turns(cases, asked.rounds)
     heaps = [each.heap_per_s for runs in seen.values() for each in runs]
     print(f"heap: {statistics.median(heaps):,.0f} pushes and pops/s")
     for case, runs in seen.items():
         tell(case, runs)
+    for case in cases if asked.beside else ():
+        if case.python != asked.beside:
+            tell_ratio(case, seen[case], seen[both(case, asked.beside)[1]])
     few, many = (Case(f"m-m, {n}", "llx", n) for n in (asked.requests, 4 * asked.requests))
     peaks = [runs[0].peak_bytes for runs in in_turns([few, many], 1).values()]
     print(f"memory: {(peaks[1] - peaks[0]) / (3 * asked.requests):,.0f} bytes a request")
     if asked.large:
         case = Case("m-m, llx, 1,000 instances", "llx", asked.large, num_instances=1000)
-        tell(case, in_turns([case], 1)[case])
+        for each, runs in in_turns(both(case, asked.beside), 1).items():
+            tell(each, runs)
 
 
 if __name__ == "__main__":

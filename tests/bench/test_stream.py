@@ -76,13 +76,22 @@ def test_an_event_of_several_tokens_is_one_gap():
 
 
 def test_a_server_that_counts_only_at_the_end():
-    record, *_ = answered(chunked(event(), event(""), event(" two words"), USAGE, DONE))
+    record, *_ = answered(chunked(event(), event(" two words"), USAGE, DONE))
     assert (record.num_outputs, record.usage_outputs, len(record.gaps_us)) == (3, 3, 1)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_tokens_that_make_no_character_yet_have_come(number):
+    """Half a character is no text, and a server that does not count along says no more."""
+    events = [event("" if index == number else " w") for index in range(3)]
+    record, *_ = answered(chunked(*events, USAGE, DONE))
+    assert (record.num_outputs, len(record.gaps_us)) == (3, 2)
+    assert record.first_at is not None
 
 
 def test_a_server_that_never_counts():
     record, *_ = answered(chunked(event(), event(""), event(), DONE))
-    assert (record.num_outputs, record.usage_outputs) == (2, None)
+    assert (record.num_outputs, record.usage_outputs) == (3, None)
 
 
 @pytest.mark.parametrize("piece", [None, 3])
