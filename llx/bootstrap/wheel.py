@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from importlib.metadata import Distribution, PackageNotFoundError, PackagePath, distribution
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import llx
 from llx.errors import InstallError
@@ -25,7 +25,7 @@ _WRITTEN_BY_INSTALLER = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_u
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold: same content, same bytes
 
 _SHARED = "__mypyc"
-"""Part of the name of what the modules have in common that mypyc has compiled."""
+"""How the name of that ends which the modules that mypyc has compiled have in common."""
 _TREE = {"llx": "**/*", "playbooks": "*.yaml", "examples": "cluster.yaml"}
 """What of the repository belongs in a wheel, and `_PLACES` where: pyproject.toml says the same."""
 _PLACES = {"llx": "llx", "playbooks": "llx/_data/playbooks", "examples": "llx/_data/examples"}
@@ -125,8 +125,11 @@ def repack(installed: Distribution, *, tree: Path | None = None) -> Wheel:
 def _without_compiled(members: dict[str, bytes], wheel_file: str) -> dict[str, bytes]:
     """A wheel's members without what mypyc made of some; as they are if anything else is in it."""
     extensions = {name for name in members if name.endswith(".so")}
-    sources = (name.split(".", 1)[0] for name in extensions)
-    if not extensions or not all(f"{name}.py" in members or _SHARED in name for name in sources):
+    paths = (PurePosixPath(name) for name in extensions)
+    modules = [path.with_name(path.name.partition(".")[0]) for path in paths]
+    if not extensions or not all(
+        f"{each}.py" in members or each.name.endswith(_SHARED) for each in modules
+    ):
         return members
     pure = {name: data for name, data in members.items() if name not in extensions}
     fields = (line.split(":", 1) for line in members[wheel_file].decode().splitlines() if line)

@@ -26,9 +26,10 @@ METADATA = "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n"
 WHEEL = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
-def install_toy(site: Path, *, wheel: str = WHEEL) -> PathDistribution:
-    """Lay out `toy` as pip leaves it: package, script, bytecode, its own notes."""
+def install_toy(site: Path, *, wheel: str = WHEEL, extra: tuple[str, ...] = ()) -> PathDistribution:
+    """Lay out `toy` as pip leaves it: package, script, bytecode, its own notes, and `extra`."""
     contents = {
+        **dict.fromkeys(extra, "machine code"),
         "toy/__init__.py": "ANSWER = 42\n",
         "toy/data/numbers.txt": "1 2 3\n",
         "toy/__pycache__/__init__.cpython-311.pyc": "bytecode",
@@ -104,10 +105,22 @@ def test_without_a_record_there_is_nothing_to_pack(site):
         repack(installed)
 
 
-def test_compiled_code_is_refused(site):
-    compiled = WHEEL.replace("py3-none-any", "cp311-cp311-linux_x86_64")
+COMPILED = WHEEL.replace("py3-none-any", "cp311-cp311-linux_x86_64").replace("true", "false")
+OF_MYPYC = ("toy/__init__.cpython-311-x86_64-linux-gnu.so", "toy__mypyc.cpython-311.so")
+
+
+@pytest.mark.parametrize(
+    "extra", [(), (*OF_MYPYC, "toy/fast.abi3.so"), (*OF_MYPYC, "toy.libs/toy/__init__.so")]
+)
+def test_compiled_code_is_refused(site, extra):
     with pytest.raises(InstallError, match="not pure Python"):
-        repack(install_toy(site, wheel=compiled))
+        repack(install_toy(site, wheel=COMPILED, extra=extra))
+
+
+def test_what_was_compiled_beside_its_source_is_left_out(site, tmp_path):
+    (other := tmp_path / "pure").mkdir()
+    compiled = repack(install_toy(site, wheel=COMPILED, extra=OF_MYPYC))
+    assert compiled == repack(install_toy(other))
 
 
 @pytest.mark.slow

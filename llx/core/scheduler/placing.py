@@ -367,14 +367,19 @@ def _decision(
     return Decision(
         rule=pool.config.dispatch,
         unit=policy.unit,
-        chosen=Option(best[1].name, best[0] * policy.sign) if best else None,
-        next_best=Option(second[1].name, second[0] * policy.sign) if second else None,
+        chosen=_option(best, policy.sign) if best else None,
+        next_best=_option(second, policy.sign) if second else None,
         num_instances=len(pool.instances),
         num_considered=num_looked_at,
         left_out=tuple(left_out),
         tie_break=tie,
         facts=_facts(placing, best[1]) if best else (),
     )
+
+
+def _option(found: tuple[float, Instance], sign: int) -> Option:
+    """As a float whatever a policy returns: a recording says the same, compiled or not."""
+    return Option(found[1].name, float(found[0] * sign))
 
 
 def _facts(placing: Placing, chosen: Instance) -> tuple[tuple[str, float | str], ...]:
