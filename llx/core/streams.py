@@ -80,9 +80,9 @@ VERDICTS: Final[dict[tuple[Claim, Place], Verdict]] = {
 }
 
 
+# By names of their own: an enum's member costs more to name than what is done with it for a token.
 _COUNTS: Final = Verdict.COUNTS
 _MOVES: Final = Verdict.MOVES
-"""An enum's member costs more to name than what is done with it for a token."""
 
 
 @dataclass(slots=True)

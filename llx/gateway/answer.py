@@ -34,8 +34,8 @@ class Answer:
 
     def __call__(self, message: Message) -> Awaitable[None]:
         """ASGI's `send`. What has only to be passed on costs no coroutine of its own."""
-        has_begun = self._head is None and bool(self._last) and not self._is_over
-        if has_begun and self._http.refusal is None and message.get("more_body"):
+        is_under_way = self._head is None and bool(self._last) and not self._is_over
+        if is_under_way and self._http.refusal is None and message.get("more_body"):
             self._last = message.get("body") or self._last
             return self._send(message)
         return self._take(message)

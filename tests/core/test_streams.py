@@ -1,13 +1,33 @@
 """Each token once, in order, from one owner at a time."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llx.core import epochs
 from llx.core.model import Epoch, InstanceId, RequestId
-from llx.core.streams import OwnerIs, Streams, Verdict
+from llx.core.streams import VERDICTS, Claim, OwnerIs, Place, Streams, Verdict
 
 R, A, B = RequestId("r"), InstanceId("A"), InstanceId("B")
+OFFSETS = {Place.BEFORE: 2, Place.NEXT: 3, Place.AFTER: 4}
+"""Of a stream with three tokens."""
+
+
+@pytest.mark.parametrize(("claim", "place"), VERDICTS)
+def test_every_output_is_judged_as_the_table_says(claim, place):
+    streams = Streams()
+    former = streams.own(R, B)
+    epoch = streams.own(R, A)
+    assert streams.judge(R, A, epoch, 0, 3) is Verdict.COUNTS
+    sender, claimed = {
+        Claim.OWNER: (A, epoch),
+        Claim.HEIR: (B, epochs.next_owner(epoch)),
+        Claim.PAST: (A, former),
+        Claim.OTHER: (B, epoch),
+    }[claim]
+    verdict = VERDICTS[claim, place]
+    assert streams.judge(R, sender, claimed, OFFSETS[place], 1) is verdict
+    assert streams.get(R).num_tokens == 3 + (verdict in {Verdict.COUNTS, Verdict.MOVES})
 
 
 def test_outputs_of_the_owner_count_in_order():
