@@ -245,7 +245,8 @@ def _count(event: _Event, so_far: int) -> int:
     """Tokens of an event: by the usage that it carries, else one.
 
     Also of one without text: tokens may come that make no whole character yet, and where nobody
-    counts along (a router may take that wish out of a request) they would seem to come late.
+    counts along (a router may take that wish out of a request) they would seem to come late. A last
+    event that only says why the answer ends cannot be told from that.
     """
     if event.usage is not None:
         return event.usage.completion_tokens - so_far

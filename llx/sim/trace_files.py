@@ -25,6 +25,9 @@ _STAMP = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+
 _NUMERIC: Final = frozenset({int, float, str})
 """Types of what may be a number; bool is none."""
 
+_MOST_DIGITS: Final = 18
+"""Of a number that is read without looking twice."""
+
 Fields = Mapping[str, object]
 
 
@@ -210,7 +213,7 @@ def _lengths(fields: Fields, form: TraceFormat) -> tuple[Tokens, Tokens] | None:
 
 def _count(fields: Fields, name: str) -> int:
     value = fields[name]
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.isdecimal() and len(value) <= _MOST_DIGITS:
         return int(value)  # as nearly all of them are
     count = _number(fields, name)
     if count < 0 or count != int(count):

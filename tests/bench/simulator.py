@@ -21,6 +21,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from llx.sim import kernel
 from llx.sim.cluster import Cluster
 from llx.sim.presets import paper_cluster
 from llx.sim.trace_files import read_trace
@@ -50,6 +51,8 @@ class Seen:
     heap_per_s: float
     peak_bytes: int
     trace_hash: str
+    code: str
+    """The simulator that was run."""
 
 
 def heap_rate(count=200_000):
@@ -78,7 +81,8 @@ def run(case):
     took = time.process_time() - begin
     count = result.overall.num_requests
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Seen(count / took, result.num_events / count, heap, peak, result.trace_hash)
+    each = result.num_events / count
+    return Seen(count / took, each, heap, peak, result.trace_hash, kernel.__file__)
 
 
 def in_turns(cases, num_rounds):
@@ -88,7 +92,7 @@ def in_turns(cases, num_rounds):
         for case in cases:
             # By its path, lest the tree that this is run from be taken for the llx in question.
             argv = [case.python, "-P", __file__, "--one", json.dumps(asdict(case))]
-            done = subprocess.run(argv, check=True, capture_output=True, text=True)
+            done = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True)
             seen[case].append(Seen(**json.loads(done.stdout)))
     return seen
 
@@ -143,6 +147,10 @@ def main():
     seen = in_turns(cases, asked.rounds)
     heaps = [each.heap_per_s for runs in seen.values() for each in runs]
     print(f"heap: {statistics.median(heaps):,.0f} pushes and pops/s")
+    codes = list(dict.fromkeys(runs[0].code for runs in seen.values()))
+    print("of", " and ".join(codes))
+    if asked.beside and len(codes) < 2:
+        parser.error(f"--beside {asked.beside} runs the same simulator")
     for case, runs in seen.items():
         tell(case, runs)
     for case in cases if asked.beside else ():

@@ -86,7 +86,6 @@ def test_tokens_that_make_no_character_yet_have_come(number):
     events = [event("" if index == number else " w") for index in range(3)]
     record, *_ = answered(chunked(*events, USAGE, DONE))
     assert (record.num_outputs, len(record.gaps_us)) == (3, 2)
-    assert record.first_at is not None
 
 
 def test_a_server_that_never_counts():
