@@ -52,10 +52,10 @@ def said(connection, words, timeout_s=10):  # who is silent stays so
 def greeted(address):  # ZeroMQ speaks first, and hangs up on who does not know its language
     with socket.create_connection(address, 3) as silent:
         return said(silent, b"") or ""
-def get(address, path):
+def get(address, path, timeout_s=120):  # a schema is made when it is first asked for
     with socket.create_connection(address, 3) as plain:
         words = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
-        return said(plain, words, 120)  # a schema is made when it is first asked for
+        return said(plain, words, timeout_s)
 def over_tls(address):  # as gRPC does
     context = ssl._create_unverified_context()
     if os.environ.get("TLS_DIR"):
@@ -81,7 +81,7 @@ def knock(each, found):
         return
     address = (where, port)
     try:
-        plain = get(address, "/")
+        plain = get(address, "/", 30)  # many are silent to the end
         if plain is None:
             plain = greeted(address)
     except OSError as error:
