@@ -31,6 +31,7 @@ from typing import Any
 
 from tests.bench.intervals import interval_of_median
 from tests.bench.overhead import NODE, free_port, llx_up, prompts_of, served, tiny_model
+from tests.bench.peers import router_argv
 from tests.bench.read_verbs import cpu_s
 from tests.bench.sse_load import Client, closed_loop
 from tests.node import ROOT
@@ -151,10 +152,8 @@ def main() -> int:
         stock = stack.enter_context(served(argv, f"{url}/health", folder / "vllm.log"))
         sides["vllm"] = (direct, [stock])
         if words.routers is not None:
-            before, metrics = free_port(), free_port()
-            argv = [str(words.routers.resolve() / "bin/vllm-router"), "--policy", "round_robin"]
-            argv += ["--host", "127.0.0.1", "--port", str(before), "--worker-urls", url]
-            argv += ["--prometheus-port", str(metrics)]
+            before = free_port()
+            argv = router_argv("round-robin", words.routers, before, [url])
             log, health = folder / "router.log", f"http://127.0.0.1:{before}/health"
             router = stack.enter_context(served(argv, health, log))
             sides["vllm-router"] = (before, [stock, router])

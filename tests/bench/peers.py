@@ -85,15 +85,20 @@ def routers(names: list[str], prefix: Path, folder: Path, workers: list[str]) ->
     with ExitStack() as stack:
         urls = {}
         for name in names:
-            program, *options = ROUTERS[name]
-            port, metrics = free_port(), free_port()
-            argv = [str(prefix.resolve() / "bin" / program), *options, "--host", "127.0.0.1"]
-            argv += ["--port", str(port), "--prometheus-port", str(metrics)]
-            argv += ["--worker-urls", *workers]
+            port = free_port()
+            argv = router_argv(name, prefix, port, workers)
             url = f"http://127.0.0.1:{port}"
             stack.enter_context(served(argv, f"{url}/health", folder / f"{name}.log"))
             urls[name] = url
         yield urls
+
+
+def router_argv(name: str, prefix: Path, port: int, workers: list[str]) -> list[str]:
+    """The command line of a router that is installed in `prefix`."""
+    program, *options = ROUTERS[name]
+    argv = [str(prefix.resolve() / "bin" / program), *options, "--host", "127.0.0.1"]
+    argv += ["--port", str(port), "--prometheus-port", str(free_port())]
+    return [*argv, "--worker-urls", *workers]
 
 
 def scenario(
