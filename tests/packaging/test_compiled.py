@@ -87,7 +87,7 @@ def compiled(tmp_path_factory) -> Path:
     install = [*pip, "--python", str(place / "bin/python"), "install", "-q", "--no-deps", wheel]
     done = subprocess.run(install, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (site,) = place.glob("lib*/python*/site-packages")
+    (site,) = place.glob("lib/python*/site-packages")
     return site
 
 
