@@ -2,7 +2,7 @@
 
 An asyncio protocol instead of an HTTP library: a library spends several times the processor time
 per request and per event, and a load generator that is late measures itself
-(docs/bench.md has the figures).
+(docs/benchmarks.md has the figures).
 """
 
 import asyncio
