@@ -132,10 +132,11 @@ def _without_compiled(members: dict[str, bytes], wheel_file: str) -> dict[str, b
     ):
         return members
     pure = {name: data for name, data in members.items() if name not in extensions}
-    fields = (line.split(":", 1) for line in members[wheel_file].decode().splitlines() if line)
-    says = {"Root-Is-Purelib": "true", "Tag": "py3-none-any"}
-    lines = {name: says.get(name, value.strip()) for name, value in fields}
-    pure[wheel_file] = "".join(f"{name}: {value}\n" for name, value in lines.items()).encode()
+    says = HeaderParser().parsestr(members[wheel_file].decode())
+    says.replace_header("Root-Is-Purelib", "true")
+    del says["Tag"]  # all of them
+    says["Tag"] = "py3-none-any"
+    pure[wheel_file] = f"{says.as_string().rstrip()}\n".encode()
     return pure
 
 

@@ -91,7 +91,7 @@ def compiled(tmp_path_factory) -> Path:
     return site
 
 
-def python(compiled: Path, *words: str, cwd: Path = ROOT) -> str:
+def python(compiled: Path, *words: str, cwd: Path) -> str:
     """What a Python says that imports the compiled llx."""
     env = {**os.environ, "PYTHONPATH": str(compiled)}
     done = subprocess.run(
