@@ -7,6 +7,7 @@ and open two ports, and none of which a command line option can turn off. What i
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -30,10 +31,15 @@ _SCHEDULER_S = 15.0
 _RAYLET_S = 240.0
 """So long a raylet may take to make itself known; Ray itself gives it up after 30 s, for good."""
 _ASK_EVERY_S = 0.2
+_MAX_WORDS = 800
+_FATAL = re.compile(
+    r"\[[-0-9]+ [0-9:,]+ C \d+ \d+\] \(raylet\) \S+ +(An unexpected .* fix it\. )?(?P<words>.*)"
+)
+"""``[2026-01-31 12:00:00,123 C 1 1] (raylet) main.cc:1: words``; some begin with a request."""
 
 
 class RayletError(Exception):
-    """A node's raylet has ended while it was waited for."""
+    """A node's raylet has failed while it was waited for."""
 
 
 class RayProcess(msgspec.Struct, frozen=True):
@@ -52,11 +58,15 @@ class RayNode(msgspec.Struct, frozen=True):
 
 
 def main(argv: list[str]) -> int:
-    """Start a node as the spec file describes it; writes `RayNode`."""
+    """Start a node as the spec file describes it; writes `RayNode`. Returns the exit code."""
     configure_logging()
     spec = load_spec(Path(argv[0]), HostSpec)
     paths = RayPaths(spec)
-    save_spec(paths.node, _launch(spec))
+    try:
+        save_spec(paths.node, _launch(spec))
+    except RayletError as error:
+        log.error("raylet.failed", error=error)
+        return 1
     if spec.is_head and not paths.stopped.exists():
         try:
             _begin_scheduler(spec)
@@ -112,6 +122,8 @@ def _launch(spec: HostSpec) -> RayNode:
     from ray._private.node import Node
     from ray.exceptions import RaySystemError
 
+    logs = RayPaths(spec).session_logs
+
     class LeanNode(Node):
         """A node without a dashboard: all that its process would do is to count usage."""
 
@@ -122,7 +134,7 @@ def _launch(spec: HostSpec) -> RayNode:
             super().start_ray_processes()
             (raylet,) = self.all_processes[ray_constants.PROCESS_TYPE_RAYLET]
             not_yet = (RuntimeError, RaySystemError)  # not found; the store could not be reached
-            services.get_node = _patient(services.get_node, raylet.process, not_yet)
+            services.get_node = _patient(services.get_node, raylet.process, not_yet, logs)
 
     node = LeanNode(
         _parameters(spec), head=spec.is_head, shutdown_at_exit=False, spawn_reaper=False
@@ -138,6 +150,7 @@ def _patient(
     ask: Callable[[str, str], Any],
     raylet: "subprocess.Popen[bytes]",
     not_yet: tuple[type[Exception], ...],
+    logs: Path,
 ) -> Callable[[str, str], Any]:
     """`services.get_node`, which raises one of `not_yet` until the control store knows the raylet.
 
@@ -153,12 +166,27 @@ def _patient(
             except not_yet:
                 if time.monotonic() > deadline:
                     raise
+            words = _last_words(logs)
+            if words:
+                raylet.kill()  # it has failed, and would take half a minute to end
+                raylet.wait()
+                raise RayletError(f"the raylet has failed: {words}")
             code = raylet.poll()
             if code is not None:
                 raise RayletError(f"the raylet has ended (exit code {code})")
             time.sleep(_ASK_EVERY_S)
 
     return wait
+
+
+def _last_words(logs: Path) -> str:
+    """What a raylet has said of why it cannot go on; empty if it has not."""
+    try:
+        lines = (logs / "raylet.out").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    fatal = [found["words"] for line in lines if (found := _FATAL.match(line))]
+    return " ".join(fatal)[:_MAX_WORDS]
 
 
 def _parameters(spec: HostSpec) -> Any:
