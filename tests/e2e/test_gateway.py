@@ -85,14 +85,20 @@ async def test_a_named_tool_call_is_forced(client):
 
 
 async def test_a_burst_spreads_over_both_instances(http):
-    """None of them has ended before the last has come, on a machine of whatever speed."""
+    """None of them has ended before the last has come, on a machine of whatever speed.
+
+    What an instance has yet to prefill counts before how many it runs: a report that comes in the
+    middle of the burst may bring one of the two a request or two more.
+    """
 
     async def one(number):
         body = {"model": "oracle", "prompt": f"p{number}", "max_tokens": 100, "ignore_eos": True}
         return (await http.post("/v1/completions", json=body)).headers["x-llx-instance"]
 
     served = await asyncio.gather(*(one(number) for number in range(16)))
-    assert sorted((served.count("oracle-0"), served.count("oracle-1"))) == [8, 8]
+    fewer, more = sorted((served.count("oracle-0"), served.count("oracle-1")))
+    assert fewer + more == 16
+    assert fewer >= 6, served
 
 
 async def test_a_client_that_leaves_ends_its_request_on_the_engine(http, cluster):
