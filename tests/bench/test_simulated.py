@@ -225,7 +225,7 @@ def test_every_rule_survives_the_way_there_and_back():
             "dispatch": "freest",
             "binding": "immediate",
             "overtaking": 3,
-            "growth_blocks": 2,
+            "growth_tokens": 2,
             "age_after_s": 7.5,
             "charge_expires_after_s": 1.5,
             "step_time": {

@@ -94,7 +94,7 @@ class Script:
         self.scheduler = Scheduler()
         self.now = SECOND
         normal = PriorityClass(ClassName("normal"), 10)
-        self.config = PoolConfig(POOL, (normal,), "freest", overtaking=0, growth=Blocks(0))
+        self.config = PoolConfig(POOL, (normal,), "freest", overtaking=0, growth=Tokens(0))
 
     def play(self, text: str) -> str:
         """The scenario with its answers made anew."""

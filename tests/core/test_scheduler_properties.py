@@ -10,7 +10,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from llx.core.model import Blocks, ClassName, Nanos
+from llx.core.model import Blocks, ClassName, Nanos, Tokens
 from llx.core.scheduler.config import PoolConfig, PriorityClass, Rescheduling, Scaling
 from llx.core.scheduler.dispatch import DISPATCH
 from llx.core.scheduler.events import InstanceState, MoveOutcome
@@ -41,7 +41,7 @@ configs = st.builds(
     dispatch=st.sampled_from(sorted(DISPATCH)),
     is_immediate=st.sampled_from([False, False, True]),
     overtaking=st.integers(0, 3),
-    growth=st.sampled_from([Blocks(0), Blocks(0), Blocks(1), Blocks(2)]),
+    growth=st.sampled_from([Tokens(0), Tokens(0), Tokens(3), Tokens(16), Tokens(40)]),
     age_after=st.sampled_from([Nanos(SECOND), Nanos(10 * SECOND)]),
     rescheduling=st.builds(
         Rescheduling,

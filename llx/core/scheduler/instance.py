@@ -4,7 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from llx.core.model import Blocks, ClassLoad, InstanceId, InstanceLoad, Nanos, Tokens
+from llx.core.model import (
+    Blocks,
+    ClassLoad,
+    InstanceId,
+    InstanceLoad,
+    Nanos,
+    Tokens,
+    blocks_for,
+)
 from llx.core.scheduler.config import PoolConfig
 from llx.core.scheduler.events import InstanceState
 from llx.core.scheduler.freeness import TERMINATING, Freeness, Usage
@@ -191,15 +199,15 @@ class Instance:
         return Freeness((self.spare + blocks) / max(1, self.batch))
 
     def room(
-        self, urgency: int, ahead: Iterable[int], headrooms: Sequence[Blocks], growth: Blocks
+        self, urgency: int, ahead: Iterable[int], headrooms: Sequence[Blocks], growth: Tokens
     ) -> Blocks:
         """Blocks that a request as urgent as that may take here now; may be negative.
 
         What is uncommitted as of the last `refresh`, less what the queue heads `ahead` of it need
         that wait for this instance, less the headroom of the classes here that are more urgent, and
-        `growth` for each request. Its own class's headroom keeps others away from it, not it from
-        others. An instance that has nothing and expects nothing keeps nothing free: else a request
-        that is larger than what is left would never run.
+        the blocks of `growth` tokens for each request. Its own class's headroom keeps others away
+        from it, not it from others. An instance that has nothing and expects nothing keeps nothing
+        free: else a request that is larger than what is left would never run.
         """
         room: int = self.uncommitted
         if self.nominated:
@@ -210,7 +218,7 @@ class Instance:
         batch = load.num_running + self.num_charged + self.num_in
         if not (batch or load.num_waiting or self.num_out):  # it is not working
             return Blocks(room)
-        room -= growth * batch
+        room -= blocks_for(growth * batch, load.block_size)
         for urgent in range(urgency):
             if headrooms[urgent] and self.present[urgent]:
                 room -= headrooms[urgent]

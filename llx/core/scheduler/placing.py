@@ -161,7 +161,8 @@ def serve_at(pool: Pool, instance: Instance, now: Nanos) -> list[Command]:
 def _first_that_fits(pool: Pool, instance: Instance, now: Nanos) -> Placing | None:
     """Of all whose turn it may be, the first that an instance has room for."""
     config, most = pool.config, instance.uncommitted
-    if not config.is_immediate and most - config.growth * instance.batch < 1:
+    growing = blocks_for(config.growth * instance.batch, instance.load.block_size)
+    if not config.is_immediate and most - growing < 1:
         return None  # nobody needs less than a block
     heads = pool.queues.heads(now)
     for each in heads:  # before anybody passes one that waits for nobody yet
