@@ -174,6 +174,27 @@ def test_the_average_freeness_is_added_up_exactly():
     assert scheduler.handle(Ticked(), Nanos(0)) == []
 
 
+# ------------------------------------------------------------------ rounds
+
+
+def test_a_round_orders_a_bounded_number_of_moves_and_the_next_one_the_rest():
+    scheduler, now = Scheduler(), Nanos(0)
+    config = PoolConfig(POOL, (NORMAL,), rescheduling=Rescheduling(max_out=1))
+    scheduler.handle(PoolConfigured(config), now)
+    for number in range(60):
+        name, free = InstanceId(f"m-{number}"), 1 if number < 20 else 90
+        scheduler.handle(InstanceJoined(POOL, name), now)
+        load = InstanceLoad(
+            total=Blocks(100), free=Blocks(free), block_size=Tokens(16), num_running=10,
+            classes={10: ClassLoad(10)},
+        )  # fmt: skip
+        scheduler.handle(LoadReported(name, load), now)
+    rounds = [scheduler.handle(Ticked(), now) for _ in range(3)]
+    assert [len(each) for each in rounds] == [16, 4, 0]
+    moves = [each for commands in rounds for each in commands]
+    assert {each.source for each in moves} == {f"m-{number}" for number in range(20)}
+
+
 # ------------------------------------------------------------------ extensions
 
 

@@ -365,16 +365,17 @@ def _decision(
     if best and second and best[0] == second[0]:
         tie = "freeness" if best[1].freeness > second[1].freeness else "joined first"
         tie = tie if isinstance(policy, ByInstance) else "prefix, then freeness"
+    # By position, which takes a third of the time: there is one for each request.
     return Decision(
-        rule=pool.config.dispatch,
-        unit=policy.unit,
-        chosen=_option(best, policy.sign) if best else None,
-        next_best=_option(second, policy.sign) if second else None,
-        num_instances=len(pool.instances),
-        num_considered=num_looked_at,
-        left_out=tuple(left_out),
-        tie_break=tie,
-        facts=_facts(placing, best[1]) if best else (),
+        pool.config.dispatch,
+        policy.unit,
+        _option(best, policy.sign) if best else None,
+        _option(second, policy.sign) if second else None,
+        len(pool.instances),
+        num_looked_at,
+        tuple(left_out),
+        tie,
+        _facts(placing, best[1]) if best else (),
     )
 
 
@@ -481,8 +482,10 @@ def _keeps(placing: Placing, nominee: Instance, nearest: Instance) -> bool:
 
 
 def _placing(pool: Pool, queued: Queued, now: Nanos) -> Placing:
-    turn = pool.queues.turn(queued, now)
     heads = pool.queues.heads(now)
+    if heads == [queued]:
+        return Placing.of(pool, queued, (), now)
+    turn = pool.queues.turn(queued, now)
     ahead = tuple(each.rank for each in heads if pool.queues.turn(each, now) < turn)
     return Placing.of(pool, queued, ahead, now)
 

@@ -32,6 +32,7 @@ class Pool:
         self.policy = policy
         self._figure = _figure(policy)
         self.headrooms = [each.headroom for each in config.classes]
+        self._rank_of = {each.name: rank for rank, each in enumerate(config.classes)}
         self.queues = Queues(len(config.classes), config.age_after)
         self.ranking = Ranking()
         self._freest = Best(self.ranking, attrgetter("freeness"))
@@ -74,9 +75,8 @@ class Pool:
         self._figure = _figure(policy)
         self.headrooms = [each.headroom for each in config.classes]
         self.queues = Queues(len(config.classes), config.age_after)
-        rank_of = {each.name: rank for rank, each in enumerate(config.classes)}
-        last = len(config.classes) - 1
-        ranks = [rank_of.get(each.name, last) for each in before.classes]
+        self._rank_of = {each.name: rank for rank, each in enumerate(config.classes)}
+        ranks = [self.rank_by_name(each.name) for each in before.classes]
         for queued in waiting:
             queued.rank, queued.nominee = ranks[queued.rank], None
             self.queues.add(queued)
@@ -95,10 +95,7 @@ class Pool:
 
     def rank_by_name(self, name: ClassName) -> int:
         """A class's rank; the least urgent if there is none of that name."""
-        classes = self.config.classes
-        return next(
-            (rank for rank, each in enumerate(classes) if each.name == name), len(classes) - 1
-        )
+        return self._rank_of.get(name, len(self.config.classes) - 1)
 
     def demand(self, queued: Queued, instance: Instance | None = None) -> Blocks:
         """Blocks that a request needs to run: its tokens and the next one.

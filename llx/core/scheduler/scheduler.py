@@ -12,6 +12,7 @@ send the requests that wait.
 """
 
 from dataclasses import replace
+from itertools import islice
 from typing import Final, assert_never
 
 from llx.core.model import Blocks, InstanceId, Nanos, PoolName, Tokens
@@ -51,6 +52,9 @@ from llx.core.scheduler.pool import Pool
 from llx.core.scheduler.queues import Queued
 
 _TERMINATING: Final = InstanceState.TERMINATING
+_MOST_IN_A_ROUND: Final = 16
+"""Moves of a pool that are ordered at a time, so that nothing else waits long for a round. What is
+left is the next one's, which knows more by then."""
 
 
 class Scheduler:
@@ -141,7 +145,7 @@ class Scheduler:
         """Place a request that has just joined its queue, or have others move away for it."""
         out = placing.serve_arrival(pool, queued, now)
         if queued.nominee is not None and "preempt" in pool.config.rescheduling.steps:
-            out.extend([] if pool.is_paused else self._step(pool, "preempt", now))
+            out.extend([] if pool.is_paused else self._step(pool, "preempt", now, _MOST_IN_A_ROUND))
         return out
 
     def _remind(self, pool: Pool, waiting: Queued, rank: int, now: Nanos) -> list[Command]:
@@ -263,13 +267,15 @@ class Scheduler:
         scale = self._policies.scaling[pool.config.scaling.rule](pool, now)
         if scale is not None:
             out.append(_scale(pool, scale, now))
+        moves: list[Command] = []
         for step in pool.config.rescheduling.steps:
-            out.extend(self._step(pool, step, now))
-        return out
+            moves.extend(self._step(pool, step, now, _MOST_IN_A_ROUND - len(moves)))
+        return [*out, *moves]
 
-    def _step(self, pool: Pool, name: str, now: Nanos) -> list[Command]:
-        """Ask one rescheduling rule."""
-        return [_order(pool, wish, now) for wish in self._policies.rescheduling[name](pool, now)]
+    def _step(self, pool: Pool, name: str, now: Nanos, at_most: int) -> list[Command]:
+        """Ask one rescheduling rule for so many moves."""
+        wishes = islice(self._policies.rescheduling[name](pool, now), at_most)
+        return [_order(pool, wish, now) for wish in wishes]
 
 
 def _order(pool: Pool, wish: rescheduling.Wish, now: Nanos) -> Move:
