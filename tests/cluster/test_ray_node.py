@@ -203,6 +203,15 @@ class TestKeeping:
         rig.eventually(lambda: "could not be started" in rig.log(), rig.log)
         rig.eventually(lambda: rig.verb("check") == 0, rig.log)
 
+    def test_what_a_raylet_says_of_its_failure_is_in_the_status(self, rig):
+        rig.fake("fail", 1000)
+        rig.fake("words", "the raylet has failed: the port is taken")
+        assert rig.verb("start") == 0
+        rig.eventually(lambda: "the port is taken" in rig.said(), rig.log)
+        rig.fake("fail", 0)
+        rig.eventually(lambda: rig.verb("check") == 0, rig.log)
+        assert not rig.paths.failure.exists()
+
     def test_a_head_that_cannot_start_does_without_what_it_kept(self, rig):
         rig.paths.storage.mkdir()
         rig.fake("fail", 2)

@@ -181,6 +181,7 @@ class Keeper:
             self._paths.session_logs.rename(self._paths.former_logs)
         shutil.rmtree(self._paths.session, ignore_errors=True)
         self._paths.node.unlink(missing_ok=True)
+        self._paths.failure.unlink(missing_ok=True)
 
     def _wait_for_head(self) -> None:
         """A worker cannot join before the head is there; to knock is cheaper than to try."""
@@ -195,9 +196,11 @@ class Keeper:
         launcher = self._spawn("llx.cluster.ray.launch", str(self._spec_path))
         if not self._await_end(launcher, self.patience.launch_s):
             return f"no node after {self.patience.launch_s:g} s"
-        if launcher.returncode != 0:
-            return f"could not be started (exit code {launcher.returncode}); see the lines above"
-        return ""
+        if launcher.returncode == 0:
+            return ""
+        with contextlib.suppress(OSError):
+            return self._paths.failure.read_text()
+        return f"could not be started (exit code {launcher.returncode}); see the lines above"
 
     def _count_failure(self) -> None:
         self._failures += 1

@@ -58,7 +58,11 @@ class RayNode(msgspec.Struct, frozen=True):
 
 
 def main(argv: list[str]) -> int:
-    """Start a node as the spec file describes it; writes `RayNode`. Returns the exit code."""
+    """Start a node as the spec file describes it; writes `RayNode`, or why there is none.
+
+    Returns:
+        The exit code.
+    """
     configure_logging()
     spec = load_spec(Path(argv[0]), HostSpec)
     paths = RayPaths(spec)
@@ -66,6 +70,7 @@ def main(argv: list[str]) -> int:
         save_spec(paths.node, _launch(spec))
     except RayletError as error:
         log.error("raylet.failed", error=error)
+        paths.failure.write_text(str(error))
         return 1
     if spec.is_head and not paths.stopped.exists():
         try:

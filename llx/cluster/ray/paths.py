@@ -79,6 +79,11 @@ class RayPaths:
         return self.keeper / "node.json"
 
     @property
+    def failure(self) -> Path:
+        """Why the last raylet could not go on, if it has said so; written by the launcher."""
+        return self.keeper / "failure"
+
+    @property
     def storage(self) -> Path:
         """On the head: what the global control store knows, so that it outlives its process."""
         return Path(self.spec.state_dir) / "gcs"

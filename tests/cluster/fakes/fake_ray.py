@@ -3,6 +3,7 @@
 fake_ray.py -m llx.cluster.ray.launch SPEC          files beside SPEC, in fake/:
 fake_ray.py -m llx.cluster.ray.talks VERB SPEC     launches, asked: one line each
                                                     fail: how many launches are to fail yet
+                                                    words: what they say of it, if they do
                                                     answer: the driver's exit code
 """
 
@@ -26,11 +27,13 @@ def main(argv: list[str]) -> int:
         return number(fake / "answer")
     with (fake / "launches").open("a") as file:
         file.write("launch\n")
-    failures = number(fake / "fail")
+    failures, spec = number(fake / "fail"), load_spec(spec_path, HostSpec)
     if failures:
         (fake / "fail").write_text(str(failures - 1))
+        if (fake / "words").exists():
+            RayPaths(spec).failure.write_text((fake / "words").read_text())
         return 1
-    launch(load_spec(spec_path, HostSpec))
+    launch(spec)
     return 0
 
 
