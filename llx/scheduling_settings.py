@@ -178,7 +178,7 @@ def with_rules(pool: PoolConfig, scheduling: SchedulingSettings, *, can_move: bo
         dispatch=scheduling.dispatch,
         is_immediate=scheduling.binding == "immediate",
         overtaking=scheduling.overtaking,
-        growth=Tokens(scheduling.growth_tokens),
+        growth_tokens=Tokens(scheduling.growth_tokens),
         age_after=_nanos(scheduling.age_after_s),
         charge_expires_after=_nanos(scheduling.charge_expires_after_s),
         step_time=scheduling.step_time.value(),
@@ -220,7 +220,7 @@ def settings_of(pool: PoolConfig) -> SchedulingSettings:
         dispatch=pool.dispatch,
         binding="immediate" if pool.is_immediate else "late",
         overtaking=pool.overtaking,
-        growth_tokens=pool.growth,
+        growth_tokens=pool.growth_tokens,
         age_after_s=pool.age_after / SECOND,
         charge_expires_after_s=pool.charge_expires_after / SECOND,
         step_time=StepTimeSettings(

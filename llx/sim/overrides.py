@@ -53,7 +53,7 @@ class PolicyRules(Part):
     dispatch: str | None = None
     immediate: bool | None = None
     overtaking: int | None = Field(default=None, ge=0)
-    growth: int | None = Field(default=None, ge=0)
+    growth_tokens: int | None = Field(default=None, ge=0)
     age_after_s: float | None = Field(default=None, gt=0)
     rescheduling: ReschedulingRules = ReschedulingRules()
     scaling: ScalingRules = ScalingRules()
@@ -80,7 +80,7 @@ class PolicyRules(Part):
             "dispatch": self.dispatch,
             "is_immediate": self.immediate,
             "overtaking": self.overtaking,
-            "growth": self.growth,
+            "growth_tokens": self.growth_tokens,
             "age_after": _nanos(self.age_after_s),
             "rescheduling": replace(pool.rescheduling, **_changes(self.rescheduling)),
             "scaling": replace(pool.scaling, **_changes(self.scaling)),

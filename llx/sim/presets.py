@@ -71,7 +71,7 @@ def _immediate(dispatch: str, *steps: str) -> PoolConfig:
         dispatch=dispatch,
         is_immediate=True,
         overtaking=0,
-        growth=Tokens(0),
+        growth_tokens=Tokens(0),
         rescheduling=replace(Rescheduling(), steps=steps),
     )
 

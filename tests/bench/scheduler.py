@@ -6,8 +6,8 @@
 with different loads, for the default policy; `held` is one that finds no room and becomes its
 queue's head, `held anew` the same after reports of 65 instances. `report` is the intake of a load
 report that changes the instance's freeness, with three classes. `round` is a tick at 1,024
-instances, many of which have too much and many room to spare, that orders as many moves as may be
-under way in a pool; `queued round` is one with a head waiting in each of three classes. Rounds and
+instances, many of which have too much and many room to spare, that orders as many moves as one
+may; `queued round` is one with a head waiting in each of three classes. Rounds and
 `held anew` last long enough to be interrupted, and are timed by the thread's own clock. `probe` is
 heapq's push and pop on a heap of as many entries. Ways take turns in every round. Bounds are judged
 by the upper end of the 95% interval of the median over rounds; exit code 8 if one does not hold.

@@ -204,13 +204,17 @@ class TestKeeping:
         rig.eventually(lambda: rig.verb("check") == 0, rig.log)
 
     def test_what_a_raylet_says_of_its_failure_is_in_the_status(self, rig):
-        rig.fake("fail", 1000)
+        rig.paths.storage.mkdir()
         rig.fake("words", "the raylet has failed: the port is taken")
         assert rig.verb("start") == 0
-        rig.eventually(lambda: "the port is taken" in rig.said(), rig.log)
-        rig.fake("fail", 0)
+        said = "Ray is starting; last: the raylet has failed: the port is taken"
+        rig.eventually(lambda: rig.said() == said, rig.log)
+        rig.eventually(lambda: len(rig.lines("launches")) > 2, rig.log)
+        assert rig.paths.storage.exists(), "that is not what it could not read"
+        (rig.state / "fake" / "words").unlink()
         rig.eventually(lambda: rig.verb("check") == 0, rig.log)
         assert not rig.paths.failure.exists()
+        assert "port" not in rig.said()
 
     def test_a_head_that_cannot_start_does_without_what_it_kept(self, rig):
         rig.paths.storage.mkdir()

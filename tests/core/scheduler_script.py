@@ -4,7 +4,7 @@ A line is a comment (#), an event or a command to the reader; what the scheduler
 indented, after ``=>``. Sizes are blocks of 16 tokens.
 
     pool CLASS:PRIORITY[:HEADROOM] …   [KEY=VALUE …]     one pool, `m`; keys as in `PoolConfig`;
-              unless said dispatch=freest overtaking=0 growth=0, so that a story has one subject
+              unless said dispatch=freest overtaking=0 growth_tokens=0: a story has one subject
     set KEY=VALUE …                                      the same pool by other rules
     join NAME …                                          instances
     load NAME free=N [total=N] [CLASS=RUNNING] [waiting=CLASS:COUNT:BLOCKS] [head=BLOCKS]
@@ -94,7 +94,7 @@ class Script:
         self.scheduler = Scheduler()
         self.now = SECOND
         normal = PriorityClass(ClassName("normal"), 10)
-        self.config = PoolConfig(POOL, (normal,), "freest", overtaking=0, growth=Tokens(0))
+        self.config = PoolConfig(POOL, (normal,), "freest", overtaking=0, growth_tokens=Tokens(0))
 
     def play(self, text: str) -> str:
         """The scenario with its answers made anew."""

@@ -384,7 +384,7 @@ class World:
             if load.classes[cls.priority].num_running
         }
         num_in = self.scheduler.pools[POOL].instances[name].num_in
-        growing = self.config.growth * (load.num_running + len(told.unreported) + num_in)
+        growing = self.config.growth_tokens * (load.num_running + len(told.unreported) + num_in)
         room -= -(-growing // BLOCK)
         kept = {each for each in present if each < urgency}
         return room - sum(self.config.classes[each].headroom for each in kept)

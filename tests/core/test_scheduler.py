@@ -177,22 +177,30 @@ def test_the_average_freeness_is_added_up_exactly():
 # ------------------------------------------------------------------ rounds
 
 
-def test_a_round_orders_a_bounded_number_of_moves_and_the_next_one_the_rest():
+def test_a_round_orders_sixteen_moves_in_the_order_of_the_rules_and_the_next_one_the_rest():
+    rules = Rescheduling(steps=("requeue", "balance"), max_out=1)
     scheduler, now = Scheduler(), Nanos(0)
-    config = PoolConfig(POOL, (NORMAL,), rescheduling=Rescheduling(max_out=1))
-    scheduler.handle(PoolConfigured(config), now)
-    for number in range(60):
-        name, free = InstanceId(f"m-{number}"), 1 if number < 20 else 90
-        scheduler.handle(InstanceJoined(POOL, name), now)
+    scheduler.handle(PoolConfigured(PoolConfig(POOL, (NORMAL,), rescheduling=rules)), now)
+
+    def report(name, free, running, waits=0):
+        scheduler.handle(InstanceJoined(POOL, InstanceId(name)), now)
         load = InstanceLoad(
-            total=Blocks(100), free=Blocks(free), block_size=Tokens(16), num_running=10,
-            classes={10: ClassLoad(10)},
+            total=Blocks(100), free=Blocks(free), block_size=Tokens(16), num_running=running,
+            num_waiting=int(waits > 0), waiting_demand=Blocks(waits),
+            classes={10: ClassLoad(running, int(waits > 0), Blocks(waits))},
         )  # fmt: skip
-        scheduler.handle(LoadReported(name, load), now)
+        scheduler.handle(LoadReported(InstanceId(name), load), now)
+
+    for number in range(10):
+        report(f"stuck-{number}", 5, 5, waits=20)
+        report(f"short-{number}", 1, 10)
+    for number in range(40):
+        report(f"wide-{number}", 90, 1)
     rounds = [scheduler.handle(Ticked(), now) for _ in range(3)]
-    assert [len(each) for each in rounds] == [16, 4, 0]
+    by_rule = [[each.decision.rule for each in commands] for commands in rounds]
+    assert by_rule == [["requeue"] * 10 + ["balance"] * 6, ["balance"] * 4, []]
     moves = [each for commands in rounds for each in commands]
-    assert {each.source for each in moves} == {f"m-{number}" for number in range(20)}
+    assert len({each.source for each in moves}) == 20
 
 
 # ------------------------------------------------------------------ extensions

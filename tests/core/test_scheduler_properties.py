@@ -41,7 +41,7 @@ configs = st.builds(
     dispatch=st.sampled_from(sorted(DISPATCH)),
     is_immediate=st.sampled_from([False, False, True]),
     overtaking=st.integers(0, 3),
-    growth=st.sampled_from([Tokens(0), Tokens(0), Tokens(3), Tokens(16), Tokens(40)]),
+    growth_tokens=st.sampled_from([Tokens(0), Tokens(0), Tokens(3), Tokens(16), Tokens(40)]),
     age_after=st.sampled_from([Nanos(SECOND), Nanos(10 * SECOND)]),
     rescheduling=st.builds(
         Rescheduling,

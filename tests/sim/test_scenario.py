@@ -182,7 +182,7 @@ def test_what_cannot_be_run_is_known_before_it_runs(tmp_path, text, says):
 
 def test_policies_have_their_rules_only():
     """What a policy overrides are rules; a new one of the core wants a key here."""
-    rules = {"dispatch", "is_immediate", "overtaking", "growth", "age_after"}
+    rules = {"dispatch", "is_immediate", "overtaking", "growth_tokens", "age_after"}
     rules |= {"rescheduling", "scaling"}
     others = {"name", "classes", "step_tokens", "max_requests", "charge_expires_after", "step_time"}
     assert {each.name for each in fields(PoolConfig)} == rules | others

@@ -102,6 +102,8 @@ class Keeper:
         self._environment = ray_environment(spec, spec_path, environment.variables)
         self._status = StatusFile(status_path(self._paths.procs, RAY))
         self._failures = 0
+        self._last = ""
+        """What ended the last life, until there is another."""
         self._wake, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self) -> None:
@@ -123,8 +125,9 @@ class Keeper:
                 if time.monotonic() - began > self.patience.proven_s:
                     pause_s = self.patience.pause_s
                 log.warning("ray.ended", reason=reason, again_in_s=pause_s)
+                self._last = reason
                 with contextlib.suppress(OSError):  # a full disk must not end the keeper
-                    self._status.write(Phase.STARTING, f"again in {pause_s:g} s; last: {reason}")
+                    self._say(f"again in {pause_s:g} s")
                 self._clear()
                 self._wait(pause_s)
                 pause_s = min(2 * pause_s, self.patience.max_pause_s)
@@ -152,13 +155,15 @@ class Keeper:
         self._clear()
         self._prepare()
         self._wait_for_head()
-        self._status.write(Phase.STARTING, "Ray is starting")
+        self._say("Ray is starting")
         began = time.monotonic()
         problem = self._launch()
         if problem:
-            self._count_failure()
-            return problem
-        self._failures = 0
+            words = self._raylets_words()
+            if not words:
+                self._count_failure()
+            return words or problem
+        self._failures, self._last = 0, ""
         node = load_spec(self._paths.node, RayNode)
         took_s = time.monotonic() - began
         log.info("ray.ready", node=node.node_id, after_s=round(took_s, 2))
@@ -187,7 +192,7 @@ class Keeper:
         """A worker cannot join before the head is there; to knock is cheaper than to try."""
         if self._spec.is_head:
             return
-        self._status.write(Phase.STARTING, f"waits for the head, {self._gcs()}")
+        self._say(f"waits for the head, {self._gcs()}")
         while not self.is_head_listening():
             self._wait(_KNOCK_S)
 
@@ -196,11 +201,21 @@ class Keeper:
         launcher = self._spawn("llx.cluster.ray.launch", str(self._spec_path))
         if not self._await_end(launcher, self.patience.launch_s):
             return f"no node after {self.patience.launch_s:g} s"
-        if launcher.returncode == 0:
+        if launcher.returncode != 0:
+            return f"could not be started (exit code {launcher.returncode}); see the lines above"
+        return ""
+
+    def _raylets_words(self) -> str:
+        """Why the raylet could not go on; empty unless it has said so."""
+        try:
+            return self._paths.failure.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
             return ""
-        with contextlib.suppress(OSError):
-            return self._paths.failure.read_text()
-        return f"could not be started (exit code {launcher.returncode}); see the lines above"
+
+    def _say(self, what: str) -> None:
+        """Ray is not there: what is done about it, and what the last attempt met."""
+        detail = f"{what}; last: {self._last}" if self._last else what
+        self._status.write(Phase.STARTING, detail)
 
     def _count_failure(self) -> None:
         self._failures += 1

@@ -31,11 +31,11 @@ _SCHEDULER_S = 15.0
 _RAYLET_S = 240.0
 """So long a raylet may take to make itself known; Ray itself gives it up after 30 s, for good."""
 _ASK_EVERY_S = 0.2
-_MAX_WORDS = 800
+_MAX_CHARS = 800
 _FATAL = re.compile(
     r"\[[-0-9]+ [0-9:,]+ C \d+ \d+\] \(raylet\) \S+ +(An unexpected .* fix it\. )?(?P<words>.*)"
 )
-"""``[2026-01-31 12:00:00,123 C 1 1] (raylet) main.cc:1: words``; some begin with a request."""
+"""``[2026-01-31 12:00:00,123 C 1 1] (raylet) main.cc:1: words``, after a plea to report it."""
 
 
 class RayletError(Exception):
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
         save_spec(paths.node, _launch(spec))
     except RayletError as error:
         log.error("raylet.failed", error=error)
-        paths.failure.write_text(str(error))
+        paths.failure.write_text(str(error), encoding="utf-8")
         return 1
     if spec.is_head and not paths.stopped.exists():
         try:
@@ -161,6 +161,10 @@ def _patient(
 
     A raylet first waits for two agents, which import for some seconds of CPU: on a host that is
     busy otherwise it takes longer than Ray has patience for, and to begin anew makes it no quicker.
+    One that says that it cannot go on would take half a minute to end: it is killed.
+
+    Raises:
+        RayletError: From what is returned: the raylet has ended, or cannot go on.
     """
 
     def wait(address: str, node_id: str) -> Any:
@@ -169,16 +173,15 @@ def _patient(
             try:
                 return ask(address, node_id)
             except not_yet:
+                code, words = raylet.poll(), _last_words(logs)
+                if words or code is not None:
+                    raylet.kill()
+                    raylet.wait()
+                    ended = f"the raylet has ended (exit code {code})"
+                    failed = f"the raylet has failed: {words}"
+                    raise RayletError(failed if words else ended) from None
                 if time.monotonic() > deadline:
                     raise
-            words = _last_words(logs)
-            if words:
-                raylet.kill()  # it has failed, and would take half a minute to end
-                raylet.wait()
-                raise RayletError(f"the raylet has failed: {words}")
-            code = raylet.poll()
-            if code is not None:
-                raise RayletError(f"the raylet has ended (exit code {code})")
             time.sleep(_ASK_EVERY_S)
 
     return wait
@@ -191,7 +194,7 @@ def _last_words(logs: Path) -> str:
     except OSError:
         return ""
     fatal = [found["words"] for line in lines if (found := _FATAL.match(line))]
-    return " ".join(fatal)[:_MAX_WORDS]
+    return " ".join(fatal)[:_MAX_CHARS]
 
 
 def _parameters(spec: HostSpec) -> Any:

@@ -140,8 +140,8 @@ class PoolConfig:
         overtaking: So many of a class that wait behind its head may be sent before it while it
             waits for room, to where they take nothing of what is kept for it; until it has waited
             for `age_after`.
-        growth: Tokens whose blocks are kept free on an instance for each of its requests, which
-            grow as they decode.
+        growth_tokens: So many are to find room on an instance for each of its requests, which grow
+            as they decode: blocks for their sum are kept free.
         step_tokens: Tokens that an engine computes in a step (vLLM's max_num_batched_tokens).
         max_requests: Requests that an engine runs at a time (vLLM's max_num_seqs).
         age_after: Waiting for so long makes a request one class more urgent, in the queue only.
@@ -159,7 +159,7 @@ class PoolConfig:
     dispatch: str = "soonest"
     is_immediate: bool = False
     overtaking: int = 16
-    growth: Tokens = Tokens(16)
+    growth_tokens: Tokens = Tokens(16)
     step_tokens: Tokens = Tokens(8192)
     max_requests: int = 256
     age_after: Nanos = Nanos(30 * SECOND)
@@ -183,8 +183,10 @@ class PoolConfig:
                 )
         if self.age_after < 1:
             raise ConfigError(f"pool {self.name}: age_after must be above 0")
-        if min(self.overtaking, self.growth) < 0:
-            raise ConfigError(f"pool {self.name}: overtaking and growth must not be negative")
+        if min(self.overtaking, self.growth_tokens) < 0:
+            raise ConfigError(
+                f"pool {self.name}: overtaking and growth_tokens must not be negative"
+            )
         moves, scaling = self.rescheduling, self.scaling
         if moves.low + moves.hysteresis > moves.high - moves.hysteresis:
             raise ConfigError(

@@ -81,7 +81,7 @@ class Placing:
     def room(self, instance: Instance) -> Blocks:
         """Blocks that it may take there."""
         pool = self.pool
-        return instance.room(self.urgency, self.ahead, pool.headrooms, pool.config.growth)
+        return instance.room(self.urgency, self.ahead, pool.headrooms, pool.config.growth_tokens)
 
     def fits(self, instance: Instance) -> bool:
         """Whether it may go there now."""
@@ -161,7 +161,7 @@ def serve_at(pool: Pool, instance: Instance, now: Nanos) -> list[Command]:
 def _first_that_fits(pool: Pool, instance: Instance, now: Nanos) -> Placing | None:
     """Of all whose turn it may be, the first that an instance has room for."""
     config, most = pool.config, instance.uncommitted
-    growing = blocks_for(config.growth * instance.batch, instance.load.block_size)
+    growing = blocks_for(config.growth_tokens * instance.batch, instance.load.block_size)
     if not config.is_immediate and most - growing < 1:
         return None  # nobody needs less than a block
     heads = pool.queues.heads(now)

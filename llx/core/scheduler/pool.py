@@ -50,7 +50,7 @@ class Pool:
         """By the end that is yet to report; there is no empty list."""
         self.giving: set[Instance] = set()
         self.taking: set[Instance] = set()
-        """Who gave and who took by load balancing as of the last round: it has hysteresis."""
+        """Who gave and who took when load balancing was asked last: it has hysteresis."""
         self.scaling = ScalingState()
         self.is_paused = False
         self.block_size = Tokens(0)

@@ -2,7 +2,8 @@
 
 A rule is a generator in a table. It looks at the pool and yields the moves that it wants, one by
 one; each is ordered before the rule goes on, so that it sees the pool as it will be. The budget is
-kept by `may_give` and `may_take`, which every rule asks.
+kept by `may_give` and `may_take`, which every rule asks. A round orders so many moves and no more:
+it may end after any of a rule's, and the rules behind it are then asked in the next one.
 
 Whoever adds a rule writes it here (or behind an entry point), names it in the table, and writes a
 scenario in `tests/scenarios`.
@@ -79,7 +80,9 @@ def may_take(pool: Pool, target: Instance, num_blocks: Blocks) -> bool:
 def room_for_move(pool: Pool, target: Instance) -> Blocks:
     """Blocks that may be moved to an instance."""
     num_classes = len(pool.config.classes)
-    return target.room(num_classes - 1, range(num_classes), pool.headrooms, pool.config.growth)
+    return target.room(
+        num_classes - 1, range(num_classes), pool.headrooms, pool.config.growth_tokens
+    )
 
 
 # ------------------------------------------------------------------ drain
@@ -195,7 +198,7 @@ def _free_for(pool: Pool, head: Queued, most_urgent: int, rule: str, now: Nanos)
     ahead = [each.rank for each in pool.queues.heads(now)]
     ahead = ahead[: ahead.index(head.rank)]
     urgency = pool.queues.urgency(head, now)
-    room = source.room(urgency, ahead, pool.headrooms, pool.config.growth)
+    room = source.room(urgency, ahead, pool.headrooms, pool.config.growth_tokens)
     missing = Blocks(pool.demand(head, source) - room - source.outgoing)
     movable = sum(source.running[most_urgent:]) - source.num_out
     if missing <= 0 or movable <= 0 or not may_give(pool, source, now):

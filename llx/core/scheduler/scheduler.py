@@ -267,10 +267,14 @@ class Scheduler:
         scale = self._policies.scaling[pool.config.scaling.rule](pool, now)
         if scale is not None:
             out.append(_scale(pool, scale, now))
-        moves: list[Command] = []
+        left = _MOST_IN_A_ROUND
         for step in pool.config.rescheduling.steps:
-            moves.extend(self._step(pool, step, now, _MOST_IN_A_ROUND - len(moves)))
-        return [*out, *moves]
+            moves = self._step(pool, step, now, left)
+            out.extend(moves)
+            left -= len(moves)
+            if not left:
+                break
+        return out
 
     def _step(self, pool: Pool, name: str, now: Nanos, at_most: int) -> list[Command]:
         """Ask one rescheduling rule for so many moves."""

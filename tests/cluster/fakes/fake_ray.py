@@ -3,7 +3,8 @@
 fake_ray.py -m llx.cluster.ray.launch SPEC          files beside SPEC, in fake/:
 fake_ray.py -m llx.cluster.ray.talks VERB SPEC     launches, asked: one line each
                                                     fail: how many launches are to fail yet
-                                                    words: what they say of it, if they do
+                                                    words: as long as it is there all fail, and
+                                                    say this of it
                                                     answer: the driver's exit code
 """
 
@@ -28,10 +29,12 @@ def main(argv: list[str]) -> int:
     with (fake / "launches").open("a") as file:
         file.write("launch\n")
     failures, spec = number(fake / "fail"), load_spec(spec_path, HostSpec)
+    words = fake / "words"
+    if words.exists():
+        RayPaths(spec).failure.write_text(words.read_text())
+        return 1
     if failures:
         (fake / "fail").write_text(str(failures - 1))
-        if (fake / "words").exists():
-            RayPaths(spec).failure.write_text((fake / "words").read_text())
         return 1
     launch(spec)
     return 0
