@@ -35,7 +35,7 @@ _MAX_CHARS = 800
 _FATAL = re.compile(
     r"\[[-0-9]+ [0-9:,]+ C \d+ \d+\] \(raylet\) \S+ +(An unexpected .* fix it\. )?(?P<words>.*)"
 )
-"""``[2026-01-31 12:00:00,123 C 1 1] (raylet) main.cc:1: words``, after a plea to report it."""
+"""``[2026-01-31 12:00:00,123 C 1 1] (raylet) main.cc:1: words``; some have a plea before them."""
 
 
 class RayletError(Exception):
