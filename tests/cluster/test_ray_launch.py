@@ -58,9 +58,10 @@ def test_a_slow_raylet_is_waited_for(raylet, logs):
 def test_one_that_has_ended_is_not(raylet, logs):
     raylet.kill()
     began = time.monotonic()
-    with pytest.raises(RayletError, match="exit code -9"):
+    with pytest.raises(RayletError, match="exit code -9") as failed:
         _patient(Store(after=float("inf")).get_node, raylet, NOT_YET, logs)("h1:1", "n")
     assert time.monotonic() - began < 20
+    assert failed.value.words == "", "the keeper takes words for a reason that is known"
 
 
 def test_nor_one_that_says_that_it_has_failed(raylet, logs):

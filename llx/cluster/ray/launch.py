@@ -39,7 +39,16 @@ _FATAL = re.compile(
 
 
 class RayletError(Exception):
-    """A node's raylet has failed while it was waited for."""
+    """A node's raylet has failed while it was waited for.
+
+    Args:
+        ended: What was seen of it.
+        words: What it has said of it; empty: nothing.
+    """
+
+    def __init__(self, ended: str, words: str = "") -> None:
+        super().__init__(f"the raylet has failed: {words}" if words else ended)
+        self.words = words
 
 
 class RayProcess(msgspec.Struct, frozen=True):
@@ -70,7 +79,8 @@ def main(argv: list[str]) -> int:
         save_spec(paths.node, _launch(spec))
     except RayletError as error:
         log.error("raylet.failed", error=error)
-        paths.failure.write_text(str(error), encoding="utf-8")
+        if error.words:
+            paths.failure.write_text(str(error), encoding="utf-8")
         return 1
     if spec.is_head and not paths.stopped.exists():
         try:
@@ -178,8 +188,7 @@ def _patient(
                     raylet.kill()
                     raylet.wait()
                     ended = f"the raylet has ended (exit code {code})"
-                    failed = f"the raylet has failed: {words}"
-                    raise RayletError(failed if words else ended) from None
+                    raise RayletError(ended, words) from None
                 if time.monotonic() > deadline:
                     raise
             time.sleep(_ASK_EVERY_S)
