@@ -145,7 +145,7 @@ class Scheduler:
         """Place a request that has just joined its queue, or have others move away for it."""
         out = placing.serve_arrival(pool, queued, now)
         if queued.nominee is not None and "preempt" in pool.config.rescheduling.steps:
-            out.extend([] if pool.is_paused else self._step(pool, "preempt", now, _MOST_IN_A_ROUND))
+            out.extend([] if pool.is_paused else self._step(pool, "preempt", now))
         return out
 
     def _remind(self, pool: Pool, waiting: Queued, rank: int, now: Nanos) -> list[Command]:
@@ -276,7 +276,9 @@ class Scheduler:
                 break
         return out
 
-    def _step(self, pool: Pool, name: str, now: Nanos, at_most: int) -> list[Command]:
+    def _step(
+        self, pool: Pool, name: str, now: Nanos, at_most: int = _MOST_IN_A_ROUND
+    ) -> list[Command]:
         """Ask one rescheduling rule for so many moves."""
         wishes = islice(self._policies.rescheduling[name](pool, now), at_most)
         return [_order(pool, wish, now) for wish in wishes]
