@@ -63,7 +63,9 @@ class Tunnel:
             if self._is_closed:
                 return
             self._is_closed = True
-            ends, threads = list(self._open), list(self._threads)
+            # Who is here first: of an end that the tunnel has made, no answer shall come back.
+            ends = sorted(self._open, key=lambda end: not isinstance(end, socket.socket))
+            threads = list(self._threads)
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         for each in ends:

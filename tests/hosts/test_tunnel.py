@@ -1,5 +1,6 @@
 """`llx.bootstrap.tunnel` over a real connection: HTTP, events, half-closed ends, endings."""
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -120,21 +121,39 @@ def test_a_host_that_forbids_forwarding_says_so(hosts: Callable[..., Rig]) -> No
 
 
 def test_closing_ends_streams_threads_and_files(shell: SshShell) -> None:
-    tunnel = Tunnel(shell, "127.0.0.1", PORT + 1)
-    connections = [dialled(tunnel) for _ in range(3)]
-    for connection in connections:
-        connection.sendall(b"x")
-    time.sleep(0.2)
-    began = time.monotonic()
-    tunnel.close()
-    tunnel.close()
-    assert time.monotonic() - began < 2
-    assert not Path(tunnel.path).parent.exists()
-    assert not [each for each in threading.enumerate() if each.name == "tunnel"]
-    for connection in connections:
-        with connection:
+    with contextlib.ExitStack() as stack:
+        tunnel = stack.enter_context(Tunnel(shell, "127.0.0.1", PORT + 1))
+        connections = [stack.enter_context(dialled(tunnel)) for _ in range(3)]
+        for connection in connections:
+            connection.sendall(b"x")
+        time.sleep(0.2)
+        began = time.monotonic()
+        tunnel.close()
+        tunnel.close()
+        assert time.monotonic() - began < 2
+        assert not Path(tunnel.path).parent.exists()
+        assert not [each for each in threading.enumerate() if each.name == "tunnel"]
+        for connection in connections:
             assert connection.recv(1) == b""
     assert shell.run(["true"]).is_success
+
+
+def test_nobody_hears_an_answer_to_an_end_that_the_tunnel_made(shell: SshShell) -> None:
+    """The far end takes a tunnel that closes for an end of data, and answers it."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(40):
+            with contextlib.ExitStack() as stack:
+                tunnel = stack.enter_context(Tunnel(shell, "127.0.0.1", PORT + 1))
+                connections = [stack.enter_context(dialled(tunnel)) for _ in range(8)]
+                for connection in connections:
+                    connection.sendall(b"x")
+                time.sleep(0.1)
+                tunnel.close()
+                assert [connection.recv(1) for connection in connections] == [b""] * 8
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_closing_over_and_over_costs_the_connection_nothing(shell: SshShell) -> None:
