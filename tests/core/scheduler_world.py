@@ -49,7 +49,6 @@ from llx.core.scheduler.move_rule import pick
 from llx.core.scheduler.scheduler import Scheduler
 
 POOL = PoolName("m")
-BLOCK = Tokens(16)
 TOTAL = 40
 
 
@@ -87,8 +86,9 @@ class Waits:
 
 
 class World:
-    def __init__(self, config):
+    def __init__(self, config, block_size=16):
         self.config = config
+        self.block_size = Tokens(block_size)
         self.scheduler = Scheduler()
         self.now = 10**12
         self.instances: dict[str, Told] = {}
@@ -168,8 +168,8 @@ class World:
             waits = sum(self.rank_of[request] == rank for request in waiting)
             classes[each.priority] = ClassLoad(runs, waits, Blocks(waits))
         return InstanceLoad(
-            total=Blocks(TOTAL), free=Blocks(free), block_size=BLOCK, num_running=len(running),
-            num_waiting=len(waiting), waiting_demand=Blocks(len(waiting)),
+            total=Blocks(TOTAL), free=Blocks(free), block_size=self.block_size,
+            num_running=len(running), num_waiting=len(waiting), waiting_demand=Blocks(len(waiting)),
             waiting_tokens=Tokens(len(waiting)), classes=classes,
         )  # fmt: skip
 
@@ -180,7 +180,7 @@ class World:
         limit = self.config.classes[rank].queue_limit
         is_full = sum(each.rank == rank for each in self.waiting.values()) >= limit
         was_held = held is not None
-        demand = blocks_for(num_tokens + 1, BLOCK)
+        demand = blocks_for(num_tokens + 1, self.block_size)
         came = self.now - waited
         since = self.now - held if was_held else came
         self.waiting[request] = Waits(rank, came, since, self.num, demand, was_held)
@@ -214,7 +214,7 @@ class World:
             )
             self.rank_of[request] = rank
         name = ClassName(self.config.classes[rank].name)
-        tokens = Tokens(waits.demand * BLOCK - 1)
+        tokens = Tokens(waits.demand * self.block_size - 1)
         out = self.tell(RequestArrived(POOL, RequestId(request), name, tokens))
         answers = [each for each in out if getattr(each, "request", None) == request]
         assert len(answers) == 1, "it is answered once"
@@ -254,7 +254,7 @@ class World:
     def pick(self, order, source):
         requests = [
             Movable(
-                RequestId(request), Blocks(size), Tokens(size * BLOCK),
+                RequestId(request), Blocks(size), Tokens(size * self.block_size),
                 self.config.classes[self.rank_of[request]].priority, 0.0,
             )
             for request, size in source.has.items()
@@ -385,7 +385,7 @@ class World:
         }
         num_in = self.scheduler.pools[POOL].instances[name].num_in
         growing = self.config.growth_tokens * (load.num_running + len(told.unreported) + num_in)
-        room -= -(-growing // BLOCK)
+        room -= -(-growing // self.block_size)
         kept = {each for each in present if each < urgency}
         return room - sum(self.config.classes[each].headroom for each in kept)
 

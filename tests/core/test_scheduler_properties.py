@@ -56,6 +56,8 @@ configs = st.builds(
 )  # fmt: skip
 
 
+block_sizes = st.sampled_from([16, 16, 1, 32, 128])
+
 had = st.tuples(st.integers(0, 2), st.integers(0, 9))
 """A request that an instance has: rank and blocks, 0 if it waits there."""
 
@@ -63,9 +65,13 @@ had = st.tuples(st.integers(0, 2), st.integers(0, 9))
 class SchedulerMachine(RuleBasedStateMachine):
     world: World
 
-    @initialize(config=configs, given=st.lists(st.lists(had, max_size=7), min_size=2, max_size=4))
-    def begin(self, config, given):
-        self.world = World(config)
+    @initialize(
+        config=configs,
+        given=st.lists(st.lists(had, max_size=7), min_size=2, max_size=4),
+        block_size=block_sizes,
+    )
+    def begin(self, config, given, block_size):
+        self.world = World(config, block_size)
         for requests in given:
             self.world.join()
             self.world.give(f"m-{self.world.num}", requests)
@@ -74,10 +80,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(self.world.instances)))
 
     @rule(
-        rank=st.integers(0, 2), num_tokens=st.integers(1, 700),
+        rank=st.integers(0, 2), sixteenths=st.integers(1, 700),
         times=st.sampled_from([(0, None), (SECOND, None), (SECOND, 0), (3 * SECOND, SECOND)]),
     )  # fmt: skip
-    def arrive(self, rank, num_tokens, times):
+    def arrive(self, rank, sixteenths, times):
+        num_tokens = -(-sixteenths * self.world.block_size // 16)
         self.world.arrive(rank % len(self.world.config.classes), num_tokens, *times)
 
     @precondition(lambda self: self.world.instances)
@@ -212,12 +219,15 @@ crowd = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), max_size=9)
     config=configs,
     crowds=st.lists(crowd, min_size=2, max_size=5),
     drained=st.integers(0, 4),
+    block_size=block_sizes,
     after=st.lists(st.sampled_from([SECOND // 10, SECOND, 3 * SECOND]), min_size=1, max_size=8),
     data=st.data(),
 )
 @settings(max_examples=of_a_hundred(60), deadline=None)
-def test_moves_keep_to_their_budget_and_do_not_go_back(config, crowds, drained, after, data):
-    world = World(config)
+def test_moves_keep_to_their_budget_and_do_not_go_back(
+    config, crowds, drained, block_size, after, data
+):
+    world = World(config, block_size)
     for requests in crowds:
         world.join()
         world.give(f"m-{world.num}", requests)
