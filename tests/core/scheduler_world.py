@@ -136,6 +136,7 @@ class World:
             told.wanted = state
         told.emptied = told.emptied and told.state is before
         if state is InstanceState.LOST:
+            told.load = None
             told.unreported.clear()
             told.settling_in = told.settling_out = 0
             self.forget_moves(name)
@@ -160,6 +161,7 @@ class World:
         waiting = [request for request, size in told.has.items() if not size]
         told.load = self.load(room, running, waiting)
         self.tell(LoadReported(InstanceId(name), told.load, tuple(map(RequestId, covers))))
+        self.check_first_in_turn([name])
 
     def load(self, free, running, waiting):
         classes = {}
@@ -278,6 +280,7 @@ class World:
                 self.report(name)  # It reports on change: late, but not for as long as this.
         self.tell(Ticked())
         assert not any(self.is_overdue(each) for each in self.waiting.values())
+        self.check_first_in_turn(self.instances)
 
     def forget_moves(self, name):
         for move in [m for m, each in self.moves.items() if name in (each.source, each.target)]:
@@ -354,6 +357,14 @@ class World:
         same = [each for each in self.waiting.values() if each.rank == waits.rank]
         behind = sorted(each.order for each in same if each is not head)
         assert waits.order in behind[: self.config.overtaking], "overtaken by too many"
+
+    def check_first_in_turn(self, names):
+        """Whoever is before all others waits because none of these has room."""
+        first = min(self.waiting.values(), key=self.urgency, default=None)
+        for name in names if first is not None else ():
+            told = self.instances[name]
+            if told.state is InstanceState.UP and told.load is not None:
+                assert first.demand > self.room(told, name, self.urgency(first)[0]), "it has room"
 
     def kept_for(self, name, waits):
         """Blocks that the heads before it, which wait for this instance, are to have."""
