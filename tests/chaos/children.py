@@ -15,7 +15,7 @@ from tests import node
 from tests.chaos.control import Message, Reins
 
 _BORN_S = 240.0
-_DEAD_S = 5.0
+_DEAD_S = 30.0
 
 
 class Child:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_CALL_S = 10.0
+_CALL_S = 60.0
 _CHUNK_BYTES = 1 << 16
 
 

@@ -1,6 +1,7 @@
 """What is done to a process or a host, done to a real one of our own."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -35,13 +36,17 @@ def victim():
 
 
 def test_a_frozen_process_goes_on_by_itself(victim):
-    inject.freeze(HAND, victim, 2)  # long enough to be seen on a busy machine
-    wait_state(victim.pid, "T")
+    inject.freeze(HAND, victim, 1)
+    deadline = time.monotonic() + 60
+    # Only what was stopped can have been continued.
+    while os.waitid(os.P_PID, victim.pid, os.WCONTINUED | os.WNOHANG) is None:
+        assert time.monotonic() < deadline, stat(victim.pid)[0]
+        time.sleep(0.02)
     wait_state(victim.pid, "S")
 
 
 def test_a_slow_process_stops_again_and_again_and_goes_on(victim):
-    inject.slow(HAND, victim, 3)
+    inject.slow(HAND, victim, 30)  # it ends with its victim
     for state in ("T", "S", "T", "S"):
         wait_state(victim.pid, state)
 
@@ -102,20 +107,20 @@ class Namespace:
 
 @pytest.mark.hosts
 def test_a_partition_drops_what_peers_say_and_ends_by_itself():
-    with subprocess.Popen(["unshare", "-n", "sleep", "60"]) as process:
+    with subprocess.Popen(["unshare", "-n", "sleep", "600"]) as process:
         host = Namespace(process.pid)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         own = Path("/proc/self/ns/net").readlink()
         while Path(f"/proc/{process.pid}/ns/net").readlink() == own:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         host.run(["ip", "link", "set", "lo", "up"])
         assert host.run([*REACH, "127.0.0.2"]).exit_code == 0
-        inject.partition(host, ["127.0.0.2", "2001:db8::1"], 3)
+        inject.partition(host, ["127.0.0.2", "2001:db8::1"], 10)
+        with pytest.raises(ConflictError, match="already"):
+            inject.partition(host, ["127.0.0.3"], 10)
         assert host.run([*REACH, "127.0.0.2"]).exit_code != 0
         assert host.run([*REACH, "127.0.0.1"]).exit_code == 0
-        with pytest.raises(ConflictError, match="already"):
-            inject.partition(host, ["127.0.0.3"], 3)
         while host.run(["nft", "list", "tables"]).stdout.strip():
             assert time.monotonic() < deadline
             time.sleep(0.1)

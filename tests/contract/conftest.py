@@ -29,7 +29,7 @@ from tests.node import node_environment
 
 REPOSITORY = Path(__file__).parents[2]
 SIM = SimSpec(
-    step_base_ms=3.0, num_blocks=256, block_size=16, max_num_seqs=8, max_num_batched_tokens=256
+    step_base_ms=3.0, num_blocks=2048, block_size=16, max_num_seqs=8, max_num_batched_tokens=256
 )
 
 
@@ -61,17 +61,19 @@ class Instance:
 
 
 Launcher = Callable[[Path], contextlib.AbstractContextManager[Instance]]
+LEASE_S = 10.0
+"""Longer than this process stalls on a busy machine: a peer renews its own while it reads."""
 
 
 @contextlib.contextmanager
-def launch_sim(folder: Path) -> Iterator[Instance]:
+def launch_sim(folder: Path, lease_s: float = LEASE_S) -> Iterator[Instance]:
     model = folder / "model"
     model.mkdir()
     config = {"vocab_size": 768, "max_position_embeddings": 4096, "dtype": "float32"}
     (model / "config.json").write_text(json.dumps(config))
-    spec = make_spec(folder, EngineKind.SIM, model, {"max_model_len": 1024}, SIM)
-    command = [sys.executable, str(Path(__file__).with_name("launch.py")), str(spec), "1.5"]
-    with running(folder, command, {}, lease_s=1.5, timeout_s=WAIT_S) as instance:
+    spec = make_spec(folder, EngineKind.SIM, model, {"max_model_len": 4096}, SIM)
+    command = [sys.executable, str(Path(__file__).with_name("launch.py")), str(spec), str(lease_s)]
+    with running(folder, command, {}, lease_s=lease_s, timeout_s=WAIT_S) as instance:
         yield instance
 
 
@@ -86,7 +88,7 @@ def launch_vllm(folder: Path) -> Iterator[Instance]:
     subprocess.run(make, env=node_environment(), check=True, capture_output=True)
     spec = make_spec(folder, EngineKind.VLLM, model, VLLM_ARGS, None)
     command = [python, "-m", "llx.agent.instance", str(spec)]
-    with running(folder, command, node_environment(), lease_s=10, timeout_s=180) as instance:
+    with running(folder, command, node_environment(), lease_s=LEASE_S, timeout_s=180) as instance:
         yield instance
 
 
@@ -180,6 +182,16 @@ def engine(engine_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """One instance for all tests that leave it as they found it."""
     with ENGINES[engine_kind](tmp_path_factory.mktemp("instance")) as instance:
         yield instance
+
+
+@pytest.fixture
+def impatient_engine(engine_kind: str, engine: Instance, tmp_path: Path) -> Iterator[Instance]:
+    """One whose lease can be outwaited; of vLLM's, which takes long to start, the shared one."""
+    if engine_kind == "sim":
+        with launch_sim(tmp_path, 3.0) as instance:
+            yield instance
+    else:
+        yield engine
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ class Nursery:
         return RankProcess(pid, address)
 
     def close(self) -> None:
-        self._process.communicate(timeout=5)
+        self._process.communicate(timeout=60)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from llx.wire import Route
 
 WAIT_S = 30.0
 """For what must come: how long it takes says how busy the machine is."""
-_HOLD_S = 5.0
+_HOLD_S = 60.0
 
 
 class BytesStore:

@@ -112,7 +112,7 @@ class Peer:
 
     def close(self) -> None:
         """Vanish without a goodbye."""
-        self._context.destroy(linger=200)
+        self._context.destroy(linger=2000)
 
     def _dial(self, keys: ClusterKeys, address: str) -> "zmq.Socket[bytes]":
         socket = self._context.socket(zmq.DEALER)

@@ -277,8 +277,11 @@ def test_a_pair_is_joined_once_and_used_again(here, gpus: Gpus) -> None:
     assert gpus.num_joined == 2, "one for each direction"
 
 
-def test_many_migrations_of_both_directions_share_pairs(here, gpus: Gpus) -> None:
+def test_many_migrations_of_both_directions_share_pairs(
+    here, gpus: Gpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Eight each way, three stages, all at once; every block where it belongs."""
+    monkeypatch.setattr(joining, "_STANDING_S", SOON_S)
     there = near_pair("nccl", here, gpus)
     back = Pair("nccl", there.target, there.source)
     before = bytes(there.source.stores[0].data), snapshot(there)

@@ -69,8 +69,13 @@ class Client:
         return await asyncio.to_thread(look)
 
     async def cordon(self, instance: str, *, is_on: bool) -> None:
+        """Until gateway and scheduler know: of two requests at once one goes there, or none."""
         await self.head(lambda head: head.cordon_instance(instance, is_on=is_on))
-        await asyncio.sleep(1)  # the driver's next round tells gateways and scheduler
+        async with asyncio.timeout(60):
+            while True:
+                found = await asyncio.gather(*(self.ask(self.tokens(8)) for _ in range(2)))
+                if (instance in {name for name, _ in found}) != is_on:
+                    break
 
 
 @pytest.fixture

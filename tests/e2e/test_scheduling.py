@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -21,8 +22,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.node]
 ROOM = 4
 """Requests that both instances run together."""
 BATCH_LIMIT = 6
-LONG = 1200
-"""Tokens of a request that lasts: 24 s."""
+LONG = 1600
+"""Tokens of a request that lasts: 32 s."""
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,14 @@ class Client:
             "/v1/completions", json=self.body(tokens, prompt), headers=headers
         )
 
+    async def placed(self, tokens: int, cls: str) -> float:
+        """When a request of that class, which is done by now, was placed."""
+        answer = await self.ask(tokens, cls)
+        assert answer.status_code == 200
+        name = answer.headers["x-llx-request-id"]
+        [found] = (await self.head(lambda head: head.explain(name))).requests
+        return next(each.at for each in found.decisions if each.what == "placed")
+
     async def stream(
         self, tokens: int, cls: str = "normal", count: Callable[[int], None] = lambda tokens: None
     ) -> int:
@@ -113,6 +122,16 @@ class Client:
 
         return await asyncio.to_thread(look)
 
+    async def cordon(self, instance: str, tokens: int = 4) -> None:
+        """Until its gateway and the scheduler know: of two at once one went there before."""
+        await self.head(lambda head: head.cordon_instance(instance, is_on=True))
+        async with asyncio.timeout(60):
+            while True:
+                answers = await asyncio.gather(*(self.ask(tokens) for _ in range(2)))
+                assert [each.status_code for each in answers] == [200, 200]
+                if instance not in {each.headers["x-llx-instance"] for each in answers}:
+                    break
+
     async def until(self, ask: Any) -> Any:
         async with asyncio.timeout(60):
             while not (found := await self.head(ask)):
@@ -136,22 +155,19 @@ async def client(sims: Cluster):
 
 
 async def test_what_has_no_room_waits_centrally_and_goes_in_class_order(client: Client) -> None:
-    ended: list[str] = []
-
-    async def one(cls: str) -> None:
-        assert (await client.ask(10, cls)).status_code == 200
-        ended.append(cls)
-
+    classes = ("batch", "normal", "interactive")
     async with client.busy():
-        tasks = []
-        for cls in ("batch", "normal", "interactive"):
-            tasks += [asyncio.create_task(one(cls)) for _ in range(ROOM)]
+        tasks = [
+            asyncio.create_task(client.placed(10, cls)) for cls in classes for _ in range(ROOM)
+        ]
         wanted = {"interactive": ROOM, "normal": ROOM, "batch": ROOM}
         await client.until(lambda head: waiting(head) == wanted)
         found = await client.head(lambda head: [each.load for each in head.status().instances])
         assert [each.waiting for each in found] == [0, 0], "engines have no queue of their own"
-    await asyncio.gather(*tasks)
-    assert ended == ["interactive"] * ROOM + ["normal"] * ROOM + ["batch"] * ROOM
+    at = await asyncio.gather(*tasks)
+    batch, normal, interactive = at[:ROOM], at[ROOM:-ROOM], at[-ROOM:]
+    assert max(interactive) <= min(normal)
+    assert max(normal) <= min(batch)
 
 
 async def test_a_full_queue_refuses_and_who_leaves_it_is_forgotten(client: Client) -> None:
@@ -170,19 +186,19 @@ async def test_a_full_queue_refuses_and_who_leaves_it_is_forgotten(client: Clien
 async def test_what_does_not_end_in_the_clients_time_is_ended_and_frees_its_place(
     client: Client,
 ) -> None:
-    headers = {"x-llx-timeout": "2"}
+    headers = {"x-llx-timeout": "5"}
     body = client.body(LONG, "x")
     async with client.busy():
         waits = await client.http.post("/v1/completions", json=body, headers=headers)
         assert waits.status_code == 504
-        assert sum((await client.head(waiting)).values()) == 0
+        await client.until(lambda head: sum(waiting(head).values()) == 0)
     lines = []
     url, body = "/v1/completions", body | {"stream": True}
     async with client.http.stream("POST", url, json=body, headers=headers) as runs:
         assert runs.status_code == 200
         lines = [each async for each in runs.aiter_lines() if each]
     assert json.loads(lines[0].removeprefix("data: "))["choices"]
-    message = "the request did not end within the 2 s that it was given"
+    message = "the request did not end within the 5 s that it was given"
     assert json.loads(lines[-2].removeprefix("data: "))["error"]["message"] == message
     assert lines[-1] == "data: [DONE]"
     await client.until(lambda head: sum(loads(head)) == 0)
@@ -190,8 +206,7 @@ async def test_what_does_not_end_in_the_clients_time_is_ended_and_frees_its_plac
 
 async def test_a_full_instance_gives_to_an_empty_one_unless_that_is_paused(client: Client) -> None:
     async def skew(stack: AsyncExitStack) -> None:
-        await client.head(lambda head: head.cordon_instance("m-1", is_on=True))
-        await asyncio.sleep(1)  # the driver's next round tells gateways and scheduler
+        await client.cordon("m-1")
         await stack.enter_async_context(client.busy(2))
         assert await client.head(loads) == [2, 0]
         await client.head(lambda head: head.cordon_instance("m-1", is_on=False))
@@ -226,11 +241,10 @@ async def test_what_was_preempted_goes_on_where_its_blocks_are_free(client: Clie
     def has_preempted(head: Head) -> bool:
         return head.instance("m-0").load.waiting == 1
 
-    await client.head(lambda head: head.cordon_instance("m-1", is_on=True))
+    await client.cordon("m-1")
     try:
         await client.head(lambda head: head.update_policies(update))
-        await asyncio.sleep(1)
-        asked = [asyncio.create_task(client.ask(400, prompt=prompt)) for _ in range(2)]
+        asked = [asyncio.create_task(client.ask(640, prompt=prompt)) for _ in range(2)]
         await client.until(has_preempted)
         await client.head(lambda head: head.cordon_instance("m-1", is_on=False))
         await client.until(lambda head: loads(head) == [1, 1])
@@ -238,7 +252,7 @@ async def test_what_was_preempted_goes_on_where_its_blocks_are_free(client: Clie
         await client.head(lambda head: head.cordon_instance("m-1", is_on=False))
         await client.head(lambda head: head.update_policies(PolicyUpdate(is_revert=True)))
     answers = [each.json() for each in await asyncio.gather(*asked)]
-    assert [each["usage"]["completion_tokens"] for each in answers] == [400, 400]
+    assert [each["usage"]["completion_tokens"] for each in answers] == [640, 640]
     assert answers[0]["choices"][0]["text"] == answers[1]["choices"][0]["text"]
     move = (await client.head(lambda head: head.migrations()))[-1]
     assert (move.source, move.target, move.why, move.outcome) == ("m-0", "m-1", "requeue", "moved")
@@ -273,12 +287,12 @@ class Live:
                     self.has_begun.set()
 
     async def begun(self) -> "Live":
-        await asyncio.wait_for(self.has_begun.wait(), 30)
+        await asyncio.wait_for(self.has_begun.wait(), 60)
         return self
 
     async def cancelled(self) -> None:
         """It ends so, and explicitly."""
-        await asyncio.wait_for(self.task, 30)
+        await asyncio.wait_for(self.task, 60)
         *tokens, error, done = self.pieces
         assert tokens
         assert done == "[DONE]"
@@ -357,27 +371,22 @@ async def test_an_answer_of_several_generations_is_cancelled_whole(client: Clien
 
 
 async def test_another_class_counts_in_the_queue_at_once(client: Client) -> None:
-    ended: list[str] = []
-
-    async def one(cls: str) -> None:
-        assert (await client.ask(10, cls)).status_code == 200
-        ended.append(cls)
-
     async with client.busy():
-        tasks = [asyncio.create_task(one("normal")) for _ in range(ROOM)]
+        tasks = [asyncio.create_task(client.placed(10, "normal")) for _ in range(ROOM)]
         await client.until(lambda head: waiting(head)["normal"] == ROOM)
-        late = asyncio.create_task(one("batch"))
+        late = asyncio.create_task(client.placed(10, "batch"))
         await client.until(lambda head: waiting(head)["batch"] == 1)
         [found] = (await client.head(lambda head: head.requests(priority_class="batch"))).requests
+        begun = time.time()
         report = await change(client, RequestVerb.SET_PRIORITY, found.id, cls="interactive")
         [now] = report.changed
         assert (now.priority_class, now.position, now.state) == ("interactive", 1, "queued")
-        assert now.arrived_at == pytest.approx(found.arrived_at, abs=0.5)
+        assert now.arrived_at < begun, "it keeps its age"
         await client.until(lambda head: waiting(head)["interactive"] == 1)
         await asyncio.sleep(2.5)  # its gateway has asked anew for it since
         assert (await client.head(waiting))["interactive"] == 1
-    await asyncio.gather(*tasks, late)
-    assert "batch" in ended[:ROOM], "with the first, though it came last"
+    *at, last = await asyncio.gather(*tasks, late)
+    assert last <= min(at), "the first, though it came last"
 
 
 async def test_another_class_goes_where_the_request_goes(client: Client) -> None:
@@ -467,8 +476,7 @@ async def test_vllms_requests_move_by_rule_and_their_text_is_the_same(cluster: C
         update = PolicyUpdate(
             model="oracle", changes={f"rescheduling.{key}": str(rules[key]) for key in rules}
         )
-        await client.head(lambda head: head.cordon_instance("oracle-1", is_on=True))
-        await asyncio.sleep(1)
+        await client.cordon("oracle-1")
         again = asyncio.create_task(answers())
         try:
             await client.until(lambda head: head.instance("oracle-0").load.running == 2)

@@ -357,7 +357,7 @@ async def test_a_tenant_at_its_limit_hears_so_and_others_do_not():
     assert (await ask("b")).status_code == 200
     overdrawn = await ask("a")
     assert overdrawn.status_code == 429
-    assert 25 <= int(overdrawn.headers["retry-after"]) <= 31
+    assert 1 < int(overdrawn.headers["retry-after"]) <= 31
     assert app.num_open == 0
 
 

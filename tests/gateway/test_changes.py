@@ -63,7 +63,13 @@ async def answer(change: Any, *clients: Client) -> Changed:
     said: asyncio.Queue[Changed] = asyncio.Queue()
     changes = Changes(lambda: list(clients), said.put_nowait)  # type: ignore[arg-type,return-value]
     changes.hear(change)
-    return await asyncio.wait_for(said.get(), 5)
+    return await asyncio.wait_for(said.get(), 60)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine takes longer than what is usual."""
+    monkeypatch.setattr(module, "TAKES_S", 60.0)
 
 
 async def test_what_is_here_is_cancelled_in_whichever_pool_it_is() -> None:

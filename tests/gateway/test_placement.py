@@ -101,7 +101,7 @@ async def test_a_request_goes_where_the_scheduler_says(rig: Rig) -> None:
 async def test_what_is_held_waits_and_keeps_its_place_by_the_time_it_has_waited(
     rig: Rig, spans: Spans
 ) -> None:
-    spans(_RENEW_S=0.02)
+    spans(_RENEW_S=0.02, _SILENT_S=1000.0)
     ask = rig.ask()
     rig.placement.hear(Held(Term(1), R, ask, 1))
     await until(lambda: len(rig.sent) > 1)
@@ -140,7 +140,7 @@ async def test_how_long_it_may_still_wait_is_told_with_every_ask(
 async def test_another_class_is_told_at_once_and_again_with_every_renewal(
     rig: Rig, spans: Spans
 ) -> None:
-    spans(_RENEW_S=0.02)
+    spans(_RENEW_S=0.02, _SILENT_S=1000.0)
     ask = rig.ask()
     rig.placement.hear(Held(Term(1), R, ask, 1))
     rig.placement.reclass(R, ClassName("urgent"))

@@ -86,7 +86,7 @@ class Operator:
         For waiting: an `llx status` costs a second of CPU, and what is waited for needs that.
         """
         script = (
-            f'curl -s -m 10 -H "Authorization: Bearer $(cat /home/{USER}/.llx/clusters/c/token)"'
+            f'curl -s -m 60 -H "Authorization: Bearer $(cat /home/{USER}/.llx/clusters/c/token)"'
             f" http://127.0.0.1:{CONTROL_PORT}/v1/status"
         )
         done = self.rig.hosts[0].x("sh", "-c", script)

@@ -243,15 +243,15 @@ def ray_kill(head: Host, python: str) -> bool:
 
 @pytest.mark.parametrize("kill", KILLS, ids=str)
 def test_control_dies_and_streams_go_on(operator, rig, cases, node_python, kill):
-    operator.becomes_well(90)
+    operator.becomes_well()
     pids, url = serving(operator), url_of(operator)
     held = ledgers(rig)
     with Traffic(url, "oracle", cases) as traffic:
-        eventually(lambda: traffic.finished >= 1 or bool(traffic.failures), 60)
+        eventually(lambda: traffic.finished >= 1 or bool(traffic.failures), 300)
         assert KILLS[kill](rig, node_python)
         begun = traffic.finished
-        eventually(lambda: traffic.finished > begun + 1 or bool(traffic.failures), 60)
-        operator.becomes_well(90, kill)
+        eventually(lambda: traffic.finished > begun + 1 or bool(traffic.failures), 300)
+        operator.becomes_well(what=kill)
     assert traffic.failures == []
     # A head that dies with Ray's answers for some seconds yet, that all is well.
     eventually(lambda: serves_still(operator, pids), 60, f"{kill}: others serve than before")
@@ -266,7 +266,7 @@ def ledgers(rig: Rig) -> dict[str, str]:
 
 CHAOS = """
 traffic: {streams: 4, prompts: 2, prompt_tokens: 32, output_tokens: 200}
-bounds: {healed_s: 90}
+bounds: {healed_s: 180}
 faults:
   - {kind: freeze, target: instance, for_s: 1}
   - {kind: slow, target: instance, for_s: 2, draw: 0.9}
@@ -305,7 +305,7 @@ def test_a_strange_peer_is_refused(operator, rig, node_python):
         "socket.curve_publickey, socket.curve_secretkey = public, secret\n"
         "socket.curve_serverkey = sys.argv[2].encode()\n"
         "socket.connect(sys.argv[1])\n"
-        "while monitor.poll(10000):\n"
+        "while monitor.poll(60000):\n"
         "    event = next_event(monitor)['event']\n"
         "    if event == zmq.EVENT_HANDSHAKE_SUCCEEDED: sys.exit('let in')\n"
         "    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH: sys.exit(0)\n"
@@ -320,10 +320,12 @@ def test_a_strange_peer_is_refused(operator, rig, node_python):
     head = f"{rig['h1'].address}:20000"
 
     def knock(address: str) -> "subprocess.CompletedProcess[str]":
-        return stranger.x(node_python, "-c", script, address, keys["listener_public"], timeout=60)
+        return stranger.x(node_python, "-c", script, address, keys["listener_public"], timeout=120)
 
     with ThreadPoolExecutor() as pool:  # Ray and ZeroMQ take their time to give up
-        to_ray = pool.submit(stranger.x, "timeout", "20", node_python, "-c", ray, head, timeout=60)
+        to_ray = pool.submit(
+            stranger.x, "timeout", "120", node_python, "-c", ray, head, timeout=180
+        )
         for address, done in zip(addresses, pool.map(knock, addresses), strict=True):
             assert done.returncode == 0, (address, done.stderr)
         done = to_ray.result()

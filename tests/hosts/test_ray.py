@@ -3,6 +3,7 @@
 What is simulated is the engine; Ray, shims, agents, scheduler and gateways are real.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -78,7 +79,7 @@ def is_whole(cluster: RayCluster) -> bool:
     return len(found) == 2 * len(cluster.rig.hosts) and set(found.values()) == {"ready"}
 
 
-def await_whole(cluster: RayCluster, timeout_s: float = 90) -> None:
+def await_whole(cluster: RayCluster, timeout_s: float = 300) -> None:
     eventually(lambda: is_whole(cluster), lambda: story(cluster), timeout_s)
 
 
@@ -116,9 +117,19 @@ def test_it_comes_up_in_any_order_and_once(made):
     made.start(h1)
     made.wait_up()
     await_whole(made)
-    before = {host.name: host.processes("ray") for host in made.rig.hosts}
+
+    def running() -> dict[str, list[int]]:
+        """Of Ray's own: what else has it in its command line comes and goes by itself."""
+        return {
+            f"{host.name} {each}": made.pids(host, each)
+            for host in made.rig.hosts
+            for each in ("raylet/raylet", "gcs_server", "llx/agent/shim.py")
+        }
+
+    before = running()
+    assert before["h1 raylet/raylet"]
     made.start()
-    assert {host.name: host.processes("ray") for host in made.rig.hosts} == before
+    assert running() == before
 
 
 def test_nothing_is_open_and_nothing_is_told_without_the_token(made):
@@ -134,7 +145,9 @@ def test_nothing_is_open_and_nothing_is_told_without_the_token(made):
     secrets = [TOKEN, CONTROL_TOKEN, "PRIVATE KEY"]
     for host in made.rig.hosts:
         for pid, line in host.processes().items():
-            environment = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+            environment = ""
+            with contextlib.suppress(OSError):  # it has ended
+                environment = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
             assert not [each for each in secrets if each in line + environment], line
         paths = host.own_paths("/tmp", str(made.layout.procs))
         grep = ["xargs", "-d", "\n", "grep", "-D", "skip", "-slE", "|".join(secrets)]

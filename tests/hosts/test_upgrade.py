@@ -148,6 +148,8 @@ def test_streams_go_on_while_everything_is_replaced_even_in_two_goes(operator: O
             """The head and agents are new, and gateways as they were; told by whoever was heard."""
             seen[:] = [operator.glance()]
             [now] = seen
+            if not now:
+                return False
             told = (now["llx_version"], versions(now, "hosts"), pids_of(now, "gateways"))
             return told == (NEW, {NEW}, former)
 

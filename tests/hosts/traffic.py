@@ -44,6 +44,7 @@ class Traffic:
             base_url=f"{url}/v1",
             api_key="none",
             max_retries=0,
+            timeout=600,  # for its handshake, too: a busy gateway has much to do
             http_client=openai.DefaultHttpxClient(verify=trusted),
         )
         self._model = model

@@ -13,8 +13,10 @@ pytestmark = [pytest.mark.migration, pytest.mark.hosts, pytest.mark.node, pytest
 
 
 def running(movable, instance: str) -> int:
-    found = [each for each in movable.operator.glance()["instances"] if each["name"] == instance]
-    return found[0]["load"]["running"]
+    """-1: the head does not say."""
+    rows = movable.operator.glance().get("instances", [])
+    loads = [each["load"] for each in rows if each["name"] == instance]
+    return loads[0]["running"] if loads and loads[0] is not None else -1
 
 
 def do(movable, *words: str) -> None:

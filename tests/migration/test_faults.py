@@ -125,10 +125,16 @@ def kill_instance(host: Host, name: str) -> None:
 
 
 def instance_on(movable: Movable, host: str) -> str:
-    found = [
-        each["name"] for each in movable.operator.glance()["instances"]
-        if each["host"] == host and each["model"] == "oracle"
-    ]  # fmt: skip
+    found: list[str] = []
+
+    def is_told() -> bool:
+        found[:] = [
+            each["name"] for each in movable.operator.glance().get("instances", [])
+            if each["host"] == host and each["model"] == "oracle"
+        ]  # fmt: skip
+        return bool(found)
+
+    eventually(is_told)
     return found[0]
 
 
@@ -137,7 +143,8 @@ def since(movable: Movable, before: set[str]) -> list[dict[str, Any]]:
 
 
 def is_up(movable: Movable, name: str) -> bool:
-    found = [each for each in movable.operator.glance()["instances"] if each["name"] == name]
+    rows = movable.operator.glance().get("instances", [])
+    found = [each for each in rows if each["name"] == name]
     return bool(found) and found[0]["state"] == "ready"
 
 
