@@ -60,7 +60,9 @@ _LATE_S = 2.0
 _KILL_AGAIN_S = 1.0
 _TURN_AGAIN_S = 60.0
 _LOCK_S = 0.2
-"""Whoever looks whether the lock is taken has it for a moment."""
+"""One that has ended, or could not start, may hold its lock a moment longer than it says."""
+_LOOK_S = 10.0
+"""Whoever looks whether the lock is taken shares it for a moment, longer on a busy host."""
 _SWEEP_S = 5.0
 _LAST_RECORD_S = 4.0
 """Less than who waits for the end waits beyond the grace."""
@@ -199,15 +201,23 @@ class Shim:
     # ------------------------------------------------------------------ start
 
     def _take_lock(self) -> None:
-        end = time.monotonic() + _LOCK_S
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise StartError("conflict", "a process is already running there") from None
+        begun = time.monotonic()
+        while not self._can_lock(fcntl.LOCK_EX):
+            waited_s = time.monotonic() - begun
+            if waited_s >= _LOCK_S and not self._can_lock(fcntl.LOCK_SH):
+                raise StartError("conflict", "a process is already running there")
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            if waited_s >= _LOOK_S:
+                raise StartError("start", "somebody looks at its lock and does not let go of it")
             time.sleep(0.01)
+
+    def _can_lock(self, kind: int) -> bool:
+        """Whether it could be taken, and was."""
+        try:
+            fcntl.flock(self._lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def _listen(self) -> None:
         with contextlib.suppress(FileNotFoundError):

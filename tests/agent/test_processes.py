@@ -1,5 +1,6 @@
 """Starting, finding again, asking and stopping processes under shims; all with real ones."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -34,7 +35,7 @@ DEAF = ["sh", "-c", "trap '' TERM; echo deaf; sleep 60 & wait; sleep 60"]
 ROOT = Path(shim.__file__).parents[2]
 
 
-def eventually(check: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+def eventually(check: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     end = time.monotonic() + timeout_s
     while not check():
         assert time.monotonic() < end, f"not in time: {what}"
@@ -251,6 +252,16 @@ def test_looking_does_not_keep_a_shim_from_starting(procs: Path) -> None:
         over.set()
         for thread in looking:
             thread.join()
+
+
+def test_a_long_look_does_not_keep_a_shim_from_starting(procs: Path) -> None:
+    (procs / "a").mkdir()
+    with (procs / "a" / "shim.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        over = threading.Timer(1, lambda: fcntl.flock(lock, fcntl.LOCK_UN))
+        over.start()
+        assert spawn(procs / "a", SLEEP, ENV).is_alive()
+        over.join()
 
 
 def test_a_reused_pid_is_not_taken_for_the_shim(procs: Path) -> None:
