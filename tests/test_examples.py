@@ -52,7 +52,7 @@ def test_the_papers_experiments(tmp_path):
         path = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run(
             [sys.executable, "-W", "error", str(EXAMPLES / "paper" / name), *map(str, words)],
-            env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
+            env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=1800,
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout

@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from llx.agent import shim
+from llx.agent import processes, shim
 from llx.agent.processes import list_processes
+
+
+@pytest.fixture(autouse=True)
+def _shims_may_take_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_ANSWER_S", 30)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Where an instance listens."""
 
+import contextlib
 import socket
+from collections.abc import Iterator
 
 import pytest
 
@@ -32,11 +34,30 @@ def endpoint(host: str, port_range: tuple[int, int] | None) -> InstanceEndpoint:
     )  # fmt: skip
 
 
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def taken_after_two_free_ones() -> Iterator[int]:
+    """A port that is taken."""
+    while True:
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            taken = other.getsockname()[1]
+            if is_free(taken - 2) and is_free(taken - 1):
+                yield taken
+                return
+
+
 def test_two_free_ports_of_the_range_are_taken_and_a_full_one_says_so() -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        taken = other.getsockname()[1]
+    with taken_after_two_free_ones() as taken:
         whole = (taken - 2, taken)
         first = endpoint("127.0.0.1", whole)
         ports = {int(each.rpartition(":")[2]) for each in first.start()}

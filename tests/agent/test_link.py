@@ -52,6 +52,7 @@ class Recorder:
     def __init__(self):
         self.ready, self.down = asyncio.Queue(), asyncio.Queue()
         self.outputs, self.loads = asyncio.Queue(), asyncio.Queue()
+        self.reports = asyncio.Queue()
 
     def on_ready(self, link):
         self.ready.put_nowait(link)
@@ -64,6 +65,7 @@ class Recorder:
 
     def on_load(self, link, load):
         self.loads.put_nowait(load)
+        self.reports.put_nowait(link.report)
 
 
 async def soon(queue_):
@@ -236,24 +238,24 @@ async def test_a_report_tells_schedulers_of_all_that_has_come_even_if_it_replace
     serve, dial
 ):
     endpoint, member = serve(report_interval_s=0.05)
-    scheduler, heard = dial(member, peer="scheduler#1", role="scheduler")
+    _, heard = dial(member, peer="scheduler#1", role="scheduler")
     gateway, events = dial(member)
     for each in (heard, events):
         await soon(each.ready)
-        await soon(each.loads)
+        await soon(each.reports)
     for number in range(20):
         ids = [RequestId(f"r{number}")] if number % 2 else []
         endpoint.report(msgspec.structs.replace(load(), covers=ids, queue_head=number), {})
     covered = []
     while len(covered) < 10:
-        await soon(heard.loads)
-        covered += scheduler.report.covers
+        report = await soon(heard.reports)
+        covered += report.covers
     assert covered == [f"r{number}" for number in range(1, 20, 2)]
-    assert scheduler.report.queue_head == 19
+    assert report.queue_head == 19
     assert gateway.report.covers == []
     endpoint.report(msgspec.structs.replace(load(), covers=[R], queue_head=19), {})
-    await soon(heard.loads)
-    assert scheduler.report.covers == [R], "the same load, and yet news"
+    report = await soon(heard.reports)
+    assert report.covers == [R], "the same load, and yet news"
 
 
 async def test_a_burst_of_reports_is_thinned_and_the_last_one_arrives(serve, dial):

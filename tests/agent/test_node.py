@@ -37,7 +37,7 @@ SHOW = ("sh", "-c", "env; exec sleep 60", "sh")
 SLEEP = ("sh", "-c", "exec sleep 60", "sh")
 
 
-def eventually(check: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+def eventually(check: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     end = time.monotonic() + timeout_s
     while not check():
         assert time.monotonic() < end, f"not in time: {what}"

@@ -24,15 +24,18 @@ from llx.agent.pulse import Pulse, Slot
 if sys.argv[2] == "does not stop":
     signal.signal(signal.SIGTERM, lambda *_: print("stops", flush=True))
 pulse, deed = Pulse(Path(sys.argv[1]) / "pulse"), sys.argv[2]
+alive_s = {"never promises": 0.0, "hangs in a step": 60.0}.get(deed, 2.5)
 for beat in range(100000):
-    pulse.promise(Slot.ALIVE, 0.0 if deed == "never promises" else 2.5)
+    Path("beat").touch()
+    pulse.promise(Slot.ALIVE, alive_s)
     if beat == 3:
-        print("beats", flush=True)
         if deed == "hangs in a step":
             pulse.promise(Slot.STEP, 1.0)
         if deed == "ends":
             pulse.end()
             pulse.promise(Slot.ALIVE, 0.1)
+        print("beats", flush=True)
+        if deed == "ends":
             time.sleep(60)
     time.sleep(0.1)
 """
@@ -42,7 +45,7 @@ def start(procs: Path, deed: str) -> Process:
     script = procs / "child.py"
     script.write_text(CHILD)
     process = spawn(procs / "a", [sys.executable, str(script), str(procs / "a"), deed], ENV)
-    within(10, lambda: "beats" in process.log_path.read_text())
+    assert within(60, lambda: "beats" in process.log_path.read_text())
     return process
 
 
@@ -59,12 +62,29 @@ def has_ended(process: Process) -> bool:
     return process.status().state is not ProcessState.RUNNING
 
 
+def is_left_alone(process: Process, for_s: float, since: float = 0.0) -> bool:
+    """It is not killed for so long. `since`: before that it could not move on.
+
+    There is nothing to see if the machine kept it waiting for as long as it had promised; or, where
+    its shim was held up as well, for as long as that trusts it.
+    """
+    if not within(for_s, lambda: has_ended(process)):
+        return True
+    ended_at = process.status().exited_at
+    assert ended_at is not None
+    beat_at = (process.directory / "beat").stat().st_mtime
+    waited_s = ended_at - max(beat_at, since)
+    if waited_s > (2.4 if beat_at > since else 1.9):
+        pytest.skip(f"it was kept waiting for {waited_s:.1f} s")
+    return False
+
+
 @pytest.mark.slow
 def test_one_that_is_frozen_is_killed_and_it_is_said_why(procs: Path) -> None:
     process = start(procs, "goes on")
-    assert not within(4, lambda: has_ended(process)), "it moves on all the time"
+    assert is_left_alone(process, 4), "it moves on all the time"
     os.kill(process.status().child_pid, signal.SIGSTOP)
-    assert within(10, lambda: has_ended(process))
+    assert within(60, lambda: has_ended(process))
     record = process.status()
     assert (record.signal, record.hung) == (signal.SIGKILL, "it fell silent")
     assert record.ending == "hung (it fell silent), and was killed"
@@ -73,7 +93,7 @@ def test_one_that_is_frozen_is_killed_and_it_is_said_why(procs: Path) -> None:
 @pytest.mark.slow
 def test_one_whose_step_does_not_end_is_killed_though_it_is_alive(procs: Path) -> None:
     process = start(procs, "hangs in a step")
-    assert within(6, lambda: has_ended(process))
+    assert within(60, lambda: has_ended(process))
     assert process.status().ending == "hung (a step did not end), and was killed"
 
 
@@ -95,7 +115,7 @@ def test_a_shim_that_was_held_up_itself_blames_nobody(procs: Path) -> None:
     time.sleep(4.5)
     for pid in (record.shim_pid, record.child_pid):
         os.kill(pid, signal.SIGCONT)
-    assert not within(3, lambda: has_ended(process))
+    assert is_left_alone(process, 3, since=time.time())
 
 
 @pytest.mark.slow
@@ -113,9 +133,9 @@ def test_one_that_hangs_while_it_is_stopped_is_not_waited_for(procs: Path) -> No
     process = start(procs, "does not stop")
     stopping = threading.Thread(target=process.stop, args=(60,))
     stopping.start()
-    within(10, lambda: "stops" in process.log_path.read_text())
+    assert within(60, lambda: "stops" in process.log_path.read_text())
     os.kill(process.status().child_pid, signal.SIGSTOP)
-    assert within(15, lambda: has_ended(process))
+    assert within(60, lambda: has_ended(process))
     stopping.join()
     assert process.status().hung == "it fell silent"
 

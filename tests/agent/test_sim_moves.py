@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 A, M = RequestId("a"), MigrationId("m")
 LONG = SamplingParams(max_tokens=60, temperature=0.0)
-SLOW = {"step_base_ms": 8.0}
+SLOW = {"step_base_ms": 30.0}
 """So that nothing ends while a test that has been kept waiting for its turn gets on with it."""
 GATEWAY = 4
 """The gateway's session at the target."""
@@ -310,10 +310,13 @@ def test_the_end_of_a_request_is_told(source: End, how: str) -> None:
 
 
 def test_a_preemption_is_told() -> None:
-    with started(num_blocks=32, step_base_ms=4.0) as source:
-        source.rig.add("b", list(range(20)), params=SamplingParams(max_tokens=80), priority=0)
-        source.rig.add("a", list(range(20)), params=SamplingParams(max_tokens=80), priority=1)
-        source.begin()
+    begun: queue.SimpleQueue[Begun | str] = queue.SimpleQueue()
+    with started(num_blocks=32) as source:
+        with source.rig.held():
+            source.rig.add("b", list(range(20)), params=SamplingParams(max_tokens=80), priority=0)
+            source.rig.add("a", list(range(20)), params=SamplingParams(max_tokens=80), priority=1)
+            source.moves.on_core(lambda: begun.put(source.moves.begin(A)))
+        assert isinstance(begun.get(timeout=WAIT_S), Begun)
         assert source.lost.get(timeout=WAIT_S) == ("a", "preempted")
         assert len(source.rig.collect("a", "b")) == 2
         assert source.lost.empty()
@@ -369,17 +372,17 @@ def test_the_front_end_hears_that_the_engine_is_idle_again(source: End, target: 
 # ---------------------------------------------------------------- refusals
 
 
-def test_a_target_refuses_what_it_has(source: End, target: End) -> None:
+def test_a_target_refuses_what_it_has(source: End, other: End) -> None:
     source.rig.add("a", params=LONG)
-    target.rig.add("a", params=LONG)
-    target.rig.sync()
-    assert target.reserve(source.begin(), 4) == "still held here"
+    other.rig.add("a", params=LONG)
+    other.rig.sync()
+    assert other.reserve(source.begin(), 4) == "still held here"
 
 
 def test_a_target_refuses_what_it_has_no_room_for(source: End) -> None:
     source.rig.add("a", params=LONG)
     begun = source.begin()
-    with started(num_blocks=32, step_base_ms=20.0) as target:
+    with started(num_blocks=32, step_base_ms=200.0) as target:
         target.rig.add("b", list(range(100)), params=SamplingParams(max_tokens=20))
         target.rig.next()
         assert "tokens are more than 128" in str(target.reserve(begun, 300))

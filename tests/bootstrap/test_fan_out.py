@@ -39,7 +39,7 @@ def test_one_failing_host_stops_no_other() -> None:
 
 
 def test_no_more_than_the_limit_at_a_time() -> None:
-    lock = threading.Lock()
+    lock, together = threading.Lock(), threading.Barrier(3, timeout=30)
     running: list[str] = []
     most = 0
 
@@ -48,7 +48,7 @@ def test_no_more_than_the_limit_at_a_time() -> None:
         with lock:
             running.append(item)
             most = max(most, len(running))
-        time.sleep(0.02)
+        together.wait()
         with lock:
             running.remove(item)
 

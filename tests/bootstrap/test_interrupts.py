@@ -45,6 +45,10 @@ class Up:
         out, err = self.process.communicate(timeout=60)
         return self.process.returncode, out, err
 
+    def has_said(self, name, words):
+        log = self.state_dir / "procs" / name / "log"
+        return log.exists() and words in log.read_text()
+
     def alive(self):
         return [each.name for each in list_processes(self.state_dir / "procs") if each.is_alive()]
 
@@ -119,7 +123,11 @@ def test_a_signal_at_any_time(run, after_ms):
 @pytest.mark.slow
 def test_a_second_signal_leaves_at_once_and_down_clears(run):
     run.start("deaf")
-    run.read_until("instance m-0 done")
+    run.read_until("instance m-0 running")
+    end = time.monotonic() + 60
+    while not all(run.has_said(name, "deaf") for name in ("m-0", "m-1")):
+        assert time.monotonic() < end
+        time.sleep(0.02)
     run.process.send_signal(signal.SIGINT)
     run.read_until("interrupted")
     run.process.send_signal(signal.SIGINT)

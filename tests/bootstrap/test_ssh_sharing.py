@@ -95,7 +95,7 @@ class Place:
 
     def ends(self) -> None:
         assert self.master is not None
-        self.master.join(10)
+        self.master.join(60)
         assert not self.master.is_alive(), "it ends by itself"
         assert not self.path_of_master.exists()
 
@@ -111,6 +111,7 @@ def eventually(check) -> None:
 def place(tmp_path, monkeypatch) -> Iterator[Place]:
     monkeypatch.setattr(ssh_master, "LOOK_EVERY_S", 0.1)
     monkeypatch.setattr(ssh_master, "_GRACE_S", 0.3)
+    monkeypatch.setattr(ssh_sharing, "_ASK_TIMEOUT_S", 60.0)
     state_dir = tmp_path / "operator/c"
     state_dir.mkdir(parents=True)
     (state_dir / "cluster.yaml").write_text(dump_cluster(SETTINGS))
@@ -178,12 +179,12 @@ def test_it_is_of_no_use_where_there_is_no_head(place):
 def test_it_ends_when_nobody_has_come_for_a_while(place):
     with head() as port:
         place.head_is_at(port)
-        place.lend(persist_s=3.0)
+        place.lend(persist_s=6.0)
         client = shared_control(place.state_dir)
         assert client is not None
         with client:
             client.events()
-            time.sleep(4.5)
+            time.sleep(8)
             assert client.events().cursor == "7", "who is connected uses it"
         place.ends()
     assert shared_control(place.state_dir) is None

@@ -1,5 +1,6 @@
 """A head and a gateway that only pretend, over real HTTP on loopback ports."""
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -332,7 +333,7 @@ class FakeGateway(Server):
         self.models = models
         self.bodies: list[dict] = []
         self.headers: list[dict] = []
-        self.count = 0
+        self.count = itertools.count(1)
 
     def answer(self, handler, body):
         if handler.path == "/metrics":
@@ -343,8 +344,7 @@ class FakeGateway(Server):
         request = json.loads(body)
         self.bodies.append(request)
         self.headers.append({k.lower(): v for k, v in handler.headers.items()})
-        self.count += 1
-        instance = f"tiny-{self.count % 2}"
+        instance = f"tiny-{next(self.count) % 2}"
         prompt = request["messages"][-1]["content"]
         refusals = {"401": 401, "404": 404, "429": 429, "400": 400, "500": 500}
         if prompt in refusals:

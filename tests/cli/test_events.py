@@ -70,7 +70,7 @@ def test_following_goes_on_until_interrupted(llx, head, tmp_path):
     with follow(llx, "-o", "json") as process:
         lines = [json.loads(process.stdout.readline()) for _ in range(2)]
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        assert process.wait(60) == 130
     assert [each["kind"] for each in lines] == ["instance.failed", "instance.drain_asked"]
     asked = [each for each in head.asked if "after=1%3A5" in each]
     assert asked, "it goes on from where it was"
@@ -146,6 +146,6 @@ class TestFollowing:
             head.token = "another"
             head.register(llx.environment.cluster_dir("other"))
             (place / "cluster.yaml").unlink()
-            _, said = process.communicate(timeout=20)
+            _, said = process.communicate(timeout=60)
         assert process.returncode == 3
         assert "error: cluster local is down\nremedy: llx up\n" in said

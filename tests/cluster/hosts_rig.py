@@ -332,7 +332,7 @@ class _Head:
         self._is_ready.set()
 
     def wait_ready(self) -> str:
-        assert self._is_ready.wait(20), "no head"
+        assert self._is_ready.wait(120), "no head"
         if isinstance(self._result, BaseException):
             raise self._result
         return self._url
@@ -344,7 +344,7 @@ class _Head:
     def end(self) -> bool:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._ending.set)
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive(), "the head does not end"
         if isinstance(self._result, BaseException):
             raise self._result

@@ -85,10 +85,10 @@ def test_what_is_cut_while_the_agent_is_away_is_counted(rig) -> None:
     rig.add("h1", "h2")
     with rig.up(rig.settings(models=streaming(rig, 600))) as client, rig.client() as other:
         rig.reaches(client, ClusterState.READY)
-        asked = Asked(lambda: client.drain_host("h2", deadline_s=2))
+        asked = Asked(lambda: client.drain_host("h2", deadline_s=5))
         rig.eventually(lambda: is_draining(other), "it drains")
         rig.hosts["h2"].line = "cut"
-        time.sleep(3)
+        rig.eventually(lambda: "gateway-1" not in rig.hosts["h2"].alive(), "it is cut")
         rig.hosts["h2"].line = "up"
         report = asked.report()
     assert (report.finished, report.cut, report.not_stopped) == (0, 3, [])
@@ -140,9 +140,11 @@ def test_an_instance_that_drains_is_left_to_the_stop_of_the_cluster(rig) -> None
         draining = Asked(lambda: other.drain_host("h2", deadline_s=60))
         rig.eventually(lambda: client.instance("m-1").state is InstanceState.DRAINING, "it drains")
         asked = Asked(lambda: client.stop(deadline_s=40))
-        while "gateway-0" in (alive := rig.hosts["h1"].alive()):
-            assert "m-1" in rig.hosts["h2"].alive(), "its streams go on"
-            assert "m-0" in alive
+        is_over = False
+        while not is_over:
+            alive = rig.alive()
+            is_over = "gateway-0" not in rig.alive()
+            assert is_over or {"m-0", "m-1"} <= alive, "its streams go on"
             time.sleep(0.05)
         assert draining.report().not_stopped == ["m-1"]
         assert asked.report().not_stopped == []

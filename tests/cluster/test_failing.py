@@ -65,7 +65,7 @@ def test_what_waits_on_a_host_that_is_lost_is_lost_until_that_is_back(rig) -> No
     os.kill(rig.hosts["h3"].pid("m-2"), signal.SIGKILL)
     known = load_placements(rig.state.placements)
     past = known.instances["m-2"]
-    known.instances["m-2"] = PlacedUnit("h3", [], past.spec, 4, "killed by SIGKILL", True)
+    known.instances["m-2"] = PlacedUnit("h3", [], past.spec, 5, "killed by SIGKILL", True)
     save_placements(rig.state.placements, known)
     with rig.up() as client:
         rig.eventually(lambda: "restarts in " in client.instance("m-2").detail, "it waits")

@@ -52,7 +52,7 @@ class Peer:
         hello = GatewayHello(self.name, "http://g", pid, self.host, Term(term), version)
         await self.socket.send(encode(hello))
 
-    async def members(self, timeout_s: float = 5.0) -> Members:
+    async def members(self, timeout_s: float = 20.0) -> Members:
         decoder: Decoder[FromScheduler] = Decoder(FromScheduler)
         (frame,) = await asyncio.wait_for(self.socket.recv_multipart(), timeout_s)
         return decoder.decode(frame)
@@ -88,7 +88,7 @@ async def peer(address: str) -> AsyncIterator[Peer]:
 
 async def test_nothing_is_said_before_the_first_list(line: GatewayLine, peer: Peer) -> None:
     await peer.hello()
-    await asyncio.wait_for(line.changed.wait(), 5)
+    await asyncio.wait_for(line.changed.wait(), 20)
     assert await peer.hears_nothing()
     line.publish([])
     assert await peer.members() == Members(TERM, 1, [])
@@ -148,7 +148,7 @@ async def test_reports_are_kept_and_a_change_of_connections_wakes(
     line.changed.clear()
     report = GatewayReport("g", 2, 3, 1, 0, 0, 9, [InstanceId("m-0")])
     await peer.socket.send(encode(report))
-    await asyncio.wait_for(line.changed.wait(), 5)
+    await asyncio.wait_for(line.changed.wait(), 20)
     view = line.view("g")
     assert view is not None
     assert (view.report, view.is_silent) == (report, False)

@@ -1,5 +1,6 @@
 """The head as a real process over fakes: start, adopt, fail, restart, stop."""
 
+import contextlib
 import json
 import os
 import re
@@ -14,9 +15,10 @@ import pytest
 
 from llx.agent import shim
 from llx.agent.processes import attach
-from llx.api import ClusterState, InstanceState
+from llx.api import ClusterState, ClusterStatus, InstanceState
 from llx.client import Cluster
 from llx.cluster.launch import stop_everything
+from llx.cluster.placement_file import PlacedUnit, load_placements, save_placements
 from llx.errors import ConflictError, NotFoundError, UnreachableError
 from llx.settings import dump_cluster
 from llx.specs import ProcessStatus, load_spec
@@ -52,7 +54,7 @@ def test_a_cluster_comes_up_reports_and_goes(rig) -> None:
         assert first.pid == pids(rig)["m-0"]
         assert len(first.addresses) == 2
         assert first.ready_after_s is not None
-        assert 0 < first.ready_after_s < 20
+        assert 0 < first.ready_after_s < 60
         assert first.devices
         assert first.log == str(rig.state.procs / "m-0" / "log")
         (gateway,) = status.gateways
@@ -111,7 +113,7 @@ def test_a_killed_head_leaves_all_running_and_the_next_adopts_it(rig) -> None:
         assert pids(rig) == before
         assert status.instances[0].devices
         assert status.instances[0].restarts == 0
-        assert "members term=2 m-0,m-1" in rig.log("gateway-0")
+        rig.eventually(lambda: "members term=2 m-0,m-1" in rig.log("gateway-0"), "it is told")
         members = re.findall(r"members term=2 (.*)", rig.log("gateway-0"))
         assert members[0] == "m-0,m-1", "no instance is taken away while the head looks around"
         assert rig.state.token.read_text() != old_token
@@ -175,23 +177,32 @@ def test_what_died_while_the_head_was_away_is_started_anew(rig) -> None:
 def test_an_instance_that_dies_is_started_again_and_the_reason_is_kept(rig) -> None:
     rig.launch()
     with rig.client() as client:
-        rig.reaches(client, ClusterState.READY)
+        devices = rig.reaches(client, ClusterState.READY).instances[0].devices
+        without = "members term=1 m-1\n"
+        count = rig.log("gateway-0").count(without)
         os.kill(pids(rig)["m-0"], signal.SIGKILL)
-        status = rig.reaches(client, ClusterState.DEGRADED)
-        failed, other = status.instances
-        assert failed.state is InstanceState.STARTING
-        assert failed.detail == "restarts in 1 s; last: killed by SIGKILL"
-        assert failed.pid is None
-        assert failed.addresses == []
-        assert other.state is InstanceState.READY
+        seen: list[ClusterStatus] = []
+
+        def is_back() -> bool:
+            seen.append(client.status())
+            return seen[-1].state is ClusterState.READY and seen[-1].instances[0].restarts == 1
+
+        rig.eventually(is_back, lambda: str(seen[-1]))
+        for status in seen:
+            failed, other = status.instances
+            assert other.state is InstanceState.READY
+            if failed.pid is None:
+                assert status.state is not ClusterState.READY
+                assert failed.state is InstanceState.STARTING
+                assert failed.addresses == []
+            if failed.detail.startswith("restarts"):
+                assert failed.detail == "restarts in 1 s; last: killed by SIGKILL"
         rig.eventually(
-            lambda: client.status().gateways[0].connected == ["m-1"], "the gateway lets go of it"
+            lambda: rig.log("gateway-0").count(without) > count, "the gateway lets go of it"
         )
-        status = rig.reaches(client, ClusterState.READY)
-        assert status.instances[0].restarts == 1
-        assert status.instances[0].last_failure == "killed by SIGKILL"
-        assert status.instances[0].detail == ""
-        assert status.instances[0].devices == failed.devices
+        assert seen[-1].instances[0].last_failure == "killed by SIGKILL"
+        assert seen[-1].instances[0].detail == ""
+        assert seen[-1].instances[0].devices == devices
     events = [json.loads(line) for line in rig.state.events.read_text().splitlines()]
     assert [e["reason"] for e in events if e["kind"] == "instance.failed"] == ["killed by SIGKILL"]
 
@@ -209,10 +220,19 @@ def test_a_gateway_that_dies_is_started_again(rig) -> None:
 
 @pytest.mark.slow
 def test_a_restart_of_an_instance_that_waits_begins_at_once(rig) -> None:
-    rig.launch()
+    head = rig.launch()
     with rig.client() as client:
         rig.reaches(client, ClusterState.READY)
-        os.kill(pids(rig)["m-0"], signal.SIGKILL)
+    head.stop(10)
+    os.kill(pids(rig)["m-0"], signal.SIGKILL)
+    rig.eventually(lambda: "m-0" not in rig.alive(), "it is gone")
+    known = load_placements(rig.state.placements)
+    past = known.instances["m-0"]
+    # So often has it failed: it would wait for a minute.
+    known.instances["m-0"] = PlacedUnit(past.host, [], past.spec, 7, "killed by SIGKILL", True)
+    save_placements(rig.state.placements, known)
+    rig.launch()
+    with rig.client() as client:
         rig.eventually(lambda: "restarts in" in client.instance("m-0").detail, "it waits")
         begun = client.restart_instance("m-0", user="bob")
         assert begun.state is InstanceState.STOPPING
@@ -223,15 +243,17 @@ def test_a_restart_of_an_instance_that_waits_begins_at_once(rig) -> None:
 
 @pytest.mark.slow
 def test_restart_of_a_running_instance_replaces_its_process(rig) -> None:
-    slow_to_end = model("m", instances={"min": 2}, engine_args={"end_s": 0.5})
+    slow_to_end = model("m", instances={"min": 2}, engine_args={"end_s": 600})
     rig.launch(rig.settings(models=[slow_to_end]))
     with rig.client() as client:
         rig.reaches(client, ClusterState.READY)
         before = pids(rig)
+        time.sleep(1)  # some rounds of the driver, which notes that all has been there
         client.restart_instance("m-1", deadline_s=0)
         with pytest.raises(ConflictError, match="m-1 is being stopped or started"):
             client.restart_instance("m-1")
         assert client.status().state is ClusterState.DEGRADED
+        (rig.state.procs / "m-1" / "finish").touch()
         rig.eventually(lambda: client.instance("m-1").restarts == 1, "it is restarted")
         rig.reaches(client, ClusterState.READY)
         after = pids(rig)
@@ -265,15 +287,25 @@ def test_a_model_that_does_not_start_fails_the_cluster_and_says_why(
         assert client.stop(deadline_s=5).cut == 0
 
 
+def others_are_ready(client: Cluster) -> bool:
+    status = client.status()
+    units = [*status.gateways, *status.instances]
+    return all(each.state is InstanceState.READY for each in units if each.name != "slow-0")
+
+
 @pytest.mark.slow
 def test_an_instance_that_is_not_ready_in_time_is_failed_and_ended(rig) -> None:
     slow = model("slow", engine_args={"fake": "never"})
-    settings = rig.settings(models=[model("good"), slow], runtime={"start_timeout_s": 4})
-    rig.launch(settings)
+    models = [model("good"), slow]
+    rig.launch(rig.settings(models=models))
     with rig.client() as client:
+        rig.eventually(lambda: client.instance("slow-0").detail == "loading weights", "it loads")
+        rig.eventually(lambda: others_are_ready(client), "what else there is has come up")
+        hasty = rig.settings(models=models, runtime={"start_timeout_s": 1})
+        client.put_settings(dump_cluster(hasty))
         status = rig.reaches(client, ClusterState.FAILED)
         detail = status.instances[1].detail
-        assert detail.startswith("not ready after 4 s (last: loading weights)\nfake slow-0: never")
+        assert detail.startswith("not ready after 1 s (last: loading weights)\nfake slow-0: never")
         rig.eventually(lambda: "slow-0" not in rig.alive(), "its process is ended")
 
 
@@ -324,7 +356,7 @@ def test_a_second_stop_cuts_the_first_short(rig) -> None:
         with pytest.raises(ConflictError, match="is being stopped"):
             other.restart_instance("m-0")
         second = other.stop(deadline_s=0)
-        first.join(20)
+        first.join(60)
     assert reports == [second]
     assert second.cut == 3
     rig.eventually(lambda: not rig.alive(), "everything is gone")
@@ -424,8 +456,9 @@ def test_nothing_secret_is_readable_by_others_or_on_a_command_line(rig) -> None:
     keys = json.loads(rig.state.keys.read_text()).values()
     secrets = {token, *(each for each in keys if isinstance(each, str))}
     for path in [rig.state.path, *rig.state.path.rglob("*")]:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        assert not mode & 0o077, f"{path} {mode:o}"
+        with contextlib.suppress(FileNotFoundError):  # it was being written, and has its name now
+            mode = stat.S_IMODE(path.stat().st_mode)
+            assert not mode & 0o077, f"{path} {mode:o}"
     assert len(secrets) == 5
     for name in rig.alive():
         process = attach(rig.state.procs / name)
@@ -470,13 +503,16 @@ def test_stop_everything_lets_streams_finish_before_it_ends_what_they_come_from(
     stopping = threading.Thread(target=stop_everything, args=(rig.state.path, 20))
     stopping.start()
     rig.eventually(lambda: "head" not in rig.alive(), "the head is stopped")
-    while "gateway-0" in (alive := rig.alive()):
-        assert alive == ALL - {"head"}, "the gateway still has its instances"
+    is_over = False
+    while not is_over:
+        alive = rig.alive()
+        is_over = "gateway-0" not in rig.alive()
+        assert is_over or alive == ALL - {"head"}, "the gateway still has its instances"
         time.sleep(0.05)
     gateway = attach(rig.state.procs / "gateway-0")
     assert gateway is not None
     assert gateway.status().exit_code == 0, "it ended by itself"
-    stopping.join(20)
+    stopping.join(60)
     assert rig.alive() == set()
 
 

@@ -79,7 +79,7 @@ def test_the_next_head_takes_over_what_runs_and_places_the_rest(rig) -> None:
     rig.hosts["h1"].off()
     seat(rig, "h3", away=["h1"])
     with rig.up() as client:
-        rig.eventually(lambda: host_state(client, "h1") is HostState.LOST, "h1 is lost", 3)
+        rig.eventually(lambda: host_state(client, "h1") is HostState.LOST, "h1 is lost", 30)
         rig.eventually(
             lambda: all(e.state is InstanceState.READY for e in client.status().instances), "ready"
         )

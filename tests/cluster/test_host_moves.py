@@ -60,18 +60,19 @@ def test_what_is_pinned_is_cut_at_the_deadline_and_named(rig) -> None:
     with rig.up(rig.settings()) as client:
         rig.reaches(client, ClusterState.READY)
         give(rig, client, "h2", "m-1", *some(2), {"id": "x", "name": "llx-x", "pinned": "LoRA"})
-        report = client.drain_host("h2", deadline_s=3)
+        report = client.drain_host("h2", deadline_s=10)
         assert (report.moved, report.finished, report.cut) == (2, 0, 1)
         assert report.not_moved == ["llx-x: pinned: LoRA"]
 
 
-def test_what_is_under_way_at_the_deadline_arrives(rig) -> None:
+def test_what_is_under_way_at_the_deadline_arrives(rig, monkeypatch) -> None:
+    monkeypatch.setattr("llx.cluster.driving.draining._LAST_MOVES_S", 30.0)
     rig.add("h1", "h2")
     with rig.up(rig.settings()) as client:
         rig.reaches(client, ClusterState.READY)
-        give(rig, client, "h2", "m-1", *some(1, takes_s=2))
+        give(rig, client, "h2", "m-1", *some(1, takes_s=5))
         (rig.hosts["h2"].state.procs / "m-1/mute").touch()  # its load still says one
-        report = client.drain_host("h2", deadline_s=1)
+        report = client.drain_host("h2", deadline_s=3)
         assert (report.moved, report.finished, report.cut) == (1, 0, 0)
 
 

@@ -82,7 +82,8 @@ def test_a_head_that_comes_back_finds_everything_where_it_is(rig) -> None:
         assert rig.hosts["h2"].pid("m-1") == before
         assert [each.is_cordoned for each in client.status().hosts] == [False, True]
         assert all(each.restarts == 0 for each in client.status().instances)
-        assert "members term=2 m-0,m-1\ncordoned: m-1" in rig.hosts["h1"].log("gateway-0")
+        told = "members term=2 m-0,m-1\ncordoned: m-1"
+        rig.eventually(lambda: told in rig.hosts["h1"].log("gateway-0"), "gateways know it")
 
 
 def test_what_is_new_waits_for_a_host_that_is_silent_for_a_moment(rig) -> None:
@@ -121,7 +122,6 @@ def test_an_agent_that_is_away_changes_nothing_for_what_runs(rig, line: str) -> 
                 and client.instance("m-0").state is InstanceState.READY
             ),
             "m-0 is started again",
-            timeout_s=8,
         )
         assert "m-1" in client.status().gateways[0].connected
 
@@ -130,7 +130,7 @@ def test_an_agent_that_is_away_changes_nothing_for_what_runs(rig, line: str) -> 
         rig.reaches(client, ClusterState.READY)
         assert rig.hosts["h2"].pid("m-1") == pid
         assert client.instance("m-1").restarts == 0
-    assert events(rig, "host.agent_away")[0]["name"] == "h2"
+    assert "h2" in {each["name"] for each in events(rig, "host.agent_away")}
 
 
 @pytest.mark.parametrize("victim", ["m-1", "gateway-1"])
@@ -266,7 +266,7 @@ def test_an_instance_that_is_no_longer_asked_for_finishes_first(rig) -> None:
         assert put(client, fewer) == ["model m: 2 → 1 instances"]
         rig.eventually(lambda: client.instance("m-1").state is InstanceState.DRAINING, "it drains")
         busy.unlink()
-        rig.eventually(lambda: rig.hosts["h2"].alive() == {"gateway-1"}, "it ends when idle", 5)
+        rig.eventually(lambda: rig.hosts["h2"].alive() == {"gateway-1"}, "it ends when idle")
         rig.eventually(lambda: len(client.status().instances) == 1, "it is gone")
         assert rig.hosts["h2"].agent.ledger.held() == {}
         assert client.status().state is ClusterState.READY
@@ -327,7 +327,7 @@ def test_a_model_is_added_while_gateways_start_again_one_at_a_time(rig) -> None:
         both = rig.settings(models=[rig.model("m", 2), rig.model("n", 1)])
         assert put(client, both) == ["model n is added", "gateways start again: models.n"]
         least = 2
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while [each.restarts for each in client.status().gateways] != [1, 1]:
             states = [each.state for each in client.status().gateways]
             least = min(least, states.count(InstanceState.READY))
@@ -392,8 +392,11 @@ def test_a_drained_host_is_empty_and_used_again_when_uncordoned(rig) -> None:
         assert "h2" not in where.values()
         assert where["gateway-1"] == "h3"
         client.drain_host("h3", deadline_s=20)
-        status = rig.reaches(client, ClusterState.DEGRADED)
-        assert status.gateways[1].state is InstanceState.FAILED
+        rig.eventually(
+            lambda: client.status().gateways[1].state is InstanceState.FAILED, "there is no room"
+        )
+        status = client.status()
+        assert status.state is ClusterState.DEGRADED
         assert status.gateways[1].detail == (
             "no host without a gateway is left (h2 is cordoned, h3 is cordoned)"
         )

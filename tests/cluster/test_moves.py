@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def up(rig: Any, *models: dict[str, Any]) -> Cluster:
     rig.launch(rig.settings(models=list(models or [idle()])))
     client = rig.client()
     rig.reaches(client, ClusterState.READY)
+    rig.eventually(lambda: all(each.load for each in client.status().instances), "they report")
     return client
 
 
@@ -198,8 +200,8 @@ def test_a_drained_instance_is_empty_up_and_cordoned(rig) -> None:
                           for number in range(12)))  # fmt: skip
         rig.eventually(lambda: is_busy(client, "m-0", 12), "they are reported")
         begun = time.monotonic()
-        report = client.drain_instance("m-0", deadline_s=20, user="ann")
-        assert time.monotonic() - begun < 10
+        report = client.drain_instance("m-0", deadline_s=120, user="ann")
+        assert time.monotonic() - begun < 60
         assert (report.moved, report.finished, report.cut, report.remaining) == (12, 0, 0, 0)
         assert report.not_moved == []
         targets = [each.target for each in client.migrations()]
@@ -217,7 +219,7 @@ def test_a_drained_instance_is_empty_up_and_cordoned(rig) -> None:
 
 @pytest.mark.slow
 def test_a_drain_tries_again_waits_for_what_is_pinned_and_says_what_stayed(rig) -> None:
-    with up(rig) as client:
+    with up(rig) as client, rig.client() as other:
         rig.give(
             "m-0",
             request(1, ends=["kept", "moved"]),
@@ -226,14 +228,27 @@ def test_a_drain_tries_again_waits_for_what_is_pinned_and_says_what_stayed(rig) 
             request(4, ends="kept"),
         )
         rig.eventually(lambda: is_busy(client, "m-0", 4), "they are reported")
-        report = client.drain_instance("m-0", deadline_s=2)
+        reports: list[Any] = []
+        draining = threading.Thread(
+            target=lambda: reports.append(client.drain_instance("m-0", deadline_s=60))
+        )
+        draining.start()
+
+        def tried() -> list[float]:
+            return [each.begun_at for each in other.migrations() if each.name == "llx-4"]
+
+        rig.eventually(lambda: is_busy(other, "m-0", 2), "two are gone")
+        count = max(1, len(tried()))
+        rig.eventually(lambda: len(tried()) > count, "the last is tried again")
+        other.cordon_instance("m-0", is_on=False)
+        draining.join(60)
+        (report,) = reports
         assert (report.moved, report.finished, report.remaining) == (1, 1, 2)
         assert sorted(report.not_moved) == [
             "llx-2: pinned: prompt logprobs",
             "llx-4: the target is full",
         ]
-        tried = [each for each in client.migrations() if each.name == "llx-4"]
-        assert 2 <= len(tried) <= 4, "after a pause each time"
+        assert min(b - a for a, b in pairwise(tried())) >= 0.5, "after a pause each time"
 
 
 @pytest.mark.slow
@@ -250,7 +265,7 @@ def test_a_drain_ends_when_the_instance_is_used_again(rig) -> None:
         with pytest.raises(ConflictError, match="is being drained already"):
             other.drain_instance("m-0")
         other.cordon_instance("m-0", is_on=False)
-        draining.join(10)
+        draining.join(60)
         assert reports[0].remaining == 1
 
 
@@ -259,7 +274,7 @@ def test_without_another_instance_they_finish_where_they_are(rig) -> None:
     with up(rig, idle(1)) as client:
         rig.give("m-0", request(1))
         rig.eventually(lambda: is_busy(client, "m-0", 1), "it is reported")
-        report = client.drain_instance("m-0", deadline_s=0.5)
+        report = client.drain_instance("m-0", deadline_s=5)
         assert (report.moved, report.remaining) == (0, 1)
         assert report.not_moved == ["llx-1: m-0 is the only instance of m"]
 

@@ -120,12 +120,32 @@ async def agent(actor):
     made.close()
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Who answers may take its time."""
+    monkeypatch.setattr(ray_agent, "_OBSERVE_S", 20.0)
+    monkeypatch.setattr(ray_agent, "_KILL_S", 20.0)
+
+
 @pytest.fixture
 def hurried(monkeypatch):
     """Deadlines that a test can wait for."""
     monkeypatch.setattr(ray_agent, "_OBSERVE_S", 0.1)
     monkeypatch.setattr(ray_agent, "_FRESH_S", 0.0)
-    monkeypatch.setattr(ray_agent, "_MUTE_S", 0.3)
+
+
+async def heard(agent):
+    """What is observed of one that answers, whatever the deadline is for others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_agent, "_OBSERVE_S", 20.0)
+        return await agent.observe()
+
+
+async def reached(actor):
+    """A silent actor has been asked something, which is done in a thread."""
+    async with asyncio.timeout(20):
+        while not actor.waiting:
+            await asyncio.sleep(0.01)
 
 
 class TestAnswers:
@@ -166,52 +186,57 @@ class TestSilence:
 
     async def test_questions_do_not_pile_up(self, agent, actor):
         actor.is_silent = True
-        for _ in range(2):
-            with pytest.raises(UnreachableError):
-                await agent.observe()
+        with pytest.raises(UnreachableError):
+            await agent.observe()
+        await reached(actor)
+        with pytest.raises(UnreachableError):
+            await agent.observe()
         with pytest.raises(UnreachableError):
             await agent.start_instance(INSTANCE, [], None)
         assert actor.num_asked == 1
 
     async def test_nothing_is_carried_out_afterwards(self, agent, actor):
-        await agent.observe()
+        await heard(agent)
         actor.is_silent = True
         for action in (agent.start_instance(INSTANCE, [], None), agent.stop("m-0", 0)):
             with pytest.raises(UnreachableError):
                 await action
+        await reached(actor)
         actor.speak()
-        assert (await agent.observe()).host == "h1"
+        assert (await heard(agent)).host == "h1"
         assert actor.node.done == []
 
     async def test_a_change_that_waited_for_a_new_process_is_refused(
         self, agent, actor, monkeypatch
     ):
         monkeypatch.setattr(ray_agent, "_FRESH_S", 60.0)
-        monkeypatch.setattr(ray_agent, "_STOP_MARGIN_S", 0.1)
-        await agent.observe()
+        monkeypatch.setattr(ray_agent, "_STOP_MARGIN_S", 60.0)
+        await heard(agent)
         actor.is_silent = True
-        with pytest.raises(UnreachableError):
-            await agent.stop("m-0", 0)
-        assert len(actor.waiting) == 1
+        stopping = asyncio.create_task(agent.stop("m-0", 0))
+        await reached(actor)
         actor.restart()
         actor.speak()
+        with pytest.raises(UnreachableError, match="came too late"):
+            await stopping
         assert actor.node.done == []
 
     async def test_a_mute_agent_is_killed_so_that_it_starts_anew(self, agent, actor):
         actor.is_silent = True
-        for _ in range(5):
+        for silent_s in (0, 100, 0, 0):
+            agent._silent_since -= silent_s
             with pytest.raises(UnreachableError):
                 await agent.observe()
         assert actor.killed == [False]
 
     async def test_whoever_gave_up_leaves_no_trace(self, agent, actor):
         actor.is_silent = True
-        waiting = asyncio.create_task(agent.observe())
-        await asyncio.sleep(0.02)
+        waiting = asyncio.create_task(heard(agent))
+        await reached(actor)
         waiting.cancel()
         await asyncio.wait([waiting])
         actor.speak()
-        assert (await agent.observe()).host == "h1"
+        assert (await heard(agent)).host == "h1"
 
 
 class TestTrouble:

@@ -150,7 +150,7 @@ def test_a_changed_model_is_gone_back_on_before_and_after_the_switch(rig) -> Non
         for name in ("m-0", "m-1"):
             (directory(rig, client, name) / "busy").touch()
         roll(client, APART)
-        rig.eventually(lambda: found(client).is_switched, lambda: f"switched {found(client)}", 30)
+        rig.eventually(lambda: found(client).is_switched, lambda: f"switched {found(client)}")
         client.steer_rollout("m", "abort")
         back = over(rig, client)
         assert (back.generation, back.cut) == (0, 0)
@@ -199,6 +199,7 @@ def test_requests_that_could_not_move_stop_a_rollout_in_place(rig) -> None:
     model = rig.model("m", 2, engine_args={"is_idle": True, "weights": "file"})
     with rig.up(rig.settings(models=[model])) as client:
         rig.reaches(client, ClusterState.READY)
+        rig.eventually(lambda: all(each.load for each in client.status().instances), "they report")
         assert client.instance("m-0").compatibility == "abc"
         pids = {each.name: each.pid for each in client.status().instances}
         (rig.root / "weights").write_text("xyz")

@@ -17,7 +17,7 @@ from llx.recording import Recording
 from llx.settings import ClusterSettings
 from llx.sim.replay import replay
 from tests.cluster.conftest import write_requests
-from tests.cluster.hosts_rig import HostsRig, events, host_state, make_rig, put
+from tests.cluster.hosts_rig import HostsRig, events, host_state, is_busy, make_rig, put
 
 QUICK = {"low": 10, "high": 60, "sustain_s": 0.4, "grow_after_s": 0.4, "cooldown_s": 0.5}
 FULL = {"id": "big", "num_blocks": 95}
@@ -74,6 +74,7 @@ def test_one_more_under_load_and_one_less_without_the_cheapest(rig) -> None:
         assert added["name"] == "m-1"
         assert "too few for what is there" in str(added["why"])
         give(rig, "m-1", {"id": "one", "num_blocks": 2}, {"id": "two", "num_blocks": 2})
+        rig.eventually(lambda: is_busy(client, "m-1"), "they are reported")
         give(rig, "m-0", {"id": "small", "num_blocks": 2})
         rig.eventually(lambda: list(states(client)) == ["m-1"], lambda: f"{states(client)}")
         (removed,) = events(rig, "instance.surplus")
@@ -93,8 +94,8 @@ def test_what_is_full_moves_before_its_instance_ends(rig) -> None:
         give(rig, "m-1", {"id": "slow", "num_blocks": 3, "takes_s": 1.0})
         give(rig, "m-0", {"id": "other", "num_blocks": 20})
         rig.eventually(lambda: states(client).get("m-1") is InstanceState.DRAINING, "it drains")
-        (moves,) = [client.migrations()]
-        assert [(each.source, each.target) for each in moves] == [("m-1", "m-0")]
+        rig.eventually(lambda: client.migrations() != [], "it moves")
+        assert [(each.source, each.target) for each in client.migrations()] == [("m-1", "m-0")]
         rig.eventually(lambda: list(states(client)) == ["m-0"], "it has gone")
         assert client.migrations()[0].outcome == "moved"
     assert events(rig, "process.removed") == []
@@ -242,7 +243,7 @@ def test_a_host_that_is_drained_does_not_wait_for_whoever_leaves_it_slowly(rig) 
         rig.eventually(lambda: states(client).get("m-1") is InstanceState.DRAINING, "it drains")
         begun = time.monotonic()
         report = client.drain_host(rig.where(client)["m-1"], deadline_s=1, user="ann")
-        assert (report.cut, time.monotonic() - begun < 15) == (1, True)
+        assert (report.cut, time.monotonic() - begun < 60) == (1, True)
         rig.eventually(lambda: list(states(client)) == ["m-0"], "it has gone")
 
 

@@ -95,7 +95,7 @@ def python(compiled: Path, *words: str, cwd: Path) -> str:
     """What a Python says that imports the compiled llx."""
     env = {**os.environ, "PYTHONPATH": str(compiled)}
     done = subprocess.run(
-        [sys.executable, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=600
+        [sys.executable, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=3600
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout

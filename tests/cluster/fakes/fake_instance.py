@@ -1,9 +1,10 @@
 """An instance without an engine: real sockets and status file, and the ways in which one fails.
 
-`engine_args` say how it behaves: ``fake``: ready (default), crash, fail, never;
-``weights``: what is compatible (file: what the file ``weights`` in the home directory says, else
-abc); ``end_s``: how long it takes to end; ``is_idle``: it has no requests, unless there is a file
-``busy`` in its directory; ``cannot_migrate``: why it cannot.
+`engine_args` say how it behaves: ``fake``: ready (default), crash, fail, never, deaf (never, and it
+does not heed a TERM); ``weights``: what is compatible (file: what the file ``weights`` in the home
+directory says, else abc); ``end_s``: how long it takes to end, unless there is a file ``finish`` in
+its directory; ``is_idle``: it has no requests, unless there is a file ``busy`` in its directory;
+``cannot_migrate``: why it cannot.
 
 With ``sim.num_blocks: 1`` it crashes.
 
@@ -27,7 +28,7 @@ from llx.pins import VLLM_VERSION
 from llx.specs import InstanceSpec, Phase, StatusFile, load_spec
 from llx.wire import InstanceInfo, Load
 
-signal.alarm(120)  # whatever becomes of the test
+signal.alarm(600)  # whatever becomes of the test
 
 
 def main() -> int:
@@ -37,8 +38,9 @@ def main() -> int:
     behaviour = spec.engine_args.get("fake", "ready")
     if spec.sim is not None and spec.sim.num_blocks == 1:
         behaviour = "crash"
+    is_deaf = behaviour == "deaf"
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if is_deaf else lambda *_: ended.set())
     print(f"fake {spec.name}: {behaviour}", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
     status.write(Phase.LOADING, "loading weights")
     match behaviour:
         case "crash":
@@ -48,7 +50,7 @@ def main() -> int:
             status.write(Phase.FAILED, "the model is not a model")
             print("the log says why", flush=True)
             return 1
-        case "never":
+        case "never" | "deaf":
             ended.wait()
             return 0
     weights = spec.engine_args.get("weights", "")
@@ -82,7 +84,9 @@ def main() -> int:
             endpoint.report(load, {})
         if ended.wait(0.05):
             break
-    time.sleep(float(spec.engine_args.get("end_s", 0)))
+    end = time.monotonic() + float(spec.engine_args.get("end_s", 0))
+    while time.monotonic() < end and not Path("finish").exists():
+        time.sleep(0.02)
     endpoint.close("stopped")
     return 0
 

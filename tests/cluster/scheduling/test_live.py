@@ -338,7 +338,7 @@ def test_what_waits_is_listed_in_the_order_of_its_queue_with_its_name_and_age() 
     ]  # fmt: skip
     assert [each.nominated for each in found] == [A, A, ""]
     assert (found[2].model, found[2].priority, found[2].tokens) == (M, 10, 20)
-    assert 5 <= found[1].waited_s < 6
+    assert found[1].waited_s >= 5
     rig.live.withdraw(G, RequestId("u"))
     assert [each.request for each in rig.live.waiting()] == ["r2", "r1"]
 
