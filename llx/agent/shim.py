@@ -185,6 +185,8 @@ class Shim:
             self._write_first_record()
         except BaseException:
             os.unlink("shim.sock")
+            if not self._child:  # nothing runs: whoever is told so may try again at once
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             raise
 
     def run(self) -> None:

@@ -248,7 +248,6 @@ def test_restart_of_a_running_instance_replaces_its_process(rig) -> None:
     with rig.client() as client:
         rig.reaches(client, ClusterState.READY)
         before = pids(rig)
-        time.sleep(1)  # some rounds of the driver, which notes that all has been there
         client.restart_instance("m-1", deadline_s=0)
         with pytest.raises(ConflictError, match="m-1 is being stopped or started"):
             client.restart_instance("m-1")

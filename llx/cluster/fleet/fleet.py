@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llx import __version__
 from llx.api import (
+    ClusterState,
     ClusterStatus,
     GatewayStatus,
     HostStatus,
@@ -303,6 +304,8 @@ class Fleet:
             has_served=self.has_served,
             are_hosts_ready=are_ready(self.hosts.values()),
         )
+        state = cluster_state(states)
+        self.has_served = self.has_served or state is ClusterState.READY  # for it is told so now
         infos = [info for name in self.instances if (info := self.loads.info(name)) is not None]
         ready = [
             each
@@ -312,7 +315,7 @@ class Fleet:
         classes = sorted(self.settings.priority_classes, key=lambda each: each.priority)
         return ClusterStatus(
             cluster=self.settings.cluster,
-            state=cluster_state(states),
+            state=state,
             url=[*ready, *gateways][0].url if gateways else "",
             term=self.term,
             started_at=self.started_at,
