@@ -232,7 +232,7 @@ def test_examples_make_a_schedule(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_a_few_requests_of_each_example_run(path, llx, sse_server, tmp_path):  # noqa: F811
+def test_a_few_requests_of_each_example_run(path, llx, swift_server, tmp_path):  # noqa: F811
     full = load_scenario(path)
     data = yaml.safe_load(path.read_text())
     data["workload"]["requests"] = 4
@@ -243,7 +243,7 @@ def test_a_few_requests_of_each_example_run(path, llx, sse_server, tmp_path):  #
     data |= {"repetitions": 1, "faults": [], "warmup": 1}
     data["variants"] = [{"name": each.name} for each in full.variants]
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(data))
-    done = llx("bench", "run", "s.yaml", "--url", sse_server, "--out", "out")
+    done = llx("bench", "run", "s.yaml", "--url", swift_server, "--out", "out")
     assert done.exit_code == 0, done.stderr
     shutil.rmtree(tmp_path / "out")
 
