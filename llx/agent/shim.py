@@ -499,6 +499,7 @@ class Shim:
         except OSError as error:  # a child that nobody could find must not run
             self._signal_group(signal.SIGKILL)
             os.waitpid(self._child, 0)
+            self._child = 0
             kill_marked(self._mark)
             raise StartError("start", f"its record cannot be written: {error}") from None
 

@@ -136,7 +136,8 @@ class World:
             told.wanted = state
         told.emptied = told.emptied and told.state is before
         if state is InstanceState.LOST:
-            told.load = None
+            if before is not InstanceState.LOST:
+                told.load = None
             told.unreported.clear()
             told.settling_in = told.settling_out = 0
             self.forget_moves(name)

@@ -75,7 +75,7 @@ async def test_load_brings_an_instance_and_takes_it_again_under_three_heads(
         client = Client(scaled, http)
         assert list(await client.head(running)) == ["m-0"]
         # Two of them wait, until a second instance is there; then one on each lasts.
-        lengths = [400, LASTING, 400, LASTING, 800]
+        lengths = [300, LASTING, 300, LASTING, 700]
         come = [0] * len(lengths)
         streams = [
             asyncio.create_task(client.stream(each, count=partial(come.__setitem__, number)))

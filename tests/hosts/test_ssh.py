@@ -33,7 +33,6 @@ pytestmark = pytest.mark.hosts
 Hosts = Callable[..., Rig]
 SOON_S = 50.0
 """For what takes seconds, and on a busy machine longer; whatever else would end it comes later."""
-"""How long a silent death may stay unnoticed."""
 
 
 def never(*words: str) -> bool:
@@ -146,7 +145,7 @@ class TestRun:
             lines = rig["h1"].processes().values()
             return [line for line in lines if line in {"sleep 1234", "sleep 4321"}]
 
-        assert sorted(left()) == ["sleep 1234", "sleep 4321"]
+        assert eventually(lambda: sorted(left()) == ["sleep 1234", "sleep 4321"])
         shell.close()
         time.sleep(1)
         assert sorted(left()) == ["sleep 1234", "sleep 4321"]
@@ -391,16 +390,17 @@ class TestSilentDeath:
         timer.start()
         self.lost(lambda: shell.run(["sleep", "60"], timeout_s=60))
         timer.join()
-        took = []
         for work in (
             lambda: shell.run(["true"]),
             lambda: shell.put(b"x", "/home/llx/x"),
             lambda: shell.dial("127.0.0.1", 22),
         ):
-            began = time.monotonic()
-            self.lost(work)
-            took.append(time.monotonic() - began)
-        assert min(took) < 4, "a known death is not waited for again"
+            took = []
+            for _ in range(3):
+                began = time.monotonic()
+                self.lost(work)
+                took.append(time.monotonic() - began)
+            assert min(took) < 4, "a known death is not waited for again"
 
     def test_in_the_middle_of_a_file(self, rig: Rig, shell: SshShell, tmp_path: Path) -> None:
         source = tmp_path / "source"
