@@ -24,6 +24,7 @@ from llx.sim.canvas import (
     colors,
     heading,
     kind_of,
+    legend_above,
     legend_beside,
     plain_numbers,
     save,
@@ -198,7 +199,7 @@ def _instances(axes: Axes, sights: Sequence[Sight]) -> None:
         axes.step(times, closed, where="post", color="white", linewidth=1.2, linestyle=":")
     _count_axis(axes, "KV used, %", is_integer=False)
     if len(names) <= len(COLORS):
-        axes.legend(loc="upper left", ncols=len(names), handlelength=1.2, borderpad=0)
+        legend_above(axes)
 
 
 def _moves(axes: Axes, moves: Sequence[Move], end: float) -> None:
@@ -215,7 +216,7 @@ def _moves(axes: Axes, moves: Sequence[Move], end: float) -> None:
     _count_axis(axes, "migrations")
     axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
     if {each.outcome for each in moved} - {"moved"}:
-        axes.legend(loc="upper left", ncols=2, handlelength=1.2, borderpad=0)
+        legend_above(axes)
 
 
 def _count_axis(axes: Axes, title: str, *, is_integer: bool = True) -> None:

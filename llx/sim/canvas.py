@@ -101,6 +101,14 @@ def legend_beside(area: Area, axes: Axes) -> None:
     legend.set_in_layout(False)
 
 
+def legend_above(axes: Axes) -> None:
+    """One of a panel's own, where it hides nothing of it."""
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, borderpad=0,
+        ncols=len(axes.get_legend_handles_labels()[1]), handlelength=1.2,
+    )  # fmt: skip
+
+
 def colors() -> Iterable[str]:
     """Without end."""
     return itertools.cycle(COLORS)
