@@ -81,7 +81,8 @@ def test_a_gateway_drains_to_the_end_though_its_agent_dies(rig) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_cut_while_the_agent_is_away_is_counted(rig) -> None:
+def test_what_is_cut_while_the_agent_is_away_is_counted(rig, monkeypatch) -> None:
+    monkeypatch.setattr("llx.cluster.fleet.host_unit._AWAY_AFTER_S", 60.0)  # not lost meanwhile
     rig.add("h1", "h2")
     with rig.up(rig.settings(models=streaming(rig, 600))) as client, rig.client() as other:
         rig.reaches(client, ClusterState.READY)

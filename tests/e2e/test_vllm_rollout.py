@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.node]
 
 async def test_an_engine_argument_changes_and_no_stream_notices(cluster: Cluster) -> None:
     async with httpx.AsyncClient(base_url=cluster.url, timeout=240) as http:
-        load = Load(http, [f"part {number}" for number in range(4)])
+        load = Load(http, [f"part {number}" for number in range(8)])
         await load.learn()
         before = {each["name"]: each["pid"] for each in instances(cluster)}
         async with load.running():
@@ -22,7 +22,7 @@ async def test_an_engine_argument_changes_and_no_stream_notices(cluster: Cluster
         assert (load.failed, load.wrong) == ([], [])
         assert load.streams > len(load.prompts), "there was no load"
         assert (found["state"], found["is_apart"], found["cut"]) == ("done", False, 0)
-        assert found["moved"] > 0
+        assert found["moved"] > 0, found
         after = {each["name"]: each["pid"] for each in instances(cluster)}
         assert len(after) == len(before)
         assert not set(after.values()) & set(before.values()), "all were replaced"
