@@ -323,9 +323,7 @@ def test_a_strange_peer_is_refused(operator, rig, node_python):
         return stranger.x(node_python, "-c", script, address, keys["listener_public"], timeout=120)
 
     with ThreadPoolExecutor() as pool:  # Ray and ZeroMQ take their time to give up
-        to_ray = pool.submit(
-            stranger.x, "timeout", "120", node_python, "-c", ray, head, timeout=180
-        )
+        to_ray = pool.submit(stranger.x, "timeout", "60", node_python, "-c", ray, head, timeout=180)
         for address, done in zip(addresses, pool.map(knock, addresses), strict=True):
             assert done.returncode == 0, (address, done.stderr)
         done = to_ray.result()
