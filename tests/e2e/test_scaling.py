@@ -77,10 +77,12 @@ async def test_load_brings_an_instance_and_takes_it_again_under_three_heads(
         # Two of them wait, until a second instance is there; then one on each lasts.
         lengths = [300, LASTING, 300, LASTING, 700]
         come = [0] * len(lengths)
-        streams = [
-            asyncio.create_task(client.stream(each, count=partial(come.__setitem__, number)))
-            for number, each in enumerate(lengths)
-        ]
+        streams = []
+        for number, each in enumerate(lengths):
+            if number == SLOTS:
+                await client.until(lambda head: running(head) == {"m-0": SLOTS})
+            stream = client.stream(each, count=partial(come.__setitem__, number))
+            streams.append(asyncio.create_task(stream))
         both = {"m-0": SLOTS, "m-1": len(lengths) - SLOTS}
         await client.until(lambda head: running(head) == both)
         [added] = events(scaled, "instance.added")
