@@ -81,6 +81,27 @@ def carried(connections: list[socket.socket]) -> None:
             time.sleep(0.01)
 
 
+@contextlib.contextmanager
+def used(shell: SshShell, count: int) -> Iterator[tuple[Tunnel, list[socket.socket]]]:
+    """A tunnel with so many connections, each of which has said something that is there."""
+    with contextlib.ExitStack() as stack:
+        tunnel = stack.enter_context(Tunnel(shell, "127.0.0.1", PORT + 1))
+        connections = [stack.enter_context(dialled(tunnel)) for _ in range(count)]
+        for connection in connections:
+            connection.sendall(b"x")
+        carried(connections)
+        yield tunnel, connections
+
+
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Threads take turns as often as can be."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
 def test_only_this_user_gets_to_the_socket(tunnel: Tunnel) -> None:
     assert stat.S_IMODE(Path(tunnel.path).parent.stat().st_mode) == 0o700
 
@@ -130,12 +151,7 @@ def test_a_host_that_forbids_forwarding_says_so(hosts: Callable[..., Rig]) -> No
 
 
 def test_closing_ends_streams_threads_and_files(shell: SshShell) -> None:
-    with contextlib.ExitStack() as stack:
-        tunnel = stack.enter_context(Tunnel(shell, "127.0.0.1", PORT + 1))
-        connections = [stack.enter_context(dialled(tunnel)) for _ in range(3)]
-        for connection in connections:
-            connection.sendall(b"x")
-        carried(connections)
+    with used(shell, 3) as (tunnel, connections):
         tunnel.close()
         tunnel.close()
         assert not Path(tunnel.path).parent.exists()
@@ -145,45 +161,20 @@ def test_closing_ends_streams_threads_and_files(shell: SshShell) -> None:
     assert shell.run(["true"]).is_success
 
 
+@pytest.mark.usefixtures("hasty_threads")
 def test_nobody_hears_an_answer_to_an_end_that_the_tunnel_made(shell: SshShell) -> None:
-    """The far end takes a tunnel that closes for an end of data, and answers it."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for _ in range(40):
-            with contextlib.ExitStack() as stack:
-                tunnel = stack.enter_context(Tunnel(shell, "127.0.0.1", PORT + 1))
-                connections = [stack.enter_context(dialled(tunnel)) for _ in range(8)]
-                for connection in connections:
-                    connection.sendall(b"x")
-                carried(connections)
-                tunnel.close()
-                assert [connection.recv(1) for connection in connections] == [b""] * 8
-    finally:
-        sys.setswitchinterval(interval)
+    """The far end takes a tunnel that closes for an end of data, and answers it.
 
-
-def test_closing_over_and_over_costs_the_connection_nothing(shell: SshShell) -> None:
-    """An end of data behind the close of its channel makes sshd end the whole connection."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for _ in range(40):
-            with Tunnel(shell, "127.0.0.1", PORT + 1) as tunnel:
-                connections = [dialled(tunnel) for _ in range(3)]
-                for connection in connections:
-                    connection.sendall(b"x")
-                carried(connections)
-            for connection in connections:
-                connection.close()
-    finally:
-        sys.setswitchinterval(interval)
+    An end of data behind the close of its channel makes sshd end the whole connection.
+    """
+    for _ in range(40):
+        with used(shell, 8) as (tunnel, connections):
+            tunnel.close()
+            assert [connection.recv(1) for connection in connections] == [b""] * 8
     assert shell.run(["true"]).is_success
 
 
 def test_a_dead_host_ends_the_streams_within_seconds(rig: Rig, shell: SshShell) -> None:
-    with Tunnel(shell, "127.0.0.1", PORT + 1) as tunnel, dialled(tunnel) as connection:
-        connection.sendall(b"x")
-        carried([connection])
+    with used(shell, 1) as (_, [connection]):
         rig["h1"].off()
         assert connection.recv(1) == b"", "within the 20 s that it waits"
