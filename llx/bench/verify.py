@@ -63,8 +63,8 @@ class Verdict(BaseModel):
 
     `mismatched_tokens` counts positions at which the two runs differ, missing tokens included;
     `differing_kv` moves whose KV was not the same at both ends. `stall`: a move's downtime less the
-    median of that request's 32 gaps before. `reasons`: why requests failed or moves came to
-    nothing.
+    median of that request's 32 gaps before; `stall_over_itl`: it as a share of the median of those
+    medians. `reasons`: why requests failed or moves came to nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -283,9 +283,9 @@ def _judge(reference: _Run, runs: Sequence[_Run], moves: Sequence[MigrationStatu
     downtimes = [each.downtime_ms for each in done if each.downtime_ms is not None]
     itls = [each.itl_ms for each in done if each.itl_ms]
     stalls = [each.stall_ms for each in done if each.stall_ms is not None and each.itl_ms]
-    ratios = [
-        each.stall_ms / each.itl_ms for each in done if each.stall_ms is not None and each.itl_ms
-    ]
+    # By what is usual: a stream's own median is next to nothing where its tokens came in bunches.
+    itl_p50 = _share(itls, 0.5)
+    ratios = [each / itl_p50 for each in stalls] if itl_p50 else []
     return Verdict(
         requests=len(reference.tokens),
         migrated=len(done),
@@ -297,7 +297,7 @@ def _judge(reference: _Run, runs: Sequence[_Run], moves: Sequence[MigrationStatu
         differing_kv=len(differing),
         downtime_ms_p50=_share(downtimes, 0.5),
         downtime_ms_p95=_share(downtimes, 0.95),
-        itl_ms_p50=_share(itls, 0.5),
+        itl_ms_p50=itl_p50,
         stall_ms_p50=_share(stalls, 0.5),
         stall_ms_p95=_share(stalls, 0.95),
         stall_over_itl_p50=_share(ratios, 0.5),
