@@ -178,7 +178,13 @@ def test_a_frozen_instance_loses_no_stream_and_is_fenced(life):
     victim = instance(llx, "m-1")
     assert victim["name"] in {each.instance for each in streams}
     os.kill(victim["pid"], signal.SIGSTOP)
+    began = time.time()
     eventually(lambda: instance(llx, "m-1")["last_failure"].startswith("hung (it fell silent)"))
+    lines = (llx.home / "state/llx/clusters/life/events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    failed = [each for each in events if each["kind"] == "instance.failed"][-1]
+    assert failed["name"] == "m-1"
+    assert failed["at"] - began < 20, "8 s of silence, and this machine's own"
     for stream in streams:
         stream.join(300)
     assert all(each.is_whole() for each in streams), "a stream ended with its instance"

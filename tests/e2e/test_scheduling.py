@@ -122,12 +122,12 @@ class Client:
 
         return await asyncio.to_thread(look)
 
-    async def cordon(self, instance: str, tokens: int = 4) -> None:
+    async def cordon(self, instance: str) -> None:
         """Until its gateway and the scheduler know: of two at once one went there before."""
         await self.head(lambda head: head.cordon_instance(instance, is_on=True))
         async with asyncio.timeout(60):
             while True:
-                answers = await asyncio.gather(*(self.ask(tokens) for _ in range(2)))
+                answers = await asyncio.gather(*(self.ask(4) for _ in range(2)))
                 assert [each.status_code for each in answers] == [200, 200]
                 if instance not in {each.headers["x-llx-instance"] for each in answers}:
                     break
@@ -376,12 +376,14 @@ async def test_another_class_counts_in_the_queue_at_once(client: Client) -> None
         await client.until(lambda head: waiting(head)["normal"] == ROOM)
         late = asyncio.create_task(client.placed(10, "batch"))
         await client.until(lambda head: waiting(head)["batch"] == 1)
-        [found] = (await client.head(lambda head: head.requests(priority_class="batch"))).requests
         begun = time.time()
+        [found] = (await client.head(lambda head: head.requests(priority_class="batch"))).requests
         report = await change(client, RequestVerb.SET_PRIORITY, found.id, cls="interactive")
         [now] = report.changed
         assert (now.priority_class, now.position, now.state) == ("interactive", 1, "queued")
         assert now.arrived_at < begun, "it keeps its age"
+        passed_s = time.time() - begun
+        assert now.arrived_at == pytest.approx(found.arrived_at, abs=0.5 + passed_s)
         await client.until(lambda head: waiting(head)["interactive"] == 1)
         await asyncio.sleep(2.5)  # its gateway has asked anew for it since
         assert (await client.head(waiting))["interactive"] == 1

@@ -31,7 +31,7 @@ from tests.hosts.rig import Rig
 pytestmark = pytest.mark.hosts
 
 Hosts = Callable[..., Rig]
-SOON_S = 50.0
+SOON_S = 20.0
 """For what takes seconds, and on a busy machine longer; whatever else would end it comes later."""
 
 
